@@ -1,0 +1,67 @@
+"""Everything that crosses a file or a process: frozen, closed to unknown fields, versioned.
+
+A *rung* is a row of the ladder; a *checkpoint* a directory with a manifest, known by its content hash; a *measurement*
+is (checkpoint, accuracy task | scenario), known by the hash of both; a *record* is what one left; a *finding* is what
+an audit says.
+"""
+
+from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
+from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile, Scheme, Severity, Source
+from bitladder.records.measurement import (
+    AccuracyOutcome,
+    AccuracyTask,
+    BatchProbe,
+    BatchSample,
+    Document,
+    DocumentOutcome,
+    Item,
+    MeasurementRecord,
+    MemoryFigures,
+    MetricInfo,
+    PerformanceOutcome,
+    RequestSample,
+    ResourceSample,
+    Scenario,
+    Status,
+    TaskDocuments,
+    measurement_id,
+)
+from bitladder.records.study import Calibration, RungRecord, Settings, StudyRecord, TaskGroup
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AccuracyOutcome",
+    "AccuracyTask",
+    "Audit",
+    "BatchProbe",
+    "BatchSample",
+    "Calibration",
+    "Document",
+    "DocumentOutcome",
+    "Finding",
+    "Gpu",
+    "Item",
+    "Machine",
+    "Manifest",
+    "ManifestFile",
+    "MeasurementRecord",
+    "MemoryFigures",
+    "MetricInfo",
+    "PerformanceOutcome",
+    "Record",
+    "RequestSample",
+    "ResourceSample",
+    "RungRecord",
+    "Scenario",
+    "Scheme",
+    "Settings",
+    "Severity",
+    "Source",
+    "Status",
+    "StudyRecord",
+    "TaskDocuments",
+    "TaskGroup",
+    "hash_json",
+    "measurement_id",
+    "parse_record",
+]

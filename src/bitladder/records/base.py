@@ -1,0 +1,71 @@
+"""The base of all records, their hash, and the machine that made them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bitladder.errors import BrokenFileError
+
+# History: 1 - first release.
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of everything stored or sent: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value or record in canonical form: sorted keys, no spaces."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_record(kind: type[AnyRecord], text: str | bytes, path: Path) -> AnyRecord:
+    """Parse a stored record. Raises BrokenFileError on bad JSON, another schema version, or wrong fields."""
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise BrokenFileError(f"{path}: not JSON ({error}); delete it to have it made again") from None
+    found = fields.get("schema_version") if isinstance(fields, dict) else None
+    if "schema_version" in kind.model_fields and found != SCHEMA_VERSION:
+        raise BrokenFileError(
+            f"{path}: schema version {found!r}, this bitladder reads {SCHEMA_VERSION}; "
+            "use the bitladder that wrote it, or another --out"
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BrokenFileError(f"{path}: not a {kind.__name__}: {where}: {first['msg']}") from None
+
+
+class Gpu(Record):
+    """One accelerator. The serial number is recorded, never compared."""
+
+    name: str
+    total_memory_bytes: int
+    compute_capability: str
+    driver: str | None
+    serial: str | None = None
+
+
+class Machine(Record):
+    """The hardware and the libraries that a measurement ran with."""
+
+    cpu_model: str
+    cpu_count: int
+    total_memory_bytes: int
+    platform: str
+    gpus: tuple[Gpu, ...]
+    versions: dict[str, str]

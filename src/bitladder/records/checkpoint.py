@@ -1,0 +1,99 @@
+"""What a checkpoint is (manifest) and what an audit found in it."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bitladder.records.base import SCHEMA_VERSION, Record
+
+
+class Scheme(Record):
+    """How a checkpoint's weights are stored and computed with.
+
+    Types are named as SafeTensors names them (``F32``, ``BF16``, ``F16``, ``I8``), plus ``FP4`` and ``NF4`` for
+    bitsandbytes' two 4-bit codebooks, which SafeTensors stores as packed ``U8``.
+    """
+
+    method: Literal["plain", "llm.int8", "bnb-4bit", "other"]
+    stored_type: str
+    """type of the linear layers' weights in the file"""
+    compute_type: str
+    """type that the matrix products run in"""
+    rest_type: str
+    """type of what is never quantized: embedding, norms, head"""
+    int8_threshold: float | None = None
+    double_quantization: bool | None = None
+
+
+class Source(Record):
+    """Where a model came from, and what it is known by."""
+
+    model: str
+    """as the user wrote it: Hub id, directory or builtin:NAME"""
+    kind: Literal["hub", "directory", "builtin"]
+    revision: str | None
+    """the resolved commit of a Hub model"""
+    content_hash: str
+    """SHA-256 over the names and SHA-256 of the files that make the model"""
+    note: str | None = None
+    """a fact every report has to show, such as that the source was already quantized"""
+
+
+class ManifestFile(Record):
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(Record):
+    """``bitladder.json`` beside a checkpoint: the record of its quantization."""
+
+    schema_version: int = SCHEMA_VERSION
+    rung: str
+    scheme: Scheme
+    source: Source
+    architecture: str
+    quantizing_device: str
+    versions: dict[str, str]
+    recipe_hash: str
+    """source content, scheme, library versions and quantizing device"""
+    content_hash: str
+    """tensors sorted by name: name, dtype, shape, bytes"""
+    files: dict[str, ManifestFile]
+    bytes_by_dtype: dict[str, int]
+    parameters: int
+    """number of weights, a tied head counted once"""
+
+
+Severity = Literal["info", "warning", "error"]
+
+
+class Finding(Record):
+    """One statement of one audit check."""
+
+    check: str
+    severity: Severity
+    message: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class Audit(Record):
+    """All findings on one checkpoint. An error means: it isn't what it says."""
+
+    schema_version: int = SCHEMA_VERSION
+    checkpoint: str
+    content_hash: str
+    declared: Scheme
+    declared_by: Literal["manifest", "config", "--as"]
+    found: Scheme | None
+    stored_bytes: int
+    loaded_bytes: int | None
+    """bytes of parameters, buffers and quantization state in memory after one forward; None where not loaded"""
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == "error")

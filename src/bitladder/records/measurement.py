@@ -1,0 +1,212 @@
+"""One measurement: what was asked (the item), and the raw samples that came back."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
+
+
+class AccuracyTask(Record):
+    """One lm-eval task, with all that could change its answers."""
+
+    kind: Literal["accuracy"] = "accuracy"
+    task: str
+    task_hash: str
+    """hash of lm-eval's resolved task configuration and of its data files"""
+    limit: int | None
+    num_fewshot: int | None
+    """None: as the task says"""
+    batch_size: int
+    seed: int
+    chat_template: bool
+    device: str
+    backend: str = "hf"
+    harness_version: str
+
+
+class Scenario(Record):
+    """One performance scenario: the same prompts, prompt tokens and new tokens for every rung."""
+
+    kind: Literal["performance"] = "performance"
+    scenario: Literal["batch1", "max-batch"]
+    batch_size_cap: int | None
+    """1 for batch1; the search's upper end for max-batch, None where only memory ends it"""
+    requests: int
+    """stop after so many, or after two full batches if that is more"""
+    prompt_tokens: int
+    new_tokens: int
+    prompts_hash: str
+    seed: int
+    device: str
+    engine: str
+    threads: int | None
+    half_width_target: float
+    """stop when the 95% interval of the rate is narrower than ± this share"""
+    time_limit_s: float
+
+
+Item = Annotated[AccuracyTask | Scenario, Field(discriminator="kind")]
+
+
+def measurement_id(content_hash: str, item: AccuracyTask | Scenario) -> str:
+    """The identity of a measurement: hash of the checkpoint's content hash and the item."""
+    return hash_json({"content_hash": content_hash, "item": item.model_dump(mode="json")})[:32]
+
+
+class Document(Record):
+    """One question as the model got it. Stored once a task, not once a rung."""
+
+    doc_hash: str
+    prompt_hash: str
+    prompt: str
+    choices: tuple[str, ...] | None
+    """continuations that were scored; None for generation"""
+    target: str
+    doc: dict[str, Any]
+
+
+class TaskDocuments(Record):
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    documents_hash: str
+    documents: tuple[Document, ...]
+
+
+class MetricInfo(Record):
+    """How lm-eval names, filters and orients one metric of a task."""
+
+    name: str
+    filter: str
+    aggregation: str
+    higher_is_better: bool
+
+    @property
+    def key(self) -> str:
+        """The key in ``DocumentOutcome.metrics``: lm-eval's own ``name,filter``."""
+        return f"{self.name},{self.filter}"
+
+
+class DocumentOutcome(Record):
+    """What one model answered to one document."""
+
+    doc_hash: str
+    prompt_hash: str
+    loglikelihoods: tuple[float, ...] | None = None
+    """one a choice, natural log; for rolling log-likelihood one for the document"""
+    greedy: tuple[bool, ...] | None = None
+    """whether the choice is the greedy continuation"""
+    text: str | None = None
+    """what was generated"""
+    metrics: dict[str, float | tuple[float, float]]
+    """lm-eval's per-document values; a pair is (sum, weight) of a weighted mean such as bits per byte"""
+
+
+class AccuracyOutcome(Record):
+    kind: Literal["accuracy"] = "accuracy"
+    documents_hash: str
+    output_type: str
+    metrics: tuple[MetricInfo, ...]
+    harness_results: dict[str, float]
+    """lm-eval's own aggregates, to check ours against"""
+    documents: tuple[DocumentOutcome, ...]
+
+
+Status = Literal["ok", "failed", "timeout", "does_not_fit", "refused"]
+
+
+class RequestSample(Record):
+    """One request. Times are seconds since the measured part began; its steps are its batch's."""
+
+    batch: int
+    submitted_s: float
+    status: Status
+    prompt_tokens: int
+    new_tokens: int
+
+
+class BatchSample(Record):
+    """One engine run over ``batch_size`` rows; every step gives each row one token."""
+
+    batch_size: int
+    started_s: float
+    step_end_s: tuple[float, ...]
+    """end of each step, taken after its own synchronization; the first step is the prefill"""
+
+
+class ResourceSample(Record):
+    """One reading of the monitor. GPU fields are None where there is no GPU, see PerformanceOutcome.unavailable."""
+
+    time_s: float
+    cpu_percent: float | None
+    """of one core: 200 is two cores busy"""
+    rss_bytes: int | None
+    gpu_utilisation_percent: float | None = None
+    gpu_memory_bytes: int | None = None
+    gpu_power_w: float | None = None
+    gpu_energy_j: float | None = None
+    gpu_sm_clock_mhz: int | None = None
+    gpu_throttle_bits: int | None = None
+
+
+class MemoryFigures(Record):
+    """Memory under names that don't mix: None where it has no meaning, with the reason in ``unavailable``."""
+
+    loaded_bytes: int
+    """parameters, buffers and quantization state after the warm-up's forward"""
+    idle_process_bytes: int
+    """resident before the model was loaded"""
+    peak_process_bytes: int
+    """highest resident size while measuring"""
+    allocated_peak_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+    idle_device_bytes: int | None = None
+    """device memory in use before this process used it; device minus idle is the study's VRAM"""
+
+
+class BatchProbe(Record):
+    """One step of the search for the largest batch."""
+
+    batch_size: int
+    fits: bool
+    how: Literal["predicted", "run"]
+    needed_bytes: int | None
+    available_bytes: int | None
+
+
+class PerformanceOutcome(Record):
+    kind: Literal["performance"] = "performance"
+    engine: str
+    launch: dict[str, str | int | float | bool | None]
+    """how the engine was set up: attention, threads, dtype, cache"""
+    batch_size: int
+    batch_search: tuple[BatchProbe, ...]
+    load_time_s: float
+    warmup: tuple[BatchSample, ...]
+    batches: tuple[BatchSample, ...]
+    requests: tuple[RequestSample, ...]
+    stopped_by: Literal["requests", "precision", "time_limit"]
+    hook_s_per_step: float
+    """cost of the time stamp itself"""
+    memory: MemoryFigures
+    resources: tuple[ResourceSample, ...]
+    unavailable: dict[str, str]
+    """field name -> why it is None"""
+
+
+class MeasurementRecord(Record):
+    """What one measurement left, whatever its end."""
+
+    schema_version: int = SCHEMA_VERSION
+    measurement_id: str
+    rung: str
+    """the name it had when measured; identity is the content hash"""
+    content_hash: str
+    item: Item
+    status: Status
+    reason: str | None = None
+    machine: Machine
+    started_at: str
+    """UTC, ISO 8601"""
+    duration_s: float
+    outcome: Annotated[AccuracyOutcome | PerformanceOutcome, Field(discriminator="kind")] | None = None

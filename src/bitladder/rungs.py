@@ -1,0 +1,66 @@
+"""The ladder: one row a rung. Adding a rung is adding a row."""
+
+from dataclasses import dataclass
+
+from bitladder.errors import UnknownNameError
+from bitladder.records import Scheme
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A row of the ladder."""
+
+    name: str
+    title: str
+    scheme: Scheme
+    needs: tuple[str, ...] = ()
+    """packages that it cannot do without"""
+    note: str = ""
+
+
+def _plain(stored_type: str) -> Scheme:
+    return Scheme(method="plain", stored_type=stored_type, compute_type=stored_type, rest_type=stored_type)
+
+
+def _int8(threshold: float) -> Scheme:
+    return Scheme(method="llm.int8", stored_type="I8", compute_type="F16", rest_type="BF16", int8_threshold=threshold)
+
+
+def _four_bit(stored_type: str, compute_type: str, double_quantization: bool = False) -> Scheme:
+    return Scheme(
+        method="bnb-4bit",
+        stored_type=stored_type,
+        compute_type=compute_type,
+        rest_type="BF16",
+        double_quantization=double_quantization,
+    )
+
+
+BASELINE = "bf16"
+
+_BNB = ("bitsandbytes",)
+RUNGS: dict[str, Rung] = {
+    rung.name: rung
+    for rung in (
+        Rung("fp32", "FP32", _plain("F32"), note="control; the published study's 'BF16' row is this one"),
+        Rung("bf16", "BF16", _plain("BF16"), note="baseline"),
+        Rung("fp16", "FP16", _plain("F16")),
+        Rung("int8", "INT8 (LLM.int8)", _int8(6.0), _BNB),
+        Rung("int8-t0", "INT8 (LLM.int8, no outliers)", _int8(0.0), _BNB),
+        Rung("fp4", "INT4 (FP4)", _four_bit("FP4", "F32"), _BNB, note="what load_in_4bit=True gives"),
+        Rung("nf4", "INT4 (NF4)", _four_bit("NF4", "BF16"), _BNB),
+        Rung("nf4-dq", "INT4 (NF4, double quantization)", _four_bit("NF4", "BF16", True), _BNB),
+    )
+}
+
+
+def find_rung(name: str) -> Rung:
+    """The row of that name. Raises UnknownNameError."""
+    if name not in RUNGS:
+        raise UnknownNameError("rung", name, RUNGS)
+    return RUNGS[name]
+
+
+def rung_title(name: str) -> str:
+    """How tables call a rung; a ready checkpoint added under a name of its own keeps that name."""
+    return RUNGS[name].title if name in RUNGS else name

@@ -1,0 +1,52 @@
+"""The only place that formats and rounds numbers for people. Stored values are never rounded."""
+
+import re
+from collections.abc import Callable
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+_SIZE_UNITS = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+
+UNKNOWN = "n/a"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as ``2GiB``, ``1500MiB`` or ``2GB``. Raises ValueError on anything else."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].lower() not in _SIZE_UNITS:
+        raise ValueError(f"found {text!r}, expected a size such as 2GiB, 1500MiB or 2GB")
+    return int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
+
+
+def parse_points(text: str) -> float:
+    """Percentage points of a margin such as ``1pt``, ``1.5pt`` or ``1``. Raises ValueError on anything else."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:pt|pts|points?)?\s*", text)
+    if not match:
+        raise ValueError(f"found {text!r}, expected percentage points such as 1pt or 0.5pt")
+    return float(match[1])
+
+
+def _or_unknown(format_value: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: UNKNOWN if value is None else format_value(value)
+
+
+def _format_bytes(value: float) -> str:
+    if abs(value) >= GIB:
+        return f"{value / GIB:.2f} GiB"
+    return f"{value / MIB:.1f} MiB"
+
+
+def _format_seconds(value: float) -> str:
+    if abs(value) < 0.1:
+        return f"{value * 1000:.2f} ms"
+    if abs(value) < 120:
+        return f"{value:.3g} s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+
+
+format_bytes = _or_unknown(_format_bytes)
+format_seconds = _or_unknown(_format_seconds)
+format_mib = _or_unknown(lambda value: f"{value / MIB:.1f}")
+format_percent = _or_unknown(lambda value: f"{value:.2f}")
+format_points = _or_unknown(lambda value: f"{value:+.2f}")
+format_rate = _or_unknown(lambda value: f"{value:.4f}")
