@@ -1,3 +1,57 @@
-"""Which numeric precision should this causal language model be deployed in?"""
+"""Which numeric precision should this causal language model be deployed in?
+
+    from bitladder import Limits, Settings, audit, load_results, quantize, recommend, run_study
+
+    checkpoint = quantize("builtin:smollm2-135m", "nf4", out=Path("smollm2-nf4"))
+    assert audit(checkpoint.directory).passed
+    results = run_study(Settings(model="builtin:smollm2-135m", suite="builtin", limit=50), Path("study"))
+    print(recommend(summarize(results), Limits(max_drop_points=5.0)).sentence)
+
+Names are loaded when first used: ``import bitladder`` costs nothing, and reading results needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitladder.checkpoint.audit import audit
+    from bitladder.checkpoint.quantize import quantize
+    from bitladder.decide import Limits, recommend
+    from bitladder.records import Settings
+    from bitladder.report import write_report
+    from bitladder.stats.summarize import summarize
+    from bitladder.store import load_results
+    from bitladder.study.run import run_study
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Limits": "bitladder.decide",
+    "Settings": "bitladder.records",
+    "audit": "bitladder.checkpoint.audit",
+    "load_results": "bitladder.store",
+    "quantize": "bitladder.checkpoint.quantize",
+    "recommend": "bitladder.decide",
+    "run_study": "bitladder.study.run",
+    "summarize": "bitladder.stats.summarize",
+    "write_report": "bitladder.report",
+}
+
+__all__ = [
+    "Limits",
+    "Settings",
+    "__version__",
+    "audit",
+    "load_results",
+    "quantize",
+    "recommend",
+    "run_study",
+    "summarize",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bitladder' has no attribute {name!r}")

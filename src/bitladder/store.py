@@ -100,3 +100,8 @@ class Store:
 
     def _write(self, name: str, record: Record) -> None:
         write_atomically(self.directory / name, record.model_dump_json(indent=None) + "\n")
+
+
+def load_results(directory: Path) -> Results:
+    """All records of a study's folder. Raises UserError where there is none, BrokenFileError where it can't be read."""
+    return Store(Path(directory)).load()

@@ -26,7 +26,7 @@ from bitladder.records.measurement import (
     TaskDocuments,
     measurement_id,
 )
-from bitladder.records.study import Calibration, RungRecord, Settings, StudyRecord, TaskGroup
+from bitladder.records.study import Calibration, LayerRate, RungRecord, Settings, StudyRecord, TaskGroup
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -41,6 +41,7 @@ __all__ = [
     "Finding",
     "Gpu",
     "Item",
+    "LayerRate",
     "Machine",
     "Manifest",
     "ManifestFile",

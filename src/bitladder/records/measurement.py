@@ -13,15 +13,18 @@ class AccuracyTask(Record):
     kind: Literal["accuracy"] = "accuracy"
     task: str
     task_hash: str
-    """hash of lm-eval's resolved task configuration and of its data files"""
+    """hash of lm-eval's resolved task configuration and of the documents that are asked"""
     limit: int | None
     num_fewshot: int | None
-    """None: as the task says"""
+    """examples in each prompt; None: as the task says"""
     batch_size: int
     seed: int
     chat_template: bool
     device: str
     backend: str = "hf"
+    """what scores and generates: ``hf``, lm-eval's own with log-probabilities in FP32, or ``bitladder``, ours"""
+    token_budget: int | None = None
+    """tokens a forward of the backend ``bitladder``, which decides what shares a batch"""
     harness_version: str
 
 
@@ -107,9 +110,12 @@ class AccuracyOutcome(Record):
     documents_hash: str
     output_type: str
     metrics: tuple[MetricInfo, ...]
+    """those with a value in every document, in lm-eval's order"""
     harness_results: dict[str, float]
     """lm-eval's own aggregates, to check ours against"""
     documents: tuple[DocumentOutcome, ...]
+    truncated_documents: int = 0
+    """documents whose prompt was longer than the model's context and lost its beginning"""
 
 
 Status = Literal["ok", "failed", "timeout", "does_not_fit", "refused"]

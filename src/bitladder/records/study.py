@@ -4,17 +4,18 @@ from typing import Literal
 
 from pydantic import Field
 
+from bitladder import defaults
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record
 from bitladder.records.checkpoint import Audit, Manifest, Source
 from bitladder.records.measurement import Item, Status
 
 
 class Settings(Record):
-    """The user's settings: the flags of ``bitladder study`` and the keys of study.yaml. Every default stands here."""
+    """The user's settings: the flags of ``bitladder study`` and the keys of study.yaml."""
 
     model: str
     revision: str | None = None
-    rungs: tuple[str, ...] = ("bf16", "fp16", "int8", "fp4", "nf4")
+    rungs: tuple[str, ...] = defaults.RUNGS
     only: Literal["accuracy", "performance"] | None = None
     suite: str | None = None
     """named set of tasks: ``paper`` or ``builtin``; the default is ``builtin`` for a builtin model, else ``paper``"""
@@ -27,24 +28,37 @@ class Settings(Record):
     limits: dict[str, int] = Field(default_factory=dict)
     """documents of one task, where it differs from ``limit``"""
     num_fewshot: int | None = Field(default=None, ge=0)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=defaults.ACCURACY_BATCH_SIZE, ge=1)
     """rows of one accuracy batch, equal for all rungs"""
+    backend: Literal["hf", "bitladder"] = defaults.ACCURACY_BACKEND
+    """lm-eval's own way of asking, or ours"""
+    token_budget: int | None = Field(default=None, ge=64)
+    """tokens of one forward of the backend ``bitladder``; by default `defaults.TOKEN_BUDGET` of the device"""
     chat_template: bool = False
-    seed: int = 1234
-    device: str = "auto"
+    seed: int = defaults.SEED
+    device: str = defaults.DEVICE
     scenarios: tuple[Literal["batch1", "max-batch"], ...] = ("batch1", "max-batch")
     requests: int | None = Field(default=None, ge=1)
-    """cap on the requests of a scenario; the default is 200 for batch1 and 2,000 for max-batch"""
-    prompt_tokens: int = Field(default=128, ge=1)
-    new_tokens: int = Field(default=128, ge=2)
+    """cap on the requests of a scenario; by default `defaults.REQUESTS`"""
+    prompt_tokens: int = Field(default=defaults.PROMPT_TOKENS, ge=1)
+    new_tokens: int = Field(default=defaults.NEW_TOKENS, ge=2)
     max_batch_cap: int | None = Field(default=None, ge=1)
-    """upper end of the search for the largest batch; the default is none on a GPU and 8 on a CPU"""
-    half_width_target: float = Field(default=0.02, gt=0, lt=1)
-    time_limit_s: float = Field(default=1800.0, gt=0)
+    """upper end of the search for the largest batch; by default none on a GPU, `defaults.CPU_MAX_BATCH` on a CPU"""
+    half_width_target: float = Field(default=defaults.HALF_WIDTH_TARGET, gt=0, lt=1)
+    time_limit_s: float = Field(default=defaults.TIME_LIMIT_S, gt=0)
     """a performance measurement ends after so long, with what it has"""
-    timeout_s: float = Field(default=6 * 3600.0, gt=0)
+    timeout_s: float = Field(default=defaults.TIMEOUT_S, gt=0)
     """a worker is killed when a single measurement takes longer"""
     trust_remote_code: bool = False
+
+
+class LayerRate(Record):
+    """How long one of the model's linear layers takes on one rung."""
+
+    rung: str
+    rows: int
+    s_per_weight: float
+    """seconds of one call with so many rows, over the layer's number of weights"""
 
 
 class Calibration(Record):
@@ -55,6 +69,7 @@ class Calibration(Record):
     threads: int | None
     max_batch_cap: int | None
     machine: Machine
+    layer_rates: tuple[LayerRate, ...] = ()
 
 
 class TaskGroup(Record):

@@ -1,0 +1,21 @@
+"""The defaults of a study's settings, written once: `records.Settings` and the command line's help read them here."""
+
+from typing import Literal
+
+RUNGS = ("bf16", "fp16", "int8", "fp4", "nf4")
+SCENARIOS = ("batch1", "max-batch")
+ACCURACY_BATCH_SIZE = 8
+ACCURACY_BACKEND: Literal["hf", "bitladder"] = "hf"
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}
+"""tokens of one forward: where a CPU's matrix products are as fast as they get, and where a GPU's do"""
+SEED = 1234
+DEVICE = "auto"
+REQUESTS = {"batch1": 200, "max-batch": 2000}
+"""the published study's workloads"""
+PROMPT_TOKENS = 128
+NEW_TOKENS = 128
+CPU_MAX_BATCH = 8
+"""in main memory thousands of requests fit, and the search would say nothing about speed"""
+HALF_WIDTH_TARGET = 0.02
+TIME_LIMIT_S = 1800.0
+TIMEOUT_S = 6 * 3600.0

@@ -1,0 +1,72 @@
+"""Imports point one way; measuring and reporting meet only in the store."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
+FOUNDATION = {"defaults", "errors", "units", "records", "rungs", "files", "store", "environment"}
+CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading"}
+"""What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
+MAY_IMPORT = {
+    "foundation": FOUNDATION,
+    "checkpoint files": FOUNDATION,
+    "models": FOUNDATION | {"checkpoint files"},
+    "checkpoint": FOUNDATION | {"checkpoint files", "models"},
+    "accuracy": FOUNDATION | {"checkpoint files", "models"},
+    "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
+    "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "perf"},
+    "stats": FOUNDATION,
+    "decide": FOUNDATION | {"stats"},
+    "report": FOUNDATION | {"stats", "decide"},
+}
+HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
+
+
+def part_of(modules: list[str]) -> str:
+    """The part that bitladder's module of this dotted path belongs to."""
+    if modules[0] == "checkpoint" and len(modules) > 1 and modules[1] in CHECKPOINT_FILES:
+        return "checkpoint files"
+    return modules[0]
+
+
+def imported_parts() -> list[tuple[str, str, Path]]:
+    """(importing part, imported part, file) for every import of bitladder within bitladder, nested ones too."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        part = part_of([name.removesuffix(".py") for name in path.relative_to(PACKAGE).parts])
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            found += [(part, part_of(name.split(".")[1:]), path) for name in names if name.startswith("bitladder.")]
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    imports = imported_parts()
+    assert len(imports) > 50
+    for part, imported, path in imports:
+        if part in ("cli", "__init__", "__main__") or imported == part:
+            continue
+        allowed = MAY_IMPORT["foundation" if part in FOUNDATION else part]
+        assert imported in allowed, f"{path} imports bitladder.{imported}"
+
+
+@pytest.mark.parametrize("module", ["bitladder.cli.main", "bitladder.report", "bitladder.decide", "bitladder.store"])
+def test_no_heavy_import_at_start(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_help_imports_no_records() -> None:
+    """`--help` stays fast: pydantic alone would double it."""
+    code = "import sys, bitladder.cli.main; print('pydantic' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "False"
