@@ -1,0 +1,167 @@
+"""Loading a checkpoint as it is stored: nothing is quantized, cast or filled in here."""
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.tensors import TensorInfo, read_tensors
+from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
+from bitladder.units import format_bytes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(directory: Path, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The checkpoint's model on ``device``, in evaluation mode and with the types it is stored with.
+
+    Raises DoesNotFitError before anything is loaded, BrokenFileError for weights that can't be read or don't fit
+    the configuration, UserError for an unknown architecture, remote code without leave, or an unknown device.
+    """
+    require_memory(directory, device)
+    return load_pretrained(directory, device, trust_remote_code=trust_remote_code)
+
+
+def load_pretrained(
+    directory: Path, device: str, *, trust_remote_code: bool = False, **options: Any
+) -> "PreTrainedModel":
+    """`load_model` without the look at memory; ``options`` (dtype, quantization_config) go to transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read_tensors(directory)
+    require_device(device)
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    quiet_libraries()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            device_map={"": device},
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come back in info, and are refused below
+            **options,
+        )
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(f"{directory}: out of memory while loading to {device} ({error})") from None
+    model: PreTrainedModel = loaded[0]
+    info = loaded[1]
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise BrokenFileError(
+            f"{directory}: {len(absent)} tensors that config.json asks for are missing or of another shape "
+            f"({absent[0]}, …); expected the weights that belong to it"
+        )
+    return model
+
+
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """transformers' configuration of a causal language model. Raises UserError where it knows none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    stored = read_config(directory)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{directory}: needs Python code that comes with the model, which is not run unasked; "
+                "read it, then give --trust-remote-code"
+            ) from None
+        if "model type" in str(error) or "model_type" in str(error):
+            raise UserError(
+                f"{directory}: architecture {stored.get('model_type')!r} is unknown to the installed transformers; "
+                "upgrade it, or give another model"
+            ) from None
+        raise
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in stored.get("auto_map", {}):
+        raise UserError(f"{directory}: {stored.get('model_type')!r} is not a causal language model, expected one")
+    return config
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The checkpoint's tokenizer, padding on the left, with end-of-sequence where it has no padding token.
+
+    The side is given at load, since one set later isn't saved. Raises UserError where there is no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"{directory}: its tokenizer has no padding and no end-of-sequence token; give it one")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def predicted_load_bytes(directory: Path) -> int:
+    """Bytes that the weights will take in memory: those of the file, since loading changes no type."""
+    return sum(tensor.size_bytes for tensor in read_tensors(directory).values())
+
+
+def working_bytes(tensor: TensorInfo) -> int:
+    """Bytes of one weight in FP32, which is what a kernel without native arithmetic makes of it in passing."""
+    packed = 2 if tensor.dtype == "U8" else 1
+    return 4 * packed * math.prod(tensor.shape)
+
+
+def available_bytes(device: str) -> int:
+    """Free memory of the device; for the CPU what can be had without swapping."""
+    if device.startswith("cuda"):
+        import torch
+
+        require_device(device)
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def require_memory(directory: Path, device: str) -> None:
+    """Raise DoesNotFitError where the weights, and the largest of them once more in FP32, exceed what is free."""
+    largest = max(working_bytes(tensor) for tensor in read_tensors(directory).values())
+    require_bytes(directory, device, predicted_load_bytes(directory) + largest)
+
+
+def require_bytes(what: object, device: str, needed_bytes: int) -> None:
+    """Raise DoesNotFitError where the device has fewer free bytes than needed."""
+    available = available_bytes(device)
+    if needed_bytes > available:
+        raise DoesNotFitError(
+            f"{what}: needs about {format_bytes(needed_bytes)} on {device}, {format_bytes(available)} are free; "
+            "free some, or take another rung, device or a smaller model"
+        )
+
+
+def require_device(device: str) -> None:
+    """Raise UserError for a device that this machine lacks."""
+    import torch
+
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise UserError(f"device {device!r} isn't available to torch; expected cpu, or cuda[:N] with an NVIDIA GPU")
+    count = torch.cuda.device_count()
+    index = device.partition(":")[2]
+    if index and (not index.isdecimal() or int(index) >= count):
+        raise UserError(f"device {device!r} doesn't exist; expected cuda:0 to cuda:{count - 1}")
+
+
+def quiet_libraries() -> None:
+    """Silence what the libraries print per call: bitsandbytes' cast notice of every int8 layer, progress bars."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

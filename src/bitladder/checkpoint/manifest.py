@@ -1,0 +1,67 @@
+"""``bitladder.json``: the record that stands beside a checkpoint, and the hashes it is held to."""
+
+import functools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bitladder import environment
+from bitladder.files import sha256_file
+from bitladder.records import Manifest, ManifestFile, parse_record
+
+MANIFEST_NAME = "bitladder.json"
+
+_LIBRARIES = ("accelerate", "bitsandbytes", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of Python and the libraries that a checkpoint's bytes depend on; none of them is imported."""
+    return environment.library_versions(_LIBRARIES)
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a checkpoint, None where it has none. Raises BrokenFileError where it can't be read."""
+    path = directory / MANIFEST_NAME
+    return parse_record(Manifest, path.read_bytes(), path) if path.is_file() else None
+
+
+def verify_files(directory: Path, manifest: Manifest) -> list[str]:
+    """What differs from the manifest, one line a file: missing, another size, another SHA-256. Empty is good."""
+    differences = []
+    same_size = []
+    for name, recorded in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            differences.append(f"{name}: missing")
+        elif path.stat().st_size != recorded.size_bytes:
+            differences.append(f"{name}: {path.stat().st_size} bytes, {recorded.size_bytes} recorded")
+        else:
+            same_size.append(name)
+    for name, found in hash_files(directory, same_size).items():
+        if found.sha256 != manifest.files[name].sha256:
+            differences.append(f"{name}: SHA-256 {found.sha256[:12]}…, {manifest.files[name].sha256[:12]}… recorded")
+    return differences
+
+
+def hash_files(directory: Path, names: Iterable[str] | None = None) -> dict[str, ManifestFile]:
+    """Size and SHA-256 of the named files of a directory, or of all below it but a manifest.
+
+    Hashed side by side; a file that hasn't changed since this process last hashed it is not read again.
+    """
+    if names is None:
+        found = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+        names = [name for name in found if name != MANIFEST_NAME]
+    names = sorted(names)
+    with ThreadPoolExecutor() as pool:
+        files = pool.map(_hash_file, [directory / name for name in names])
+        return dict(zip(names, files, strict=True))
+
+
+def _hash_file(path: Path) -> ManifestFile:
+    status = path.stat()
+    return _hash_unchanged(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_unchanged(path: Path, inode: int, size_bytes: int, mtime_ns: int) -> ManifestFile:
+    return ManifestFile(sha256=sha256_file(path), size_bytes=size_bytes)

@@ -1,0 +1,287 @@
+"""Makes a rung's checkpoint from a model, once: the cache knows it by its recipe, ``--out`` gets hard links."""
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.expected import expect, expected_bytes, quantization_config, torch_dtype
+from bitladder.checkpoint.loading import load_pretrained, load_tokenizer, require_bytes, require_device
+from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
+from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tensors
+from bitladder.errors import BrokenFileError, UserError
+from bitladder.files import cache_directory, link_or_copy, new_directory, require_disk_space, write_atomically
+from bitladder.models.source import ResolvedModel, resolve_model
+from bitladder.records import Manifest, Source, hash_json
+from bitladder.rungs import Rung, find_rung
+
+__all__ = ["Checkpoint", "expected_bytes", "expected_recipe_hash", "quantize"]
+
+log = logging.getLogger(__name__)
+
+MAX_SHARD_SIZE = "5GB"
+
+# History: 1 - first release. Raise it when the same recipe gives other files.
+_RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory with a manifest."""
+
+    directory: Path
+    manifest: Manifest
+
+
+def quantize(
+    model: str,
+    rung: str,
+    out: Path | None = None,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    replace: bool = False,
+) -> Checkpoint:
+    """The checkpoint of ``model`` on ``rung``, at ``out`` or else in the cache. Nothing is quantized twice.
+
+    A checkpoint that is there is checked file by file before it is used, and made again where it was damaged. With
+    ``replace``, a checkpoint of another recipe at ``out`` makes way. Raises UserError and its children for what
+    `resolve_model` refuses, an unknown rung, a source that is already quantized, an ``out`` that holds something
+    else, and too little disk or memory (before writing or loading).
+    """
+    row = find_rung(rung)
+    _require_packages(row)
+    resolved = resolve_model(model, revision)
+    _refuse_quantized(resolved)
+    recipe_hash = expected_recipe_hash(resolved.source, rung, device)
+    entry = cache_directory() / "checkpoints" / recipe_hash[:32]
+    _require_writable(entry)
+    if out is not None:
+        _require_writable(out)
+        _refuse_other_content(out, recipe_hash, replace)
+        ready = _intact(out, recipe_hash)
+        if ready is not None:
+            return Checkpoint(out, ready)
+    with _locked(entry):
+        manifest = _intact(entry, recipe_hash)
+        if manifest is None:
+            manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code)
+        # Equal content may have been asked for under other names.
+        manifest = manifest.model_copy(update={"rung": rung, "source": resolved.source})
+        if out is None:
+            return Checkpoint(entry, manifest)
+        _place(entry, manifest, out)
+    return Checkpoint(out, manifest)
+
+
+def expected_recipe_hash(source: Source, rung: str, device: str = "cpu") -> str:
+    """The recipe hash that a checkpoint made here and now would have: source content, scheme, versions, device."""
+    row = find_rung(rung)
+    versions = library_versions()
+    del versions["python"]
+    return hash_json(
+        {
+            "recipe_version": _RECIPE_VERSION,
+            "source": source.content_hash,
+            "scheme": row.scheme.model_dump(mode="json"),
+            "versions": versions,
+            "device": _quantizing_device(row, device),
+        }
+    )
+
+
+def _quantizing_device(rung: Rung, device: str) -> str:
+    """The device's name as far as it could matter: a cast gives the same bytes everywhere."""
+    if rung.scheme.method == "plain" or device == "cpu":
+        return "cpu"
+    import torch
+
+    require_device(device)
+    return f"cuda ({torch.cuda.get_device_name(device)})"
+
+
+def _require_packages(rung: Rung) -> None:
+    for package in rung.needs:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"rung {rung.name} needs the package {package}, which isn't installed; pip install it")
+
+
+def _refuse_quantized(resolved: ResolvedModel) -> None:
+    found = read_config(resolved.directory).get("quantization_config")
+    if found:
+        raise UserError(
+            f"{resolved.source.model}: already quantized ({found.get('quant_method')}), expected a model that isn't; "
+            "`bitladder audit` tells what it is"
+        )
+
+
+def _require_writable(directory: Path) -> None:
+    existing = directory.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{directory}: no permission to write in {existing}; give another --out or BITLADDER_CACHE")
+
+
+def _refuse_other_content(out: Path, recipe_hash: str, replace: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: a file, expected a folder to write to; give another --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    found = read_manifest(out)
+    if found is not None and found.recipe_hash == recipe_hash:
+        return
+    if found is not None and replace:
+        shutil.rmtree(out)
+        return
+    what = "other files" if found is None else f"another checkpoint ({found.rung} of {found.source.model})"
+    raise UserError(f"{out}: holds {what}, and nothing is overwritten; give another --out, or delete it")
+
+
+def _intact(directory: Path, recipe_hash: str) -> Manifest | None:
+    """The manifest of a checkpoint made by that recipe whose files are all as they were written; else None."""
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    try:
+        manifest = read_manifest(directory)
+        differences = verify_files(directory, manifest) if manifest else [f"{MANIFEST_NAME}: missing"]
+    except BrokenFileError as error:
+        manifest, differences = None, [str(error)]
+    if manifest is not None and manifest.recipe_hash != recipe_hash:
+        differences.append(f"{MANIFEST_NAME}: of another recipe")
+    if differences:
+        log.warning("%s: damaged since it was written (%s); making it again", directory, "; ".join(differences))
+        return None
+    return manifest
+
+
+@contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """One process at a time makes or links a cache entry; what a killed one left is removed."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("%s: another process is making this checkpoint; waiting for it", entry)
+        lock.acquire()
+    try:
+        for leftover in entry.parent.glob(f".{entry.name}.*.tmp"):
+            shutil.rmtree(leftover)
+        yield
+    finally:
+        lock.release()
+
+
+def _make(
+    entry: Path, resolved: ResolvedModel, rung: Rung, device: str, recipe_hash: str, trust_remote_code: bool
+) -> Manifest:
+    scheme = rung.scheme
+    device = "cpu" if scheme.method == "plain" else device
+    if entry.exists():
+        shutil.rmtree(entry)
+    expected = expect(resolved.directory, scheme, trust_remote_code=trust_remote_code)
+    require_disk_space(entry, expected.stored_bytes)
+    require_bytes(f"{rung.name} of {resolved.source.model}", device, expected.quantizing_bytes)
+    with new_directory(entry) as temporary:
+        architecture = _save(temporary, resolved, rung, device, trust_remote_code)
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(content_hash, temporary)
+            files = hash_files(temporary)
+        manifest = Manifest(
+            rung=rung.name,
+            scheme=scheme,
+            source=resolved.source,
+            architecture=architecture,
+            quantizing_device=_quantizing_device(rung, device),
+            versions=library_versions(),
+            recipe_hash=recipe_hash,
+            content_hash=hashing.result(),
+            files=files,
+            bytes_by_dtype=bytes_by_dtype(read_tensors(temporary)),
+            parameters=expected.parameters,
+        )
+        _write_manifest(temporary, manifest)
+    return manifest
+
+
+def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, trust_remote_code: bool) -> str:
+    """Write model and tokenizer; returns the architecture's name.
+
+    Nothing runs the model first: on CPUs with BF16 instructions bitsandbytes repacks a 4-bit weight at its first
+    forward, and what is saved after that is wrong.
+    """
+    from transformers import GenerationConfig
+
+    # Written and dropped first: it fails early, and takes no memory while the weights do.
+    pad_token_id = _save_tokenizer(directory, resolved, trust_remote_code)
+    options = {} if (config := quantization_config(rung.scheme)) is None else {"quantization_config": config}
+    model = load_pretrained(
+        resolved.directory,
+        device,
+        trust_remote_code=trust_remote_code,
+        dtype=torch_dtype(rung.scheme.rest_type),
+        **options,
+    )
+    # Many published generation configs can't be saved (a temperature without sampling): theirs is written as it is.
+    published = resolved.directory / "generation_config.json"
+    if published.is_file():
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
+    saved = directory / published.name
+    _write_generation_config(published if published.is_file() else saved, saved, pad_token_id)
+    mode = (directory / "config.json").stat().st_mode
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)  # SafeTensors writes 0600, whatever the umask
+    return type(model).__name__
+
+
+def _save_tokenizer(directory: Path, resolved: ResolvedModel, trust_remote_code: bool) -> int:
+    tokenizer = load_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
+    tokenizer.save_pretrained(directory)
+    return int(tokenizer.pad_token_id)
+
+
+def _write_generation_config(source: Path, target: Path, pad_token_id: int) -> None:
+    if source.is_file():
+        settings = json.loads(source.read_bytes())
+        if settings.get("pad_token_id") is None:
+            settings["pad_token_id"] = pad_token_id
+        target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _place(entry: Path, manifest: Manifest, out: Path) -> None:
+    """Hard-link the cache's files to ``out``, or copy them to another file system; the manifest is ``out``'s own."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.parent.stat().st_dev != entry.stat().st_dev:
+        require_disk_space(out, sum(file.size_bytes for file in manifest.files.values()))
+    if out.is_dir() and any(out.iterdir()):  # the same checkpoint, damaged
+        for name in manifest.files:
+            (out / name).unlink(missing_ok=True)
+            _link(entry, out, name)
+        _write_manifest(out, manifest)
+        return
+    with new_directory(out) as temporary:
+        for name in manifest.files:
+            _link(entry, temporary, name)
+        _write_manifest(temporary, manifest)
+
+
+def _link(entry: Path, directory: Path, name: str) -> None:
+    (directory / name).parent.mkdir(exist_ok=True)
+    link_or_copy(entry / name, directory / name)
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    write_atomically(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")

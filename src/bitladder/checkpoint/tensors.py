@@ -1,0 +1,157 @@
+"""What SafeTensors files hold, read from their headers, without torch.
+
+Format: 8 bytes little-endian header length, the header as JSON ``{name: {dtype, shape, data_offsets}}``, then the data.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitladder.checkpoint.config import read_config
+from bitladder.errors import BrokenFileError, UserError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor. ``dtype`` is SafeTensors' name, ``offset`` counts from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    size_bytes: int
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The SafeTensors files that transformers would load: the single one, else the index's shards.
+
+    Raises UserError where there are none (pickle weights are not read), BrokenFileError for a bad index.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    index = directory / WEIGHTS_INDEX
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokenFileError(f"{index}: not a SafeTensors index ({error!r}); fetch it again") from None
+        missing = sorted(shard for shard in shards if not (directory / shard).is_file())
+        if missing:
+            raise BrokenFileError(f"{directory / missing[0]}: missing, but {WEIGHTS_INDEX} names it; fetch it again")
+        return [directory / shard for shard in sorted(shards)]
+    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt")) + sorted(directory.glob("*.pth"))
+    if pickled:
+        raise UserError(
+            f"{directory}: only pickle weights ({pickled[0].name}), which can run code and are refused; "
+            f"expected {WEIGHTS}; save the model again with save_pretrained"
+        )
+    raise UserError(f"{directory}: no weights; expected {WEIGHTS} or {WEIGHTS_INDEX}")
+
+
+def read_tensors(directory: Path) -> dict[str, TensorInfo]:
+    """All tensors of a checkpoint by name, over all shards; only the headers are read.
+
+    Raises BrokenFileError naming the file that is truncated or can't be parsed, and UserError as `weight_files`.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for path in weight_files(directory):
+        tensors.update(_read_header(path))
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= file_bytes - 8:
+            raise _broken(path, f"{file_bytes} bytes, not enough for its header")
+        text = file.read(length)
+    try:
+        header: dict[str, Any] = json.loads(text)
+        header.pop("__metadata__", None)
+        tensors = {
+            name: TensorInfo(
+                dtype=str(entry["dtype"]),
+                shape=tuple(int(size) for size in entry["shape"]),
+                file=path.name,
+                offset=8 + length + int(entry["data_offsets"][0]),
+                size_bytes=int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
+            )
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _broken(path, f"its header can't be parsed ({error!r})") from None
+    position = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size_bytes)):
+        bits = _BITS.get(tensor.dtype)
+        if bits is not None and math.prod(tensor.shape) * bits != tensor.size_bytes * 8:
+            raise _broken(path, f"{name} has {tensor.size_bytes} bytes, not those of {tensor.dtype} {tensor.shape}")
+        if tensor.offset != position:
+            raise _broken(path, f"{name} starts at byte {tensor.offset}, not at {position}")
+        position += tensor.size_bytes
+    if position != file_bytes:
+        raise _broken(path, f"{file_bytes} bytes, its header says {position}")
+    return tensors
+
+
+def _broken(path: Path, found: str) -> BrokenFileError:
+    return BrokenFileError(f"{path}: {found}; truncated or altered: fetch or make it again")
+
+
+def content_hash(directory: Path) -> str:
+    """SHA-256 over the tensors sorted by name: name, dtype, shape and bytes; the same however they are sharded.
+
+    A quantized checkpoint's settings (config.json's ``quantization_config``) come first: two that differ only in
+    LLM.int8's threshold or in the compute type hold equal tensors, and answer differently.
+    """
+    total = hashlib.sha256()
+    settings = read_config(directory).get("quantization_config")
+    if settings:
+        total.update(json.dumps(settings, sort_keys=True).encode())
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    files = {path.name: path.open("rb", buffering=0) for path in weight_files(directory)}
+    try:
+        for name, tensor in sorted(read_tensors(directory).items()):
+            total.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+            file = files[tensor.file]
+            file.seek(tensor.offset)
+            left = tensor.size_bytes
+            while left:
+                count = file.readinto(buffer[: min(left, _CHUNK_BYTES)])
+                if not count:
+                    raise _broken(directory / tensor.file, "ends while it is read")
+                total.update(buffer[:count])
+                left -= count
+    finally:
+        for file in files.values():
+            file.close()
+    return total.hexdigest()
+
+
+def bytes_by_dtype(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Stored bytes of each type, largest first; the file's header is not counted."""
+    totals: Counter[str] = Counter()
+    for tensor in tensors.values():
+        totals[tensor.dtype] += tensor.size_bytes
+    return dict(totals.most_common())

@@ -1,0 +1,57 @@
+"""``bitladder quantize``: one rung's checkpoint, offline."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bitladder.checkpoint.quantize import Checkpoint
+
+
+def quantize_command(
+    model: Annotated[str, typer.Argument(help="Hub id, directory, or builtin:smollm2-135m.")],
+    rung: Annotated[str, typer.Option(help="Rung of the ladder, such as int8 or nf4.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to; nothing in it is overwritten.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    device: Annotated[str, typer.Option(help="Where to quantize: cpu or cuda[:N].")] = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Quantize MODEL to a rung and write the checkpoint: weights, tokenizer, generation config, manifest."""
+    from bitladder.checkpoint.quantize import quantize
+
+    checkpoint = quantize(model, rung, out, revision=revision, device=device, trust_remote_code=trust_remote_code)
+    if json_output:
+        typer.echo(checkpoint.manifest.model_dump_json(indent=2))
+    else:
+        _print(checkpoint)
+
+
+def _print(checkpoint: "Checkpoint") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bitladder.rungs import rung_title
+    from bitladder.units import format_bytes
+
+    manifest = checkpoint.manifest
+    stored = sum(file.size_bytes for name, file in manifest.files.items() if name.endswith(".safetensors"))
+    by_dtype = ", ".join(f"{dtype} {format_bytes(size)}" for dtype, size in manifest.bytes_by_dtype.items())
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in (
+        ("checkpoint", str(checkpoint.directory)),
+        ("rung", rung_title(manifest.rung)),
+        ("source", " at ".join(filter(None, (manifest.source.model, manifest.source.revision)))),
+        ("weights", f"{format_bytes(stored)} ({stored:,} bytes), {manifest.parameters:,} parameters"),
+        ("by type", by_dtype),
+        ("content hash", manifest.content_hash),
+        ("note", manifest.source.note),
+    ):
+        if value:
+            table.add_row(name, value)
+    Console(highlight=False, markup=False).print(table)

@@ -1,0 +1,115 @@
+"""Where a model comes from: a Hub id, a local directory, or ``builtin:NAME``; what comes out is a local checkpoint."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, read_manifest
+from bitladder.checkpoint.tensors import read_tensors, weight_files
+from bitladder.errors import BrokenFileError, UnknownNameError, UserError
+from bitladder.files import require_disk_space
+from bitladder.models.builtin import BUILTINS, PREFIX, builtin_directory, find_builtin
+from bitladder.records import Source, hash_json
+
+# What a model is made of beside its weights: configuration, tokenizer, chat template, its own code where it has any.
+_MODEL_SUFFIXES = (".json", ".model", ".txt", ".tiktoken", ".jinja", ".py")
+_HUB_PATTERNS = ["model*.safetensors", *(f"*{suffix}" for suffix in _MODEL_SUFFIXES)]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on this machine, in transformers' layout: config.json, SafeTensors, tokenizer."""
+
+    source: Source
+    directory: Path
+
+
+def resolve_model(model: str, revision: str | None = None) -> ResolvedModel:
+    """Find (and where it must be, fetch) the model the user named.
+
+    Raises UnknownNameError for a model that doesn't exist, BrokenFileError naming a truncated or altered file, and
+    UserError for a directory that lacks config or SafeTensors, for a gated model, and without network and cache.
+    """
+    note = None
+    if model.startswith(PREFIX):
+        _refuse_revision(model, revision)
+        builtin = find_builtin(model)
+        kind, directory, note = "builtin", builtin_directory(builtin), builtin.note
+    elif model and Path(model).expanduser().is_dir():
+        _refuse_revision(model, revision)
+        kind, directory = "directory", Path(model).expanduser()
+    elif Path(model).expanduser().is_file():
+        raise UserError(f"{model}: a file; expected a directory with config.json and model.safetensors, or a Hub id")
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model or not model:
+        raise UserError(f"{model!r}: no such directory; expected a directory, a Hub id or {PREFIX}NAME")
+    else:
+        kind, directory = "hub", _fetch_from_hub(model, revision)
+        revision = directory.name
+    read_config(directory)
+    source = Source.model_validate(
+        {"model": model, "kind": kind, "revision": revision, "content_hash": source_hash(directory), "note": note}
+    )
+    return ResolvedModel(source, directory)
+
+
+def source_hash(directory: Path) -> str:
+    """SHA-256 over the names and SHA-256 of the files that make the model: equal for equal files, wherever they lie.
+
+    Raises BrokenFileError where a weight file can't be read, or a file isn't what the directory's manifest says.
+    """
+    read_tensors(directory)
+    names = [path.name for path in weight_files(directory)]
+    for path in directory.iterdir():
+        if path.suffix in _MODEL_SUFFIXES and path.is_file() and path.name != MANIFEST_NAME:
+            names.append(path.name)
+    files = hash_files(directory, names)
+    manifest = read_manifest(directory)
+    recorded = manifest.files if manifest else {}
+    for name, file in files.items():
+        if file != recorded.get(name, file):
+            raise BrokenFileError(f"{directory / name}: altered, its SHA-256 isn't the manifest's; make it again")
+    return hash_json({name: file.sha256 for name, file in files.items()})
+
+
+def _refuse_revision(model: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UserError(f"{model}: found --revision {revision}, but only Hub models have revisions; leave it out")
+
+
+def _fetch_from_hub(model: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, errors, snapshot_download
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        try:
+            planned = snapshot_download(model, revision=revision, allow_patterns=_HUB_PATTERNS, dry_run=True)
+            missing_bytes = sum(file.file_size or 0 for file in planned if file.will_download)
+            require_disk_space(Path(constants.HF_HUB_CACHE), missing_bytes)
+        except errors.DryRunError:
+            pass  # the Hub gives no answer; what follows says why, or finds the model in its cache
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_PATTERNS))
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{model}: gated on the Hub, and this login has no access; "
+            f"accept its licence at {constants.ENDPOINT}/{model}, then `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{model}: no revision {revision!r} on the Hub; expected a branch, tag or commit") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        hint = "expected a directory, a Hub id (`hf auth login` for private ones) or a built-in model"
+        raise _unknown(model, hint) from None
+    except errors.LocalEntryNotFoundError:
+        if "/" not in model:
+            raise _unknown(model, "not a directory, and the Hub can't be reached to look there") from None
+        raise UserError(
+            f"{model}{at}: the Hub can't be reached, and its cache lacks (some of) the model; "
+            f"connect once (and unset HF_HUB_OFFLINE), or give a directory or {PREFIX}NAME"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"{model}{at}: the Hub refused ({str(error).splitlines()[0]}); try again later") from None
+
+
+def _unknown(model: str, hint: str) -> UnknownNameError:
+    return UnknownNameError("model", model, [PREFIX + name for name in BUILTINS], hint)

@@ -1,0 +1,110 @@
+"""Models to test on: a tiny one of random weights, made here, and the trained built-in one."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+_USER_CACHE = os.environ.get("BITLADDER_CACHE")
+
+# Tests run side by side, and their workers too: more threads than cores are slower by far.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_TOKENIZER_TEXT = (
+    "The quick brown fox jumps over the lazy dog. Which of the following is right? Answer: A, B, C or D.",
+    "A ladder has rungs; each rung is a numeric precision. 0 1 2 3 4 5 6 7 8 9 + - * / = ( ) % $",
+    "Question: what is the sum of twelve and thirty? The answer is forty-two, or 42.",
+)
+
+
+SLOWEST = ("test_smollm2_study.py", "test_study_run.py")
+"""Begun first, so that the rest runs beside them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
+
+
+class MakeTinyLlama(Protocol):
+    """Saves a random-weight Llama with its tokenizer to a directory; keywords go to LlamaConfig."""
+
+    def __call__(self, directory: Path, *, max_shard_size: str = "5GB", dtype: str = "bfloat16", **config: Any) -> Path:
+        """Returns the directory."""
+
+
+@pytest.fixture(scope="session")
+def make_tiny_llama() -> MakeTinyLlama:
+    return _make_tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BF16 checkpoint of a random Llama: hidden 64, 2 layers, tied head, 512 ids, byte-level tokenizer of 391 without a
+    padding token."""
+    return _make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The converted BF16 checkpoint of builtin:smollm2-135m, in the user's own cache (converted there once)."""
+    from bitladder.models.builtin import BUILTINS, builtin_directory
+
+    with pytest.MonkeyPatch.context() as patch:
+        if _USER_CACHE is None:
+            patch.delenv("BITLADDER_CACHE", raising=False)
+        else:
+            patch.setenv("BITLADDER_CACHE", _USER_CACHE)
+        return builtin_directory(BUILTINS["smollm2-135m"])
+
+
+def _make_tiny_llama(directory: Path, *, max_shard_size: str = "5GB", dtype: str = "bfloat16", **config: Any) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=_train_tokenizer(),
+        bos_token="<|start|>",
+        eos_token="<|end|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+    )
+    set_seed(20240)
+    settings: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **config,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**settings)).to(getattr(torch, dtype))
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def _train_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|start|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TOKENIZER_TEXT, trainer)
+    return tokenizer
