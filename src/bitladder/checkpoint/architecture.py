@@ -1,0 +1,165 @@
+"""The model that config.json describes, and how the stored tensors fit it, without reading a single weight.
+
+transformers itself does the matching, renaming and merging as it would when loading, on tensors of the meta device.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitladder.checkpoint.kinds import FLOATS, is_state, module_of
+from bitladder.checkpoint.loading import load_config, quiet_libraries
+from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.errors import BrokenFileError, UserError
+from bitladder.records import Scheme
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+_UNBUILDABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""what transformers raises for a configuration with impossible values; it doesn't check them all"""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the config's model is made of, and what of it the files lack, have besides or have in another shape."""
+
+    name: str
+    linear: Mapping[str, int]
+    """number of weights by name, of the layers that a quantizer replaces: all linear ones but the head"""
+    tied_head: bool
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    """``name: stored shape, expected shape``"""
+
+
+def read_architecture(
+    directory: Path, tensors: Mapping[str, TensorInfo], found: Scheme, *, trust_remote_code: bool = False
+) -> Architecture:
+    """Build the config's model without memory and hold the tensors against it.
+
+    Raises UserError as `load_config`, and BrokenFileError for a config that no model can be built from.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        config = load_config(directory, trust_remote_code=trust_remote_code)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            bare = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code
+            )
+    except ImportError as error:
+        raise UserError(f"{directory}: its architecture needs another package ({_first_line(error)})") from None
+    except (StrictDataclassError, *_UNBUILDABLE) as error:
+        raise BrokenFileError(
+            f"{directory / 'config.json'}: no model can be built from it "
+            f"({type(error).__name__}: {_first_line(error)}); fetch or make it again"
+        ) from None
+    model, info = _match(type(bare), config, _logical_tensors(tensors, found, bare))
+    stored_modules = {module_of(name) for name in tensors}
+    missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules, found))
+    mismatched = sorted(info["mismatched_keys"])
+    return Architecture(
+        name=type(model).__name__,
+        linear=_linear_weights(model),
+        tied_head=bool(config.get_text_config().tie_word_embeddings),
+        missing=tuple(missing),
+        unexpected=tuple(sorted(info["unexpected_keys"])),
+        mismatched=tuple(f"{name}: {list(stored)}, not {list(expected)}" for name, stored, expected in mismatched),
+    )
+
+
+def _match(
+    model_class: Any, config: "PretrainedConfig", state: dict[str, "torch.Tensor"]
+) -> tuple["PreTrainedModel", dict[str, Any]]:
+    with _silent_transformers():
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    return model, info
+
+
+def _logical_tensors(
+    tensors: Mapping[str, TensorInfo], found: Scheme, model: "PreTrainedModel"
+) -> dict[str, "torch.Tensor"]:
+    """The weights that the stored tensors stand for, without data, in the shapes they have once decoded.
+
+    Packed weights of other libraries are left out: how they decode is theirs to know.
+    """
+    import torch
+
+    if found.method == "plain":
+        return {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    packed = {module_of(name) for name in tensors if is_state(name)}
+    state = {}
+    for name, tensor in tensors.items():
+        shape = tensor.shape
+        if is_state(name):
+            continue
+        if module_of(name) in packed or tensor.dtype not in FLOATS:
+            if found.method == "other" or name not in shapes:
+                continue
+            # bitsandbytes stores 4-bit weights flat, and GPT-2's transposed; their number is what can be checked
+            number = (2 if found.method == "bnb-4bit" and tensor.dtype not in FLOATS else 1) * tensor.size_bytes
+            wanted = math.prod(shapes[name])
+            shape = shapes[name] if number in (wanted, wanted + 1) else (number,)
+        state[name] = torch.empty(shape, device="meta")
+    return state
+
+
+def _is_packed(name: str, stored_modules: set[str], found: Scheme) -> bool:
+    """Whether a weight that wasn't matched is stored in another library's format: at its module or below it."""
+    module = module_of(name)
+    if found.method == "plain":
+        return False
+    return module in stored_modules or any(stored.startswith(f"{module}.") for stored in stored_modules)
+
+
+def _linear_weights(model: "PreTrainedModel") -> dict[str, int]:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    in_fp32 = tuple(model._keep_in_fp32_modules or ())
+    return {
+        f"{name}.weight": module.weight.numel()
+        for name, module in model.named_modules()
+        if type(module) in (torch.nn.Linear, Conv1D)
+        and module is not head
+        and not any(part in in_fp32 for part in name.split("."))
+    }
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """transformers prints what it finds missing; here that comes back as data."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    quiet_libraries()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

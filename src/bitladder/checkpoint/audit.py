@@ -1,0 +1,114 @@
+"""Tells what a checkpoint *is*, ours or anyone's: facts about its files and its memory, each with a severity.
+
+An error means that it isn't what its manifest, its config or ``--as`` says; such a rung is not measured. Whoever reads
+an audit goes by its findings and never judges again.
+"""
+
+from pathlib import Path
+
+from bitladder.checkpoint.architecture import Architecture, read_architecture
+from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
+from bitladder.checkpoint.checks.integrity import check_config
+from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme
+from bitladder.checkpoint.forward import Loaded, observe_forward
+from bitladder.checkpoint.hardware import find_hardware
+from bitladder.checkpoint.loading import load_model
+from bitladder.checkpoint.manifest import read_manifest
+from bitladder.checkpoint.tensors import TensorInfo, content_hash, read_tensors
+from bitladder.errors import BrokenFileError, UserError
+from bitladder.records import Audit, Finding, Scheme
+
+
+def audit(
+    directory: Path,
+    *,
+    as_rung: str | None = None,
+    device: str = "cpu",
+    load: bool = True,
+    trust_remote_code: bool = False,
+) -> Audit:
+    """All findings on the checkpoint in ``directory``, held to ``as_rung``, else its manifest, else its config.
+
+    With ``load``, the model is loaded on ``device`` and run once; where it can't be, a finding says why. Raises
+    BrokenFileError for a file that can't be parsed, UserError for a directory without config or weights and for a
+    device that isn't there, UnknownNameError for an unknown rung.
+    """
+    subject = read_subject(directory, as_rung=as_rung, device=device, trust_remote_code=trust_remote_code)
+    loaded, why_not = _load(subject, device) if load else (None, "not asked to")
+    findings = [finding for check in CHECKS for finding in check(subject, loaded)]
+    if loaded is None:
+        findings.append(Finding(check="load", severity="info", message=f"not loaded: {why_not}"))
+    return Audit(
+        checkpoint=str(directory),
+        content_hash=subject.content_hash,
+        declared=subject.declared,
+        declared_by=subject.declared_by,
+        found=subject.found,
+        stored_bytes=subject.tensor_bytes,
+        loaded_bytes=None if loaded is None else sum(loaded.bytes_after.values()),
+        findings=tuple(findings),
+    )
+
+
+def require_sound(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise BrokenFileError where a checkpoint's files aren't what its manifest or config says; nothing is loaded."""
+    subject = read_subject(directory, trust_remote_code=trust_remote_code)
+    for check in SOUNDNESS_CHECKS:
+        for finding in check(subject, None):
+            if finding.severity == "error":
+                raise BrokenFileError(f"{directory}: {finding.message}; make or fetch it again")
+
+
+def read_subject(
+    directory: Path, *, as_rung: str | None = None, device: str = "cpu", trust_remote_code: bool = False
+) -> Subject:
+    """What the checks look at. Raises as `audit`."""
+    config = read_config(directory)
+    tensors = read_tensors(directory)
+    manifest = read_manifest(directory)
+    found = found_scheme(config, tensors)
+    declared, declared_by = declared_scheme(config, manifest, as_rung, found)
+    return Subject(
+        directory=directory,
+        tensors=tensors,
+        config=config,
+        manifest=manifest,
+        content_hash=content_hash(directory),
+        declared=declared,
+        declared_by=declared_by,
+        found=found,
+        architecture=_architecture(directory, tensors, found, trust_remote_code),
+        hardware=find_hardware(device),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _architecture(
+    directory: Path, tensors: dict[str, TensorInfo], found: Scheme, trust_remote_code: bool
+) -> Architecture | str:
+    try:
+        return read_architecture(directory, tensors, found, trust_remote_code=trust_remote_code)
+    except BrokenFileError:
+        raise
+    except UserError as error:
+        return str(error)
+
+
+def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
+    """The model's one forward, or why there is none."""
+    if any(finding.severity == "error" for finding in check_config(subject, None)):
+        return None, "its tensors aren't those that its config describes"
+    method = config_scheme(subject.config, subject.found).method
+    if method != subject.found.method and "other" not in (method, subject.found.method):
+        return None, f"its config says {method}, its tensors are {subject.found.method}"
+    try:
+        model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
+        return observe_forward(model), ""
+    except UserError as error:  # such as too large for memory
+        return None, str(error)
+    except (ImportError, ValueError, RuntimeError) as error:
+        # Other libraries' formats need packages and hardware of their own, and say so in exceptions of all kinds.
+        if subject.found.method != "other":
+            raise
+        return None, f"its format's library refuses: {str(error).strip().splitlines()[0]}"

@@ -1,0 +1,46 @@
+"""Checks of the files against the manifest that stands beside them and the config that describes them."""
+
+from bitladder.checkpoint.checks.subject import Subject, name_some
+from bitladder.checkpoint.forward import Loaded
+from bitladder.checkpoint.manifest import verify_files
+from bitladder.checkpoint.tensors import bytes_by_dtype
+from bitladder.records import Finding
+
+
+def check_manifest(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Every file's size and SHA-256, the content hash and the bytes by type against the manifest."""
+    manifest = subject.manifest
+    if manifest is None:
+        return []
+    problems = verify_files(subject.directory, manifest)
+    if subject.content_hash != manifest.content_hash:
+        problems.append(f"content hash {subject.content_hash[:12]}…, {manifest.content_hash[:12]}… recorded")
+    stored = bytes_by_dtype(subject.tensors)
+    if stored != manifest.bytes_by_dtype:
+        problems.append(f"bytes by type {stored}, {manifest.bytes_by_dtype} recorded")
+    return [
+        Finding(check="manifest", severity="error", message=f"not as the manifest says: {problem}")
+        for problem in problems
+    ]
+
+
+def check_config(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """The stored tensors against the model that config.json describes."""
+    architecture = subject.architecture
+    if isinstance(architecture, str):
+        return [Finding(check="config", severity="warning", message=f"not held against its config: {architecture}")]
+    problems = {
+        "are missing": architecture.missing,
+        "have another shape": architecture.mismatched,
+        "belong to no part of it": architecture.unexpected,
+    }
+    return [
+        Finding(
+            check="config",
+            severity="error",
+            message=f"config.json describes a {architecture.name}; {len(names)} tensors {what}: {name_some(names)}",
+            data={"tensors": list(names)},
+        )
+        for what, names in problems.items()
+        if names
+    ]

@@ -1,0 +1,111 @@
+"""Checks of the model as loaded: what memory holds, which operators ran, what the hardware does with the types."""
+
+import re
+
+from bitladder.checkpoint.checks.subject import Subject
+from bitladder.checkpoint.forward import Loaded
+from bitladder.checkpoint.tensors import bytes_by_dtype
+from bitladder.records import Finding, Severity
+from bitladder.units import format_bytes
+
+CONVERTED_SHARE = 0.02
+"""share of the stored bytes that may appear in another type: rotary frequencies and other buffers are FP32"""
+DENSE_GROWTH = 1.2
+"""times its packed size, from which on a model in memory is called dense"""
+
+_PRODUCTS = re.compile(r"::\w*(mm|matmul|linear|gemm|gemv|quant|scaled_dot_product)\w*")
+_INT8_PRODUCTS = re.compile(r"_int_mm|int8_(scaled_mm|linear_matmul)|cutlass_scaled_mm")
+
+
+def check_loaded_types(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Types in memory against types in the file: loading must not convert what is measured under the file's type.
+
+    The published study's "BF16" was BF16 weights loaded as FP32.
+    """
+    if loaded is None or subject.declared.method == "other":
+        return []
+    stored = bytes_by_dtype(subject.tensors)
+    total_bytes = sum(stored.values())
+    findings = []
+    for dtype, size_bytes in loaded.bytes_before.items():
+        excess = size_bytes - stored.get(dtype, 0)
+        if excess > CONVERTED_SHARE * total_bytes:
+            types = ", ".join(f"{name} {format_bytes(size)}" for name, size in stored.items())
+            message = f"loading converts: {format_bytes(size_bytes)} {dtype} in memory, stored as {types}"
+            findings.append(Finding(check="loaded-types", severity="error", message=message, data={"type": dtype}))
+    return findings
+
+
+def check_memory(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Bytes in memory before and after one forward, against what is stored. Some formats unpack to dense weights."""
+    if loaded is None:
+        return []
+    stored_bytes = subject.tensor_bytes
+    before, after = sum(loaded.bytes_before.values()), sum(loaded.bytes_after.values())
+    types = ", ".join(f"{dtype} {format_bytes(size)}" for dtype, size in loaded.bytes_after.items())
+    data = {
+        "stored_bytes": stored_bytes,
+        "bytes_before": dict(loaded.bytes_before),
+        "bytes_after": dict(loaded.bytes_after),
+    }
+    severity: Severity = "info"
+    message = f"{format_bytes(after)} in memory after one forward ({types}), {format_bytes(stored_bytes)} stored"
+    if subject.declared.method != "plain" and after > DENSE_GROWTH * stored_bytes:
+        severity = "warning"
+        when = "loads dense" if before > DENSE_GROWTH * stored_bytes else "becomes dense at the first forward"
+        message = (
+            f"{when}: {format_bytes(stored_bytes)} stored as {subject.declared.stored_type}, {format_bytes(before)} "
+            f"after loading, {format_bytes(after)} after one forward ({types}); it saves disk, not memory"
+        )
+    return [Finding(check="memory", severity=severity, message=message, data=data)]
+
+
+def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """The matrix operators of one forward as the profiler named them, and whether an INT8 rung multiplies INT8."""
+    if loaded is None:
+        return []
+    products = sorted(name for name in loaded.operators if _PRODUCTS.search(name))
+    data = {"products": products, "operators": sorted(loaded.operators)}
+    findings = [Finding(check="operators", severity="info", message=", ".join(products) or "none", data=data)]
+    if "I8" in (subject.declared.stored_type, subject.found.stored_type) and not multiplies_int8(loaded):
+        message = f"no operator multiplied INT8: on this {subject.hardware.kind} the products run in a floating type"
+        findings.append(Finding(check="operators", severity="warning", message=message))
+    return findings
+
+
+def multiplies_int8(loaded: Loaded) -> bool:
+    """Whether an INT8 matrix product ran.
+
+    On a CPU bitsandbytes' own operator proves nothing: without AVX-512 it multiplies in FP32, else in ``_int_mm``.
+    """
+    names = [name for name in loaded.operators if _INT8_PRODUCTS.search(name)]
+    if loaded.device == "cpu":
+        names = [name for name in names if not name.startswith("bitsandbytes::")]
+    return bool(names)
+
+
+def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Whether the device multiplies the declared types in hardware; what it doesn't is emulated or decoded first."""
+    declared, hardware = subject.declared, subject.hardware
+    types = [declared.compute_type]
+    if declared.stored_type == "I8":
+        types = ["I8", declared.compute_type]
+    findings = []
+    for number_type in types:
+        native = hardware.multiplies(number_type)
+        data = {"type": number_type, "native": native, "hardware": hardware.name}
+        severity: Severity = "warning" if native is False else "info"
+        if native:
+            message = f"{hardware.name} multiplies {number_type} natively"
+        elif native is None:
+            message = f"whether {hardware.name} multiplies {number_type} natively is unknown"
+        else:
+            needed = hardware.requirement(number_type)
+            message = f"{hardware.name} emulates {number_type}: natively it needs {needed}; expect it to be slow"
+        findings.append(Finding(check="hardware", severity=severity, message=message, data=data))
+    if declared.method == "bnb-4bit":
+        message = f"no hardware multiplies {declared.stored_type}: each call decodes the weights to {types[0]} first"
+        findings.append(
+            Finding(check="hardware", severity="info", message=message, data={"type": declared.stored_type})
+        )
+    return findings

@@ -1,0 +1,178 @@
+"""Checks on what the files hold: bytes, scheme, layers, head, size. None of them reads a weight but a doubled head."""
+
+import re
+from collections import defaultdict
+
+from bitladder.checkpoint.checks.subject import Subject, name_some
+from bitladder.checkpoint.checks.values import equal_values
+from bitladder.checkpoint.declared import quantization_of
+from bitladder.checkpoint.expected import expected_bytes
+from bitladder.checkpoint.forward import Loaded
+from bitladder.checkpoint.kinds import FLOATS, kind_of, module_of
+from bitladder.checkpoint.tensors import bytes_by_dtype, weight_files
+from bitladder.records import Finding, Severity
+from bitladder.rungs import RUNGS
+from bitladder.units import format_bytes
+
+SIZE_TOLERANCE = 0.03
+"""share of the predicted size that headers, small buffers and norms kept in FP32 may make"""
+PREDICTED_TYPES = frozenset({"F32", "BF16", "F16"})
+NEGLIGIBLE_SHARE = 0.05
+"""share of the linear weights in another type that is no reason to doubt a checkpoint's own config"""
+
+
+def check_bytes(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Stored bytes by type, and by kind of module and type."""
+    by_kind: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for name, tensor in subject.tensors.items():
+        by_kind[kind_of(name, tensor)][tensor.dtype] += tensor.size_bytes
+    by_dtype = bytes_by_dtype(subject.tensors)
+    types = ", ".join(f"{dtype} {format_bytes(size)}" for dtype, size in by_dtype.items())
+    kinds = sorted(((kind, sum(types.values())) for kind, types in by_kind.items()), key=lambda item: -item[1])
+    parts = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in kinds)
+    data = {"by_dtype": by_dtype, "by_kind": {kind: dict(by_kind[kind]) for kind, _ in kinds}}
+    return [Finding(check="bytes", severity="info", message=f"{types}; {parts}", data=data)]
+
+
+def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """The scheme found against the declared one, field by field; of other libraries' schemes only what both show."""
+    findings = []
+    declared, found, manifest = subject.declared, subject.found, subject.manifest
+    if manifest is not None and manifest.rung in RUNGS and manifest.scheme != RUNGS[manifest.rung].scheme:
+        message = f"the manifest calls itself {manifest.rung} but states another scheme than that rung's"
+        findings.append(Finding(check="scheme", severity="error", message=message))
+    differences = {
+        field: {"declared": getattr(declared, field), "found": getattr(found, field)}
+        for field in type(declared).model_fields
+        if getattr(declared, field) != getattr(found, field)
+    }
+    severity: Severity = "error"
+    data: dict[str, object] = {"differences": differences}
+    if declared.method == "other":
+        data["quant_method"] = (quantization_of(subject.config) or {}).get("quant_method")
+        differences.pop("stored_type", None)  # named by the config as numbers, by the file as their packing
+        severity = "warning"
+    if differences:
+        parts = [
+            f"{field.replace('_', ' ')} {pair['found']}, declared {pair['declared']}"
+            for field, pair in differences.items()
+        ]
+        message = f"found {'; '.join(parts)} (by {subject.declared_by})"
+        findings.append(Finding(check="scheme", severity=severity, message=message, data=data))
+    elif declared.method == "other":
+        message = f"quantized by {data['quant_method']}: {declared.stored_type}, stored as {found.stored_type}"
+        findings.append(Finding(check="scheme", severity="info", message=message, data=data))
+    return findings
+
+
+def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Linear layers that the declared scheme covers, and that are stored in another type or unquantized."""
+    if isinstance(subject.architecture, str):
+        return []
+    declared, linear = subject.declared, subject.architecture.linear
+    left: dict[str, int] = {}
+    stored_types: dict[str, set[str]] = defaultdict(set)
+    for name, tensor in subject.tensors.items():
+        stored_types[module_of(name)].add(tensor.dtype)
+    for name, weights in linear.items():
+        types = stored_types.get(module_of(name), set())
+        if declared.method == "plain":
+            as_declared = types <= {declared.stored_type}
+        else:
+            as_declared = not types or not types <= FLOATS
+        if not as_declared:
+            left[name] = weights
+    if not left:
+        return []
+    share = sum(left.values()) / sum(linear.values())
+    listed = [name for name in left if _is_skipped(module_of(name), subject)]
+    what = f"stored in another type than {declared.stored_type}" if declared.method == "plain" else "left unquantized"
+    by_config = f", {len(listed)} of them named by the config" if listed else ""
+    message = (
+        f"{len(left)} of {len(linear)} linear layers ({share:.1%} of their weights) {what}{by_config}: "
+        f"{name_some(list(left))}"
+    )
+    data = {"layers": sorted(left), "share": share}
+    severity = _layers_severity(subject, share, all_listed=len(listed) == len(left))
+    return [Finding(check="layers", severity=severity, message=message, data=data)]
+
+
+def _layers_severity(subject: Subject, share: float, all_listed: bool) -> Severity:
+    """A rung leaves nothing out; other people's checkpoints may, where their config says so or where it is little."""
+    if subject.declared_by != "config":
+        return "error"
+    if all_listed:
+        return "info"
+    if subject.declared.method == "other":
+        return "warning" if share > NEGLIGIBLE_SHARE else "info"
+    return "error" if share > NEGLIGIBLE_SHARE else "warning"
+
+
+def _is_skipped(module: str, subject: Subject) -> bool:
+    """Whether the config's quantization settings leave the module out."""
+    quantization = quantization_of(subject.config) or {}
+    for key in ("llm_int8_skip_modules", "modules_to_not_convert", "ignore", "ignored_layers"):
+        for pattern in quantization.get(key) or ():
+            if pattern.startswith("re:"):
+                if re.match(pattern.removeprefix("re:"), module):
+                    return True
+            elif f".{pattern}." in f".{module}.":
+                return True
+    return False
+
+
+def check_head(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """A head that is stored although it is, or should be, the embedding."""
+    if isinstance(subject.architecture, str):
+        return []
+    pair = _head_like_embedding(subject)
+    if pair is None:
+        return []
+    head, embedding = (subject.tensors[name] for name in pair)
+    tied = subject.architecture.tied_head
+    data = {"head": pair[0], "embedding": pair[1], "bytes": head.size_bytes}
+    if equal_values(subject.directory, head, embedding):
+        message = f"{pair[0]} holds the embedding a second time: {format_bytes(head.size_bytes)} more in the file"
+        message += "" if tied else " and, since the config doesn't tie them, in memory"
+        return [Finding(check="head", severity="warning", message=message, data=data)]
+    if tied:
+        message = (
+            f"the config ties head and embedding, but {pair[0]} holds other values; libraries differ in which wins"
+        )
+        return [Finding(check="head", severity="error", message=message, data=data)]
+    return []
+
+
+def _head_like_embedding(subject: Subject) -> tuple[str, str] | None:
+    """Names of a stored head and of an embedding that has its type and shape."""
+    named: dict[str, list[str]] = defaultdict(list)
+    for name, tensor in subject.tensors.items():
+        named[kind_of(name, tensor)].append(name)
+    for head in named["head"]:
+        for embedding in named["embedding"]:
+            first, second = subject.tensors[head], subject.tensors[embedding]
+            if (first.dtype, first.shape) == (second.dtype, second.shape):
+                return head, embedding
+    return None
+
+
+def check_size(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Size of the weight files against what the config's model takes in the declared scheme."""
+    declared = subject.declared
+    predictable = declared.method != "other" and {declared.compute_type, declared.rest_type} <= PREDICTED_TYPES
+    if not predictable or isinstance(subject.architecture, str):
+        return []
+    found_bytes = sum(path.stat().st_size for path in weight_files(subject.directory))
+    predicted_bytes = expected_bytes(subject.directory, declared, trust_remote_code=subject.trust_remote_code)
+    doubled = sum(int(finding.data["bytes"]) for finding in check_head(subject, None))
+    excess = (found_bytes - doubled) / predicted_bytes - 1
+    off = abs(excess) > SIZE_TOLERANCE
+    severity: Severity = "info"
+    if off:
+        severity = "warning" if subject.declared_by == "config" else "error"
+    message = (
+        f"{format_bytes(found_bytes)} stored, {format_bytes(predicted_bytes)} predicted for "
+        f"{declared.stored_type} ({excess:+.1%})"
+    )
+    data = {"found_bytes": found_bytes, "predicted_bytes": predicted_bytes, "doubled_head_bytes": doubled}
+    return [Finding(check="size", severity=severity, message=message, data=data)]

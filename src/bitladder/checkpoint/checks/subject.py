@@ -1,0 +1,44 @@
+"""What an audit check looks at, and what it gives back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitladder.checkpoint.architecture import Architecture
+from bitladder.checkpoint.declared import DeclaredBy
+from bitladder.checkpoint.forward import Loaded
+from bitladder.checkpoint.hardware import Hardware
+from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.records import Finding, Manifest, Scheme
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint as its files show it, and the device it is to run on."""
+
+    directory: Path
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
+    manifest: Manifest | None
+    content_hash: str
+    declared: Scheme
+    declared_by: DeclaredBy
+    found: Scheme
+    architecture: Architecture | str
+    """or why transformers can't build it here"""
+    hardware: Hardware
+    trust_remote_code: bool = False
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all stored tensors, the files' headers not counted."""
+        return sum(tensor.size_bytes for tensor in self.tensors.values())
+
+
+Check = Callable[[Subject, Loaded | None], list[Finding]]
+
+
+def name_some(names: list[str] | tuple[str, ...], most: int = 3) -> str:
+    """The first few names, and that there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

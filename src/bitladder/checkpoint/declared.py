@@ -1,0 +1,143 @@
+"""The scheme that a checkpoint says it has, and the one that its tensors have; imports no torch."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from bitladder.checkpoint.kinds import FLOATS, is_state, kind_of
+from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.errors import BrokenFileError
+from bitladder.records import Manifest, Scheme
+from bitladder.rungs import find_rung
+
+DeclaredBy = Literal["manifest", "config", "--as"]
+
+_TYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_INT8_THRESHOLD = 6.0
+"""transformers' default where the config leaves it out"""
+
+
+def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config's quantization settings; None where the weights are plain. Raises BrokenFileError for a non-object."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if found and not isinstance(found, dict):
+        raise BrokenFileError(f"config.json: quantization_config is {found!r}, expected an object; fetch it again")
+    return found or None
+
+
+def declared_scheme(
+    config: Mapping[str, Any], manifest: Manifest | None, as_rung: str | None, found: Scheme
+) -> tuple[Scheme, DeclaredBy]:
+    """What the checkpoint is said to be: by ``--as``, else its manifest, else its config.
+
+    Where a config names no type, it declares the stored one. Raises UnknownNameError for an unknown rung.
+    """
+    if as_rung is not None:
+        return find_rung(as_rung).scheme, "--as"
+    if manifest is not None:
+        return manifest.scheme, "manifest"
+    return config_scheme(config, found), "config"
+
+
+def config_scheme(config: Mapping[str, Any], found: Scheme) -> Scheme:
+    """What config.json declares, which is what transformers loads by."""
+    rest_type = _config_type(config) or found.rest_type
+    quantization = quantization_of(config)
+    if quantization is None:
+        stored_type = _config_type(config) or found.stored_type
+        return Scheme(method="plain", stored_type=stored_type, compute_type=stored_type, rest_type=stored_type)
+    if quantization.get("load_in_8bit"):
+        return Scheme(
+            method="llm.int8",
+            stored_type="I8",
+            compute_type="F16",
+            rest_type=rest_type,
+            int8_threshold=quantization.get("llm_int8_threshold", _INT8_THRESHOLD),
+        )
+    if quantization.get("load_in_4bit"):
+        return Scheme(
+            method="bnb-4bit",
+            stored_type=str(quantization.get("bnb_4bit_quant_type", "fp4")).upper(),
+            compute_type=_four_bit_compute_type(quantization),
+            rest_type=rest_type,
+            double_quantization=bool(quantization.get("bnb_4bit_use_double_quant", False)),
+        )
+    return Scheme(method="other", stored_type=_other_type(quantization), compute_type=rest_type, rest_type=rest_type)
+
+
+def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Scheme:
+    """The scheme that the tensors show; what no tensor shows (threshold, compute type) is the config's."""
+    linear: Counter[str] = Counter()
+    rest: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        kind = kind_of(name, tensor)
+        if kind == "linear":
+            linear[tensor.dtype] += tensor.size_bytes
+        elif kind != "quantization state" and tensor.dtype in FLOATS:
+            rest[tensor.dtype] += tensor.size_bytes
+    stored_type = _largest(linear) or _largest(rest) or "none"
+    rest_type = _largest(rest) or stored_type
+    quantization = quantization_of(config) or {}
+    codebooks = {name.rpartition("bitsandbytes__")[2].upper() for name in tensors if ".quant_state." in name}
+    if codebooks:
+        return Scheme(
+            method="bnb-4bit",
+            stored_type="+".join(sorted(codebooks)),
+            compute_type=_four_bit_compute_type(quantization),
+            rest_type=rest_type,
+            double_quantization=any(name.endswith(".nested_absmax") for name in tensors),
+        )
+    if any(name.endswith(".SCB") for name in tensors):
+        return Scheme(
+            method="llm.int8",
+            stored_type=stored_type,
+            compute_type="F16",
+            rest_type=rest_type,
+            int8_threshold=quantization.get("llm_int8_threshold", _INT8_THRESHOLD),
+        )
+    compute_type = _config_type(config) or rest_type
+    quantized = stored_type not in FLOATS or (bool(quantization) and any(is_state(name) for name in tensors))
+    return Scheme(
+        method="other" if quantized else "plain",
+        stored_type=stored_type,
+        compute_type=compute_type,
+        rest_type=rest_type,
+    )
+
+
+def describe_scheme(scheme: Scheme) -> str:
+    """A scheme in a few words."""
+    words = [f"{scheme.stored_type} weights", f"{scheme.compute_type} products", f"{scheme.rest_type} rest"]
+    if scheme.int8_threshold is not None:
+        words.append(f"outlier threshold {scheme.int8_threshold:g}")
+    if scheme.double_quantization:
+        words.append("double quantization")
+    return ", ".join(words)
+
+
+def _largest(bytes_by_type: Counter[str]) -> str | None:
+    return bytes_by_type.most_common(1)[0][0] if bytes_by_type else None
+
+
+def _config_type(config: Mapping[str, Any]) -> str | None:
+    text = config.get("text_config", {})
+    name = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return _type_name(name) if isinstance(name, str) and name != "auto" else None
+
+
+def _type_name(torch_name: str) -> str:
+    return _TYPES.get(torch_name.removeprefix("torch."), torch_name)
+
+
+def _four_bit_compute_type(quantization: Mapping[str, Any]) -> str:
+    return _type_name(str(quantization.get("bnb_4bit_compute_dtype", "float32")))
+
+
+def _other_type(quantization: Mapping[str, Any]) -> str:
+    """How another library's settings call the weights' type, such as INT4; its own name where they don't say."""
+    groups = list(quantization.get("config_groups", {}).values())
+    weights = (groups[0].get("weights") if groups else None) or {}
+    bits = quantization.get("bits") or quantization.get("w_bit") or weights.get("num_bits")
+    if bits is None:
+        return str(quantization.get("quant_method", "unknown"))
+    return f"{weights.get('type', 'int')}{bits}".upper()

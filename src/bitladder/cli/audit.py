@@ -1,0 +1,81 @@
+"""``bitladder audit``: what a checkpoint is, and whether it is what it says."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bitladder.records import Audit
+
+
+def audit_command(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="DIR", help="Checkpoint directory, ours or any other; or builtin:NAME, or a Hub id."),
+    ],
+    as_rung: Annotated[
+        str | None, typer.Option("--as", metavar="RUNG", help="Hold it to this rung, whatever it says of itself.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to load it and run it once: cpu or cuda:N.")] = "cpu",
+    load: Annotated[bool, typer.Option("--load/--no-load", help="Load the model and run one forward.")] = True,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
+) -> None:
+    """Tell what a checkpoint is: types, sizes, memory after a forward, operators, and whether it is what it says.
+
+    Exit code 1 where it isn't.
+    """
+    import os
+    from pathlib import Path
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
+    from bitladder.checkpoint.audit import audit
+    from bitladder.models.source import resolve_model
+
+    directory = Path(model) if Path(model).is_dir() else resolve_model(model).directory
+    found = audit(directory, as_rung=as_rung, device=device, load=load, trust_remote_code=trust_remote_code)
+    if json_output:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        _print(found, f"{model} (as {as_rung})" if as_rung else f"{model} (by its {found.declared_by})")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _print(audit: "Audit", name: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"error": "red", "warning": "yellow", "info": "default"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("severity")
+    table.add_column("check", no_wrap=True)
+    table.add_column("finding", overflow="fold")
+    for severity, colour in colours.items():
+        for finding in audit.findings:
+            if finding.severity == severity:
+                table.add_row(Text(severity, style=colour), finding.check, Text(finding.message))
+    console = Console(highlight=False)
+    console.print(table)
+    typer.echo(verdict(audit, name))
+
+
+def verdict(audit: "Audit", name: str) -> str:
+    """One line: what the checkpoint called ``name`` is, or why it isn't what it says."""
+    from bitladder.checkpoint.declared import describe_scheme
+    from bitladder.units import format_bytes
+
+    if not audit.passed:
+        more = f" (and {len(audit.errors) - 1} more)" if len(audit.errors) > 1 else ""
+        return f"FAIL: {name} is not what it says: {audit.errors[0].message}{more}"
+    warnings = dict.fromkeys(finding.check for finding in audit.findings if finding.severity == "warning")
+    memory = "not loaded" if audit.loaded_bytes is None else f"{format_bytes(audit.loaded_bytes)} in memory"
+    noted = f"; warnings: {', '.join(warnings)}" if warnings else ""
+    return (
+        f"PASS: {name} is what it says: {describe_scheme(audit.declared)}; {format_bytes(audit.stored_bytes)} stored, "
+        f"{memory}{noted}"
+    )

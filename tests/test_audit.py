@@ -1,0 +1,146 @@
+"""The audit from end to end, and its command."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from audit_checkpoints import WEIGHTS, CopyRung, edit_config, edit_weights
+from bitladder.checkpoint import loading
+from bitladder.checkpoint.audit import audit
+from bitladder.checkpoint.manifest import MANIFEST_NAME
+from bitladder.cli.audit import audit_command
+from bitladder.errors import BrokenFileError, UserError
+from bitladder.records import Audit, Finding, parse_record
+from bitladder.rungs import RUNGS
+
+if TYPE_CHECKING:
+    import torch
+
+pytest_plugins = ("audit_fixtures",)
+
+app = typer.Typer()
+app.command()(audit_command)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def of_check(found: Audit, check: str) -> list[Finding]:
+    return [finding for finding in found.findings if finding.check == check]
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_every_rung_is_what_it_says(made_rungs: CopyRung, rung: str) -> None:
+    found = audit(made_rungs(rung))
+    assert found.passed, found.errors
+    assert found.found == found.declared == RUNGS[rung].scheme
+    assert found.loaded_bytes is not None
+    assert found.loaded_bytes == pytest.approx(found.stored_bytes, rel=0.03)
+    assert {"bytes", "size", "memory", "operators", "hardware"} <= {finding.check for finding in found.findings}
+    assert parse_record(Audit, found.model_dump_json(), Path("audit")) == found
+
+
+def test_a_tampered_dtype_loads_another_type_and_fails(tiny_copy: Path) -> None:
+    edit_config(tiny_copy, dtype="float32")
+    found = audit(tiny_copy)
+    assert not found.passed
+    assert {finding.check for finding in found.errors} >= {"scheme", "loaded-types"}
+
+
+def test_a_checkpoint_of_another_model_is_not_loaded(tiny_copy: Path) -> None:
+    edit_config(tiny_copy, num_hidden_layers=3)
+    found = audit(tiny_copy)
+    assert [finding.check for finding in found.errors] == ["config"]
+    assert found.loaded_bytes is None
+    assert "config" in of_check(found, "load")[0].message
+
+
+@pytest.mark.parametrize(("stored", "said"), [("nf4", "int8"), ("nf4", "bf16"), ("int8", "fp4"), ("bf16", "nf4")])
+def test_weights_of_another_method_than_the_configs_are_not_loaded(
+    copy_rung: CopyRung, made_rungs: CopyRung, stored: str, said: str
+) -> None:
+    directory = copy_rung(stored)
+    (directory / "config.json").unlink()
+    shutil.copy(made_rungs(said) / "config.json", directory)
+    found = audit(directory)
+    assert {finding.check for finding in found.errors} >= {"manifest"}
+    assert found.loaded_bytes is None
+    (directory / MANIFEST_NAME).unlink()
+    assert "scheme" in {finding.check for finding in audit(directory, load=False).errors}
+
+
+def test_a_model_too_large_for_memory_is_audited_unloaded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "available_bytes", lambda device: 1000)
+    found = audit(tiny_llama)
+    assert found.passed
+    assert found.loaded_bytes is None
+    assert "free" in of_check(found, "load")[0].message
+
+
+def test_a_format_whose_library_is_missing_is_audited_unloaded(tiny_copy: Path) -> None:
+    def pack(tensors: "dict[str, torch.Tensor]") -> None:
+        import torch
+
+        tensors["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(8, 128, dtype=torch.int32)
+        tensors["model.layers.0.mlp.up_proj.scales"] = torch.ones(2, 128)
+        del tensors["model.layers.0.mlp.up_proj.weight"]
+
+    edit_weights(tiny_copy, pack)
+    edit_config(tiny_copy, quantization_config={"quant_method": "aqlm", "bits": 2})
+    found = audit(tiny_copy)
+    assert found.passed, found.errors
+    assert found.declared.method == "other"
+    assert found.loaded_bytes is None
+    assert "aqlm" in of_check(found, "load")[0].message.lower()
+
+
+def test_a_device_that_is_not_there(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="cuda:99"):
+        audit(tiny_llama, device="cuda:99")
+
+
+@pytest.mark.smollm2
+def test_the_built_in_model_passes_and_was_four_bit(smollm2: Path) -> None:
+    assert smollm2.is_dir()
+    code, output = run("builtin:smollm2-135m", "--no-load")
+    assert code == 0
+    verdict = output.splitlines()[-1]
+    assert verdict.startswith("PASS: builtin:smollm2-135m (by its config) is what it says: BF16 weights")
+    assert "warnings: was-4-bit" in verdict
+
+
+def test_the_command_passes_a_rung(made_rungs: CopyRung) -> None:
+    code, output = run(str(made_rungs("nf4")), "--as", "nf4")
+    assert code == 0
+    verdict = output.splitlines()[-1]
+    assert verdict.startswith(f"PASS: {made_rungs('nf4')} (as nf4) is what it says: NF4 weights, BF16 products")
+
+
+def test_the_command_fails_another_rung(made_rungs: CopyRung) -> None:
+    code, output = run(str(made_rungs("nf4")), "--as", "fp4", "--no-load")
+    assert code == 1
+    verdict = output.splitlines()[-1]
+    assert verdict.startswith(f"FAIL: {made_rungs('nf4')} (as fp4) is not what it says: found stored type NF4")
+
+
+def test_the_command_gives_json(made_rungs: CopyRung) -> None:
+    code, output = run(str(made_rungs("fp16")), "--json", "--no-load", "--as", "bf16")
+    assert code == 1
+    found = Audit.model_validate(json.loads(output))
+    assert not found.passed
+    assert found.declared_by == "--as"
+
+
+def test_a_file_that_cannot_be_parsed_is_bad_input(tiny_copy: Path) -> None:
+    (tiny_copy / WEIGHTS).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00" + b"not json at all!")
+    with pytest.raises(BrokenFileError, match=WEIGHTS):
+        run(str(tiny_copy))
