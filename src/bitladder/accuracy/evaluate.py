@@ -1,0 +1,115 @@
+"""One model on one task: lm-eval's prompts and scoring in, every document's answer out."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bitladder.accuracy.harness import quiet, seeded
+from bitladder.accuracy.library import TaskLibrary, task_library
+from bitladder.accuracy.samples import collect_samples
+from bitladder.errors import UnknownNameError, UserError
+from bitladder.records import AccuracyOutcome, AccuracyTask, Settings, TaskDocuments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    item: AccuracyTask,
+    settings: Settings,
+    progress: Progress | None = None,
+) -> tuple[AccuracyOutcome, TaskDocuments]:
+    """Ask a model the documents of a task. ``progress`` gets (requests done, requests in all).
+
+    The model stays on its device and in its types. Raises UserError where the task or its documents are others than
+    those of the plan, where the tokenizer lacks a chat template that is asked for, where the model's context is too
+    short to generate, and for log-likelihoods that are no numbers.
+    """
+    library = task_library(settings)
+    task = library.task(item.task)
+    _require_same_task(library, item)
+    _require_chat_template(tokenizer, item)
+    with quiet(), seeded(item.seed, torch_too=True):
+        language_model = _make_backend(item, model, tokenizer, progress)
+        _require_context(task, language_model)
+        results = _run(task, language_model, item)
+    return collect_samples(task, results, language_model.truncated)
+
+
+def _run(task: Any, language_model: Any, item: AccuracyTask) -> dict[str, Any]:
+    import lm_eval
+
+    task.set_fewshot_seed(seed=item.seed)
+    results: dict[str, Any] = lm_eval.evaluate(
+        lm=language_model,
+        task_dict={"tasks": {item.task: task}, "groups": {}, "group_map": {}},
+        limit=item.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=item.chat_template,
+        fewshot_as_multiturn=item.chat_template,
+    )
+    return results
+
+
+def _hugging_face(model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None) -> Any:
+    from bitladder.accuracy.huggingface import HuggingFaceModel
+
+    return HuggingFaceModel(model, tokenizer, item.batch_size, progress)
+
+
+def _bitladder(model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None) -> Any:
+    from bitladder.accuracy.backend.lm import BitladderLM
+
+    return BitladderLM(
+        model,
+        tokenizer,
+        token_budget=item.token_budget,
+        seed=item.seed,
+        fallback_batch_size=item.batch_size,
+        progress=progress,
+    )
+
+
+BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None], Any]] = {
+    "hf": _hugging_face,
+    "bitladder": _bitladder,
+}
+"""name -> maker of an lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks`` and ``truncated``"""
+
+
+def _make_backend(item: AccuracyTask, model: Any, tokenizer: Any, progress: Progress | None) -> Any:
+    if item.backend not in BACKENDS:
+        raise UnknownNameError("accuracy backend", item.backend, BACKENDS)
+    return BACKENDS[item.backend](model, tokenizer, item, progress)
+
+
+def _require_same_task(library: TaskLibrary, item: AccuracyTask) -> None:
+    found = library.task_hash(item.task, item.limit)
+    if found != item.task_hash:
+        raise UserError(
+            f"task {item.task}: its documents or its definition changed since the plan was made "
+            f"(hash {found[:12]}, planned {item.task_hash[:12]}); run the study again to plan anew"
+        )
+
+
+def _require_chat_template(tokenizer: Any, item: AccuracyTask) -> None:
+    if item.chat_template and not tokenizer.chat_template:
+        raise UserError("the model's tokenizer has no chat template (a base model?); leave --chat-template out")
+
+
+def _require_context(task: Any, language_model: Any) -> None:
+    """lm-eval asserts that a context is left beside the tokens to generate."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    options = normalize_gen_kwargs(task.config.generation_kwargs, language_model.max_gen_toks)
+    if options["max_gen_toks"] >= language_model.max_length:
+        raise UserError(
+            f"task {task.task_name}: generates up to {options['max_gen_toks']} tokens, the model's context is "
+            f"{language_model.max_length}; choose a task with shorter answers, or a model with a longer context"
+        )

@@ -1,0 +1,61 @@
+"""lm-eval as we run it: quiet, seeded, with a model that is already loaded."""
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+_LIBRARIES = ("lm_eval", "transformers", "datasets", "bitsandbytes", "huggingface_hub")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no messages below errors from lm-eval and its libraries; what matters is recorded."""
+    import tqdm.std  # type: ignore[import-untyped]
+
+    start = tqdm.std.tqdm.__init__
+
+    def hidden(bar: Any, *arguments: Any, **options: Any) -> None:
+        start(bar, *arguments, **{**options, "disable": True})
+
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with mock.patch.object(tqdm.std.tqdm, "__init__", hidden):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def seeded(seed: int, *, torch_too: bool = False) -> Iterator[None]:
+    """Global random generators start at ``seed`` in the block and go on after it as if it hadn't been.
+
+    Some tasks shuffle their choices with Python's or NumPy's while they read their documents; sampled generation draws
+    from torch's.
+    """
+    import numpy
+
+    states = random.getstate(), numpy.random.get_state()
+    random.seed(seed)
+    numpy.random.seed(seed)
+    try:
+        with _seeded_torch(seed) if torch_too else nullcontext():
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+
+
+@contextmanager
+def _seeded_torch(seed: int) -> Iterator[None]:
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

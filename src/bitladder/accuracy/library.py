@@ -1,0 +1,192 @@
+"""lm-eval's task objects, by name, each built once a process."""
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitladder.accuracy.expansion import FunctionName, Group, Leaf, Member, expand
+from bitladder.accuracy.fingerprint import task_hash
+from bitladder.accuracy.harness import quiet, seeded
+from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
+from bitladder.errors import UnknownNameError, UserError
+from bitladder.records import Settings
+
+_OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
+# What lm-eval takes out of a YAML before it makes a task of it.
+_STRUCTURAL_KEYS = {"tag", "group", "task_list", "class"}
+
+
+def task_library(settings: Settings) -> "TaskLibrary":
+    """The library of a study; the same one for the same settings, so that rungs share the built tasks."""
+    return _library(settings.tasks, settings.datasets, settings.num_fewshot, settings.seed)
+
+
+@lru_cache(maxsize=4)
+def _library(tasks: tuple[str, ...], datasets: str | None, num_fewshot: int | None, seed: int) -> "TaskLibrary":
+    return TaskLibrary(tasks, DatasetReader(Path(datasets).expanduser() if datasets else None), num_fewshot, seed)
+
+
+class TaskLibrary:
+    """Tasks as the settings ask for them. Building one reads its data; nothing is built before it is asked for."""
+
+    def __init__(self, requested: tuple[str, ...], reader: DatasetReader, num_fewshot: int | None, seed: int) -> None:
+        self._reader = reader
+        self._num_fewshot = num_fewshot
+        self._seed = seed
+        self._tasks: dict[str, Any] = {}
+        self._hashes: dict[tuple[str, int | None], str] = {}
+        self.requested: dict[str, tuple[Member, ...]] = {name: expand(name) for name in requested}
+        self._leaves = _unique_leaves(itertools.chain.from_iterable(self.requested.values()))
+
+    def leaf(self, name: str) -> Leaf:
+        """A task of `requested`, where settings handed on by groups hold, or any other that exists."""
+        if name not in self._leaves:
+            found = expand(name)
+            if len(found) != 1 or not isinstance(found[0], Leaf):
+                raise UserError(f"{name} is a group of tasks; expected the name of a single task")
+            self._leaves[name] = found[0]
+        return self._leaves[name]
+
+    def members(self, name: str) -> tuple[Member, ...]:
+        """What a name stands for."""
+        return self.requested.get(name) or expand(name)
+
+    def task(self, name: str) -> Any:
+        """lm-eval's task object. Raises UserError where its data or its definition isn't right."""
+        if name not in self._tasks:
+            leaf = self.leaf(name)
+            task = _build(leaf, self._reader, self._seed)
+            _set_fewshot(task, self._num_fewshot)
+            _require_fewshot(task, leaf, self._reader.mirror)
+            self._tasks[name] = task
+        return self._tasks[name]
+
+    def documents(self, name: str, limit: int | None) -> Iterator[Any]:
+        """The documents that are asked, in order."""
+        return itertools.islice(self.task(name).eval_docs, limit)
+
+    def count(self, name: str, limit: int | None) -> int:
+        available = len(self.task(name).eval_docs)
+        return available if limit is None else min(limit, available)
+
+    def task_hash(self, name: str, limit: int | None) -> str:
+        """See `fingerprint.task_hash`."""
+        key = name, limit
+        if key not in self._hashes:
+            task = self.task(name)
+            fewshot = _fewshot_pool(task) if task.config.num_fewshot else ()
+            self._hashes[key] = task_hash(task, self.documents(name, limit), fewshot or ())
+        return self._hashes[key]
+
+
+def _unique_leaves(members: Iterator[Member]) -> dict[str, Leaf]:
+    leaves: dict[str, Leaf] = {}
+    for member in members:
+        for leaf in member.leaves() if isinstance(member, Group) else (member,):
+            if leaves.setdefault(leaf.name, leaf) != leaf:
+                raise UserError(
+                    f"task {leaf.name} is asked for twice with other settings (by a group and by another, or by name); "
+                    "choose one, or use two studies"
+                )
+    return leaves
+
+
+def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
+    _require_definition(leaf)
+    import jinja2
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory() as scratch, reader.serving(leaf), quiet(), seeded(seed):
+        file = _task_file(leaf, Path(scratch))
+        try:
+            (task,) = TaskManager(include_defaults=False).load([str(file)])["tasks"].values()
+        except IndexError as error:
+            if not str(error).endswith("size 0"):
+                raise
+            raise UserError(
+                f"task {leaf.name}: no documents in the split that it asks; expected at least one"
+            ) from None
+        except ImportError as error:
+            raise UserError(f"task {leaf.name}: lm-eval needs a package for it ({error}); install it") from None
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"task {leaf.name}: a template in {leaf.file} fails on its first document: {error}"
+            ) from None
+    return task
+
+
+def _task_file(leaf: Leaf, scratch: Path) -> Path:
+    """The YAML that lm-eval is to build from: the task's own, or one that includes it and sets what groups set."""
+    if leaf.file is not None and not leaf.overrides:
+        return leaf.file
+    functions = [key for key, value in leaf.overrides.items() if isinstance(value, FunctionName)]
+    if functions:
+        raise UserError(
+            f"task {leaf.name}: its group sets {functions[0]} to a function; set it in the task's own YAML instead"
+        )
+    included = {"include": str(leaf.file)} if leaf.file else {}
+    path = scratch / "task.yaml"
+    path.write_text(yaml.safe_dump({**included, **leaf.overrides, "task": leaf.name}))
+    return path
+
+
+def _require_definition(leaf: Leaf) -> None:
+    """Raise UserError for what lm-eval would stumble over, or what bitladder does not run."""
+    from lm_eval.config.task import TaskConfig
+
+    config, where = leaf.config, leaf.file or leaf.folder
+    if config.get("unsafe_code"):
+        raise UserError(f"task {leaf.name} runs code that the model wrote, which bitladder doesn't; choose another")
+    if config.get("doc_to_image") or config.get("doc_to_audio"):
+        raise UserError(f"task {leaf.name} asks about images or sound; expected a task of text alone")
+    if "class" in config:
+        return
+    known = TaskConfig.__dataclass_fields__.keys() | _STRUCTURAL_KEYS
+    for key in config:
+        if key not in known:
+            raise UnknownNameError(f"key in {where}:", str(key), known)
+    if not config.get("dataset_path") and not config.get("custom_dataset"):
+        raise UserError(
+            f"{where}: task {leaf.name} has no `dataset_path`; expected a Hub name, `json` with data_files, …"
+        )
+    if not config.get("test_split") and not config.get("validation_split"):
+        raise UserError(f"{where}: task {leaf.name} has no `test_split` and no `validation_split`; name the one to ask")
+    output_type = config.get("output_type", "generate_until")
+    if output_type not in _OUTPUT_TYPES:
+        raise UnknownNameError(f"output_type in {where}:", str(output_type), _OUTPUT_TYPES)
+
+
+def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
+    """lm-eval's rule: a task that says 0 stays at 0, one that says nothing has 0 unless asked otherwise."""
+    configured = task.get_config("num_fewshot")
+    if num_fewshot is not None and configured != 0:
+        task.set_config(key="num_fewshot", value=num_fewshot)
+    elif configured is None:
+        task.set_config(key="num_fewshot", value=0)
+
+
+def _fewshot_pool(task: Any) -> Sequence[Any] | None:
+    sampler = getattr(task, "sampler", None)
+    return None if sampler is None else sampler.df
+
+
+def _require_fewshot(task: Any, leaf: Leaf, mirror: Path | None) -> None:
+    """Raise UserError where the split to draw examples from has too few rows, or only a mirror's placeholder."""
+    shots = task.config.num_fewshot
+    pool = _fewshot_pool(task)
+    if not shots or pool is None:
+        return
+    rows = len(pool)
+    drawn_from_asked = task.fewshot_cfg.split is not None and task.fewshot_cfg.split == task.config.test_split
+    placeholder = mirror is not None and rows == PLACEHOLDER_ROWS
+    if rows < shots + drawn_from_asked or placeholder:
+        raise UserError(
+            f"task {leaf.name}: {shots} few-shot examples wanted, the split they are drawn from has {rows} "
+            f"row{'' if rows == 1 else 's'}{' (a placeholder)' if placeholder else ''}; "
+            "lower --num-fewshot, or add the split to the mirror"
+        )

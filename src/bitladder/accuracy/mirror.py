@@ -1,0 +1,174 @@
+"""Where a task's documents come from: a mirror in Hub layout, files beside the task's YAML, or the Hub and its cache.
+
+lm-eval calls ``datasets.load_dataset`` through its module while a task is built; in that time it goes through here.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bitladder.accuracy.expansion import Leaf
+from bitladder.errors import UserError
+from bitladder.records import hash_json
+
+PLACEHOLDER_ROWS = 1
+"""rows of a split that a mirror has only because tasks need it to exist"""
+
+
+class DatasetReader:
+    """Reads tasks' data sets, for one process: what a data set's card says is read once."""
+
+    def __init__(self, mirror: Path | None) -> None:
+        """``mirror``: a folder that holds ``organisation/name`` folders. Raises UserError where there is none."""
+        if mirror is not None and not mirror.is_dir():
+            raise UserError(f"--datasets {mirror}: no such folder; expected a mirror with organisation/name folders")
+        self.mirror = mirror.absolute() if mirror else None
+        self._modules: dict[str, Any] = {}
+
+    @contextmanager
+    def serving(self, leaf: Leaf) -> Iterator[None]:
+        """While the block runs, ``datasets.load_dataset`` reads for this task, and raises UserError where it can't."""
+        import datasets
+        import datasets.load
+
+        make_module = datasets.load.dataset_module_factory
+
+        def module(path: str, **options: Any) -> Any:
+            """Finding a data set's files takes 0.14 s, the same for each of its configurations; MMLU has 57."""
+            key = repr((path, sorted(options.items(), key=str)))
+            if key not in self._modules:
+                found = make_module(path, **options)
+                if Path(path).is_dir():
+                    found = dataclasses.replace(found, hash=_state_hash(Path(path), found.hash))
+                self._modules[key] = found
+            found = self._modules[key]
+            return dataclasses.replace(found, builder_kwargs=dict(found.builder_kwargs))
+
+        token = _SERVED.set((self, leaf))
+        try:
+            with (
+                mock.patch.object(datasets, "load_dataset", _load_dataset),
+                mock.patch.object(datasets.load, "dataset_module_factory", module),
+            ):
+                yield
+        finally:
+            _SERVED.reset(token)
+
+    def load(self, leaf: Leaf, path: str, name: str | None, options: dict[str, Any]) -> Any:
+        """What ``load_dataset`` gives for a task: splits, or one of them where ``options`` name it."""
+        import datasets.load
+
+        place, options = self._locate(leaf, path, options)
+        with _named_errors(leaf, place, is_remote=place == path and "data_files" not in options):
+            splits = datasets.load.load_dataset(place, name, **options)
+        if isinstance(splits, Mapping):
+            _require_splits(leaf, place, splits)
+        return splits
+
+    def _locate(self, leaf: Leaf, path: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Local files relative to the YAML, else the mirror's folder, else the Hub's name as it is."""
+        if options.get("data_files") is not None and "/" not in path:
+            return path, {**options, "data_files": _beside(leaf, options["data_files"])}
+        local = leaf.folder / path
+        if local.is_dir():
+            return str(local), options
+        if self.mirror is None:
+            return path, options
+        folder = self.mirror / path
+        if not folder.is_dir():
+            raise UserError(
+                f"task {leaf.name}: the mirror has no folder {folder}; add data set {path} to it, "
+                "or leave --datasets out to read the Hub"
+            )
+        return str(folder), options
+
+
+_SERVED: ContextVar[tuple[DatasetReader, Leaf] | None] = ContextVar("_SERVED", default=None)
+
+
+def _load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
+    """Stands in for ``datasets.load_dataset``; a task's own Python module may have imported it and keep it for good."""
+    import datasets.load
+
+    served = _SERVED.get()
+    if served is None:
+        return datasets.load.load_dataset(path, name, **options)
+    reader, leaf = served
+    return reader.load(leaf, path, name, options)
+
+
+def _beside(leaf: Leaf, files: Any) -> Any:
+    """``data_files`` with relative paths taken from the YAML's folder; lm-eval alone takes them from the cwd."""
+    if isinstance(files, Mapping):
+        return {split: _beside(leaf, part) for split, part in files.items()}
+    if isinstance(files, list | tuple):
+        return [_beside(leaf, part) for part in files]
+    if "://" in files:
+        return files
+    path = leaf.folder / files
+    if not any(char in files for char in "*?[") and not path.is_file():
+        raise UserError(f"task {leaf.name}: no file {path}; expected the data that its YAML names")
+    return str(path)
+
+
+def _state_hash(folder: Path, card_hash: str) -> str:
+    """What the prepared copy of a local data set is kept under. ``datasets`` takes the card's hash alone, and would go
+    on serving the old rows after a file changed.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hash_json([card_hash, states])
+
+
+def needed_splits(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The splits that lm-eval opens for a task: the one it asks about, and the one of its few-shot examples.
+
+    The latter must exist even where no example is drawn.
+    """
+    asked = config.get("test_split") or config.get("validation_split")
+    fewshot = config.get("fewshot_config") or {}
+    drawn = fewshot.get("split") or config.get("fewshot_split")
+    if drawn is None and fewshot.get("samples") is None:
+        drawn = config.get("training_split") or config.get("validation_split")
+    return tuple(dict.fromkeys(split for split in (asked, drawn) if split))
+
+
+def _require_splits(leaf: Leaf, place: str, splits: Mapping[str, Any]) -> None:
+    for split in needed_splits(leaf.config):
+        if split.partition("[")[0] not in splits:
+            raise UserError(
+                f"task {leaf.name}: {place} has no split {split!r}, it has {', '.join(map(repr, splits))}; add it"
+            )
+
+
+@contextmanager
+def _named_errors(leaf: Leaf, place: str, is_remote: bool) -> Iterator[None]:
+    """What ``load_dataset`` raises for data that can't be had, as a UserError."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error)
+        while isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+            reason = f"{reason}: {error}"
+        remedy = "connect to the Hub once, or give a mirror with --datasets DIR" if is_remote else "put it right"
+        raise UserError(
+            f"task {leaf.name}: its data set {place} can't be read ({_one_line(reason)}); {remedy}"
+        ) from None
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise UserError(
+            f"task {leaf.name}: its data set {place} is a Python script, which `datasets` doesn't run any more; "
+            "choose another task"
+        ) from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

@@ -1,0 +1,164 @@
+"""Where lm-eval's tasks, groups and tags are defined: an index by name, from a scan of the YAML files' text.
+
+lm-eval's own index parses all 14,000 of them, 14 to 18 s a process. The scan reads five keys of each and is kept in the
+cache by lm-eval's version. No task is built and no data is read here.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bitladder.errors import UnknownNameError
+from bitladder.files import cache_directory, write_atomically
+
+BUILTIN_TASKS = Path(__file__).parent / "builtin"
+_SKIPPED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
+# A key at the start of a line, its value, and the lines that go on with it.
+_KEY = re.compile(
+    r"""^["']?(task|group|tag|include|class)["']?[ \t]*:[ \t]*(.*(?:\n[ \t]*-.*|\n[ \t]+\S.*)*)""", re.MULTILINE
+)
+_PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a name stands for. A tag has no file; its tasks carry it."""
+
+    kind: Literal["task", "group", "tag"]
+    file: Path | None
+    tasks: tuple[str, ...] = ()
+    """of a tag: the tasks that carry it, sorted"""
+
+
+Names = Mapping[str, Definition]
+
+
+def find_definition(name: str, names: Names) -> Definition:
+    """The definition of that name. Raises UnknownNameError with the nearest of all names."""
+    if name not in names:
+        raise UnknownNameError("task", name, names, "or the path of a YAML file or folder")
+    return names[name]
+
+
+@cache
+def harness_version() -> str:
+    return metadata.version("lm-eval")
+
+
+@cache
+def known_names() -> Names:
+    """The names of lm-eval and of bitladder's own tasks; the latter win."""
+    return {**_harness_names(), **scan(BUILTIN_TASKS)}
+
+
+def scan(folder: Path) -> dict[str, Definition]:
+    """The names that a folder's YAML files define, by lm-eval's rules: the first file in order of path wins."""
+    names: dict[str, Definition] = {}
+    tagged: dict[str, set[str]] = {}
+    fields = _Fields()
+    for file in yaml_files(folder):
+        keys = fields.of(file)
+        kind: Literal["task", "group"] = "group" if "group" in keys and "class" not in keys else "task"
+        name = keys.get(kind)
+        if not isinstance(name, str) or name in names or name in tagged:
+            continue
+        names[name] = Definition(kind, file)
+        if kind == "task":
+            for tag in _as_list(keys.get("tag")):
+                tagged.setdefault(str(tag), set()).add(name)
+    for tag, tasks in tagged.items():
+        names.setdefault(tag, Definition("tag", None, tuple(sorted(tasks))))
+    return names
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """Its ``*.yaml`` files at any depth, in lm-eval's order."""
+    found = []
+    for directory, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        found += [os.path.join(directory, name) for name in files if name.endswith(".yaml")]  # noqa: PTH118 - speed
+    return [Path(path) for path in sorted(found)]
+
+
+def _harness_names() -> dict[str, Definition]:
+    root = harness_tasks()
+    path = cache_directory() / f"lm-eval-{harness_version()}-names.json"
+    names = _read_names(path, root)
+    if names is None:
+        names = scan(root)
+        rows = {
+            name: [entry.kind, str(entry.file.relative_to(root)) if entry.file else None, entry.tasks]
+            for name, entry in names.items()
+        }
+        write_atomically(path, json.dumps({"files": _count_files(root), "names": rows}))
+    return names
+
+
+def harness_tasks() -> Path:
+    """The folder of lm-eval's task definitions."""
+    spec = util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
+def _read_names(path: Path, root: Path) -> dict[str, Definition] | None:
+    """The index of an earlier scan; None where there is none, or one of an installation that has other files."""
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_bytes())
+    if stored["files"] != _count_files(root):
+        return None
+    return {
+        name: Definition(kind, root / file if file else None, tuple(tasks))
+        for name, (kind, file, tasks) in stored["names"].items()
+    }
+
+
+def _count_files(root: Path) -> int:
+    """Files in the folder's subfolders, one level deep: a task set added to an editable installation changes it."""
+    return sum(len(os.listdir(entry)) for entry in os.scandir(root) if entry.is_dir())  # noqa: PTH208 - speed
+
+
+class _Fields:
+    """The five keys of YAML files, those of included files among them."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, dict[str, Any]] = {}
+
+    def of(self, file: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+        if file in including or not file.is_file():
+            return {}
+        if file not in self._known:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            own = {key: _value(value) for key, value in _KEY.findall(text)}
+            merged: dict[str, Any] = {}
+            for included in _as_list(own.pop("include", None)):
+                merged.update(self.of(Path(os.path.normpath(file.parent / str(included))), (*including, file)))
+            self._known[file] = {**merged, **own}
+        return self._known[file]
+
+
+def _value(text: str) -> Any:
+    """A key's value: plain names at once, anything else through YAML; a group's list of tasks is left as text."""
+    plain = text.partition(" #")[0].strip().strip("\"'")
+    if _PLAIN.fullmatch(plain):
+        return plain
+    try:
+        return yaml.load(text, yaml.CSafeLoader)
+    except yaml.YAMLError:
+        return None
+
+
+def _as_list(value: Any) -> Iterable[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,172 @@
+"""lm-eval's logged samples as records: the documents, and what the model answered to each."""
+
+import json
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from bitladder.errors import UserError
+from bitladder.records import AccuracyOutcome, Document, DocumentOutcome, MetricInfo, TaskDocuments, hash_json
+
+Sample = Mapping[str, Any]
+
+
+def collect_samples(
+    task: Any, results: Mapping[str, Any], truncated: Collection[str]
+) -> tuple[AccuracyOutcome, TaskDocuments]:
+    """The outcome and the documents of one evaluated task, in lm-eval's order, repeated documents included.
+
+    ``results``: what ``lm_eval.evaluate`` returned with ``log_samples``. ``truncated``: contexts that were cut off.
+    Raises UserError for log-likelihoods that are no numbers, and for a task without a score of its own by document.
+    """
+    name = task.task_name
+    by_document: dict[int, list[Sample]] = {}
+    for sample in results["samples"][name]:
+        by_document.setdefault(sample["doc_id"], []).append(sample)
+    samples = list(by_document.values())
+    outcomes = tuple(_outcome(task, filtered) for filtered in samples)
+    _require_numbers(name, outcomes)
+    metrics = _metrics(task, samples, outcomes)
+    documents = tuple(_document(task, filtered[0]) for filtered in samples)
+    documents_hash = hash_json([name, [document.model_dump(mode="json") for document in documents]])
+    outcome = AccuracyOutcome(
+        documents_hash=documents_hash,
+        output_type=task.OUTPUT_TYPE,
+        metrics=metrics,
+        harness_results=_harness_results(results["results"][name]),
+        documents=outcomes,
+        truncated_documents=sum(
+            any(arguments[0] in truncated for arguments in filtered[0]["arguments"]) for filtered in samples
+        ),
+    )
+    return outcome, TaskDocuments(task=name, documents_hash=documents_hash, documents=documents)
+
+
+def _outcome(task: Any, filtered: Sequence[Sample]) -> DocumentOutcome:
+    """One document's answer; ``filtered`` holds the same answer once a filter of the task."""
+    first = filtered[0]
+    responses = [repeats[0] for repeats in first["resps"]]
+    loglikelihoods: tuple[float, ...] | None = None
+    greedy: tuple[bool, ...] | None = None
+    text = None
+    if task.OUTPUT_TYPE == "generate_until":
+        text = str(responses[0])
+    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
+        loglikelihoods = tuple(float(response) for response in responses)
+    else:
+        scored = responses[: _choice_count(first)]
+        loglikelihoods = tuple(float(loglikelihood) for loglikelihood, _ in scored)
+        greedy = tuple(bool(is_greedy) for _, is_greedy in scored)
+    metrics: dict[str, float | tuple[float, float]] = {}
+    for sample in filtered:
+        for name in sample["metrics"]:
+            value = _metric_value(sample[name])
+            if value is not None:
+                metrics[f"{name},{sample['filter']}"] = value
+    return DocumentOutcome(
+        doc_hash=first["doc_hash"],
+        prompt_hash=first["prompt_hash"],
+        loglikelihoods=loglikelihoods,
+        greedy=greedy,
+        text=text,
+        metrics=metrics,
+    )
+
+
+def _choice_count(sample: Sample) -> int:
+    """Scored continuations; those that ``acc_mutual_info`` scores again without their context come after them."""
+    count = len(sample["arguments"])
+    return count // 2 if "acc_mutual_info" in sample["metrics"] else count
+
+
+def _metric_value(value: Any) -> float | tuple[float, float] | None:
+    """A number or a pair of numbers; None for what only means something over all documents, such as BLEU's texts."""
+    if isinstance(value, tuple | list):
+        numbers = [_number(part) for part in value]
+        return (numbers[0], numbers[1]) if len(numbers) == 2 and None not in numbers else None  # type: ignore[return-value]
+    return _number(value)
+
+
+def _number(value: Any) -> float | None:
+    import numpy
+
+    return float(value) if isinstance(value, int | float | numpy.bool_ | numpy.number) else None
+
+
+def _require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
+    """A model that overflows its type answers NaN, which no table may turn into a score."""
+    outcomes = list(outcomes)
+    broken = sum(not all(map(math.isfinite, outcome.loglikelihoods or ())) for outcome in outcomes)
+    if broken:
+        raise UserError(
+            f"task {name}: log-likelihoods that are not numbers in {broken} of {len(outcomes)} documents; "
+            "the model overflows its type, take a rung of wider range such as bf16"
+        )
+
+
+def _metrics(
+    task: Any, samples: Sequence[Sequence[Sample]], outcomes: Sequence[DocumentOutcome]
+) -> tuple[MetricInfo, ...]:
+    """The metrics that have a value in every document and a known direction, in lm-eval's order."""
+    from lm_eval.api.metrics import mean
+    from lm_eval.api.registry import AGGREGATION_REGISTRY
+
+    names: dict[Any, str] = {function: name for name, function in AGGREGATION_REGISTRY.items()}
+    found = []
+    for sample in samples[0]:
+        for name in sample["metrics"]:
+            better = task.higher_is_better().get(name)
+            aggregation = task.aggregation().get(name, mean)
+            metric = MetricInfo(
+                name=name,
+                filter=sample["filter"],
+                aggregation=names.get(aggregation, getattr(aggregation, "__name__", "custom")),
+                higher_is_better=bool(better),
+            )
+            if better is not None and all(metric.key in outcome.metrics for outcome in outcomes):
+                found.append(metric)
+    if not found:
+        raise UserError(
+            f"task {task.task_name}: lm-eval scores it over all documents at once, and rungs are compared document by "
+            "document; choose a task with a metric such as acc or exact_match"
+        )
+    return tuple(found)
+
+
+def _harness_results(results: Mapping[str, Any]) -> dict[str, float]:
+    """lm-eval's aggregates by ``metric,filter``; its standard errors are not asked for."""
+    return {
+        key: float(value)
+        for key, value in results.items()
+        if "," in key and not isinstance(value, str) and math.isfinite(value)
+    }
+
+
+def _document(task: Any, sample: Sample) -> Document:
+    """Where each choice has a context of its own, the prompt is what these have in common."""
+    from lm_eval.utils import handle_non_serializable
+
+    if task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood"):
+        scored = sample["arguments"][: _choice_count(sample)]
+        prompt = os.path.commonprefix([context for context, _ in scored])  # noqa: RUF071 - texts, not paths
+        choices = tuple(f"{context[len(prompt) :]}{continuation}" for context, continuation in scored)
+    else:
+        prompt, choices = sample["arguments"][0][0], None
+    doc = sample["doc"] if isinstance(sample["doc"], Mapping) else {"text": sample["doc"]}
+    return Document(
+        doc_hash=sample["doc_hash"],
+        prompt_hash=sample["prompt_hash"],
+        prompt=prompt,
+        choices=choices,
+        target=_target(task, sample, choices),
+        doc=json.loads(json.dumps(doc, default=handle_non_serializable)),
+    )
+
+
+def _target(task: Any, sample: Sample, choices: tuple[str, ...] | None) -> str:
+    """The right choice's text where lm-eval gives its index, else lm-eval's target as text."""
+    target = task.doc_to_text(sample["doc"]) if getattr(task, "multiple_input", 0) else sample["target"]
+    if choices is not None and isinstance(target, int) and 0 <= target < len(choices):
+        return choices[target]
+    return str(target)

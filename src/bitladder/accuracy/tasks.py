@@ -1,0 +1,145 @@
+"""From the settings' suite or task names to the accuracy items of a plan, and to the table's rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from bitladder.accuracy.expansion import Group, Leaf, Member
+from bitladder.accuracy.library import TaskLibrary, task_library
+from bitladder.accuracy.registry import harness_version
+from bitladder.accuracy.suites import find_suite, published_title
+from bitladder.defaults import TOKEN_BUDGET
+from bitladder.errors import UnknownNameError
+from bitladder.records import AccuracyTask, Settings, TaskGroup
+
+CUSTOM = "custom"
+"""the suite of a study that names its tasks itself"""
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Everything that is asked, and how it is pooled."""
+
+    suite: str
+    groups: tuple[TaskGroup, ...]
+    """table rows, in order; every leaf task is in at least one"""
+    items: tuple[AccuracyTask, ...]
+    document_counts: dict[str, int]
+    """documents that are asked, by leaf task"""
+
+
+def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
+    """Build the tasks that ``settings.tasks``, or else the suite, names.
+
+    Raises UnknownNameError for an unknown suite, task or key of ``limits``, UserError for data that isn't there.
+    """
+    library = task_library(settings)
+    rows = _custom_rows(library) if settings.tasks else _suite_rows(library, suite)
+    names = tuple(dict.fromkeys(task for row in rows for task in row.tasks))
+    limits = _limits(settings, library, rows, names)
+    items = tuple(
+        AccuracyTask(
+            task=name,
+            task_hash=library.task_hash(name, limits[name]),
+            limit=limits[name],
+            num_fewshot=library.task(name).config.num_fewshot,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            chat_template=settings.chat_template,
+            device=device,
+            backend=settings.backend,
+            token_budget=_token_budget(settings, device),
+            harness_version=harness_version(),
+        )
+        for name in names
+    )
+    return TaskSet(
+        suite=CUSTOM if settings.tasks else suite,
+        groups=tuple(rows),
+        items=items,
+        document_counts={name: library.count(name, limits[name]) for name in names},
+    )
+
+
+def _token_budget(settings: Settings, device: str) -> int | None:
+    if settings.backend != "bitladder":
+        return None
+    return settings.token_budget or TOKEN_BUDGET[device.partition(":")[0]]
+
+
+def _suite_rows(library: TaskLibrary, suite: str) -> list[TaskGroup]:
+    return [
+        TaskGroup(
+            name=row.name,
+            title=row.title,
+            tasks=tuple(
+                leaf.name for task in row.tasks for member in library.members(task) for leaf in _leaves(member)
+            ),
+            pooling=row.pooling,
+            in_aggregate=row.in_aggregate,
+        )
+        for row in find_suite(suite).rows
+    ]
+
+
+def _custom_rows(library: TaskLibrary) -> list[TaskGroup]:
+    """A row for each task or group asked for and for each group inside it; each question enters the aggregate once."""
+    rows: dict[str, TaskGroup] = {}
+    for member in chain.from_iterable(library.requested.values()):
+        for row in _rows(member):
+            rows.setdefault(row.name, row)
+    counted: set[str] = set()
+    for row in sorted(rows.values(), key=lambda row: -len(row.tasks)):
+        if row.in_aggregate and counted.isdisjoint(row.tasks):
+            counted.update(row.tasks)
+        else:
+            rows[row.name] = row.model_copy(update={"in_aggregate": False})
+    return list(rows.values())
+
+
+def _rows(member: Member, prefix: str = "", in_aggregate: bool = True) -> Iterator[TaskGroup]:
+    """A group that lm-eval pools into one score is a row, with its inner groups below it; another is its members."""
+    if isinstance(member, Group) and not member.has_one_score:
+        for inner in member.members:
+            yield from _rows(inner, prefix, in_aggregate)
+        return
+    title = published_title(member.name) or f"{prefix}{member.title}"
+    if isinstance(member, Leaf):
+        # Perplexities are shown and enter no aggregate.
+        counts = in_aggregate and member.config.get("output_type") != "loglikelihood_rolling"
+        yield TaskGroup(name=member.name, title=title, tasks=(member.name,), pooling="documents", in_aggregate=counts)
+        return
+    assert member.pooling is not None
+    tasks = tuple(leaf.name for leaf in member.leaves())
+    yield TaskGroup(name=member.name, title=title, tasks=tasks, pooling=member.pooling, in_aggregate=in_aggregate)
+    for inner in member.members:
+        if isinstance(inner, Group):
+            yield from _rows(inner, f"{title} ", in_aggregate=False)
+
+
+def _leaves(member: Member) -> Iterator[Leaf]:
+    if isinstance(member, Leaf):
+        yield member
+    else:
+        yield from member.leaves()
+
+
+def _limits(
+    settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup], names: Sequence[str]
+) -> dict[str, int | None]:
+    """Documents by leaf task: its own limit, else that of a row or request that holds it, else ``settings.limit``."""
+    parts = {
+        **{name: (name,) for name in names},
+        **{
+            requested: tuple(leaf.name for member in members for leaf in _leaves(member))
+            for requested, members in library.requested.items()
+        },
+        **{row.name: row.tasks for row in rows},
+    }
+    for key in settings.limits:
+        if key not in parts:
+            raise UnknownNameError("task in limits:", key, parts)
+    limits: dict[str, int | None] = dict.fromkeys(names, settings.limit)
+    for key in sorted(settings.limits, key=lambda key: -len(parts[key])):
+        limits.update(dict.fromkeys(parts[key], settings.limits[key]))
+    return limits

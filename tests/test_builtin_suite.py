@@ -1,0 +1,129 @@
+"""The packaged suite keeps what its README and the accuracy table promise of it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KINDS = ("knowledge", "language", "arithmetic")
+FOLDER = files("bitladder.accuracy") / "builtin"
+WITHOUT_QUESTION = ("Answer:", "<|im_start|>")
+"""the prompt with its question removed: what is left of a question, and of a stem (the first token alone)"""
+
+
+@cache
+def rows(name: str) -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+
+
+def items() -> Iterator[dict[str, Any]]:
+    for kind in KINDS:
+        yield from rows(kind)
+
+
+def test_there_are_at_least_800_items() -> None:
+    assert sum(1 for _ in items()) >= 800
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestKind:
+    def test_has_at_least_200_items(self, kind: str) -> None:
+        assert len(rows(kind)) >= 200
+
+    def test_items_have_the_five_fields_and_four_choices(self, kind: str) -> None:
+        for row in rows(kind):
+            assert list(row) == ["id", "template", "question", "choices", "answer"]
+            assert len({choice.lower() for choice in row["choices"]}) == 4
+            assert row["answer"] in range(4)
+            assert row["question"] == row["question"].strip()
+
+    def test_ids_number_the_items_in_order(self, kind: str) -> None:
+        assert [row["id"] for row in rows(kind)] == [f"{kind}-{n:03d}" for n in range(1, len(rows(kind)) + 1)]
+
+    def test_no_template_has_more_than_15_percent(self, kind: str) -> None:
+        counts = Counter(row["template"] for row in rows(kind))
+        assert max(counts.values()) <= 0.15 * len(rows(kind))
+
+    def test_answers_are_balanced_over_positions(self, kind: str) -> None:
+        counts = Counter(row["answer"] for row in rows(kind))
+        assert all(0.22 <= counts[position] / len(rows(kind)) <= 0.28 for position in range(4))
+
+    def test_a_prefix_holds_most_templates(self, kind: str) -> None:
+        """``--limit`` takes the first documents; sorted by template, 100 of them would hold a few templates."""
+        templates = {row["template"] for row in rows(kind)}
+        assert len({row["template"] for row in rows(kind)[:100]}) >= 0.9 * len(templates)
+
+    def test_task_asks_every_item(self, kind: str) -> None:
+        assert _task(kind) == {"task": f"bitladder_{kind}", "data_file": f"{kind}.jsonl"}
+
+
+def test_no_question_is_asked_twice() -> None:
+    asked = Counter(" ".join(row["question"].lower().split()) for row in items())
+    assert [question for question, count in asked.items() if count > 1] == []
+
+
+def test_a_question_mark_ends_a_question_and_nothing_else() -> None:
+    """The prompt's form hangs on it: a question is wrapped in Question/Answer, a stem is continued as it stands."""
+    for row in items():
+        first_word = row["question"].split()[0]
+        asks = first_word in {"What", "Which", "Where", "Who", "In", "On"} and row["question"].endswith("?")
+        assert row["question"].endswith("?") == asks, row["question"]
+
+
+def test_prose_has_a_few_thousand_words_in_distinct_passages() -> None:
+    passages = rows("prose")
+    words = [len(passage["text"].split()) for passage in passages]
+    assert 3000 <= sum(words) <= 4000
+    assert all(180 <= count <= 220 for count in words)
+    assert len({passage["id"] for passage in passages}) == len(passages)
+    assert len({passage["text"] for passage in passages}) == len(passages)
+    assert _task("prose") == {"task": "bitladder_prose", "data_file": "prose.jsonl"}
+
+
+@pytest.mark.smollm2
+def test_every_choice_is_one_token(smollm2: Path) -> None:
+    tokens = _token_ids(smollm2)
+    assert {choice for choice, ids in tokens.items() if len(ids) != 1} == set()
+
+
+@pytest.mark.smollm2
+def test_without_the_question_at_most_35_percent_are_right(smollm2: Path) -> None:
+    """One forward ranks every item's choices: without its question, an item's prompt is the same for all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokens = {choice: ids[0] for choice, ids in _token_ids(smollm2).items()}
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    for prompt in WITHOUT_QUESTION:
+        with torch.inference_mode():
+            logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].float()  # (vocabulary,)
+        for kind in KINDS:
+            right = [_best(row["choices"], tokens, logits) == row["answer"] for row in rows(kind)]
+            assert sum(right) <= 0.35 * len(right), f"{kind} after {prompt!r}"
+
+
+def _task(name: str) -> dict[str, str]:
+    import yaml
+
+    config = yaml.safe_load((FOLDER / f"bitladder_{name}.yaml").read_text(encoding="utf-8"))
+    return {"task": config["task"], "data_file": config["dataset_kwargs"]["data_files"]["test"]}
+
+
+def _token_ids(checkpoint: Path) -> dict[str, list[int]]:
+    """Token ids of every choice as lm-eval continues a prompt with it: after one space."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    choices = sorted({choice for row in items() for choice in row["choices"]})
+    ids = tokenizer([f" {choice}" for choice in choices], add_special_tokens=False).input_ids
+    return dict(zip(choices, ids, strict=True))
+
+
+def _best(choices: list[str], tokens: dict[str, int], logits: Any) -> int:
+    return max(range(len(choices)), key=lambda index: float(logits[tokens[choices[index]]]))
