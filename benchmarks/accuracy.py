@@ -1,0 +1,217 @@
+"""Prints our lm-eval backend beside lm-eval's hf: same answers, and how much sooner.
+
+    python benchmarks/accuracy.py --model DIR --datasets MIRROR [--dtype float32] [--device cpu] [--cases arc_easy ...]
+
+Both sides score the same requests of the same loaded model in one run, hf at each of several batch sizes, of which the
+fastest counts. Times are wall seconds; on a CPU the processor seconds stand beside them, which other work on the
+machine disturbs less. Tokenizing counts on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitladder.accuracy.backend.lm import BitladderLM
+
+NEAR_TIE = 2e-4
+"""gap of hf's two best, in log-probability, within which another choice is no error"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, the documents of each of its parts, and how much sooner we want to be."""
+
+    name: str
+    task: str
+    documents: int | None
+    num_fewshot: int | None
+    goal: float
+    batch_sizes: tuple[int, ...]
+
+
+CASES = (
+    Case("arc_challenge", "arc_challenge", 200, 0, 3.5, (8, 16, 32)),
+    Case("arc_easy", "arc_easy", 200, 0, 3.0, (8, 16, 32)),
+    Case("hellaswag", "hellaswag", 200, 0, 2.0, (8, 16, 32)),
+    Case("mmlu 0-shot", "mmlu_moral_disputes", None, 0, 1.5, (4, 8, 16)),
+    Case("mmlu 5-shot", "mmlu_moral_disputes", 200, 5, 6.0, (1, 2, 4)),
+    Case("gsm8k_cot", "gsm8k_cot", 32, None, 3.0, (8, 16)),
+    Case("gsm8k", "gsm8k", 32, 5, 1.0, (8, 16)),
+)
+COLUMNS = (
+    "case",
+    "documents",
+    "hf batch",
+    "hf, documents/s",
+    "ours, documents/s",
+    "ratio",
+    "ratio of processor time",
+    "goal",
+    "largest difference",
+    "other greedy flags",
+    "other choices or texts",
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    wall_s: float
+    processor_s: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one case's answers differ from hf's."""
+
+    largest_difference: float | None
+    greedy: int
+    choices: int
+    near_ties: int
+
+
+def main() -> None:
+    options = _parse()
+    logging.disable(logging.WARNING)
+    import torch
+
+    from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = load_pretrained(options.model, options.device, dtype=getattr(torch, options.dtype))
+    tokenizer = load_tokenizer(options.model)
+    on_cuda = options.device.startswith("cuda")
+    device = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{options.model.name}, {options.dtype}, {device}\n")
+    print(_row(COLUMNS))
+    print(_row(["---"] * len(COLUMNS)))
+    for case in CASES:
+        if options.cases and case.name not in options.cases and case.task not in options.cases:
+            continue
+        run_case(case, model, tokenizer, options)
+
+
+def _row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--datasets", required=True, help="mirror of the data sets in Hub layout")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cases", nargs="*")
+    parser.add_argument("--documents", type=int, help="of each case, instead of its own number")
+    parser.add_argument("--hf-batches", type=int, nargs="*", help="instead of each case's own")
+    parser.add_argument("--new-tokens", type=int, help="limit of a generation, instead of the task's")
+    parser.add_argument("--token-budget", type=int)
+    return parser.parse_args()
+
+
+def load_requests(case: Case, options: argparse.Namespace) -> list[Any]:
+    """lm-eval's own requests for the case's documents."""
+    from bitladder.accuracy.library import task_library
+    from bitladder.records import Settings
+
+    settings = Settings(model="-", tasks=(case.task,), datasets=options.datasets, num_fewshot=case.num_fewshot)
+    task = task_library(settings).task(case.task)
+    task.set_fewshot_seed(seed=settings.seed)
+    task.build_all_requests(limit=options.documents or case.documents, rank=0, world_size=1)
+    if options.new_tokens and task.OUTPUT_TYPE == "generate_until":
+        for request in task.instances:
+            request.arguments[1]["max_gen_toks"] = options.new_tokens
+    instances: list[Any] = task.instances
+    return instances
+
+
+def timed(run: Callable[[], list[Any]], device: str) -> tuple[list[Any], Timing]:
+    import torch
+
+    wall, processor = time.perf_counter(), time.process_time()
+    answers = run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return answers, Timing(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace) -> None:
+    from bitladder.accuracy.backend.lm import BitladderLM
+    from bitladder.accuracy.huggingface import HuggingFaceModel
+
+    requests = load_requests(case, options)
+    method = requests[0].request_type
+    lm = BitladderLM(model, tokenizer, token_budget=options.token_budget, cache_requests=False)
+    if options.device.startswith("cuda"):
+        getattr(lm, method)(requests[:8], disable_tqdm=True)  # kernels are loaded at their first use
+    ours, our_time = timed(partial(getattr(lm, method), requests, disable_tqdm=True), options.device)
+    theirs, best, best_size = None, None, 0
+    for size in options.hf_batches if options.hf_batches is not None else case.batch_sizes:
+        ask = getattr(HuggingFaceModel(model, tokenizer, size), method)
+        answers, taken = timed(partial(ask, requests, disable_tqdm=True), options.device)
+        if best is None or taken.wall_s < best.wall_s:
+            theirs, best, best_size = answers, taken, size
+    documents = len({request.doc_id for request in requests})
+    cells: list[object] = [case.name, documents]
+    if theirs is None or best is None:
+        print(_row([*cells, "-", "-", f"{documents / our_time.wall_s:.2f}"]), flush=True)
+        return
+    found = compare_texts(requests, theirs, ours, lm) if method == "generate_until" else compare(requests, theirs, ours)
+    cells += [best_size, f"{documents / best.wall_s:.2f}", f"{documents / our_time.wall_s:.2f}"]
+    cells += [f"{best.wall_s / our_time.wall_s:.2f}", f"{best.processor_s / our_time.processor_s:.2f}", case.goal]
+    cells.append("-" if found.largest_difference is None else f"{found.largest_difference:.1e}")
+    cells += [found.greedy, f"{found.choices} (near ties: {found.near_ties})"]
+    print(_row(cells), flush=True)
+
+
+def compare(requests: Sequence[Any], theirs: Sequence[Any], ours: Sequence[Any]) -> Comparison:
+    """Log-likelihoods, greedy flags, and which choice is the most likely."""
+    by_document: dict[int, list[int]] = {}
+    for index, request in enumerate(requests):
+        by_document.setdefault(request.doc_id, []).append(index)
+    choices = near_ties = 0
+    for members in by_document.values():
+        ranked = sorted(members, key=lambda index: -theirs[index][0])
+        if max(members, key=lambda index: ours[index][0]) != ranked[0]:
+            tie = theirs[ranked[0]][0] - theirs[ranked[1]][0] <= NEAR_TIE
+            choices, near_ties = choices + 1, near_ties + tie
+    return Comparison(
+        max(abs(a[0] - b[0]) for a, b in zip(theirs, ours, strict=True)),
+        sum(a[1] != b[1] for a, b in zip(theirs, ours, strict=True)),
+        choices,
+        near_ties,
+    )
+
+
+def compare_texts(requests: Sequence[Any], theirs: Sequence[str], ours: Sequence[str], lm: BitladderLM) -> Comparison:
+    """Texts; one that differs is a near tie where the model's two best tokens at the fork are one."""
+    different = [index for index in range(len(ours)) if theirs[index] != ours[index]]
+    ties = sum(fork_gap(requests[index].args[0], theirs[index], ours[index], lm) <= NEAR_TIE for index in different)
+    return Comparison(None, 0, len(different), ties)
+
+
+def fork_gap(prompt: str, theirs: str, ours: str, lm: BitladderLM) -> float:
+    """Gap in log-probability between the two best tokens where two continuations part."""
+    import torch
+
+    first, second = (lm.tok_encode(text, add_special_tokens=False) for text in (theirs, ours))
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    tokens = torch.tensor([lm.tok_encode(prompt) + first[:shared]], device=lm.model.device)
+    with torch.inference_mode():
+        best = lm.model(tokens, use_cache=False, logits_to_keep=1).logits[0, -1].float().log_softmax(-1).topk(2).values
+    return float(best[0] - best[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""How many tokens to forward at once: a power of two, so that what is free at the moment doesn't change the plan."""
+
+from typing import TYPE_CHECKING
+
+from bitladder.defaults import TOKEN_BUDGET
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LEAST = 256
+CPU_ROWS = 32
+MAX_ROWS = 256
+"""where a decoding step's products no longer gain from more rows"""
+
+
+def token_budget(model: "PreTrainedModel") -> int:
+    """The device's best budget, halved until its activations and logits take at most half of the free memory."""
+    from bitladder.checkpoint.loading import available_bytes
+
+    budget = TOKEN_BUDGET[model.device.type]
+    free = available_bytes(str(model.device))
+    while budget > _LEAST and budget * token_bytes(model) > free / 2:
+        budget //= 2
+    return budget
+
+
+def token_bytes(model: "PreTrainedModel") -> int:
+    """Upper estimate of the memory one packed token takes while it is forwarded and scored.
+
+    In FP32: the logits twice (soft-capping copies them), the widest layer's inside three times, a dozen hidden states.
+    """
+    config = model.config.get_text_config()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(4 * (2 * config.vocab_size + 3 * wide + 12 * config.hidden_size))
+
+
+def rows_at_once(model: "PreTrainedModel", length: int) -> int:
+    """Rows of ``length`` tokens to generate side by side: the keys and values take at most a quarter of the memory."""
+    from bitladder.checkpoint.loading import available_bytes
+
+    rows = CPU_ROWS if model.device.type == "cpu" else MAX_ROWS
+    free = available_bytes(str(model.device))
+    while rows > 1 and rows * length * key_value_bytes(model) > free / 4:
+        rows //= 2
+    return rows
+
+
+def key_value_bytes(model: "PreTrainedModel") -> int:
+    """Memory of one token's keys and values in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)

@@ -1,0 +1,158 @@
+"""Greedy generation with continuous batching: a row that is done leaves, and the next one takes its place."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitladder.accuracy.backend.attention import forward, our_attention
+from bitladder.accuracy.backend.packing import flat_pack
+from bitladder.accuracy.backend.slots import PREFIX, Slots, StepAttention
+from bitladder.accuracy.backend.stopping import StopStrings
+from bitladder.accuracy.backend.tree import TreeAttention
+from bitladder.accuracy.backend.trie import Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+_LEAST_PREFIX = 16
+"""tokens of a common beginning below which it isn't worth a call of its own in every step"""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    tokens: Tokens
+    stops: StopStrings
+    end_tokens: frozenset[int]
+    limit: int
+    """new tokens at most"""
+
+
+@dataclass
+class _Row:
+    index: int
+    prompt: Prompt
+    suffix: Tokens
+    """the prompt without the common prefix"""
+    generated: list[int] = field(default_factory=list)
+
+    @property
+    def cached(self) -> int:
+        """tokens behind the prefix whose keys and values are in the slot"""
+        return len(self.suffix) + len(self.generated) - 1
+
+    @property
+    def done(self) -> bool:
+        last = self.generated[-1]
+        full = len(self.generated) == self.prompt.limit
+        return full or last in self.prompt.end_tokens or self.prompt.stops.reached(self.generated)
+
+
+def generate(
+    model: "PreTrainedModel",
+    prompts: Sequence[Prompt],
+    *,
+    slots: int,
+    token_budget: int,
+    finished: Callable[[int, list[int]], None],
+) -> None:
+    """Generate for every prompt; ``finished`` gets each one's index and new tokens, stop string or end included."""
+    import torch
+
+    if not prompts:
+        return
+    prefix = _common_prefix([prompt.tokens for prompt in prompts])
+    rows = [_Row(index, prompt, prompt.tokens[prefix:]) for index, prompt in enumerate(prompts)]
+    rows.sort(key=lambda row: (-len(row.suffix), row.index))  # neighbours of like length leave little of a block unused
+    length = max(len(row.suffix) + row.prompt.limit for row in rows)
+    with torch.inference_mode(), our_attention(model):
+        batch = _Batch(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix])
+        waiting = deque(rows)
+        while waiting or batch.rows:
+            free = batch.slots.count - len(batch.rows)
+            # A forward for one new row costs nearly as much as for several.
+            if waiting and (not batch.rows or free >= min(len(waiting), max(1, batch.slots.count // 4))):
+                batch.admit(_next_rows(waiting, free, token_budget))
+            else:
+                batch.step()
+            for row in batch.release():
+                finished(row.index, row.generated)
+
+
+def _next_rows(waiting: deque[_Row], free: int, token_budget: int) -> list[_Row]:
+    rows: list[_Row] = []
+    while waiting and len(rows) < free:
+        if rows and sum(len(row.suffix) for row in rows) + len(waiting[0].suffix) > token_budget:
+            break
+        rows.append(waiting.popleft())
+    return rows
+
+
+class _Batch:
+    """Rows ``i`` of the batch are in slots ``i``."""
+
+    def __init__(self, model: "PreTrainedModel", slots: Slots, prefix: Tokens) -> None:
+        self.model = model
+        self.slots = slots
+        self.prefix_length = len(prefix)
+        self.chain = (PREFIX,) if len(prefix) else ()
+        self.rows: list[_Row] = []
+        if len(prefix):
+            pack = flat_pack([prefix], 0, (), [PREFIX])
+            tokens, positions = self._tensor(pack.tokens), self._tensor(pack.positions)
+            state = TreeAttention(pack, slots.prefix, model.device, positions)
+            forward(model, tokens, positions, tokens.new_zeros(1), state)
+
+    def _tensor(self, values: "np.ndarray | list[int]") -> "Tensor":
+        import torch
+
+        return torch.as_tensor(values, dtype=torch.long).to(self.model.device, non_blocking=True)
+
+    def admit(self, rows: list[_Row]) -> None:
+        """Forward the new rows' prompts; gives each its first token."""
+        first = len(self.rows)
+        keep = range(first, first + len(rows))
+        pack = flat_pack([row.suffix for row in rows], self.prefix_length, self.chain, keep)
+        positions = self._tensor(pack.positions)
+        state = TreeAttention(pack, self.slots, self.model.device, positions)
+        logits = forward(self.model, self._tensor(pack.tokens), positions, self._tensor(pack.rows), state)
+        self.rows += rows
+        self._take(logits, rows)
+
+    def step(self) -> None:
+        """One more token for every row."""
+        places = [row.cached for row in self.rows]
+        state = StepAttention(self.slots, places, self.prefix_length, self.model.device)
+        tokens = self._tensor([row.generated[-1] for row in self.rows])
+        positions = self._tensor([self.prefix_length + place for place in places])
+        self._take(forward(self.model, tokens, positions, state.rows, state), self.rows)
+
+    def _take(self, logits: "Tensor", rows: list[_Row]) -> None:
+        for row, token in zip(rows, logits.float().argmax(-1).tolist(), strict=True):
+            row.generated.append(token)
+
+    def release(self) -> list[_Row]:
+        """Take out the rows that are done, the last ones moving into their slots."""
+        done = []
+        for slot in range(len(self.rows) - 1, -1, -1):
+            if not self.rows[slot].done:
+                continue
+            done.append(self.rows[slot])
+            last = self.rows.pop()
+            if slot < len(self.rows):
+                self.rows[slot] = last
+                self.slots.move(len(self.rows), slot, last.cached)
+        return done
+
+
+def _common_prefix(texts: Sequence[Tokens]) -> int:
+    """Tokens that all begin with, leaving each at least one; 0 where it isn't worth it."""
+    shortest = min(len(text) for text in texts) - 1
+    first = texts[0][:shortest]
+    for text in texts[1:]:
+        differing = np.flatnonzero(first != text[: len(first)])
+        first = first[: differing[0]] if len(differing) else first
+    return len(first) if len(texts) > 1 and len(first) >= _LEAST_PREFIX else 0

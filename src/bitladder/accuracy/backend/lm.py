@@ -1,0 +1,278 @@
+"""bitladder's lm-eval backend: tasks, prompts and scoring are lm-eval's, the forwards are ours.
+
+python -m bitladder.accuracy.backend run --model bitladder --model_args pretrained=DIR,dtype=float32 --tasks arc_easy
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from bitladder.accuracy.backend.attention import UnsupportedModelError
+from bitladder.accuracy.backend.budget import MAX_ROWS, rows_at_once
+from bitladder.accuracy.backend.budget import token_budget as find_token_budget
+from bitladder.accuracy.backend.generation import Prompt, generate
+from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
+from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
+from bitladder.accuracy.backend.requests import RequestEncoder
+from bitladder.accuracy.backend.rolling import rolling_requests
+from bitladder.accuracy.backend.scoring import Progress, Scores, score
+from bitladder.accuracy.backend.support import require_support
+from bitladder.errors import DoesNotFitError, UserError
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+FALLBACK_BATCH_SIZE = 8
+_LEAST_BUDGET = 64
+
+
+@register_model("bitladder")
+class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """Scores with every token of a task forwarded once, and generates with continuous batching.
+
+    Args:
+        model: a causal language model in evaluation mode; its quantized layers run as they are.
+        tokenizer: its tokenizer.
+        token_budget: tokens a forward; None: the device's best that fits its memory.
+        seed: which requests share a batch. A second seed shows what of the answers depends on that.
+        max_rows: texts generated side by side, where they fit the memory.
+        max_length: tokens a request may have; None: the model's own context length.
+        fallback_batch_size: rows a batch where the model can only run lm-eval's way, which is said in a warning.
+        progress: gets (requests done, requests in all) of each call.
+        cache_requests: remember tokenized requests in the user's cache, for the next rung.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        token_budget: int | None = None,
+        seed: int = 0,
+        max_rows: int = MAX_ROWS,
+        max_length: int | None = None,
+        fallback_batch_size: int = FALLBACK_BATCH_SIZE,
+        progress: Progress | None = None,
+        cache_requests: bool = True,
+    ) -> None:
+        from lm_eval.models.utils import resolve_max_length
+
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self._device = model.device
+        self.seed = seed
+        self.max_rows = max_rows
+        self.max_length: int = max_length or resolve_max_length(model.config, tokenizer)
+        self.token_budget = token_budget or find_token_budget(model)
+        self.fallback_batch_size = fallback_batch_size
+        self._progress = progress
+        self.encoder = RequestEncoder(tokenizer, self.max_length, cache=cache_requests)
+        self.plans: list[Plan] = []
+        """of the log-likelihoods scored so far, in order"""
+        self.unsupported: str | None = None
+        """why the model runs lm-eval's way; None: it runs ours"""
+        self._hf: Any = None
+        try:
+            require_support(model)
+        except UnsupportedModelError as error:
+            self.unsupported = str(error)
+            log.warning("%s: scored by lm-eval's hf backend, because %s", type(model).__name__, error)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """From lm-eval's ``--model_args``: see `load_lm` for the names."""
+        from lm_eval.utils import simple_parse_args_string
+
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """The same, parsed."""
+        from bitladder.accuracy.backend.arguments import load_arguments
+
+        return cls(**load_arguments({**(additional_config or {}), **arg_dict}))
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def max_gen_toks(self) -> int:
+        return DEFAULT_NEW_TOKENS
+
+    @property
+    def truncated(self) -> set[str]:
+        """Contexts that were cut on the left, being longer than the model's."""
+        return self.encoder.truncated
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.encoder.prefix_token
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return self.encoder.encode(string, add_special_tokens)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation. Raises UserError for a tokenizer without a chat template."""
+        if self.tokenizer.chat_template is None:
+            raise UserError("the tokenizer has no chat template (a base model?); evaluate without one")
+        prompt = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return str(prompt)
+
+    def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether it is the greedy continuation) of each (context, continuation)."""
+        if self.unsupported is not None:
+            answers: list[tuple[float, bool]] = self._hf_lm().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            return answers
+        if not requests:
+            return []
+        pairs = [request.args for request in requests]
+        scores = self._score(self.encoder.pairs(pairs), disable_tqdm)
+        answers = list(zip(scores.loglikelihood.tolist(), scores.greedy.tolist(), strict=True))
+        for pair, answer in zip(pairs, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", pair, answer)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        raise NotImplementedError("loglikelihood() tokenizes all requests at once")
+
+    def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each text as a whole."""
+        if self.unsupported is not None:
+            totals: list[float] = self._hf_lm().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return totals
+        texts = [request.args[0] for request in requests]
+        windows, owners = rolling_requests(self.encoder, texts)
+        totals = [0.0] * len(texts)
+        if windows:
+            for owner, value in zip(owners, self._score(windows, disable_tqdm).loglikelihood.tolist(), strict=True):
+                totals[owner] += value
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def _score(self, requests: Sequence[Request], disable_tqdm: bool) -> Scores:
+        """Plan and run; out of memory means half the budget and all over, since the plan depends on it."""
+        import torch
+
+        while True:
+            plan = plan_packs(requests, seed=self.seed, token_budget=self.token_budget)
+            try:
+                with self._bar(len(requests), disable_tqdm) as advance:
+                    scores = score(self.model, plan, advance)
+            except torch.OutOfMemoryError as error:
+                if self.token_budget <= _LEAST_BUDGET:
+                    raise DoesNotFitError(f"out of memory with {self.token_budget} tokens a batch ({error})") from None
+            else:
+                self.plans.append(plan)
+                return scores
+            torch.cuda.empty_cache()
+            self.token_budget //= 2
+            log.warning("out of memory: the token budget is now %d", self.token_budget)
+
+    @contextmanager
+    def _bar(self, total: int, disable_tqdm: bool) -> Iterator[Progress]:
+        """Tells lm-eval's progress bar and whoever made us how many requests are done."""
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        with tqdm(total=total, desc="requests", disable=disable_tqdm) as bar:
+
+            def advance(done: int, total: int) -> None:
+                bar.update(done - bar.n)
+                if self._progress is not None:
+                    self._progress(done, total)
+
+            yield advance
+
+    def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
+        """The greedy continuation of each context, up to a stop string or the limit."""
+        from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+
+        asked = [
+            (request.args[0], dict(normalize_gen_kwargs(request.args[1], DEFAULT_NEW_TOKENS))) for request in requests
+        ]
+        reason = self.unsupported
+        try:
+            require_greedy(self.model, [options for _, options in asked])
+        except UnsupportedModelError as error:
+            reason = str(error)
+        if reason is not None:
+            log.warning("generated by lm-eval's hf backend, because %s", reason)
+            answers: list[str] = self._hf_lm().generate_until(requests, disable_tqdm=disable_tqdm)
+            return answers
+        prompts = make_prompts(self.encoder, self.model, asked)
+        answers = [""] * len(prompts)
+        done = itertools.count(1)
+        with self._bar(len(prompts), disable_tqdm) as advance:
+
+            def finished(index: int, tokens: list[int]) -> None:
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                answers[index] = postprocess_generated_text(text, prompts[index].stops.stops, None)
+                self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
+                advance(next(done), len(prompts))
+
+            for members in _by_task(requests):
+                self._generate(prompts, members, finished)
+        return answers
+
+    def _generate(self, prompts: list[Prompt], members: list[int], finished: Callable[[int, list[int]], None]) -> None:
+        """One task's prompts; out of memory means half the rows at once, for those that are left."""
+        import torch
+
+        left = dict.fromkeys(members)
+
+        def done(position: int, tokens: list[int]) -> None:
+            del left[order[position]]
+            finished(order[position], tokens)
+
+        while left:
+            order = list(left)
+            chosen = [prompts[index] for index in order]
+            slots = min(self.max_rows, rows_at_once(self.model, max(len(one.tokens) + one.limit for one in chosen)))
+            try:
+                generate(self.model, chosen, slots=slots, token_budget=self.token_budget, finished=done)
+            except torch.OutOfMemoryError as error:
+                if slots == 1:
+                    raise DoesNotFitError(f"out of memory while generating one text ({error})") from None
+                self.max_rows = slots // 2
+                log.warning("out of memory: now %d rows at once", self.max_rows)
+            else:
+                continue
+            torch.cuda.empty_cache()
+
+    def _hf_lm(self) -> Any:
+        from bitladder.accuracy.huggingface import HuggingFaceModel
+
+        if self._hf is None:
+            self._hf = HuggingFaceModel(self.model, self.tokenizer, self.fallback_batch_size, self._progress)
+            self._hf._max_length = self.max_length
+            self._hf.truncated = self.truncated
+        return self._hf
+
+
+def _by_task(requests: "Sequence[Instance]") -> list[list[int]]:
+    """Indices of each task's requests: they begin alike."""
+    groups: dict[str | None, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.task_name, []).append(index)
+    return list(groups.values())
