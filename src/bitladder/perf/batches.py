@@ -1,0 +1,120 @@
+"""Running a scenario's requests through an engine, batch after batch, until one of three reasons to stop."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bitladder.perf.engines import Engine, StepTimes
+from bitladder.perf.prompts import Prompts
+from bitladder.records import BatchSample, RequestSample, Scenario
+
+MIN_RUNS = 10
+"""Fewer batches say too little about their own spread to stop on."""
+
+FULL_BATCHES = 2
+CONFIDENCE = 0.95
+
+StoppedBy = Literal["requests", "precision", "time_limit"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The measured part. ``started_s`` and ``ended_s`` are readings of the clock; all others count from the first."""
+
+    started_s: float
+    ended_s: float
+    batches: tuple[BatchSample, ...]
+    requests: tuple[RequestSample, ...]
+    stopped_by: StoppedBy
+    hook_s_per_step: float
+
+
+def planned_requests(scenario: Scenario, batch_size: int) -> int:
+    """Requests at most: the scenario's, for max-batch at least two full batches."""
+    if scenario.scenario == "batch1":
+        return scenario.requests
+    return max(scenario.requests, FULL_BATCHES * batch_size)
+
+
+def run_batches(
+    engine: Engine,
+    scenario: Scenario,
+    prompts: Prompts,
+    batch_size: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Run until all requests are done, the rate is known well enough, or the time is over.
+
+    At batch 1 a request is submitted when the one before is done; at the largest batch all wait from the beginning,
+    and the last batch may be short.
+    """
+    total = planned_requests(scenario, batch_size)
+    batches: list[BatchSample] = []
+    requests: list[RequestSample] = []
+    hook_s = 0.0
+    started_s = clock()
+    while True:
+        rows = min(batch_size, total - len(requests))
+        token_ids = [prompts.row(len(requests) + index) for index in range(rows)]
+        steps = engine.run(token_ids, scenario.new_tokens)
+        hook_s += steps.hook_s
+        batch = to_sample(steps, started_s)
+        requests += [_request(scenario, batch, len(batches)) for _ in range(rows)]
+        batches.append(batch)
+        if progress is not None:
+            progress(len(requests), total)
+        ended_s = clock()
+        stopped_by = _reason_to_stop(scenario, batches, len(requests) == total, ended_s - started_s)
+        if stopped_by is not None:
+            break
+    steps_done = scenario.new_tokens * len(batches)
+    return Run(started_s, ended_s, tuple(batches), tuple(requests), stopped_by, hook_s / steps_done)
+
+
+def to_sample(steps: StepTimes, origin_s: float) -> BatchSample:
+    """A run's times counted from ``origin_s``."""
+    return BatchSample(
+        batch_size=len(steps.tokens),
+        started_s=steps.started_s - origin_s,
+        step_end_s=tuple(end_s - origin_s for end_s in steps.step_end_s),
+    )
+
+
+def relative_half_width(durations_s: Sequence[float]) -> float:
+    """Half-width of the 95% t interval of the mean, over the mean. To first order that of the rate is the same.
+
+    Needs two durations at least.
+    """
+    # the light half of scipy: scipy.stats would double what this process holds
+    from scipy.special import stdtrit
+
+    count = len(durations_s)
+    mean = math.fsum(durations_s) / count
+    variance = math.fsum((value - mean) ** 2 for value in durations_s) / (count - 1)
+    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+    return quantile * math.sqrt(variance / count) / mean
+
+
+def _request(scenario: Scenario, batch: BatchSample, index: int) -> RequestSample:
+    return RequestSample(
+        batch=index,
+        submitted_s=batch.started_s if scenario.scenario == "batch1" else 0.0,
+        status="ok",
+        prompt_tokens=scenario.prompt_tokens,
+        new_tokens=scenario.new_tokens,
+    )
+
+
+def _reason_to_stop(
+    scenario: Scenario, batches: Sequence[BatchSample], all_done: bool, elapsed_s: float
+) -> StoppedBy | None:
+    if all_done:
+        return "requests"
+    durations_s = [batch.step_end_s[-1] - batch.started_s for batch in batches]
+    if len(batches) >= MIN_RUNS and relative_half_width(durations_s) < scenario.half_width_target:
+        return "precision"
+    return "time_limit" if elapsed_s >= scenario.time_limit_s else None

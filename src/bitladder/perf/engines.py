@@ -1,0 +1,159 @@
+"""Engines: token ids and a number of new tokens in, the time of every step out.
+
+Nothing else about measuring lives here: search, monitor, warm-up and stopping stand outside.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from bitladder.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LaunchFacts = dict[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """One run: readings of ``time.perf_counter``, and the tokens, (rows, new_tokens)."""
+
+    started_s: float
+    step_end_s: tuple[float, ...]
+    """one a step, after the device has finished it; the first step is the prefill"""
+    hook_s: float
+    """time spent in taking all time stamps, the wait for the device included"""
+    tokens: tuple[tuple[int, ...], ...]
+
+
+class Engine(Protocol):
+    """What turns prompts into tokens."""
+
+    name: str
+
+    @property
+    def launch(self) -> LaunchFacts:
+        """How it was set up, for the record."""
+
+    def run(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> StepTimes:
+        """Greedy decoding of exactly ``new_tokens`` tokens after rows of equal length."""
+
+    def run_unstamped(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> float:
+        """The same without time stamps: seconds of the whole run, to see what the stamps cost."""
+
+
+class EagerEngine:
+    """transformers' ``generate``, one stamp a step through a stopping criterion that never stops.
+
+    The model's own sampling settings are replaced, so that every checkpoint decodes greedily and in the same way.
+    """
+
+    name = "eager"
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        import torch
+        from transformers import GenerationConfig
+
+        self._model = model
+        self._device: torch.device = model.device
+        self._synchronize = _synchronization(self._device)
+        own = model.generation_config
+        eos = own.eos_token_id
+        end = eos[0] if isinstance(eos, list) else eos
+        self._model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=eos,
+            # no row is ever padded: naming a token only keeps generate from warning
+            pad_token_id=own.pad_token_id if own.pad_token_id is not None else end,
+        )
+
+    @property
+    def launch(self) -> LaunchFacts:
+        import torch
+        import transformers
+
+        return {
+            "engine": self.name,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "attention": str(self._model.config._attn_implementation),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "cache": self._model.generation_config.cache_implementation or "dynamic",
+            "decoding": "greedy",
+            "device": str(self._device),
+            "threads": torch.get_num_threads(),
+        }
+
+    def run(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> StepTimes:
+        """See ``Engine.run``. Raises ValueError for rows of unequal length."""
+        import torch
+
+        clock = _StepClock(self._synchronize, torch.zeros(len(token_ids), dtype=torch.bool, device=self._device))
+        started_s = time.perf_counter()
+        output = self._generate(token_ids, new_tokens, [clock])  # (rows, prompt + new)
+        tokens = output[:, len(token_ids[0]) :].tolist()
+        if len(clock.step_end_s) != new_tokens or any(len(row) != new_tokens for row in tokens):
+            raise RuntimeError(f"{len(clock.step_end_s)} steps and {len(tokens[0])} tokens for {new_tokens} new tokens")
+        return StepTimes(started_s, tuple(clock.step_end_s), clock.hook_s, tuple(tuple(row) for row in tokens))
+
+    def run_unstamped(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> float:
+        """See ``Engine.run_unstamped``."""
+        started_s = time.perf_counter()
+        self._generate(token_ids, new_tokens, [])
+        self._synchronize()
+        return time.perf_counter() - started_s
+
+    def _generate(
+        self, token_ids: Sequence[Sequence[int]], new_tokens: int, stopping: "list[_StepClock]"
+    ) -> "torch.Tensor":
+        import torch
+        from transformers import StoppingCriteriaList
+
+        inputs = torch.tensor(token_ids, dtype=torch.long, device=self._device)  # (rows, prompt)
+        generate = cast("Callable[..., torch.Tensor]", self._model.generate)
+        return generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            stopping_criteria=StoppingCriteriaList(stopping),
+        )
+
+
+def _synchronization(device: "torch.device") -> Callable[[], None]:
+    """What waits until the device has done all that it was given; on a CPU that is always so."""
+    import torch
+
+    return (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
+
+
+class _StepClock:
+    """A stopping criterion that notes the time of every step and never stops."""
+
+    def __init__(self, synchronize: Callable[[], None], go_on: "torch.Tensor") -> None:
+        self.step_end_s: list[float] = []
+        self.hook_s = 0.0
+        self._synchronize = synchronize
+        self._go_on = go_on  # (rows), False
+
+    def __call__(self, input_ids: "torch.Tensor", scores: Any, **kwargs: Any) -> "torch.Tensor":
+        entered_s = time.perf_counter()
+        self._synchronize()
+        self.step_end_s.append(time.perf_counter())
+        self.hook_s += time.perf_counter() - entered_s
+        return self._go_on
+
+
+ENGINES: dict[str, Callable[["PreTrainedModel"], Engine]] = {EagerEngine.name: EagerEngine}
+
+
+def start_engine(name: str, model: "PreTrainedModel") -> Engine:
+    """The engine of that name on a loaded model. Raises UnknownNameError."""
+    if name not in ENGINES:
+        raise UnknownNameError("engine", name, ENGINES)
+    return ENGINES[name](model)

@@ -1,0 +1,157 @@
+"""One performance measurement: choose the batch, load, warm up, run, and say what could not be measured."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitladder.errors import UserError
+from bitladder.perf.batches import Run, run_batches, to_sample
+from bitladder.perf.engines import Engine, LaunchFacts, StepTimes, start_engine
+from bitladder.perf.maxbatch import choose_batch
+from bitladder.perf.memory import PeakDevice, PeakResident, out_of_memory_does_not_fit, resident_bytes
+from bitladder.perf.prompts import Prompts
+from bitladder.perf.resources import device_bytes, gpu_of, watching
+from bitladder.records import MemoryFigures, PerformanceOutcome, Scenario
+
+Progress = Callable[[int, int], None]
+
+CPU_WARMUP_TOKENS = 8
+"""On a CPU later steps bring nothing new, and one can take half a second."""
+
+
+def measure(
+    directory: Path,
+    scenario: Scenario,
+    prompts: Prompts,
+    *,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> PerformanceOutcome:
+    """Measure a checkpoint in one scenario. Expects a process that has loaded no other model.
+
+    Raises DoesNotFitError where weights or batch don't fit, predicted or seen, and UserError for prompts that are
+    not the plan's, or longer than the model's context together with the new tokens.
+    """
+    if prompts.prompts_hash != scenario.prompts_hash:
+        raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
+    _require_context(directory, scenario, trust_remote_code)
+    _set_up_torch(scenario)
+    batch_size, search = choose_batch(directory, scenario, prompts, trust_remote_code=trust_remote_code)
+    idle_process_bytes = resident_bytes()
+    gpu = gpu_of(scenario.device)
+    idle_device_bytes = device_bytes(gpu)
+
+    with watching(gpu) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
+        seen = _load_and_run(directory, scenario, prompts, batch_size, trust_remote_code, progress)
+
+    resources, unavailable = watch.between(seen.run.started_s, seen.run.ended_s)
+    if gpu is None:
+        unavailable |= dict.fromkeys(("allocated_peak_bytes", "reserved_peak_bytes"), "no GPU")
+    if idle_device_bytes is None:
+        unavailable["idle_device_bytes"] = unavailable.get("gpu_memory_bytes", "the driver gave no reading")
+    return PerformanceOutcome(
+        engine=scenario.engine,
+        launch=seen.launch,
+        batch_size=batch_size,
+        batch_search=search,
+        load_time_s=seen.load_time_s,
+        warmup=(to_sample(seen.warmup, seen.run.started_s),),
+        batches=seen.run.batches,
+        requests=seen.run.requests,
+        stopped_by=seen.run.stopped_by,
+        hook_s_per_step=seen.hook_s_per_step,
+        memory=MemoryFigures(
+            loaded_bytes=seen.loaded_bytes,
+            idle_process_bytes=idle_process_bytes,
+            peak_process_bytes=max([seen.peak_process_bytes, *(sample.rss_bytes or 0 for sample in resources)]),
+            allocated_peak_bytes=seen.allocated_peak_bytes,
+            reserved_peak_bytes=seen.reserved_peak_bytes,
+            idle_device_bytes=idle_device_bytes,
+        ),
+        resources=resources,
+        unavailable=unavailable,
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is left of the model when it is gone."""
+
+    launch: LaunchFacts
+    load_time_s: float
+    loaded_bytes: int
+    warmup: StepTimes
+    run: Run
+    hook_s_per_step: float
+    peak_process_bytes: int
+    allocated_peak_bytes: int | None
+    reserved_peak_bytes: int | None
+
+
+def _load_and_run(
+    directory: Path,
+    scenario: Scenario,
+    prompts: Prompts,
+    batch_size: int,
+    trust_remote_code: bool,
+    progress: Progress | None,
+) -> _Seen:
+    from bitladder.checkpoint.footprint import loaded_bytes
+    from bitladder.checkpoint.loading import load_model
+
+    started_s = time.perf_counter()
+    model = load_model(directory, scenario.device, trust_remote_code=trust_remote_code)
+    load_time_s = time.perf_counter() - started_s
+    engine = start_engine(scenario.engine, model)
+    rows = [prompts.row(index) for index in range(batch_size)]
+    on_cpu = scenario.device == "cpu"
+    warmup = engine.run(rows, min(scenario.new_tokens, CPU_WARMUP_TOKENS) if on_cpu else scenario.new_tokens)
+    overhead_s = None if on_cpu else stamp_overhead(engine, rows, scenario.new_tokens)
+    bytes_held = loaded_bytes(model)
+    peak_resident, peak_device = PeakResident(), PeakDevice(scenario.device)
+    run = run_batches(engine, scenario, prompts, batch_size, progress=progress)
+    allocated_bytes, reserved_bytes = peak_device.read()
+    return _Seen(
+        launch=engine.launch | {"hook_self_s_per_step": run.hook_s_per_step},
+        load_time_s=load_time_s,
+        loaded_bytes=bytes_held,
+        warmup=warmup,
+        run=run,
+        hook_s_per_step=run.hook_s_per_step if overhead_s is None else overhead_s,
+        peak_process_bytes=peak_resident.read(),
+        allocated_peak_bytes=allocated_bytes,
+        reserved_peak_bytes=reserved_bytes,
+    )
+
+
+def stamp_overhead(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> float:
+    """Seconds a step that a stamped run takes longer than an unstamped one.
+
+    On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap that the wait prevents.
+    One pair of runs: noise can make it negative.
+    """
+    unstamped_s = engine.run_unstamped(token_ids, new_tokens)
+    stamped = engine.run(token_ids, new_tokens)
+    return (stamped.step_end_s[-1] - stamped.started_s - unstamped_s) / new_tokens
+
+
+def _set_up_torch(scenario: Scenario) -> None:
+    import torch
+
+    if scenario.threads is not None:
+        torch.set_num_threads(scenario.threads)
+    torch.manual_seed(scenario.seed)
+
+
+def _require_context(directory: Path, scenario: Scenario, trust_remote_code: bool) -> None:
+    """Raise UserError when prompt and new tokens are more than the model has positions."""
+    from bitladder.checkpoint.loading import load_config
+
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if positions is not None and scenario.prompt_tokens + scenario.new_tokens > positions:
+        raise UserError(
+            f"{directory}: {scenario.prompt_tokens} prompt and {scenario.new_tokens} new tokens, the model's context "
+            f"has {positions}; choose fewer --prompt-tokens or --new-tokens"
+        )

@@ -1,0 +1,149 @@
+"""Memory: what a batch is predicted to need, and what a process and its device really used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from bitladder.errors import DoesNotFitError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FLOAT32_BYTES = 4
+
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a RuntimeError says when it is torch.OutOfMemoryError in all but type."""
+
+
+@dataclass(frozen=True)
+class WorkingMemory:
+    """Bytes that one batch needs beside the loaded model: an estimate from above."""
+
+    cache_bytes: int
+    activation_bytes: int
+    logits_bytes: int
+    workspace_bytes: int
+    """one weight matrix in FP32, which kernels without native support make at every call"""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.cache_bytes + self.activation_bytes + self.logits_bytes + self.workspace_bytes
+
+
+def predict_working_memory(
+    config: "PretrainedConfig", batch_size: int, prompt_tokens: int, new_tokens: int
+) -> WorkingMemory:
+    """Estimate for a decoder whose logits are computed for the last position alone, as ``generate`` does.
+
+    Activations are those of the prefill's widest layer in FP32: residual, norm, query, key, value and attention output
+    (hidden size each), gate, up and their product (intermediate size each).
+    """
+    text = config.get_text_config(decoder=True)
+    hidden = text.hidden_size
+    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
+    layers = text.num_hidden_layers
+    cache_bytes = batch_size * (prompt_tokens + new_tokens) * cache_bytes_per_token(text)
+    value_bytes = _value_bytes(text)
+    return WorkingMemory(
+        cache_bytes=cache_bytes + cache_bytes // layers,  # growing by a token copies one layer's
+        activation_bytes=batch_size * prompt_tokens * (6 * hidden + 3 * intermediate) * FLOAT32_BYTES,
+        logits_bytes=batch_size * text.vocab_size * (value_bytes + 2 * FLOAT32_BYTES),
+        workspace_bytes=hidden * max(intermediate, hidden) * FLOAT32_BYTES,
+    )
+
+
+def cache_bytes_per_token(config: "PretrainedConfig") -> int:
+    """Bytes of keys and values of one token, in the model's own type, all layers."""
+    heads = config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers: int = config.num_hidden_layers
+    return 2 * layers * int(key_value_heads) * int(head_width) * _value_bytes(config)
+
+
+def _value_bytes(config: "PretrainedConfig") -> int:
+    import torch
+
+    dtype = config.dtype
+    return dtype.itemsize if isinstance(dtype, torch.dtype) else FLOAT32_BYTES
+
+
+@contextmanager
+def out_of_memory_does_not_fit(what: str) -> Iterator[None]:
+    """Turn running out of memory, and nothing else, into DoesNotFitError."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise DoesNotFitError(_ran_out(what, error)) from None
+    except RuntimeError as error:
+        if not any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
+            raise
+        raise DoesNotFitError(_ran_out(what, error)) from None
+
+
+def _ran_out(what: str, error: BaseException) -> str:
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"{what}: ran out of memory ({first_line}); choose a smaller batch, fewer tokens or a device with more memory"
+    )
+
+
+def resident_bytes() -> int:
+    """Resident size of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+class PeakResident:
+    """Highest resident size of this process since this was made.
+
+    Exact where Linux lets a process reset its own high-water mark, else the highest of the readings taken.
+    """
+
+    _STATUS = Path("/proc/self/status")
+    _RESET = Path("/proc/self/clear_refs")
+
+    def __init__(self) -> None:
+        self._highest = 0
+        try:
+            self._RESET.write_text("5")
+            self._exact = True
+        except OSError:
+            self._exact = False
+        self.read()
+
+    def read(self) -> int:
+        """Bytes, as of now."""
+        self._highest = max(self._highest, resident_bytes(), self._high_water_mark() if self._exact else 0)
+        return self._highest
+
+    def _high_water_mark(self) -> int:
+        line = next(line for line in self._STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+
+
+class PeakDevice:
+    """Highest allocated and reserved bytes of torch's allocator on all its devices since this was made."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._devices = range(torch.cuda.device_count()) if device.startswith("cuda") else range(0)
+        for index in self._devices:
+            torch.cuda.reset_peak_memory_stats(index)
+
+    def read(self) -> tuple[int | None, int | None]:
+        """(allocated, reserved), as of now; None where there is no GPU."""
+        import torch
+
+        if not self._devices:
+            return None, None
+        return (
+            sum(torch.cuda.max_memory_allocated(index) for index in self._devices),
+            sum(torch.cuda.max_memory_reserved(index) for index in self._devices),
+        )

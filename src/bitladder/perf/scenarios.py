@@ -1,0 +1,30 @@
+"""The performance scenarios of a study, planned from its settings."""
+
+from typing import Literal
+
+from bitladder.defaults import REQUESTS
+from bitladder.records import Calibration, Scenario, Settings
+
+ENGINE = "eager"
+
+
+def plan_scenarios(settings: Settings, calibration: Calibration, prompts_hash: str) -> tuple[Scenario, ...]:
+    """One Scenario for each of ``settings.scenarios``, with every default filled in."""
+
+    def plan(name: Literal["batch1", "max-batch"]) -> Scenario:
+        return Scenario(
+            scenario=name,
+            batch_size_cap=1 if name == "batch1" else calibration.max_batch_cap,
+            requests=settings.requests or REQUESTS[name],
+            prompt_tokens=settings.prompt_tokens,
+            new_tokens=settings.new_tokens,
+            prompts_hash=prompts_hash,
+            seed=settings.seed,
+            device=calibration.device,
+            engine=ENGINE,
+            threads=calibration.threads,
+            half_width_target=settings.half_width_target,
+            time_limit_s=settings.time_limit_s,
+        )
+
+    return tuple(plan(name) for name in settings.scenarios)

@@ -1,0 +1,77 @@
+"""Requests, batches and reasons to stop, on a clock of our own."""
+
+import pytest
+
+from bitladder.perf.batches import MIN_RUNS, relative_half_width, run_batches
+from bitladder.perf.measure import stamp_overhead
+from perf_fakes import FakeEngine, make_prompts, make_scenario
+
+UNSTEADY = (1.0, 3.0)
+
+
+def test_batch1_submits_each_request_when_it_starts() -> None:
+    prompts, engine = make_prompts(), FakeEngine(UNSTEADY)
+    run = run_batches(engine, make_scenario(prompts), prompts, 1, clock=engine.clock)
+    assert run.stopped_by == "requests"
+    assert [batch.started_s for batch in run.batches] == pytest.approx([0.0, 1.0, 4.0])
+    assert [request.submitted_s for request in run.requests] == [batch.started_s for batch in run.batches]
+    assert [request.batch for request in run.requests] == [0, 1, 2]
+    assert {(request.prompt_tokens, request.new_tokens, request.status) for request in run.requests} == {(16, 6, "ok")}
+    assert run.batches[1].step_end_s == pytest.approx([1.5, 2.0, 2.5, 3.0, 3.5, 4.0])
+    assert (run.started_s, run.ended_s) == pytest.approx((100.0, 105.0))
+    assert run.hook_s_per_step == pytest.approx(0.001)
+
+
+def test_max_batch_submits_all_at_once_and_may_end_with_a_short_batch() -> None:
+    prompts, engine = make_prompts(windows=5), FakeEngine(UNSTEADY)
+    reports: list[tuple[int, int]] = []
+    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=4, requests=10)
+    run = run_batches(
+        engine, scenario, prompts, 4, clock=engine.clock, progress=lambda done, total: reports.append((done, total))
+    )
+    assert [batch.batch_size for batch in run.batches] == [4, 4, 2]
+    assert [request.submitted_s for request in run.requests] == [0.0] * 10
+    assert [request.batch for request in run.requests] == [0] * 4 + [1] * 4 + [2] * 2
+    assert reports == [(4, 10), (8, 10), (10, 10)]
+    rows = [row for batch in engine.seen for row in batch]
+    assert rows == [*prompts.token_ids, *prompts.token_ids]
+
+
+def test_max_batch_runs_two_full_batches_at_least() -> None:
+    prompts, engine = make_prompts(), FakeEngine(UNSTEADY)
+    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=4, requests=1)
+    run = run_batches(engine, scenario, prompts, 4, clock=engine.clock)
+    assert [batch.batch_size for batch in run.batches] == [4, 4]
+    assert run.stopped_by == "requests"
+
+
+def test_stops_when_the_rate_is_known_well_enough() -> None:
+    prompts, engine = make_prompts(), FakeEngine((1.0, 1.01))
+    run = run_batches(engine, make_scenario(prompts, requests=200), prompts, 1, clock=engine.clock)
+    assert (run.stopped_by, len(run.batches)) == ("precision", MIN_RUNS)
+
+
+def test_goes_on_while_the_rate_is_uncertain() -> None:
+    """3.1% of spread: ten runs leave a half-width of 2.3%, and 2% takes fourteen."""
+    prompts, engine = make_prompts(), FakeEngine((0.97, 1.03))
+    run = run_batches(engine, make_scenario(prompts, requests=200), prompts, 1, clock=engine.clock)
+    durations_s = [batch.step_end_s[-1] - batch.started_s for batch in run.batches]
+    assert run.stopped_by == "precision"
+    assert MIN_RUNS < len(durations_s) < 20
+    assert relative_half_width(durations_s) < 0.02 <= relative_half_width(durations_s[:-1])
+
+
+def test_time_limit_ends_between_batches() -> None:
+    prompts, engine = make_prompts(), FakeEngine(UNSTEADY)
+    run = run_batches(engine, make_scenario(prompts, requests=200, time_limit_s=4.5), prompts, 1, clock=engine.clock)
+    assert (run.stopped_by, len(run.batches)) == ("time_limit", 3)
+
+
+def test_half_width_is_students() -> None:
+    """Mean 2, standard deviation 1, n = 3: 4.3027 / sqrt(3) / 2."""
+    assert relative_half_width([1.0, 2.0, 3.0]) == pytest.approx(1.24207, abs=1e-5)
+
+
+def test_stamp_overhead_is_the_difference_of_whole_runs() -> None:
+    prompts = make_prompts()
+    assert stamp_overhead(FakeEngine((3.0, 3.6)), list(prompts.token_ids), 6) == pytest.approx(0.1)

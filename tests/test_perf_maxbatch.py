@@ -1,0 +1,174 @@
+"""The search for the largest batch, and the two probes it can ask."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitladder.errors import DoesNotFitError
+from bitladder.perf import maxbatch, probe
+from bitladder.perf.maxbatch import ProbeJob, choose_batch, largest_fitting, running_probe, search_largest_batch
+from bitladder.perf.memory import cache_bytes_per_token, out_of_memory_does_not_fit, predict_working_memory
+from bitladder.records import BatchProbe
+from perf_fakes import FakeEngine, make_prompts, make_scenario
+
+
+def search(capacity: int, cap: int | None) -> list[tuple[int, bool]]:
+    def ask(batch_size: int) -> BatchProbe:
+        fits = batch_size <= capacity
+        return BatchProbe(batch_size=batch_size, fits=fits, how="run", needed_bytes=None, available_bytes=None)
+
+    return [(probe.batch_size, probe.fits) for probe in search_largest_batch(ask, cap)]
+
+
+def test_search_doubles_then_bisects() -> None:
+    assert search(21, None) == [
+        *((size, True) for size in (1, 2, 4, 8, 16)),
+        *((32, False), (24, False), (20, True), (22, False), (21, True)),
+    ]
+
+
+@pytest.mark.parametrize("capacity", range(1, 33))
+def test_search_is_exact_for_small_batches(capacity: int) -> None:
+    asked = search(capacity, None)
+    assert max(size for size, fits in asked if fits) == capacity
+    assert min(size for size, fits in asked if not fits) == capacity + 1
+    assert len({size for size, _ in asked}) == len(asked)
+
+
+@pytest.mark.parametrize("capacity", [100, 368, 1000, 4097])
+def test_search_ends_a_step_from_the_first_that_fails(capacity: int) -> None:
+    asked = search(capacity, None)
+    fitting, failing = max(s for s, fits in asked if fits), min(s for s, fits in asked if not fits)
+    assert fitting <= capacity < failing <= fitting * (1 + maxbatch.STEP_SHARE)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "cap", "sizes"), [(99, 8, [1, 2, 4, 8]), (99, 6, [1, 2, 4, 6]), (99, 1, [1]), (0, 8, [1])]
+)
+def test_search_ends_at_the_cap_or_at_once(capacity: int, cap: int, sizes: list[int]) -> None:
+    assert [size for size, _ in search(capacity, cap)] == sizes
+
+
+def test_largest_fitting_of_none() -> None:
+    assert largest_fitting([]) is None
+
+
+def test_working_memory_grows_with_the_batch_and_the_tokens() -> None:
+    config = smollm2_config()
+    sizes = [predict_working_memory(config, batch, 128, 128) for batch in (1, 2, 8)]
+    assert sizes[0].cache_bytes < sizes[1].cache_bytes < sizes[2].cache_bytes
+    assert sizes[0].total_bytes < sizes[1].total_bytes < sizes[2].total_bytes
+    longer = predict_working_memory(config, 1, 128, 256)
+    assert longer.cache_bytes > sizes[0].cache_bytes
+    assert longer.activation_bytes == sizes[0].activation_bytes
+
+
+def test_cache_of_smollm2_is_23_kb_a_token() -> None:
+    assert cache_bytes_per_token(smollm2_config()) == 23_040
+
+
+def smollm2_config() -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        dtype="bfloat16",
+    )
+
+
+def test_batch_on_a_cpu_is_predicted_and_capped(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = make_prompts()
+    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=8)
+    size, probes = choose_batch(tiny_llama, scenario, prompts)
+    assert size == 8
+    assert {entry.how for entry in probes} == {"predicted"}
+    needed = [entry.needed_bytes for entry in probes if entry.needed_bytes is not None]
+    assert needed == sorted(set(needed)) and len(needed) == 4
+
+    monkeypatch.setattr("bitladder.checkpoint.loading.available_bytes", lambda device: needed[2])
+    size, probes = choose_batch(tiny_llama, scenario, prompts)
+    assert (size, [entry.fits for entry in probes[:4]]) == (4, [True, True, True, False])
+    monkeypatch.setattr("bitladder.checkpoint.loading.available_bytes", lambda device: needed[0] - 1)
+    with pytest.raises(DoesNotFitError, match=r"batch of 1: .* needed, .* available; choose"):
+        choose_batch(tiny_llama, scenario, prompts)
+
+
+def test_batch1_asks_nobody(tmp_path: Path) -> None:
+    prompts = make_prompts()
+    assert choose_batch(tmp_path, make_scenario(prompts), prompts) == (1, ())
+
+
+def test_running_probe_is_a_process(tiny_llama: Path) -> None:
+    prompts = make_prompts()
+    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=2)
+    answer = running_probe(tiny_llama, scenario, prompts)(2)
+    assert answer == BatchProbe(batch_size=2, fits=True, how="run", needed_bytes=None, available_bytes=None)
+
+
+@pytest.mark.parametrize(("ending", "outcome"), [("kill -9 $$", "does not fit"), ("exit 3", "bug")])
+def test_probe_without_an_answer(ending: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nread line\n{ending}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    prompts = make_prompts()
+    ask = running_probe(tmp_path, make_scenario(prompts), prompts)
+    if outcome == "bug":
+        with pytest.raises(RuntimeError, match="the probe of batch 4 ended with 3"):
+            ask(4)
+    else:
+        assert not ask(4).fits
+
+
+@pytest.mark.parametrize(
+    ("error", "fits"), [(None, True), (MemoryError(), False), (RuntimeError("CUDA out of memory. Tried …"), False)]
+)
+def test_out_of_memory_is_an_answer(
+    error: Exception | None, fits: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(error))
+    assert probe.try_batch(probe_job(tiny_llama)).fits is fits
+
+
+def test_other_errors_are_bugs(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        probe.try_batch(probe_job(tiny_llama))
+
+
+def test_real_allocation_failure_is_recognised() -> None:
+    import torch
+
+    with (
+        pytest.raises(DoesNotFitError, match="batch of 9: ran out of memory"),
+        out_of_memory_does_not_fit("batch of 9"),
+    ):
+        torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def probe_job(directory: Path) -> ProbeJob:
+    prompts = make_prompts()
+    return ProbeJob(
+        directory=str(directory),
+        scenario=make_scenario(prompts),
+        token_ids=prompts.token_ids[:2],
+        trust_remote_code=False,
+    )
+
+
+class _EndsIn(FakeEngine):
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__([1.0])
+        self._error = error
+
+    def run(self, token_ids: Any, new_tokens: int) -> Any:
+        if self._error is not None:
+            raise self._error
+        return super().run(token_ids, new_tokens)
