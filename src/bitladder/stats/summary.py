@@ -30,26 +30,31 @@ class TaskSummary(Record):
     name: str
     title: str
     metric: str
+    """lm-eval's name; empty where no rung has a result"""
     unit: Literal["percent", "raw"]
     """``percent`` for shares of right answers; ``raw`` for anything else, such as bits per byte"""
     questions: int
+    """answered on this rung; the same questions in several parts count once"""
     score: Estimate
+    """its reason says why there is none, such as a measurement that failed"""
     score_norm: Estimate
     """length-normalised accuracy, where the task has it"""
     chance_percent: float | None
+    """mean over the questions of 1 / choices; None where nothing is given to choose from"""
     signal: bool
-    """False: the baseline's interval holds chance (or too few right), so nothing is compared"""
+    """False: the baseline is not above chance, has too few right or no result, so nothing is compared"""
     no_signal_reason: str | None
     in_aggregate: bool
     gained: int | None
-    """questions right here and wrong on the baseline"""
+    """answers right here and wrong on the baseline"""
     lost: int | None
+    """answers wrong here and right on the baseline"""
     difference_points: Estimate
     """score minus the baseline's, paired by question"""
     relative_drop_percent: Estimate
     """(score - baseline) / baseline, the study's Table 2: negative is a loss"""
     recovery_percent: Estimate
-    """(score - chance) / (baseline - chance)"""
+    """(score - chance) / (baseline - chance); generated answers have a chance of 0"""
 
 
 class AggregateSummary(Record):
@@ -60,6 +65,10 @@ class AggregateSummary(Record):
     difference_points: Estimate
     relative_drop_percent: Estimate
     recovery_percent: Estimate
+    """mean score above chance over the baseline's"""
+    more_questions: int | None
+    """about how many more would decide against the margin in force; 0: it is decided"""
+    more_questions_reason: str | None
 
 
 class ScenarioSummary(Record):
@@ -75,8 +84,12 @@ class ScenarioSummary(Record):
     new_tokens: int
     stopped_by: str | None
     metrics: dict[str, Estimate]
+    """empty unless ``status`` is ok"""
     notes: tuple[str, ...]
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
+
+    def metric(self, name: str) -> Estimate:
+        return self.metrics.get(name) or Estimate.unknown(f"{self.status}: {self.reason}")
 
 
 class RungSummary(Record):
@@ -106,9 +119,22 @@ class Summary(Record):
     suite: str
     baseline: str
     default_margin_points: float
+    """the suite's"""
+    margin_points: float
+    """in force: how many points of the aggregate a rung may lose"""
     rungs: tuple[RungSummary, ...]
     notes: tuple[str, ...]
     """facts every report shows first, such as a source that was already quantized"""
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether the study plans accuracy, measured or not."""
+        return any(rung.tasks for rung in self.rungs)
+
+    @property
+    def has_performance(self) -> bool:
+        """Whether the study plans performance, measured or not."""
+        return any(rung.scenarios for rung in self.rungs)
 
     def rung(self, name: str) -> RungSummary | None:
         return next((rung for rung in self.rungs if rung.rung == name), None)

@@ -1,0 +1,122 @@
+"""Prints how well bitladder's intervals keep their promise, simulated: python benchmarks/interval_coverage.py
+
+Coverage of Tango's interval and of the aggregate where few answers change, with Wald's beside it; the predicted number
+of further questions against the simulated one; the power at the planned number of documents. Same seed, same tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import product
+
+from bitladder.stats.aggregate import aggregate
+from bitladder.stats.paired import PairedCounts
+from bitladder.stats.power import documents_for_power, documents_for_power_many_changes, questions_to_decide
+from bitladder.stats.simulation import (
+    ChangeRates,
+    coverage,
+    decided_share,
+    simulated_questions_to_decide,
+    wald_interval,
+    within_share,
+)
+
+CHANGED_SHARES = (0.0, 0.005, 0.01, 0.02, 0.05)
+GAINED_OF_CHANGED = (0.5, 0.25, 0.0)
+SIZES = (
+    (100,),
+    (400,),
+    (1172,),
+    (100, 100, 100),
+    (150, 150, 150, 150),
+    (1172, 2376, 1319, 10042, 14042),
+)
+UNDECIDED = (
+    (((15, 28, 400),), 0.05),
+    (((8, 20, 300),), 0.05),
+    (((0, 3, 100),), 0.05),
+    (((29, 29, 1172),), 0.01),
+    (((3, 9, 400),), 0.01),
+    (((0, 0, 100),), 0.01),
+    (((20, 60, 1172),), 0.02),
+    (((3, 5, 100), (2, 9, 150), (4, 4, 150)), 0.05),
+    (((3, 5, 100), (2, 9, 150), (4, 4, 150)), 0.01),
+    (((5, 12, 100), (6, 12, 100), (8, 9, 100), (6, 15, 100)), 0.05),
+    (((20, 25, 1172), (40, 44, 2376), (3, 6, 1319), (90, 100, 1000), (200, 230, 1404)), 0.01),
+)
+
+
+def print_row(cells: Sequence[object]) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |")
+
+
+def print_header(title: str, columns: Sequence[str]) -> None:
+    print(f"\n{title}\n")
+    print_row(columns)
+    print_row(["---"] * len(columns))
+
+
+def print_coverage(draws: int, seed: int) -> None:
+    print_header(
+        f"Coverage of the 95% interval of the mean difference ({draws} runs a row)",
+        ["questions of each task", "changed answers, %", "gained of them, %", "Tango", "Wald"],
+    )
+    for sizes, share, gained in product(SIZES, CHANGED_SHARES, GAINED_OF_CHANGED):
+        tasks = [ChangeRates(share * gained, share * (1 - gained), n) for n in sizes]
+        shares = [coverage(tasks, draws, seed), coverage(tasks, draws, seed, wald_interval)]
+        print_row([", ".join(map(str, sizes)), 100 * share, 100 * gained, *(f"{covered:.3f}" for covered in shares)])
+
+
+def print_questions_to_decide(draws: int, seed: int) -> None:
+    print_header(
+        f"More questions until decided ({draws} continuations a row)",
+        [
+            "gained, lost, n of each task",
+            "margin",
+            "difference, 95%",
+            "predicted",
+            "simulated",
+            "ratio",
+            "decided there",
+        ],
+    )
+    for counts, margin in UNDECIDED:
+        tasks = [PairedCounts(gained=gained, lost=lost, n=n) for gained, lost, n in counts]
+        now = aggregate(tasks)
+        predicted = questions_to_decide(tasks, margin).more
+        if predicted is None:
+            raise AssertionError(f"no prediction for {counts} at {margin}")
+        simulated = simulated_questions_to_decide(tasks, margin, draws, seed)
+        decided = decided_share(tasks, predicted, margin, draws, seed + 1)
+        difference = f"{now.value:+.4f} [{now.low:+.4f}, {now.high:+.4f}]"
+        shown = " ".join(str(task) for task in counts)
+        print_row([shown, margin, difference, predicted, simulated, f"{predicted / simulated:.2f}", f"{decided:.2f}"])
+
+
+def print_power(draws: int, seed: int) -> None:
+    print_header(
+        f"Equal rungs found within the margin at the planned number of documents, 80% wanted ({draws} runs a row)",
+        ["margin", "changed answers, %", "documents", "found within", "textbook documents", "found within"],
+    )
+    for margin, share in product((0.01, 0.02, 0.05), CHANGED_SHARES[1:]):
+        cells: list[object] = [margin, 100 * share]
+        for planned in (documents_for_power, documents_for_power_many_changes):
+            documents = planned(margin, share)
+            found = within_share(ChangeRates(share / 2, share / 2, documents), margin, draws, seed)
+            cells += [documents, f"{found:.3f}"]
+        print_row(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=4000, help="simulated runs a row")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    print_coverage(options.draws, options.seed)
+    print_questions_to_decide(min(options.draws, 1000), options.seed)
+    print_power(options.draws, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""An estimate between its confidence limits; the intervals of one proportion and of one mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+from scipy import special, stats
+
+CONFIDENCE = 0.95
+"""Two-sided confidence of every interval that does not ask for another."""
+
+
+class Interval(BaseModel):
+    """An estimate with two-sided confidence limits, all in the unit of the estimate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    low: float
+    value: float
+    high: float
+    confidence: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"limits must enclose the estimate, got {self.low} <= {self.value} <= {self.high}")
+        return self
+
+    def contains(self, value: float) -> bool:
+        """Whether `value` lies between the limits, the limits included."""
+        return self.low <= value <= self.high
+
+
+class NoInterval(BaseModel):
+    """Stands where an interval would, and says why the data give none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+
+
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval for one proportion (Wilson 1927, JASA 22:209-212).
+
+    Raises ValueError unless 0 <= successes <= n and n >= 1.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    limits = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(low=float(limits.low), value=successes / n, high=float(limits.high), confidence=confidence)
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | NoInterval:
+    """Student's t interval for the mean of independent values, in their unit.
+
+    None is given for fewer than two values, nor for equal ones, whose spread of 0 would claim certainty.
+    """
+    summary = spread(values)
+    if isinstance(summary, NoInterval):
+        return summary
+    mean, sd = summary
+    return t_interval(mean, sd, len(values), confidence)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float] | NoInterval:
+    """Mean and sample standard deviation of `values`, or why they give no t interval."""
+    if len(values) < 2:
+        return NoInterval(reason=f"an interval needs at least 2 values, there are {len(values)}")
+    if min(values) == max(values):
+        return NoInterval(reason=f"all {len(values)} values are equal, so they show no spread")
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def t_interval(mean: float, sd: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+    """Student's t interval from a mean and a sample standard deviation; `n` may be fractional (extrapolated)."""
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
+    return Interval(low=mean - half, value=mean, high=mean + half, confidence=confidence)

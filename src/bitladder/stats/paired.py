@@ -1,0 +1,167 @@
+"""Two rungs answer the same questions: the difference of their scores, with its interval.
+
+Of `n` questions the variant *gained* those that only it has right and *lost* those that only the baseline has right.
+The questions that both have right or both wrong enter through `n` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import optimize, special, stats
+
+from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, spread, t_interval
+
+
+def tango_interval(gained: float, lost: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+    """Tango's score interval for the difference of paired proportions, (gained - lost) / n.
+
+    All differences that the score test does not reject (Tango 1998, Statistics in Medicine 17:891-908). Unlike Wald's
+    it keeps its coverage when few answers changed, and has a width when none did: z^2 / (n + z^2) on either side.
+    Counts may be fractional, for rates extrapolated to another n. Raises ValueError for counts that no n questions
+    can give.
+    """
+    if min(gained, lost) < 0 or n <= 0 or gained + lost > n * (1 + 1e-9):
+        raise ValueError(f"needs 0 <= gained + lost <= n and n > 0, got {gained} + {lost} of {n}")
+    z = float(special.ndtri((1 + confidence) / 2))
+    return Interval(
+        low=-_upper_limit(lost, gained, n, z),
+        value=(gained - lost) / n,
+        high=_upper_limit(gained, lost, n, z),
+        confidence=confidence,
+    )
+
+
+def tango_statistic(gained: float, lost: float, n: float, difference: float) -> float:
+    """Tango's score statistic for the hypothesis that the true difference is `difference`; about standard normal.
+
+    McNemar's (gained - lost) / sqrt(gained + lost) at a difference of 0.
+    """
+    distance = gained - lost - n * difference
+    if distance == 0:
+        return 0.0
+    variance = score_variance(gained, lost, n, difference)
+    return distance / math.sqrt(n * variance) if variance > 0 else math.copysign(math.inf, distance)
+
+
+def score_variance(gained: float, lost: float, n: float, difference: float) -> float:
+    """Variance of one question's difference when the true one is `difference`.
+
+    P(gained) + P(lost) - difference^2 at the most likely P(lost) under that hypothesis: the larger root q of
+    2n q^2 + b q - lost difference (1 - difference) = 0 (Tango 1998, section 4).
+    """
+    b = (2 * n - gained + lost) * difference - gained - lost
+    c = lost * difference * (1 - difference)
+    root = math.sqrt(max(b * b + 8 * n * c, 0.0))
+    # Two forms of one root: each avoids subtracting nearly equal numbers where the other does not.
+    lost_share = 2 * c / (b + root) if b > 0 else (root - b) / (4 * n)
+    return max(2 * lost_share + difference * (1 - difference), 0.0)
+
+
+def _upper_limit(gained: float, lost: float, n: float, z: float) -> float:
+    estimate = (gained - lost) / n
+    if gained >= n:
+        return 1.0
+    # Where no variance is estimated, the estimate itself solves the score equation; these are its other roots.
+    if gained + lost == 0:
+        return z * z / (n + z * z)
+    if lost >= n:
+        return (z * z - n) / (z * z + n)
+
+    def excess(difference: float) -> float:
+        return n * (estimate - difference) ** 2 - z * z * score_variance(gained, lost, n, difference)
+
+    return float(optimize.brentq(excess, estimate, 1.0, xtol=1e-14, rtol=1e-14))
+
+
+def midp_mcnemar(gained: int, lost: int) -> float:
+    """Two-sided mid-p McNemar test of no difference (Fagerland, Lydersen, Laake 2013, BMC Med Res Methodol 13:91).
+
+    1 where no answer changed, which is no evidence at all. Raises ValueError for negative counts.
+    """
+    if min(gained, lost) < 0:
+        raise ValueError(f"counts must not be negative, got {gained} and {lost}")
+    changed = gained + lost
+    if changed == 0:
+        return 1.0
+    here = float(stats.binom.pmf(gained, changed, 0.5))
+    if gained == lost:
+        return 1 - here / 2
+    return 2 * float(stats.binom.cdf(min(gained, lost), changed, 0.5)) - here
+
+
+def relative_drop_percent(baseline: float, variant: float) -> float | None:
+    """Change of a score relative to the baseline's, in per cent, negative for a drop.
+
+    None where the baseline scores 0: it has nothing to lose.
+    """
+    return 100 * (variant - baseline) / baseline if baseline else None
+
+
+class Comparison(Protocol):
+    """What one task says of a difference, now and if it had more questions of the same kind."""
+
+    @property
+    def n_questions(self) -> int: ...
+
+    def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
+        """Interval of the difference, at `growth` times the questions with the same share of changed answers."""
+        ...
+
+
+class PairedCounts(BaseModel):
+    """A task whose answers are right or wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gained: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _within_n(self) -> Self:
+        if self.gained + self.lost > self.n:
+            raise ValueError(f"{self.gained} gained and {self.lost} lost are more than {self.n} questions")
+        return self
+
+    @property
+    def n_questions(self) -> int:
+        return self.n
+
+    def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
+        return tango_interval(self.gained * growth, self.lost * growth, self.n * growth, confidence)
+
+
+class PairedMean(BaseModel):
+    """A task whose questions score on a scale: mean and standard deviation of (variant - baseline) by question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mean: float
+    sd: float = Field(gt=0)
+    n: int = Field(ge=2)
+
+    @property
+    def n_questions(self) -> int:
+        return self.n
+
+    def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
+        return t_interval(self.mean, self.sd, self.n * growth, confidence)
+
+
+def paired_mean(differences: Sequence[float]) -> PairedMean | NoInterval:
+    """Summary of the differences (variant - baseline) of independent questions, or why they give no interval."""
+    summary = spread(differences)
+    if isinstance(summary, NoInterval):
+        return summary
+    mean, sd = summary
+    return PairedMean(mean=mean, sd=sd, n=len(differences))
+
+
+def paired_mean_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval | NoInterval:
+    """Student's t interval of a mean paired difference, for scores that are not just right or wrong."""
+    summary = paired_mean(differences)
+    return summary if isinstance(summary, NoInterval) else summary.interval(confidence)

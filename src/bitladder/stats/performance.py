@@ -1,0 +1,258 @@
+"""From raw batches and monitor readings to the figures of `metrics.METRICS`.
+
+Batches are taken as independent, requests within one are not: they share every step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bitladder.records import BatchSample, Machine, PerformanceOutcome, RequestSample
+from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
+from bitladder.stats.metrics import METRICS
+from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error
+from bitladder.stats.resources import resource_metrics
+from bitladder.stats.summary import Estimate
+
+FEW_REQUESTS = 10
+"""below that a scenario says so: its interval is wide, and may miss what happens rarely"""
+_DERIVED_REQUESTS = (200, 2000)
+"""workloads of the study's Tables 3 and 4"""
+
+_WAITED = "no interval: a batch waits for those before it"
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The requests of one measurement that ended well, and the batches that they ran in."""
+
+    outcome: PerformanceOutcome
+
+    @cached_property
+    def requests(self) -> tuple[RequestSample, ...]:
+        return tuple(request for request in self.outcome.requests if request.status == "ok")
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Requests by batch."""
+        counts = [0] * len(self.outcome.batches)
+        for request in self.requests:
+            counts[request.batch] += 1
+        return counts
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Generated tokens by batch."""
+        counts = [0] * len(self.outcome.batches)
+        for request in self.requests:
+            counts[request.batch] += request.new_tokens
+        return counts
+
+    @cached_property
+    def cycle_s(self) -> list[float]:
+        """By batch, from its start to the next one's; to its own end for the last."""
+        starts = [batch.started_s for batch in self.outcome.batches]
+        return [end - start for start, end in zip(starts, [*starts[1:], self.end_s], strict=True)]
+
+    @property
+    def end_s(self) -> float:
+        return self.outcome.batches[-1].step_end_s[-1]
+
+    @property
+    def total_s(self) -> float:
+        """From the first submission to the last token."""
+        return self.end_s - min(request.submitted_s for request in self.requests)
+
+    @property
+    def full(self) -> list[int]:
+        """Indices of the batches without an empty row."""
+        return [index for index, rows in enumerate(self.rows) if rows == self.outcome.batch_size]
+
+    def batch(self, request: RequestSample) -> BatchSample:
+        return self.outcome.batches[request.batch]
+
+
+def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estimate]:
+    """Every figure but the speed-up, by the names of `METRICS`. `device`: where it ran, ``cpu`` or ``cuda:N``."""
+    line = Timeline(outcome)
+    resources = resource_metrics(outcome, device, line.end_s)
+    if not line.requests:
+        unknown = Estimate.unknown("no request ended well")
+        return dict.fromkeys(METRICS, unknown) | resources
+    energy = resources["gpu_energy_j"]
+    per_token = energy
+    if energy.value is not None:
+        per_token = Estimate(value=energy.value / sum(line.tokens), reason=energy.reason)
+    return _rates(line) | _latencies(line) | _token_times(line) | resources | {"energy_per_token_j": per_token}
+
+
+def speedup(outcome: PerformanceOutcome, baseline: PerformanceOutcome) -> Estimate:
+    """Ratio of requests/s to the baseline's."""
+    ours, theirs = Timeline(outcome), Timeline(baseline)
+    if not ours.requests or not theirs.requests:
+        return Estimate.unknown("no request ended well, here or on the baseline")
+    value = (len(ours.requests) / ours.total_s) / (len(theirs.requests) / theirs.total_s)
+    errors = [relative_error(line.rows, line.cycle_s) for line in (ours, theirs)]
+    known = [error for error in errors if not isinstance(error, NoInterval)]
+    for error in errors:
+        if isinstance(error, NoInterval):
+            return Estimate(value=value, reason=error.reason)
+    degrees = (len(ours.rows) - 1, len(theirs.rows) - 1)
+    return _estimate(value, quotient_interval(value, (known[0], known[1]), degrees))
+
+
+def machine_difference(machine: Machine, other: Machine) -> str | None:
+    """What keeps figures of two machines out of one ratio: CPU, GPU, driver or library versions. Serials may differ."""
+
+    def describe(one: Machine) -> dict[str, object]:
+        gpus = [(gpu.name, gpu.driver) for gpu in one.gpus]
+        return {"CPU": one.cpu_model, "GPU": gpus, **{f"{name} version": value for name, value in one.versions.items()}}
+
+    ours, theirs = describe(machine), describe(other)
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return f"measured on another machine ({', '.join(names)})" if names else None
+
+
+def notes_on(outcome: PerformanceOutcome, planned_requests: int) -> tuple[str, ...]:
+    """What a reader of these figures has to know."""
+    line = Timeline(outcome)
+    done, notes = len(line.requests), []
+    if done < FEW_REQUESTS:
+        notes.append(f"{done} requests, fewer than {FEW_REQUESTS}: the intervals are wide")
+    if len(outcome.requests) > done:
+        notes.append(f"{len(outcome.requests) - done} of {len(outcome.requests)} requests did not end well")
+    if outcome.stopped_by == "time_limit":
+        notes.append(f"ended by the time limit after {done} of {planned_requests} requests")
+    if outcome.stopped_by == "precision":
+        notes.append(f"ended after {done} of {planned_requests} requests: the rate was known well enough")
+    if line.rows and outcome.batch_size > line.rows[-1] > 0:
+        notes.append(f"the last batch had {line.rows[-1]} of {outcome.batch_size} rows")
+    return tuple(notes)
+
+
+def _rates(line: Timeline) -> dict[str, Estimate]:
+    """Whole run: requests over the time from first submission to last token; full batches: over their own cycles."""
+    requests, total_s = len(line.requests), line.total_s
+    whole = ratio_interval(line.rows, line.cycle_s)
+    tokens = ratio_interval(line.tokens, line.cycle_s)
+    rate = _scaled(requests / total_s, whole)
+    per_request = _inverse(rate)
+    full = line.full
+    found = {
+        "requests_per_s": rate,
+        "tokens_per_s": _scaled(sum(line.tokens) / total_s, tokens),
+        "requests_per_s_full_batches": Estimate.unknown("no batch was full"),
+        "tokens_per_s_full_batches": Estimate.unknown("no batch was full"),
+        "total_time_s": _times(requests, per_request),
+        "inverse_throughput_s": per_request,
+    }
+    if full:
+        cycles = [line.cycle_s[index] for index in full]
+        found["requests_per_s_full_batches"] = _ratio([line.rows[index] for index in full], cycles)
+        found["tokens_per_s_full_batches"] = _ratio([line.tokens[index] for index in full], cycles)
+    for count in _DERIVED_REQUESTS:
+        found[f"total_time_{count}_requests_s"] = _times(count, per_request)
+    return found
+
+
+def _latencies(line: Timeline) -> dict[str, Estimate]:
+    """Request latency from batch start and from submission; time to first token and its two parts."""
+    batches = line.outcome.batches
+    durations = [batch.step_end_s[-1] - batch.started_s for batch in batches]
+    prefills = [batch.step_end_s[0] - batch.started_s for batch in batches]
+    queues = [line.batch(request).started_s - request.submitted_s for request in line.requests]
+    from_submission = [line.batch(request).step_end_s[-1] - request.submitted_s for request in line.requests]
+    first_tokens = [line.batch(request).step_end_s[0] - request.submitted_s for request in line.requests]
+    latency, prefill = _mean_of_requests(line, durations), _mean_of_requests(line, prefills)
+    p50, p95 = _percentile_of_requests(line, durations, 50), _percentile_of_requests(line, durations, 95)
+    if any(queues):
+        submitted = {
+            "latency_from_submission_s": Estimate(value=float(np.mean(from_submission)), reason=_WAITED),
+            "latency_from_submission_p50_s": Estimate(value=_percentile(from_submission, 50), reason=_WAITED),
+            "latency_from_submission_p95_s": Estimate(value=_percentile(from_submission, 95), reason=_WAITED),
+            "ttft_s": Estimate(value=float(np.mean(first_tokens)), reason=_WAITED),
+            "queue_s": Estimate(value=float(np.mean(queues)), reason=_WAITED),
+        }
+    else:
+        submitted = {
+            "latency_from_submission_s": latency,
+            "latency_from_submission_p50_s": p50,
+            "latency_from_submission_p95_s": p95,
+            "ttft_s": prefill,
+            "queue_s": Estimate(value=0.0, reason="no request waited: each was submitted when it could start"),
+        }
+    return {"latency_s": latency, "latency_p50_s": p50, "latency_p95_s": p95, "prefill_s": prefill, **submitted}
+
+
+def _token_times(line: Timeline) -> dict[str, Estimate]:
+    """Time per output token, (end to end - first token) / (n - 1), and the gaps between tokens as requests saw them."""
+    gaps = [np.diff(batch.step_end_s) for batch in line.outcome.batches]
+    names = ("tpot_s", "inter_token_s", "inter_token_p50_s", "inter_token_p95_s")
+    if any(len(steps) == 0 for steps in gaps):
+        return dict.fromkeys(names, Estimate.unknown("a batch had one step, so no gap between tokens"))
+    seen = np.concatenate([np.repeat(steps, rows) for steps, rows in zip(gaps, line.rows, strict=True)])
+    weights = [rows * len(steps) for rows, steps in zip(line.rows, gaps, strict=True)]
+    sums = [rows * float(np.sum(steps)) for rows, steps in zip(line.rows, gaps, strict=True)]
+    reason = "no interval: gaps of one batch depend on each other"
+    return {
+        "tpot_s": _mean_of_requests(line, [float(np.mean(steps)) for steps in gaps]),
+        "inter_token_s": _ratio(sums, weights),
+        "inter_token_p50_s": Estimate(value=_percentile(seen, 50), reason=reason),
+        "inter_token_p95_s": Estimate(value=_percentile(seen, 95), reason=reason),
+    }
+
+
+def _mean_of_requests(line: Timeline, by_batch: Sequence[float]) -> Estimate:
+    return _ratio([rows * value for rows, value in zip(line.rows, by_batch, strict=True)], line.rows)
+
+
+def _percentile_of_requests(line: Timeline, by_batch: Sequence[float], percent: int) -> Estimate:
+    """Percentile over requests, with the distribution-free interval of order statistics over batches."""
+    value = _percentile([by_batch[request.batch] for request in line.requests], percent)
+    if len(set(line.rows)) > 1:
+        return Estimate(value=value, reason="no interval: the batches have unequal rows")
+    limits: Any = stats.quantile_test(by_batch, p=percent / 100).confidence_interval(CONFIDENCE)
+    if math.isnan(limits.low) or math.isnan(limits.high):
+        return Estimate(value=value, reason=f"{len(by_batch)} batches are too few for an interval of p{percent}")
+    return Estimate(value=value, low=min(float(limits.low), value), high=max(float(limits.high), value))
+
+
+def _percentile(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]], percent: int) -> float:
+    return float(np.percentile(values, percent))
+
+
+def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
+    return _estimate(sum(numerators) / sum(denominators), ratio_interval(numerators, denominators))
+
+
+def _estimate(value: float, interval: Interval | NoInterval) -> Estimate:
+    if isinstance(interval, NoInterval):
+        return Estimate(value=value, reason=interval.reason)
+    return Estimate(value=value, low=interval.low, high=interval.high)
+
+
+def _scaled(value: float, interval: Interval | NoInterval) -> Estimate:
+    """The interval's relative width, around a value that differs from its own by the time before the first batch."""
+    if isinstance(interval, NoInterval):
+        return Estimate(value=value, reason=interval.reason)
+    factor = value / interval.value
+    return Estimate(value=value, low=factor * interval.low, high=factor * interval.high)
+
+
+def _inverse(estimate: Estimate) -> Estimate:
+    assert estimate.value is not None
+    if estimate.low is None or estimate.high is None:
+        return Estimate(value=1 / estimate.value, reason=estimate.reason)
+    return Estimate(value=1 / estimate.value, low=1 / estimate.high, high=1 / estimate.low)
+
+
+def _times(count: int, estimate: Estimate) -> Estimate:
+    assert estimate.value is not None
+    if estimate.low is None or estimate.high is None:
+        return Estimate(value=count * estimate.value, reason=estimate.reason)
+    return Estimate(value=count * estimate.value, low=count * estimate.low, high=count * estimate.high)

@@ -1,0 +1,122 @@
+"""How many questions a verdict takes: before a run, and when a run has left it open.
+
+A difference is judged against a margin: it lies *within* when even its lower limit is above -margin, *beyond* when even
+its upper limit is below. Anything else is undecided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+from scipy import optimize, special
+
+from bitladder.stats.aggregate import aggregate
+from bitladder.stats.interval import CONFIDENCE, Interval
+from bitladder.stats.paired import Comparison, score_variance
+
+POWER = 0.8
+ONE_SIDED_ALPHA = (1 - CONFIDENCE) / 2
+_MAX_GROWTH = 2.0**40
+
+
+class QuestionsToDecide(BaseModel):
+    """How many more questions would decide, or why no number would."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    more: int | None
+    reason: str | None = None
+
+
+def is_decided(difference: Interval, margin: float) -> bool:
+    """Whether the interval lies wholly on one side of -margin."""
+    return difference.low > -margin or difference.high < -margin
+
+
+def questions_to_decide(
+    comparisons: Sequence[Comparison],
+    margin: float,
+    weights: Sequence[float] | None = None,
+    confidence: float = CONFIDENCE,
+) -> QuestionsToDecide:
+    """About how many more questions, over all tasks in proportion, would decide the aggregate against -margin.
+
+    Assumes that the difference and the share of changed answers stay as observed; at that number the odds of a verdict
+    are then about even. 0 where it is decided already. No number where the difference lies on the margin itself.
+    Raises what `combine` does.
+    """
+
+    def clearance(growth: float) -> float:
+        """Distance of the nearer limit from -margin, positive once decided."""
+        grown = aggregate(comparisons, weights, confidence, growth)
+        return grown.low + margin if grown.value > -margin else -margin - grown.high
+
+    if is_decided(aggregate(comparisons, weights, confidence), margin):
+        return QuestionsToDecide(more=0)
+    enough = 2.0
+    while clearance(enough) <= 0:
+        enough *= 2
+        if enough > _MAX_GROWTH:
+            return QuestionsToDecide(
+                more=None, reason="the observed difference lies on the margin, so no number of questions would decide"
+            )
+    growth = float(optimize.brentq(clearance, 1.0, enough))
+    n_questions = sum(comparison.n_questions for comparison in comparisons)
+    return QuestionsToDecide(more=math.ceil((growth - 1) * n_questions))
+
+
+def documents_for_power(
+    margin: float, changed_share: float, power: float = POWER, one_sided_alpha: float = ONE_SIDED_ALPHA
+) -> int:
+    """Documents after which a rung equal to the baseline is found within the margin with probability `power`.
+
+    (z_alpha sqrt(v) + z_power sqrt(changed_share))^2 / margin^2, where v is the variance that Tango's statistic has at
+    -margin (Liu et al. 2002, Statistics in Medicine 21:231-245). Raises ValueError unless 0 < margin < 1.
+    """
+    return math.ceil(_documents(margin, changed_share, power, one_sided_alpha))
+
+
+def documents_for_power_many_changes(
+    margin: float, changed_share: float, power: float = POWER, one_sided_alpha: float = ONE_SIDED_ALPHA
+) -> int:
+    """The textbook's (z_alpha + z_power)^2 changed_share / margin^2, to the nearest document.
+
+    It puts changed_share for v in `documents_for_power`, which is close where changed_share is some times the margin or
+    more; below that it promises power that no interval has. Raises ValueError unless 0 < margin < 1.
+    """
+    _check_margin(margin)
+    return round((_z(1 - one_sided_alpha) + _z(power)) ** 2 * changed_share / margin**2)
+
+
+def resolvable_margin(
+    documents: int, changed_share: float, power: float = POWER, one_sided_alpha: float = ONE_SIDED_ALPHA
+) -> float:
+    """Smallest margin within which `documents` can place an equal rung with probability `power`.
+
+    The inverse of `documents_for_power`. Raises ValueError for no documents.
+    """
+    if documents < 1:
+        raise ValueError(f"needs at least 1 document, got {documents}")
+
+    def surplus(margin: float) -> float:
+        return documents - _documents(margin, changed_share, power, one_sided_alpha)
+
+    return float(optimize.brentq(surplus, 1e-9, 1 - 1e-9))
+
+
+def _documents(margin: float, changed_share: float, power: float, one_sided_alpha: float) -> float:
+    _check_margin(margin)
+    at_margin = score_variance(changed_share / 2, changed_share / 2, 1.0, -margin)
+    spread = _z(1 - one_sided_alpha) * math.sqrt(at_margin) + _z(power) * math.sqrt(changed_share)
+    return (spread / margin) ** 2
+
+
+def _check_margin(margin: float) -> None:
+    if not 0 < margin < 1:
+        raise ValueError(f"the margin must be a fraction between 0 and 1, got {margin}")
+
+
+def _z(probability: float) -> float:
+    return float(special.ndtri(probability))

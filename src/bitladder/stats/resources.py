@@ -1,0 +1,102 @@
+"""What a measurement took: memory, utilisation, energy, from the monitor's readings beside it."""
+
+from collections.abc import Sequence
+
+from bitladder.records import PerformanceOutcome
+from bitladder.stats.summary import Estimate
+
+SHORTEST_UTILISATION_S = 5.0
+"""a GPU's utilisation is itself a mean over up to a second"""
+SHORTEST_ENERGY_S = 10.0
+"""the energy counter moves in steps"""
+
+_SERIES = "no interval: successive readings depend on each other"
+_ONE_RUN = "no interval: the peak of one run"
+_COUNTED = "no interval: counted, not sampled"
+_ONCE = "no interval: loaded once"
+
+
+class Readings:
+    """The monitor's readings of one measurement, and why some are missing."""
+
+    def __init__(self, outcome: PerformanceOutcome) -> None:
+        self._outcome = outcome
+
+    def series(self, field: str) -> list[tuple[float, float]]:
+        """(time_s, value) of every reading that has the field."""
+        pairs = [(sample.time_s, getattr(sample, field)) for sample in self._outcome.resources]
+        return [(time_s, float(value)) for time_s, value in pairs if value is not None]
+
+    def missing(self, *fields: str) -> Estimate:
+        """Unknown, for the reason that the record gives for the first of these fields that it names."""
+        reasons = self._outcome.unavailable
+        return Estimate.unknown(
+            next((reasons[name] for name in (*fields, "resources") if name in reasons), f"{fields[0]} was not recorded")
+        )
+
+    def mean(self, field: str) -> Estimate:
+        values = [value for _, value in self.series(field)]
+        return Estimate(value=sum(values) / len(values), reason=_SERIES) if values else self.missing(field)
+
+
+def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float) -> dict[str, Estimate]:
+    """Memory in bytes, utilisation in per cent, power and energy. `duration_s`: of the measured part.
+
+    Device memory is what the whole device has in use minus what it had before this process; on a CPU, the process's
+    resident size. Energy is gross: the counter's rise between first and last reading, over the measured time.
+    """
+    readings, memory = Readings(outcome), outcome.memory
+    utilisation = readings.mean("gpu_utilisation_percent")
+    if utilisation.value is not None and duration_s < SHORTEST_UTILISATION_S:
+        utilisation = Estimate.unknown(
+            f"measured for {duration_s:.1f} s, utilisation needs {SHORTEST_UTILISATION_S:g} s"
+        )
+    average, peak = _cpu_memory(outcome, readings) if device == "cpu" else _device_memory(outcome, readings)
+    return {
+        "load_time_s": Estimate(value=outcome.load_time_s, reason=_ONCE),
+        "cpu_percent": readings.mean("cpu_percent"),
+        "gpu_utilisation_percent": utilisation,
+        "study_vram_bytes": average,
+        "peak_memory_bytes": peak,
+        "resident_peak_bytes": Estimate(value=memory.peak_process_bytes, reason=_ONE_RUN),
+        "allocated_peak_bytes": _peak(memory.allocated_peak_bytes, readings.missing("allocated_peak_bytes")),
+        "reserved_peak_bytes": _peak(memory.reserved_peak_bytes, readings.missing("reserved_peak_bytes")),
+        "loaded_bytes": Estimate(value=memory.loaded_bytes, reason=_COUNTED),
+        "gpu_power_w": readings.mean("gpu_power_w"),
+        "gpu_energy_j": _energy(readings, duration_s),
+    }
+
+
+def _cpu_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Estimate, Estimate]:
+    """Average and peak resident size."""
+    return readings.mean("rss_bytes"), Estimate(value=outcome.memory.peak_process_bytes, reason=_ONE_RUN)
+
+
+def _device_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Estimate, Estimate]:
+    """Average and peak of device minus idle."""
+    idle = outcome.memory.idle_device_bytes
+    values = [value for _, value in readings.series("gpu_memory_bytes")]
+    if idle is None or not values:
+        unknown = readings.missing("gpu_memory_bytes", "idle_device_bytes")
+        return unknown, unknown
+    average = sum(values) / len(values) - idle
+    return Estimate(value=average, reason=_SERIES), Estimate(value=max(values) - idle, reason=_ONE_RUN)
+
+
+def _peak(value: int | None, missing: Estimate) -> Estimate:
+    return missing if value is None else Estimate(value=value, reason=_ONE_RUN)
+
+
+def _energy(readings: Readings, duration_s: float) -> Estimate:
+    series = readings.series("gpu_energy_j")
+    if len(series) < 2:
+        return readings.missing("gpu_energy_j")
+    if duration_s < SHORTEST_ENERGY_S:
+        return Estimate.unknown(f"measured for {duration_s:.1f} s, energy needs {SHORTEST_ENERGY_S:g} s")
+    return Estimate(value=mean_power_w(series) * duration_s, reason=_SERIES)
+
+
+def mean_power_w(series: Sequence[tuple[float, float]]) -> float:
+    """Rise of an energy counter over time, from (time_s, joules) pairs."""
+    (first_s, first_j), (last_s, last_j) = series[0], series[-1]
+    return (last_j - first_j) / (last_s - first_s)

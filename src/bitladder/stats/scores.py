@@ -1,0 +1,303 @@
+"""What one rung scored, and how far from the baseline: one row of Tables 1 and 2.
+
+A row is a group of lm-eval tasks. Its questions lie in *pots*: one pot for all of them (MMLU, or a single task), or one
+a task where the tasks put the same questions in different words (GSM8K strict and chain-of-thought). A pot's score is
+its mean over questions, a row's the mean over its pots.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bitladder.records import AccuracyOutcome, MetricInfo, TaskGroup
+from bitladder.stats.aggregate import SameQuestions, combine_dependent
+from bitladder.stats.interval import Interval, NoInterval, mean_interval, wilson_interval
+from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_mean
+from bitladder.stats.ratio import ratio_interval
+from bitladder.stats.summary import Estimate
+
+FEWEST_RIGHT = 20
+"""right answers without which a baseline that generates text shows no signal"""
+
+Question = tuple[str, str, str, int]
+"""task, document hash, prompt hash, and how often both came before in the task"""
+
+
+def primary_metric(metrics: Sequence[MetricInfo]) -> MetricInfo:
+    """The metric that is a task's score: ``acc``, else ``exact_match``, else the first that is better when higher.
+
+    Of several filters ``strict-match``, else the first listed. A task with none of these is scored by its bits per
+    byte, else its first metric. Raises ValueError for no metrics.
+    """
+    if not metrics:
+        raise ValueError("a task without metrics has no score")
+    for name in ("acc", "exact_match"):
+        named = [metric for metric in metrics if metric.name == name]
+        if named:
+            return next((metric for metric in named if metric.filter == "strict-match"), named[0])
+    better_when_higher = next((metric for metric in metrics if metric.higher_is_better), None)
+    bits = next((metric for metric in metrics if metric.name == "bits_per_byte"), None)
+    return better_when_higher or bits or metrics[0]
+
+
+def norm_metric(metrics: Sequence[MetricInfo]) -> MetricInfo | None:
+    """Length-normalised accuracy, shown beside ``acc``."""
+    return next((metric for metric in metrics if metric.name == "acc_norm"), None)
+
+
+def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:
+    """Whether the primary metric is a mean of values between 0 and 1 that is better when higher: a score in per cent.
+
+    Asked of all rungs' outcomes of one row together, so that a row has one unit.
+    """
+    for outcome in outcomes:
+        metric = primary_metric(outcome.metrics)
+        if not metric.higher_is_better or metric.aggregation != "mean":
+            return False
+        for document in outcome.documents:
+            value = document.metrics[metric.key]
+            if isinstance(value, tuple) or not 0 <= value <= 1:
+                return False
+    return True
+
+
+@dataclass(frozen=True)
+class Pot:
+    """Questions that are pooled, with one rung's scores between 0 and 1."""
+
+    title: str
+    questions: tuple[Question, ...]
+    values: tuple[float, ...]
+    norm_values: tuple[float, ...] | None
+    """acc_norm by question, where every task of the pot has it"""
+    chance: float | None
+    """mean over the questions of 1 / choices; None where the answers are not given to choose from"""
+
+    @property
+    def score(self) -> float:
+        return sum(self.values) / len(self.values)
+
+
+def make_pots(group: TaskGroup, outcomes: Mapping[str, AccuracyOutcome]) -> tuple[Pot, ...]:
+    """The pots of a row, from the outcome of each of its tasks. Raises KeyError where one is missing."""
+    if group.pooling == "documents":
+        return (_pot(group.title, {task: outcomes[task] for task in group.tasks}),)
+    return tuple(_pot(task, {task: outcomes[task]}) for task in group.tasks)
+
+
+def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
+    questions: list[Question] = []
+    values: list[float] = []
+    norm_values: list[float] = []
+    chances: list[float] = []
+    for task, outcome in outcomes.items():
+        seen: Counter[tuple[str, str]] = Counter()
+        for document in outcome.documents:
+            hashes = (document.doc_hash, document.prompt_hash)
+            questions.append((task, *hashes, seen[hashes]))
+            seen[hashes] += 1
+        values += _values(outcome, primary_metric(outcome.metrics))
+        norm = norm_metric(outcome.metrics)
+        norm_values += _values(outcome, norm) if norm else []
+        if outcome.output_type == "multiple_choice":
+            chances += [1 / len(document.loglikelihoods) for document in outcome.documents if document.loglikelihoods]
+    return Pot(
+        title=title,
+        questions=tuple(questions),
+        values=tuple(values),
+        norm_values=tuple(norm_values) if len(norm_values) == len(values) else None,
+        chance=sum(chances) / len(chances) if len(chances) == len(values) else None,
+    )
+
+
+def _values(outcome: AccuracyOutcome, metric: MetricInfo) -> list[float]:
+    values = [document.metrics[metric.key] for document in outcome.documents]
+    return [value for value in values if not isinstance(value, tuple)]
+
+
+class Score(NamedTuple):
+    """A score or a difference in fractions of 1, with its interval or the reason for none."""
+
+    value: float
+    interval: Interval | NoInterval
+
+    def percent(self) -> Estimate:
+        """The same in per cent or points."""
+        if isinstance(self.interval, NoInterval):
+            return Estimate(value=100 * self.value, reason=self.interval.reason)
+        return Estimate(value=100 * self.value, low=100 * self.interval.low, high=100 * self.interval.high)
+
+
+def row_score(pots: Sequence[Pot]) -> Score:
+    """Wilson's interval, or Student's t where answers are not just right or wrong."""
+    return _mean_of_pots([pot.values for pot in pots])
+
+
+def row_norm_score(pots: Sequence[Pot]) -> Score | None:
+    """Length-normalised accuracy; None where a task lacks it."""
+    values = [pot.norm_values for pot in pots if pot.norm_values is not None]
+    return _mean_of_pots(values) if len(values) == len(pots) else None
+
+
+def _mean_of_pots(pots: Sequence[Sequence[float]]) -> Score:
+    value = sum(sum(values) / len(values) for values in pots) / len(pots)
+    intervals = [score_interval(values) for values in pots]
+    known = [interval for interval in intervals if isinstance(interval, Interval)]
+    missing = next((interval for interval in intervals if isinstance(interval, NoInterval)), None)
+    return Score(value, missing or combine_dependent(known))
+
+
+def score_interval(values: Sequence[float]) -> Interval | NoInterval:
+    """95% interval of a mean score: Wilson's for right and wrong answers, Student's t for any others."""
+    if is_binary(values):
+        return wilson_interval(round(sum(values)), len(values))
+    return mean_interval(values)
+
+
+def chance_of(pots: Sequence[Pot]) -> float | None:
+    chances = [pot.chance for pot in pots if pot.chance is not None]
+    return sum(chances) / len(chances) if len(chances) == len(pots) else None
+
+
+def no_signal_reason(baseline: Sequence[Pot]) -> str | None:
+    """Why nothing can be compared on these questions; None where the baseline does better than guessing in every pot.
+
+    Its interval is not above chance; or, where there are no choices to guess from, fewer than 20 answers are right.
+    """
+    for pot in baseline:
+        where = f"{pot.title}: " if len(baseline) > 1 else ""
+        if pot.chance is None:
+            right = sum(value > 0 for value in pot.values)
+            if right < FEWEST_RIGHT:
+                return f"{where}the baseline has {right} right, fewer than {FEWEST_RIGHT}"
+            continue
+        interval = score_interval(pot.values)
+        if isinstance(interval, NoInterval):
+            return f"{where}no interval to hold against chance: {interval.reason}"
+        if interval.low <= pot.chance:
+            return (
+                f"{where}the baseline's {100 * interval.value:.1f}% [{100 * interval.low:.1f}, "
+                f"{100 * interval.high:.1f}] is not above chance, {100 * pot.chance:.1f}%"
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class RowComparison:
+    """A row's score minus the baseline's on the same questions, in fractions of 1."""
+
+    value: float
+    comparison: Comparison | NoInterval
+    gained: int | None
+    """right here and wrong on the baseline, over all pots; None where answers are not just right or wrong"""
+    lost: int | None
+
+    @property
+    def difference(self) -> Score:
+        if isinstance(self.comparison, NoInterval):
+            return Score(self.value, self.comparison)
+        return Score(self.value, self.comparison.interval())
+
+
+def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
+    """Why two rungs' answers cannot be paired: a document or a prompt that only one of them has."""
+    for pot, other in zip(pots, baseline, strict=True):
+        missing = len(set(other.questions) - set(pot.questions))
+        added = len(set(pot.questions) - set(other.questions))
+        if missing or added:
+            return (
+                f"{pot.title}: the questions differ by document or prompt: "
+                f"{missing} of {len(other.questions)} are the baseline's alone, {added} are this rung's alone"
+            )
+    return None
+
+
+def compare(pots: Sequence[Pot], baseline: Sequence[Pot]) -> RowComparison:
+    """Difference to the baseline, paired by document and prompt. The pots have the same questions, in any order.
+
+    Interval: Tango's for right and wrong answers, paired Student's t for others; the mean of several pots takes the
+    widest that their common questions allow. Raises KeyError for unpaired questions.
+    """
+    parts: list[PairedCounts | PairedMean] = []
+    no_interval: NoInterval | None = None
+    changes: list[tuple[int, int]] = []
+    means: list[float] = []
+    for pot, other in zip(pots, baseline, strict=True):
+        before = dict(zip(other.questions, other.values, strict=True))
+        differences = [value - before[question] for question, value in zip(pot.questions, pot.values, strict=True)]
+        means.append(sum(differences) / len(differences))
+        part: PairedCounts | PairedMean | NoInterval
+        if is_binary(pot.values) and is_binary(other.values):
+            gained, lost = differences.count(1.0), differences.count(-1.0)
+            changes.append((gained, lost))
+            part = PairedCounts(gained=gained, lost=lost, n=len(differences))
+        else:
+            part = paired_mean(differences)
+        if isinstance(part, NoInterval):
+            no_interval = part
+        else:
+            parts.append(part)
+    binary = len(changes) == len(pots)
+    return RowComparison(
+        value=sum(means) / len(means),
+        comparison=no_interval or (parts[0] if len(parts) == 1 else SameQuestions(parts=tuple(parts))),
+        gained=sum(gained for gained, _ in changes) if binary else None,
+        lost=sum(lost for _, lost in changes) if binary else None,
+    )
+
+
+def is_binary(values: Sequence[float]) -> bool:
+    return all(value in (0.0, 1.0) for value in values)
+
+
+def raw_score(outcomes: Sequence[AccuracyOutcome]) -> Estimate:
+    """Score in the metric's own unit, as lm-eval aggregates it, from the documents of one or more tasks.
+
+    A pair (log-likelihood, weight) is a term of -sum / sum of weights: divided by ln 2 for ``bits_per_byte``, its
+    exponential for ``weighted_perplexity``. Documents are taken as independent. Other aggregations than these, ``mean``
+    and ``perplexity`` are lm-eval's own figure, without an interval.
+    """
+    metric = primary_metric(outcomes[0].metrics)
+    values = [document.metrics[metric.key] for outcome in outcomes for document in outcome.documents]
+    pairs = [value for value in values if isinstance(value, tuple)]
+    numbers = [value for value in values if not isinstance(value, tuple)]
+    if pairs and metric.aggregation in ("bits_per_byte", "weighted_perplexity"):
+        losses = [-loglikelihood for loglikelihood, _ in pairs]
+        weights = [weight for _, weight in pairs]
+        transform = _bits if metric.aggregation == "bits_per_byte" else math.exp
+        return _transformed(sum(losses) / sum(weights), ratio_interval(losses, weights), transform)
+    if numbers and metric.aggregation == "mean":
+        return _transformed(sum(numbers) / len(numbers), mean_interval(numbers), float)
+    if numbers and metric.aggregation == "perplexity":
+        losses = [-loglikelihood for loglikelihood in numbers]
+        return _transformed(sum(losses) / len(losses), mean_interval(losses), math.exp)
+    if len(outcomes) == 1 and metric.key in outcomes[0].harness_results:
+        reason = f"no interval: {metric.aggregation} is no mean over documents"
+        return Estimate(value=outcomes[0].harness_results[metric.key], reason=reason)
+    return Estimate.unknown(f"{metric.name} of several tasks cannot be pooled by {metric.aggregation}")
+
+
+def _bits(nats: float) -> float:
+    return nats / math.log(2)
+
+
+def _transformed(value: float, interval: Interval | NoInterval, transform: Callable[[float], float]) -> Estimate:
+    if isinstance(interval, NoInterval):
+        return Estimate(value=transform(value), reason=interval.reason)
+    return Estimate(value=transform(interval.value), low=transform(interval.low), high=transform(interval.high))
+
+
+def disagreements(outcome: AccuracyOutcome) -> list[str]:
+    """Where the mean of the stored answers is not lm-eval's own figure, which would be a bug of ours."""
+    found = []
+    for metric in outcome.metrics:
+        values = _values(outcome, metric)
+        theirs = outcome.harness_results.get(metric.key)
+        if metric.aggregation != "mean" or theirs is None or len(values) < len(outcome.documents):
+            continue
+        ours = sum(values) / len(values)
+        if abs(ours - theirs) > 1e-6:
+            found.append(f"lm-eval says {metric.name} {theirs:.6f}, the stored answers give {ours:.6f}.")
+    return found

@@ -1,0 +1,211 @@
+"""From a study's raw records to the one table that deciding and reporting read."""
+
+from bitladder.records import (
+    AccuracyOutcome,
+    AccuracyTask,
+    Item,
+    MeasurementRecord,
+    PerformanceOutcome,
+    RungRecord,
+    Scenario,
+    Status,
+)
+from bitladder.rungs import rung_title
+from bitladder.stats import scores
+from bitladder.stats.accuracy import Leaf, Row, summarize_aggregate, summarize_task
+from bitladder.stats.performance import derive_metrics, machine_difference, notes_on, speedup
+from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
+from bitladder.store import Results
+
+MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
+"""--max-drop by suite: what its questions can resolve"""
+OTHER_MARGIN_POINTS = 1.0
+
+NOT_MADE = "not made yet; run the study again to go on"
+NOT_MEASURED = "not measured yet; run the study again to go on"
+
+
+def default_margin_points(suite: str) -> float:
+    return MARGIN_POINTS.get(suite, OTHER_MARGIN_POINTS)
+
+
+def summarize(results: Results, margin_points: float | None = None) -> Summary:
+    """Derive every figure of a study, with its interval or the reason for none.
+
+    `margin_points`: how many points of the aggregate a rung may lose; the suite's default where None. It only enters
+    how many more questions would decide. Raises ValueError for a margin that is not positive.
+    """
+    study = results.study
+    margin = default_margin_points(study.suite) if margin_points is None else margin_points
+    if margin <= 0:
+        raise ValueError(f"the margin must be more than 0 points, got {margin}")
+    ends = {rung: _Ends(results, rung) for rung in study.settings.rungs}
+    tasks = [item.task for item in study.items if isinstance(item, AccuracyTask)]
+    leaves = {rung: {task: end.leaf(task) for task in tasks} for rung, end in ends.items()}
+    rows = [Row(group, study.baseline, leaves) for group in study.groups if tasks]
+    return Summary(
+        source=study.source,
+        suite=study.suite,
+        baseline=study.baseline,
+        default_margin_points=default_margin_points(study.suite),
+        margin_points=margin,
+        rungs=tuple(_rung_summary(results, rows, ends, rung, margin) for rung in ends),
+        notes=_notes(results, rows),
+    )
+
+
+class _Ends:
+    """What came of one rung and of each of its measurements."""
+
+    def __init__(self, results: Results, rung: str) -> None:
+        self.rung = rung
+        self.record: RungRecord | None = results.rungs.get(rung)
+        self._records = {_key(record.item): record for record in results.of(rung)}
+
+    @property
+    def status(self) -> Status:
+        return "failed" if self.record is None else self.record.status
+
+    @property
+    def reason(self) -> str | None:
+        return NOT_MADE if self.record is None else self.record.reason
+
+    def measurement(self, item: Item) -> tuple[MeasurementRecord | None, Status, str | None]:
+        """Its record if there is one, how it ended, and why not well."""
+        if self.status != "ok":
+            return None, self.status, self.reason
+        record = self._records.get(_key(item))
+        if record is None:
+            return None, "failed", NOT_MEASURED
+        if record.status == "ok" and record.outcome is None:
+            return record, "failed", "its record has no outcome"
+        return record, record.status, record.reason
+
+    def leaf(self, task: str) -> Leaf:
+        record = self._records.get(("accuracy", task)) if self.status == "ok" else None
+        if record is not None and isinstance(record.outcome, AccuracyOutcome) and record.status == "ok":
+            return record.outcome
+        if record is not None:
+            return _why(record.status, record.reason)
+        return NOT_MEASURED if self.status == "ok" else _why(self.status, self.reason)
+
+    def performance(self, scenario: Scenario) -> tuple[MeasurementRecord, PerformanceOutcome] | None:
+        record, status, _ = self.measurement(scenario)
+        if record is None or status != "ok" or not isinstance(record.outcome, PerformanceOutcome):
+            return None
+        return record, record.outcome
+
+
+def _key(item: Item) -> tuple[str, str]:
+    return item.kind, item.task if isinstance(item, AccuracyTask) else item.scenario
+
+
+def _why(status: Status, reason: str | None) -> str:
+    return f"{status}: {reason}" if reason else status
+
+
+def _rung_summary(
+    results: Results, rows: list[Row], ends: dict[str, _Ends], rung: str, margin_points: float
+) -> RungSummary:
+    study, end = results.study, ends[rung]
+    record = end.record
+    audit = record.audit if record else None
+    scenarios = tuple(
+        _scenario_summary(end, ends.get(study.baseline), item) for item in study.items if isinstance(item, Scenario)
+    )
+    return RungSummary(
+        rung=rung,
+        title=rung_title(rung),
+        status=end.status,
+        reason=end.reason,
+        content_hash=record.content_hash if record else None,
+        stored_bytes=audit.stored_bytes if audit else None,
+        loaded_bytes=_loaded_bytes(end, scenarios),
+        audit=audit,
+        tasks=tuple(summarize_task(row, rung) for row in rows),
+        aggregate=summarize_aggregate(rows, rung, study.baseline, margin_points),
+        scenarios=scenarios,
+        failures=_failures(end, study.items),
+    )
+
+
+def _loaded_bytes(end: _Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | None:
+    """As audited, else as seen in a performance measurement."""
+    if end.record and end.record.audit and end.record.audit.loaded_bytes is not None:
+        return end.record.audit.loaded_bytes
+    seen = [scenario.metrics["loaded_bytes"].value for scenario in scenarios if scenario.metrics]
+    return next((int(value) for value in seen if value is not None), None)
+
+
+def _failures(end: _Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
+    if end.status != "ok":
+        return (f"{end.rung}: {_why(end.status, end.reason)}",)
+    measured = [(item, *end.measurement(item)[1:]) for item in items]
+    return tuple(
+        f"{end.rung}, {_key(item)[1]}: {_why(status, reason)}" for item, status, reason in measured if status != "ok"
+    )
+
+
+def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> ScenarioSummary:
+    measured = end.performance(item)
+    if measured is None:
+        record, status, reason = end.measurement(item)
+        return ScenarioSummary(
+            scenario=item.scenario,
+            status=status,
+            reason=reason,
+            machine=record.machine if record else None,
+            batch_size=None,
+            requests=0,
+            prompt_tokens=item.prompt_tokens,
+            new_tokens=item.new_tokens,
+            stopped_by=None,
+            metrics={},
+            notes=(),
+        )
+    record, outcome = measured
+    metrics = derive_metrics(outcome, item.device)
+    metrics["speedup"] = _speedup(end, baseline, item, record, outcome)
+    return ScenarioSummary(
+        scenario=item.scenario,
+        status="ok",
+        reason=None,
+        machine=record.machine,
+        batch_size=outcome.batch_size,
+        requests=sum(request.status == "ok" for request in outcome.requests),
+        prompt_tokens=item.prompt_tokens,
+        new_tokens=item.new_tokens,
+        stopped_by=outcome.stopped_by,
+        metrics=metrics,
+        notes=notes_on(outcome, _planned_requests(item, outcome.batch_size)),
+    )
+
+
+def _planned_requests(item: Scenario, batch_size: int) -> int:
+    return item.requests if item.scenario == "batch1" else max(item.requests, 2 * batch_size)
+
+
+def _speedup(
+    end: _Ends, baseline: _Ends | None, item: Scenario, record: MeasurementRecord, outcome: PerformanceOutcome
+) -> Estimate:
+    if baseline is None:
+        return Estimate.unknown("the baseline is not in the study")
+    if end.rung == baseline.rung:
+        return Estimate(value=1.0, reason="the baseline against itself")
+    theirs = baseline.performance(item)
+    if theirs is None:
+        _, status, reason = baseline.measurement(item)
+        return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {_why(status, reason)}")
+    other_machine = machine_difference(record.machine, theirs[0].machine)
+    return Estimate.unknown(f"the baseline was {other_machine}") if other_machine else speedup(outcome, theirs[1])
+
+
+def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
+    notes = [results.study.source.note] if results.study.source.note else []
+    for row in rows:
+        if row.group.in_aggregate and not row.counts:
+            notes.append(f"{row.group.title} is in no aggregate: {row.no_signal_reason}.")
+    for record in results.records:
+        if isinstance(record.outcome, AccuracyOutcome) and isinstance(record.item, AccuracyTask):
+            notes += [f"{record.rung}, {record.item.task}: {text}" for text in scores.disagreements(record.outcome)]
+    return tuple(notes)

@@ -1,0 +1,216 @@
+"""The metric that is a score, pooling, chance and signal, and the pairing of two rungs' answers."""
+
+import math
+
+import pytest
+
+from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo, TaskGroup
+from bitladder.stats import scores
+from bitladder.stats.interval import Interval, NoInterval
+from bitladder.stats.paired import tango_interval
+
+
+def metric(name: str, filter_name: str = "none", higher: bool = True, aggregation: str = "mean") -> MetricInfo:
+    return MetricInfo(name=name, filter=filter_name, aggregation=aggregation, higher_is_better=higher)
+
+
+def answers(
+    values: list[float], *, choices: int | None = 4, name: str = "acc", hashes: list[str] | None = None
+) -> AccuracyOutcome:
+    hashes = hashes or [str(index) for index in range(len(values))]
+    return AccuracyOutcome(
+        documents_hash="d",
+        output_type="multiple_choice" if choices else "generate_until",
+        metrics=(metric(name),),
+        harness_results={},
+        documents=tuple(
+            DocumentOutcome(
+                doc_hash=doc_hash,
+                prompt_hash=f"prompt of {doc_hash}",
+                loglikelihoods=(-1.0,) * choices if choices else None,
+                metrics={f"{name},none": value},
+            )
+            for value, doc_hash in zip(values, hashes, strict=True)
+        ),
+    )
+
+
+def group(*tasks: str, pooling: str = "documents") -> TaskGroup:
+    return TaskGroup.model_validate(
+        {"name": "row", "title": "Row", "tasks": tasks, "pooling": pooling, "in_aggregate": True}
+    )
+
+
+def pots(values: list[float], *, choices: int | None = 4, hashes: list[str] | None = None) -> tuple[scores.Pot, ...]:
+    return scores.make_pots(group("t"), {"t": answers(values, choices=choices, hashes=hashes)})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ([metric("f1"), metric("exact_match"), metric("acc_norm"), metric("acc")], "acc,none"),
+        (
+            [metric("exact_match", "flexible-extract"), metric("exact_match", "strict-match")],
+            "exact_match,strict-match",
+        ),
+        ([metric("exact_match", "first"), metric("exact_match", "second")], "exact_match,first"),
+        ([metric("ter", higher=False), metric("bleu"), metric("chrf")], "bleu,none"),
+        ([metric("word_perplexity", higher=False), metric("byte_perplexity", higher=False)], "word_perplexity,none"),
+    ],
+)
+def test_primary_metric(metrics: list[MetricInfo], expected: str) -> None:
+    assert scores.primary_metric(metrics).key == expected
+
+
+def test_no_metric_is_no_score() -> None:
+    with pytest.raises(ValueError, match="without metrics"):
+        scores.primary_metric([])
+
+
+def test_share_is_a_mean_of_values_from_0_to_1() -> None:
+    assert scores.is_share([answers([0.0, 0.5, 1.0])])
+    assert not scores.is_share([answers([0.0, 1.0]), answers([0.0, 31.5])])
+
+
+def test_documents_are_pooled_by_size() -> None:
+    outcomes = {"a": answers([1.0, 0.0]), "b": answers([1.0] * 6, choices=2)}
+    (pot,) = scores.make_pots(group("a", "b"), outcomes)
+    assert pot.score == 7 / 8
+    assert pot.chance == pytest.approx((2 / 4 + 6 / 2) / 8)
+
+
+def test_mean_of_parts_ignores_their_size() -> None:
+    outcomes = {"a": answers([1.0, 0.0], choices=None), "b": answers([1.0] * 6, choices=None)}
+    parts = scores.make_pots(group("a", "b", pooling="mean"), outcomes)
+    assert [pot.title for pot in parts] == ["a", "b"]
+    assert scores.row_score(parts).value == 0.75
+    assert scores.chance_of(parts) is None
+
+
+def test_score_interval_is_wilsons_for_right_and_wrong() -> None:
+    found = scores.row_score(pots([1.0] * 8 + [0.0] * 2)).percent()
+    assert found.value == 80
+    assert (found.low, found.high) == pytest.approx((49.0, 94.3), abs=0.1)
+
+
+def test_equal_graded_answers_have_no_interval() -> None:
+    found = scores.row_score(pots([0.5, 0.5])).percent()
+    assert (found.value, found.low) == (50, None)
+    assert found.reason == "all 2 values are equal, so they show no spread"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "reason"),
+    [
+        (80, 20, None),
+        (30, 70, "the baseline's 30.0% [21.9, 39.6] is not above chance, 25.0%"),
+        (5, 95, "the baseline's 5.0% [2.2, 11.2] is not above chance, 25.0%"),
+    ],
+)
+def test_choices_at_chance_have_no_signal(right: int, wrong: int, reason: str | None) -> None:
+    assert scores.no_signal_reason(pots([1.0] * right + [0.0] * wrong)) == reason
+
+
+def test_generation_needs_twenty_right() -> None:
+    assert scores.no_signal_reason(pots([1.0] * 20 + [0.0] * 80, choices=None)) is None
+    few = scores.no_signal_reason(pots([1.0] * 19 + [0.0] * 81, choices=None))
+    assert few == "the baseline has 19 right, fewer than 20"
+
+
+def test_mean_of_parts_has_no_signal_where_one_part_has_none() -> None:
+    parts = (*pots([1.0] * 20, choices=None), *pots([1.0] * 3, choices=None))
+    assert scores.no_signal_reason(parts) == "Row: the baseline has 3 right, fewer than 20"
+
+
+def test_pairs_by_document_and_prompt_whatever_the_order() -> None:
+    baseline = pots([1.0, 1.0, 0.0, 0.0], hashes=["a", "b", "c", "d"])
+    variant = pots([1.0, 0.0, 0.0, 1.0], hashes=["d", "c", "b", "a"])
+    assert scores.unpaired_reason(variant, baseline) is None
+    found = scores.compare(variant, baseline)
+    assert (found.gained, found.lost, found.value) == (1, 1, 0.0)
+    assert found.difference.interval == tango_interval(1, 1, 4)
+
+
+def test_duplicate_documents_pair_by_occurrence() -> None:
+    baseline = pots([1.0, 0.0, 1.0], hashes=["same", "same", "other"])
+    variant = pots([0.0, 1.0, 1.0], hashes=["same", "same", "other"])
+    found = scores.compare(variant, baseline)
+    assert (found.gained, found.lost) == (1, 1)
+
+
+def test_a_missing_document_is_told_not_dropped() -> None:
+    baseline, variant = pots([1.0, 1.0, 0.0], hashes=["a", "b", "c"]), pots([1.0, 1.0], hashes=["a", "x"])
+    assert scores.unpaired_reason(variant, baseline) == (
+        "Row: the questions differ by document or prompt: 2 of 3 are the baseline's alone, 1 are this rung's alone"
+    )
+    assert scores.unpaired_reason(pots([1.0], hashes=["same"]), pots([1.0, 1.0], hashes=["same", "same"])) is not None
+
+
+def test_graded_answers_take_the_paired_t_interval() -> None:
+    found = scores.compare(pots([0.5, 0.75, 1.0]), pots([1.0, 0.75, 0.75]))
+    assert (found.gained, found.lost) == (None, None)
+    assert found.value == pytest.approx(-0.25 / 3)
+    interval = found.difference.interval
+    assert isinstance(interval, Interval)
+    # differences -0.5, 0, 0.25: t(2, 0.975) = 4.3027, sd = 0.38188
+    assert interval.high - interval.value == pytest.approx(4.3027 * 0.38188 / math.sqrt(3), rel=1e-4)
+
+
+def test_graded_answers_that_all_moved_alike_have_no_interval() -> None:
+    assert isinstance(scores.compare(pots([0.5, 0.5]), pots([0.75, 0.75])).comparison, NoInterval)
+
+
+def test_mean_of_parts_takes_the_widest_interval() -> None:
+    baseline = (*pots([1.0] * 50 + [0.0] * 50), *pots([1.0] * 50 + [0.0] * 50))
+    variant = (*pots([1.0] * 40 + [0.0] * 60), *pots([1.0] * 48 + [0.0] * 52))
+    found = scores.compare(variant, baseline)
+    first, second = tango_interval(0, 10, 100), tango_interval(0, 2, 100)
+    assert found.value == pytest.approx(-0.06)
+    interval = found.difference.interval
+    assert isinstance(interval, Interval)
+    assert interval.low == pytest.approx((first.low + second.low) / 2)
+    assert interval.high == pytest.approx((first.high + second.high) / 2)
+    assert (found.gained, found.lost) == (0, 12)
+
+
+def rolling(name: str, aggregation: str, pairs: list[tuple[float, float]]) -> AccuracyOutcome:
+    return AccuracyOutcome(
+        documents_hash="d",
+        output_type="loglikelihood_rolling",
+        metrics=(metric(name, higher=False, aggregation=aggregation),),
+        harness_results={f"{name},none": 7.5},
+        documents=tuple(
+            DocumentOutcome(doc_hash=str(index), prompt_hash="p", metrics={f"{name},none": pair})
+            for index, pair in enumerate(pairs)
+        ),
+    )
+
+
+PAIRS = [(-700.0, 1000.0), (-1500.0, 2000.0), (-210.0, 300.0)]
+
+
+def test_bits_per_byte_is_lm_evals() -> None:
+    from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
+
+    bits = scores.raw_score([rolling("bits_per_byte", "bits_per_byte", PAIRS)])
+    perplexity = scores.raw_score([rolling("word_perplexity", "weighted_perplexity", PAIRS)])
+    assert bits.value == pytest.approx(bits_per_byte(PAIRS))
+    assert perplexity.value == pytest.approx(weighted_perplexity(PAIRS))
+    for found in (bits, perplexity):
+        assert found.low is not None and found.value is not None and found.high is not None
+        assert 0 < found.low < found.value < found.high
+    assert not scores.is_share([rolling("bits_per_byte", "bits_per_byte", PAIRS)])
+
+
+def test_an_aggregation_of_lm_evals_own_is_shown_without_interval() -> None:
+    found = scores.raw_score([rolling("mcc", "matthews_corrcoef", PAIRS)])
+    assert (found.value, found.reason) == (7.5, "no interval: matthews_corrcoef is no mean over documents")
+    two = [rolling("mcc", "matthews_corrcoef", PAIRS)] * 2
+    assert scores.raw_score(two).value is None
+
+
+def test_disagreement_with_lm_eval_is_told() -> None:
+    right = answers([1.0, 0.0]).model_copy(update={"harness_results": {"acc,none": 0.5}})
+    wrong = answers([1.0, 0.0]).model_copy(update={"harness_results": {"acc,none": 0.75}})
+    assert scores.disagreements(right) == []
+    assert scores.disagreements(wrong) == ["lm-eval says acc 0.750000, the stored answers give 0.500000."]

@@ -1,0 +1,44 @@
+"""The intervals hold the truth as often as they say, where few answers change; Wald's do not."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from bitladder.stats.simulation import ChangeRates, coverage, wald_interval
+
+CHANGED_SHARES = (0.0, 0.005, 0.01, 0.02, 0.05)
+GAINED_OF_CHANGED = (0.5, 0.25, 0.0)
+LEAST_COVERAGE = 0.93
+
+
+def least_coverage(sizes: tuple[int, ...], draws: int) -> float:
+    """Lowest coverage over shares of changed answers and over how they split."""
+    return min(
+        coverage([ChangeRates(share * gained, share * (1 - gained), n) for n in sizes], draws, seed=1)
+        for share, gained in product(CHANGED_SHARES, GAINED_OF_CHANGED)
+    )
+
+
+@pytest.mark.parametrize("n", [100, 400, 1172])
+def test_tango_covers_where_few_answers_change(n: int) -> None:
+    assert least_coverage((n,), draws=40_000) >= LEAST_COVERAGE
+
+
+@pytest.mark.parametrize("sizes", [(100, 100, 100), (150, 150, 150, 150), (400, 1172, 1172, 400, 1000)])
+def test_aggregate_covers_where_few_answers_change(sizes: tuple[int, ...]) -> None:
+    assert least_coverage(sizes, draws=3000) >= LEAST_COVERAGE
+
+
+@pytest.mark.parametrize(
+    ("rates", "most"),
+    [
+        ([ChangeRates(0.0, 0.005, 100)], 0.45),
+        ([ChangeRates(0.00125, 0.00375, 400)], 0.80),
+        ([ChangeRates(0.0, 0.01, 400)], 0.92),
+        ([ChangeRates(0.0, 0.005, 100)] * 3, 0.80),
+    ],
+)
+def test_wald_would_fail_the_tests_above(rates: list[ChangeRates], most: float) -> None:
+    assert coverage(rates, 20_000, 1, wald_interval) < most < LEAST_COVERAGE <= coverage(rates, 20_000, 1)
