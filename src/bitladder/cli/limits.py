@@ -1,0 +1,48 @@
+"""The flags that ``recommend`` and ``report`` share: what the deployment can't exceed, and what to make best."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from bitladder.decide import Limits
+
+Value = TypeVar("Value")
+
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Most memory at batch 1, such as 2GiB: device minus idle; on a CPU resident.")
+]
+MaxDrop = Annotated[str | None, typer.Option(help="Most points of the aggregate below the baseline, such as 1pt.")]
+Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory; by default each.")]
+
+
+def parse_limits(max_memory: str | None, max_drop: str | None, optimize: str | None) -> "Limits":
+    """Raises UserError for a flag that is no size, no number of points or no goal."""
+    from bitladder.decide import CRITERIA, Limits
+    from bitladder.errors import UnknownNameError
+    from bitladder.units import parse_bytes, parse_points
+
+    goals = {str(goal): goal for goal in CRITERIA}
+    if optimize is not None and optimize not in goals:
+        raise UnknownNameError("goal", optimize, goals)
+    return Limits(
+        max_memory_bytes=_parsed("--max-memory", max_memory, parse_bytes),
+        max_drop_points=_parsed("--max-drop", max_drop, parse_points),
+        optimize=None if optimize is None else goals[optimize],
+    )
+
+
+def _parsed(flag: str, text: str | None, parse: Callable[[str], Value]) -> Value | None:
+    """A limit of more than 0, or None where the flag is absent."""
+    from bitladder.errors import UserError
+
+    if text is None:
+        return None
+    try:
+        value = parse(text)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from None
+    if not value:
+        raise UserError(f"{flag}: found {text!r}, expected more than 0")
+    return value

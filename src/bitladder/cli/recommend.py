@@ -1,0 +1,50 @@
+"""``bitladder recommend``: which rung of a finished study to deploy, within limits."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitladder.cli.limits import MaxDrop, MaxMemory, Optimize, parse_limits
+
+if TYPE_CHECKING:
+    from bitladder.decide import Recommendation
+
+
+def recommend_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of `bitladder study`.")],
+    max_memory: MaxMemory = None,
+    max_drop: MaxDrop = None,
+    optimize: Optimize = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+) -> None:
+    """Say which precision to deploy, why, and why not the others. Exit 1 where no rung is left."""
+    from bitladder.decide import recommend
+    from bitladder.stats.summarize import summarize
+    from bitladder.store import load_results
+
+    limits = parse_limits(max_memory, max_drop, optimize)
+    summary = summarize(load_results(directory), limits.max_drop_points)
+    answer = recommend(summary, limits)
+    if json_output:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        print_recommendation(answer)
+    if not answer.picks:
+        raise typer.Exit(1)
+
+
+def print_recommendation(answer: "Recommendation") -> None:
+    """The sentence, the reasons, and what became of each rung, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    typer.echo(answer.sentence)
+    for reason in answer.reasons:
+        typer.echo(f"- {reason}")
+    table = Table("Precision", "Verdict", "Why", show_edge=False, show_lines=True)
+    for verdict in answer.verdicts:
+        goals = f" for {', '.join(verdict.goals)}" if verdict.goals else ""
+        table.add_row(verdict.rung, f"{verdict.outcome}{goals}", "\n".join(verdict.reasons))
+    typer.echo()
+    Console(markup=False, highlight=False).print(table)

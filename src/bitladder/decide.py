@@ -1,0 +1,406 @@
+"""Which rung to deploy: compares the stored low, value and high of a summary with the user's limits.
+
+Nothing is computed here. A limit is held against the unfavourable end of an interval, so a rung whose drop is undecided
+is never picked.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from bitladder.errors import UserError
+from bitladder.records import Record
+from bitladder.stats.metrics import METRICS
+from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.units import format_bytes, format_count, format_points, format_raw, format_seconds
+
+Goal = Literal["latency", "throughput", "memory"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a goal compares, and how people call it."""
+
+    goal: Goal
+    figure: str
+    scenario: str | None
+    """None: the weights in memory, of the checkpoint itself"""
+    metric: str
+    best: str
+    worse: str
+    format: Callable[[float | None], str]
+
+    def of(self, rung: RungSummary) -> Estimate:
+        if self.scenario is None:
+            known = rung.loaded_bytes is not None
+            return Estimate(value=rung.loaded_bytes) if known else Estimate.unknown("its weights were not loaded")
+        scenario = rung.scenario(self.scenario)
+        return scenario.metric(self.metric) if scenario else Estimate.unknown(f"{self.scenario} was not measured")
+
+    def describe(self, estimate: Estimate) -> str:
+        limits = ""
+        if estimate.low is not None and estimate.high is not None:
+            limits = f" [{self.format(estimate.low)}, {self.format(estimate.high)}]"
+        return f"{self.format(estimate.value)}{limits} {self.figure}"
+
+
+CRITERIA: dict[Goal, Criterion] = {
+    criterion.goal: criterion
+    for criterion in (
+        Criterion(
+            goal="latency",
+            figure="a request at batch 1",
+            scenario="batch1",
+            metric="latency_s",
+            best="the fastest",
+            worse="slower",
+            format=format_seconds,
+        ),
+        Criterion(
+            goal="throughput",
+            figure="generated tokens/s at the largest batch",
+            scenario="max-batch",
+            metric="tokens_per_s",
+            best="the most",
+            worse="slower",
+            format=format_raw,
+        ),
+        Criterion(
+            goal="memory",
+            figure="of weights in memory",
+            scenario=None,
+            metric="loaded_bytes",
+            best="the smallest",
+            worse="larger",
+            format=format_bytes,
+        ),
+    )
+}
+
+
+class Limits(Record):
+    """What the user can't exceed, and what to make best within that."""
+
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    """peak of batch1: device minus idle, on a CPU resident"""
+    max_drop_points: float | None = Field(default=None, gt=0)
+    """points of the aggregate below the baseline; None: the summary's margin"""
+    optimize: Goal | None = None
+    """None: each goal by itself"""
+
+
+class Pick(Record):
+    """The best rung for one goal."""
+
+    goal: Goal
+    rung: str
+    figure: Estimate
+    reasons: tuple[str, ...]
+
+
+class RungVerdict(Record):
+    """What became of one rung: picked for these goals, within the limits but not the best, or out; and why."""
+
+    rung: str
+    outcome: Literal["picked", "within", "out"]
+    goals: tuple[Goal, ...]
+    reasons: tuple[str, ...]
+
+
+class Recommendation(Record):
+    """The answer. Without picks, `blame` says which limit leaves no rung."""
+
+    sentence: str
+    limits: Limits
+    """with the margin that was in force, None where accuracy was not measured"""
+    picks: tuple[Pick, ...]
+    reasons: tuple[str, ...]
+    verdicts: tuple[RungVerdict, ...]
+    blame: str | None
+
+
+Cause = Literal["missing", "memory", "drop"]
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why a rung is out. ``missing`` is no limit: relaxing none would admit the rung."""
+
+    cause: Cause
+    reason: str
+
+
+def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
+    """Pick the best rung within the limits for the goal, or for each goal where none is named.
+
+    Raises UserError for a limit or a goal that the study did not plan to measure.
+    """
+    limits = limits or Limits()
+    _require_measured(summary, limits)
+    if summary.has_accuracy and limits.max_drop_points is None:
+        limits = limits.model_copy(update={"max_drop_points": summary.margin_points})
+    objections = {rung.rung: _objections(summary, rung, limits) for rung in summary.rungs}
+    within = [rung for rung in summary.rungs if not objections[rung.rung]]
+    wanted = [limits.optimize] if limits.optimize else [goal for goal in CRITERIA if _is_planned(summary, goal)]
+    picks = tuple(pick for goal in wanted if (pick := _pick(summary, within, CRITERIA[goal])) is not None)
+    blame = None if picks else _blame(summary, limits, objections, within, wanted)
+    return Recommendation(
+        sentence=_sentence(summary, limits, picks, within) if picks else f"No rung is left: {blame}",
+        limits=limits,
+        picks=picks,
+        reasons=_reasons(summary, limits, picks, within),
+        verdicts=tuple(_verdict(summary, rung, objections[rung.rung], picks, wanted) for rung in summary.rungs),
+        blame=blame,
+    )
+
+
+def _is_planned(summary: Summary, goal: Goal) -> bool:
+    scenario = CRITERIA[goal].scenario
+    return scenario is None or any(rung.scenario(scenario) is not None for rung in summary.rungs)
+
+
+def _require_measured(summary: Summary, limits: Limits) -> None:
+    if limits.max_drop_points is not None and not summary.has_accuracy:
+        raise UserError(
+            "--max-drop needs accuracy, which this study does not measure; run it without --only performance"
+        )
+    if limits.max_memory_bytes is not None and not _is_planned(summary, "latency"):
+        raise UserError("--max-memory needs the scenario batch1, which this study does not measure; run it with batch1")
+    if limits.optimize is not None and not _is_planned(summary, limits.optimize):
+        scenario = CRITERIA[limits.optimize].scenario
+        raise UserError(
+            f"--optimize {limits.optimize} needs the scenario {scenario}, which this study does not measure; "
+            f"run it with {scenario}"
+        )
+
+
+def _objections(summary: Summary, rung: RungSummary, limits: Limits) -> tuple[Objection, ...]:
+    if rung.status != "ok":
+        return (Objection("missing", f"{rung.status}: {rung.reason}" if rung.reason else rung.status),)
+    if rung.audit is not None and not rung.audit.passed:
+        findings = "; ".join(finding.message for finding in rung.audit.errors)
+        return (Objection("missing", f"failed its audit: {findings}"),)
+    found = [_memory_objection(rung, limits.max_memory_bytes), _drop_objection(summary, rung, limits.max_drop_points)]
+    return tuple(objection for objection in found if objection is not None)
+
+
+def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Objection | None:
+    if max_memory_bytes is None:
+        return None
+    peak = _peak_memory(rung)
+    if peak.value is None:
+        return Objection("missing", f"its memory at batch 1 is unknown: {peak.reason}")
+    if peak.value > max_memory_bytes:
+        text = f"takes {format_bytes(peak.value)} at batch 1, more than {format_bytes(max_memory_bytes)}"
+        return Objection("memory", text)
+    return None
+
+
+def _peak_memory(rung: RungSummary) -> Estimate:
+    scenario = rung.scenario("batch1")
+    return scenario.metric("peak_memory_bytes") if scenario else Estimate.unknown("batch1 was not measured")
+
+
+def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -> Objection | None:
+    if margin is None or rung.rung == summary.baseline:
+        return None
+    difference = rung.aggregate.difference_points
+    if difference.value is None:
+        return Objection("missing", f"its drop is unknown: {difference.reason}")
+    if difference.low is None or difference.high is None:
+        text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
+        return Objection("missing", text)
+    if difference.low > -margin:
+        return None
+    if difference.high < -margin:
+        return Objection("drop", f"{describe_difference(difference)}: a drop of more than {_points(margin)}")
+    text = (
+        f"undecided: {describe_difference(difference)}, so a drop of {_points(margin)} is neither shown nor ruled out"
+    )
+    return Objection("drop", f"{text}; {_more_questions(summary, rung, margin)}")
+
+
+def describe_difference(difference: Estimate) -> str:
+    """A difference in points with its interval, for people."""
+    low, high = format_points(difference.low), format_points(difference.high)
+    return f"{format_points(difference.value)} points [{low}, {high}]"
+
+
+def _points(points: float) -> str:
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
+def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
+    if margin != summary.margin_points:
+        return "how many more questions would decide was summarized for another margin"
+    more = rung.aggregate.more_questions
+    if more is None:
+        return rung.aggregate.more_questions_reason or "no number of questions would decide"
+    return f"about {format_count(more)} more questions would decide"
+
+
+def _ranked(
+    summary: Summary, within: Sequence[RungSummary], criterion: Criterion
+) -> list[tuple[RungSummary, Estimate]]:
+    """Best first. Equal values: the higher aggregate, then the order of the study."""
+
+    def key(entry: tuple[RungSummary, Estimate]) -> tuple[float, float]:
+        rung, estimate = entry
+        assert estimate.value is not None
+        gain = rung.aggregate.difference_points.value
+        lower_first = estimate.value if METRICS[criterion.metric].better == "lower" else -estimate.value
+        return lower_first, -gain if gain is not None else float("inf")
+
+    known = [(rung, estimate) for rung in within if (estimate := criterion.of(rung)).value is not None]
+    return sorted(known, key=key)
+
+
+def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion) -> Pick | None:
+    ranked = _ranked(summary, within, criterion)
+    if not ranked:
+        return None
+    (best, figure), others = ranked[0], ranked[1:]
+    reasons = [
+        f"{best.rung}: {criterion.describe(figure)}, {criterion.best} of {_count(len(ranked))} within the limits"
+    ]
+    for rung, estimate in others:
+        if estimate.value == figure.value:
+            reasons.append(f"{rung.rung} is exactly equal in {criterion.goal}; {_tie_reason(summary, best, rung)}")
+        elif _overlap(figure, estimate):
+            reasons.append(f"{rung.rung} is not distinguishably {criterion.worse}: {criterion.describe(estimate)}")
+    return Pick(goal=criterion.goal, rung=best.rung, figure=figure, reasons=tuple(reasons))
+
+
+def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
+    ours, theirs = best.aggregate.difference_points.value, other.aggregate.difference_points.value
+    if ours is not None and theirs is not None and ours > theirs:
+        return f"{best.rung} scores higher ({format_points(ours)} against {format_points(theirs)} points)"
+    return f"{best.rung} comes first on the ladder"
+
+
+def _overlap(one: Estimate, other: Estimate) -> bool:
+    """Whether two intervals have a value in common; False where one has no interval, as counted figures have none."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low <= other.high and other.low <= one.high
+
+
+def _count(rungs: int) -> str:
+    return "the 1 rung" if rungs == 1 else f"the {rungs} rungs"
+
+
+def _verdict(
+    summary: Summary,
+    rung: RungSummary,
+    objections: Sequence[Objection],
+    picks: Sequence[Pick],
+    wanted: Sequence[Goal],
+) -> RungVerdict:
+    if objections:
+        reasons = tuple(objection.reason for objection in objections)
+        return RungVerdict(rung=rung.rung, outcome="out", goals=(), reasons=reasons)
+    goals = tuple(pick.goal for pick in picks if pick.rung == rung.rung)
+    best = {pick.goal: pick for pick in picks}
+    reasons = tuple(_against(CRITERIA[goal], rung, best.get(goal)) for goal in wanted)
+    if goals:
+        return RungVerdict(rung=rung.rung, outcome="picked", goals=goals, reasons=reasons)
+    missing = all(CRITERIA[goal].of(rung).value is None for goal in wanted)
+    return RungVerdict(rung=rung.rung, outcome="out" if missing else "within", goals=(), reasons=reasons)
+
+
+def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
+    """How a rung within the limits does in one goal, and against the best."""
+    estimate = criterion.of(rung)
+    if estimate.value is None:
+        return f"{criterion.goal} is unknown: {estimate.reason}"
+    text = f"{criterion.goal}: {criterion.describe(estimate)}"
+    if best is None or best.rung == rung.rung:
+        return text
+    if estimate.value == best.figure.value:
+        return f"{text}, equal to {best.rung}"
+    noise = "not distinguishably " if _overlap(estimate, best.figure) else ""
+    return f"{text}, {noise}{criterion.worse} than {best.rung}"
+
+
+def _bounds(summary: Summary, limits: Limits) -> str:
+    bounds = []
+    if limits.max_drop_points is not None:
+        bounds.append(f"{_points(limits.max_drop_points)} of {summary.baseline}")
+    if limits.max_memory_bytes is not None:
+        bounds.append(f"{format_bytes(limits.max_memory_bytes)} of memory")
+    return " and ".join(bounds)
+
+
+def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:
+    bounds = _bounds(summary, limits)
+    if len(picks) == 1:
+        pick, criterion = picks[0], CRITERIA[picks[0].goal]
+        rank = "the only rung" if len(within) == 1 else f"{criterion.best} of the {len(within)} rungs"
+        place = f" within {bounds}" if bounds else ""
+        return f"Deploy {pick.rung} for {pick.goal}: {criterion.describe(pick.figure)}, {rank}{place}."
+    by_rung: dict[str, list[Pick]] = {}
+    for pick in picks:
+        by_rung.setdefault(pick.rung, []).append(pick)
+    parts = []
+    for rung, own in by_rung.items():
+        goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)})" for pick in own]
+        parts.append(f"{rung} for {_list(goals)}")
+    return f"{f'Of {_count(len(within))} within {bounds}, deploy' if bounds else 'Deploy'} {'; '.join(parts)}."
+
+
+def _list(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> tuple[str, ...]:
+    reasons = [reason for pick in picks for reason in pick.reasons]
+    rungs = {rung.rung: rung for rung in within}
+    for name in dict.fromkeys(pick.rung for pick in picks):
+        rung = rungs[name]
+        if limits.max_drop_points is not None and name != summary.baseline:
+            difference = describe_difference(rung.aggregate.difference_points)
+            margin = _points(limits.max_drop_points)
+            reasons.append(f"{name}: {difference} against {summary.baseline} rules out a drop of {margin}")
+        if limits.max_memory_bytes is not None:
+            reasons.append(f"{name}: takes {format_bytes(_peak_memory(rung).value)} at batch 1")
+    if not summary.has_accuracy:
+        reasons.append("accuracy was not measured, so no drop is limited")
+    reasons += [
+        f"{goal} was not measured; run the study with the scenario {criterion.scenario}"
+        for goal, criterion in CRITERIA.items()
+        if limits.optimize is None and not _is_planned(summary, goal)
+    ]
+    return tuple(reasons)
+
+
+def _blame(
+    summary: Summary,
+    limits: Limits,
+    objections: dict[str, tuple[Objection, ...]],
+    within: Sequence[RungSummary],
+    wanted: Sequence[Goal],
+) -> str:
+    """The single limit that, lifted, would admit most rungs; or that lifting one would admit none."""
+    if within:
+        names = ", ".join(rung.rung for rung in within)
+        return f"{_list(list(wanted))} is known of none of the rungs within the limits ({names})."
+    admitted = {
+        cause: [name for name, found in objections.items() if {objection.cause for objection in found} == {cause}]
+        for cause in ("memory", "drop")
+    }
+    flags = {
+        "memory": f"--max-memory {format_bytes(limits.max_memory_bytes)}",
+        "drop": f"--max-drop {limits.max_drop_points:g}pt" if limits.max_drop_points is not None else "",
+    }
+    most = max(len(names) for names in admitted.values())
+    if most:
+        blamed = [cause for cause, names in admitted.items() if len(names) == most]
+        return (
+            "; ".join(f"{flags[cause]} is to blame, without it {_list(admitted[cause])} would do" for cause in blamed)
+            + "."
+        )
+    if all({"missing"} & {objection.cause for objection in found} for found in objections.values()):
+        return "every rung failed or lacks a measurement that the limits need; run the study again."
+    return f"lifting one limit would admit none; {flags['memory']} and {flags['drop']} are both in the way."

@@ -1,0 +1,194 @@
+"""Figure 1, accuracy by task and precision, and Figure 2, relative drop by task and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import altair as alt
+
+from bitladder.report.accuracy_tables import AGGREGATE, aggregate_tasks, percent_tasks, task_of
+from bitladder.report.figure import (
+    CHARACTER_PX,
+    INK,
+    PLOT_WIDTH,
+    Chart,
+    Figure,
+    MissingFigure,
+    Row,
+    chunks,
+    colour_of_rung,
+    finish,
+    label_axis,
+    panel,
+    stroke_of_rung,
+    whiskers,
+    wrap_label,
+)
+from bitladder.report.table import Formatter, estimate_cell, excludes_zero
+from bitladder.stats.summary import Estimate, Summary, TaskSummary
+from bitladder.units import format_percent, format_points
+
+_NARROWEST_BAR_PX = 9
+_MOST_TASKS_IN_A_ROW = 10
+
+Panel = tuple[Chart, list[Row]]
+
+
+def accuracy_figures(summary: Summary) -> list[Figure | MissingFigure]:
+    return [_score_figure(summary), _drop_figure(summary)]
+
+
+def _score_figure(summary: Summary) -> Figure | MissingFigure:
+    title = "Figure 1. Accuracy by task and precision"
+    tasks = percent_tasks(summary)
+    scores = _score_rows(summary, tasks, lambda task: task.score)
+    norms = _score_rows(summary, tasks, lambda task: task.score_norm)
+    if not scores:
+        return MissingFigure("figure1", title, "no task with a score in per cent was measured")
+    rungs = _rungs(summary, scores)
+    step = _step(scores, len(rungs))
+    parts = _grouped_bars(scores, rungs, step, f"acc (%), {_questions(tasks)}", "acc (%)")
+    if norms:
+        parts += _grouped_bars(norms, rungs, step, "acc_norm (%), where the task has it", "acc_norm (%)")
+    caption = (
+        "Bars: share of right answers (for generation: exact match). Whiskers: 95% interval of each score by itself. "
+        "Level lines: chance."
+    )
+    if not norms:
+        caption += " No task here has acc_norm, so its panel is left out."
+    return Figure("figure1", title, caption, _stack(parts))
+
+
+def _drop_figure(summary: Summary) -> Figure | MissingFigure:
+    title = f"Figure 2. Relative drop to {summary.baseline} by task and precision"
+    rows = _drop_rows(summary)
+    if not rows:
+        return MissingFigure("figure2", title, "no precision could be compared with the baseline on a task with signal")
+    rungs = _rungs(summary, rows)
+    title_of_panel = "(score - baseline) / baseline (%), negative is a loss"
+    parts = _grouped_bars(rows, rungs, _step(rows, len(rungs)), title_of_panel, "relative drop (%)")
+    whiskers_note = "Whiskers: 95% interval. " if any(row["low"] is not None for row in rows) else ""
+    caption = (
+        "Filled: the paired 95% interval of the difference excludes 0. Outlined: it holds 0, so no difference is "
+        f"shown. {whiskers_note}Tasks without signal are left out. {AGGREGATE}: mean of "
+        f"{', '.join(aggregate_tasks(summary))}."
+    )
+    return Figure("figure2", title, caption, _stack(parts))
+
+
+def _questions(tasks: list[TaskSummary]) -> str:
+    counts = sorted({task.questions for task in tasks})
+    return f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "") + " questions a task"
+
+
+def _score_rows(summary: Summary, tasks: list[TaskSummary], field: Callable[[TaskSummary], Estimate]) -> list[Row]:
+    rows: list[Row] = []
+    for task in tasks:
+        for rung in summary.rungs:
+            found = task_of(rung, task.name)
+            if found is not None:
+                row = _row(task, rung.rung, field(found), format_percent)
+                rows += [{**part, "chance": task.chance_percent, "filled": True} for part in row]
+    return rows
+
+
+def _drop_rows(summary: Summary) -> list[Row]:
+    rungs = [rung for rung in summary.rungs if rung.rung != summary.baseline]
+    rows: list[Row] = []
+    for task in percent_tasks(summary):
+        for rung in rungs:
+            found = task_of(rung, task.name)
+            if found is not None and found.signal:
+                row = _row(task, rung.rung, found.relative_drop_percent, format_points)
+                rows += [{**part, "filled": excludes_zero(found.difference_points)} for part in row]
+    for rung in rungs:
+        row = _row(None, rung.rung, rung.aggregate.relative_drop_percent, format_points)
+        rows += [{**part, "filled": excludes_zero(rung.aggregate.difference_points)} for part in row]
+    return rows
+
+
+def _row(task: TaskSummary | None, rung: str, estimate: Estimate, format_value: Formatter) -> list[Row]:
+    """One row where there is a value, else none; no task is the aggregate."""
+    if estimate.value is None:
+        return []
+    cell = estimate_cell(estimate, format_value)
+    return [
+        {
+            "task": task.name if task else "",
+            "title": task.title if task else AGGREGATE,
+            "rung": rung,
+            "value": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "text": f"{cell.text} {cell.interval}".strip(),
+        }
+    ]
+
+
+def _task_rows(rows: list[Row], rungs: int) -> list[list[str]]:
+    """The tasks, in as many rows of the figure as their bars need."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    largest = min(_MOST_TASKS_IN_A_ROW, PLOT_WIDTH // (_NARROWEST_BAR_PX * rungs + 12))
+    return [[tasks[index] for index in places] for places in chunks(len(tasks), max(1, largest))]
+
+
+def _rungs(summary: Summary, rows: list[Row]) -> list[str]:
+    return [rung.rung for rung in summary.rungs if any(row["rung"] == rung.rung for row in rows)]
+
+
+def _step(rows: list[Row], rungs: int) -> int:
+    """Pixels of one task's group of bars."""
+    return min(PLOT_WIDTH // max(map(len, _task_rows(rows, rungs))), 44 * rungs + 60)
+
+
+def _grouped_bars(rows: list[Row], rungs: list[str], step: int, title: str, axis_title: str) -> list[Panel]:
+    """One layered chart, with its rows, for each row of tasks that fits the width."""
+    limits = [row[key] for row in rows for key in ("low", "high", "value", "chance") if row.get(key) is not None]
+    scale = alt.Scale(domain=[min(0.0, *limits), max(0.0, *limits)], nice=True)
+    y = alt.Y("value:Q", title=axis_title, scale=scale)
+    panels: list[Panel] = []
+    for index, tasks in enumerate(_task_rows(rows, len(rungs))):
+        part = [{**row, "panel": f"{axis_title} {index}"} for row in rows if row["task"] in tasks]
+        panels.append((_bars(part, rungs, step, y, "" if index else title), part))
+    return panels
+
+
+def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) -> Chart:
+    characters = max(6, int(step / CHARACTER_PX))
+    labels = {row["task"]: wrap_label(row["title"], characters) for row in rows}
+    base = panel(rows[0]["panel"], step * len(labels), 220, title)
+    x = alt.X(
+        "task:N",
+        title=None,
+        sort=None,
+        scale=alt.Scale(domain=list(labels), paddingInner=0.16, paddingOuter=0.08),
+        axis=label_axis(labels),
+    )
+    offset = alt.XOffset("rung:N", sort=None, scale=alt.Scale(domain=rungs, paddingInner=0.08))
+    bars = base.mark_bar(strokeWidth=1.5).encode(
+        x=x,
+        xOffset=offset,
+        y=y,
+        color=colour_of_rung(rungs, legend=True),
+        stroke=stroke_of_rung(rungs),
+        fillOpacity=alt.condition("datum.filled", alt.value(1), alt.value(0.15)),
+        tooltip=[
+            alt.Tooltip("title:N", title="task"),
+            alt.Tooltip("rung:N", title="precision"),
+            alt.Tooltip("text:N", title="% [95% interval]"),
+        ],
+    )
+    chance = base.transform_filter("isValid(datum.chance)").mark_tick(color=INK, size=step * 0.84, thickness=1.2)
+    return alt.layer(
+        bars,
+        *whiskers(base, x=x, xOffset=offset),
+        chance.encode(x=x, y=alt.Y("chance:Q", title=None)),
+        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.datum(0)),
+    )
+
+
+def _stack(panels: list[Panel]) -> dict[str, Any]:
+    stacked: alt.VConcatChart = alt.vconcat(*(chart for chart, _ in panels))
+    rows = [row for _, part in panels for row in part]
+    return finish(stacked.resolve_scale(x="independent", xOffset="independent"), rows)

@@ -1,0 +1,253 @@
+"""Table 1, accuracy, and Table 2, relative drop with the paired difference and recovery above chance beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitladder.report.table import Cell, Column, Formatter, Table, estimate_cell, excludes_zero, number_cell, text_cell
+from bitladder.stats.summary import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
+from bitladder.units import format_count, format_percent, format_points, format_raw
+
+AGGREGATE = "Aggregate"
+NO_SIGNAL = "no signal"
+_NO_CHANCE = "not a choice among given answers"
+
+TaskField = Callable[[TaskSummary], Estimate]
+AggregateField = Callable[[AggregateSummary], Estimate]
+
+
+def accuracy_tables(summary: Summary) -> list[Table]:
+    """Those of Tables 1 and 2 that there is something to show in; every table has one unit."""
+    tasks = percent_tasks(summary)
+    tables: list[Table] = []
+    if tasks:
+        tables.append(_score_table(summary, tasks))
+        if any(task.score_norm.value is not None for rung in summary.rungs for task in rung.tasks):
+            tables.append(_norm_table(summary, tasks))
+    if raw_tasks(summary):
+        tables.append(_raw_table(summary))
+    if tasks and len(summary.rungs) > 1:
+        tables += [_comparison_table(summary, tasks, comparison) for comparison in _COMPARISONS]
+    return tables
+
+
+def percent_tasks(summary: Summary) -> list[TaskSummary]:
+    """One summary for each task that is scored in per cent, in table order: the baseline's where it has one."""
+    return [task for task in _tasks(summary) if task.unit == "percent"]
+
+
+def raw_tasks(summary: Summary) -> list[TaskSummary]:
+    """The tasks with a unit of their own, such as bits per byte."""
+    return [task for task in _tasks(summary) if task.unit == "raw"]
+
+
+def _tasks(summary: Summary) -> list[TaskSummary]:
+    found: dict[str, TaskSummary] = {}
+    order = sorted(summary.rungs, key=lambda rung: rung.rung != summary.baseline)
+    for rung in order:
+        for task in rung.tasks:
+            known = found.get(task.name)
+            # A failed measurement leaves a row without questions; any rung that has them describes the task better.
+            if known is None or (known.questions == 0 and task.questions > 0):
+                found[task.name] = task
+    return list(found.values())
+
+
+def task_of(rung: RungSummary, name: str) -> TaskSummary | None:
+    return next((task for task in rung.tasks if task.name == name), None)
+
+
+def absence(rung: RungSummary) -> str:
+    """Why a rung has no figure at all."""
+    return f"{rung.rung}: {rung.reason or rung.status}" if rung.status != "ok" else f"{rung.rung}: not measured"
+
+
+def aggregate_tasks(summary: Summary) -> tuple[str, ...]:
+    """Titles of the tasks that the aggregate is the mean of."""
+    titles = {task.name: task.title for task in _tasks(summary)}
+    for rung in summary.rungs:
+        if rung.aggregate.tasks:
+            return tuple(titles.get(name, name) for name in rung.aggregate.tasks)
+    return ()
+
+
+def aggregate_note(summary: Summary) -> str:
+    tasks = aggregate_tasks(summary)
+    if not tasks:
+        return "No aggregate: no task has signal."
+    return f"{AGGREGATE}: mean of {', '.join(tasks)}; the same tasks for every precision."
+
+
+def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
+    columns = (
+        Column("Task", numeric=False),
+        Column("Metric", numeric=False),
+        Column("Questions", interval=False),
+        Column("Chance", "%", interval=False, help="mean over the questions of 1 / choices"),
+        *(Column(rung.rung, "%") for rung in summary.rungs),
+    )
+    rows = [
+        (
+            _task_cell(task),
+            text_cell(task.metric),
+            number_cell(task.questions, format_count),
+            number_cell(task.chance_percent, format_percent, _NO_CHANCE if task.chance_percent is None else None),
+            *(_task_estimate(rung, task.name, lambda found: found.score, format_percent) for rung in summary.rungs),
+        )
+        for task in tasks
+    ]
+    if aggregate_tasks(summary):
+        rows.append(
+            (
+                text_cell(AGGREGATE, mark="total"),
+                text_cell(""),
+                text_cell(""),
+                text_cell(""),
+                *(
+                    _aggregate_estimate(rung, lambda found: found.score_percent, format_percent)
+                    for rung in summary.rungs
+                ),
+            )
+        )
+    notes = (
+        "Brackets: 95% interval of one score by itself. Two precisions answer the same questions, "
+        "so compare them by Table 2b, not by these brackets.",
+        aggregate_note(summary),
+    )
+    return Table("table1", "Table 1. Accuracy (%)", columns, tuple(rows), notes)
+
+
+def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
+    with_norm = [
+        task
+        for task in tasks
+        if any((found := task_of(rung, task.name)) and found.score_norm.value is not None for rung in summary.rungs)
+    ]
+    columns = (
+        Column("Task", numeric=False),
+        Column("Metric", numeric=False),
+        Column("Questions", interval=False),
+        *(Column(rung.rung, "%") for rung in summary.rungs),
+    )
+    rows = tuple(
+        (
+            _task_cell(task),
+            text_cell("acc_norm"),
+            number_cell(task.questions, format_count),
+            *(
+                _task_estimate(rung, task.name, lambda found: found.score_norm, format_percent)
+                for rung in summary.rungs
+            ),
+        )
+        for task in with_norm
+    )
+    notes = ("Log-likelihoods divided by the length of the choice; in no aggregate and no comparison.",)
+    return Table("table1-norm", "Table 1b. Length-normalised accuracy, acc_norm (%)", columns, rows, notes)
+
+
+def _raw_table(summary: Summary) -> Table:
+    tasks = raw_tasks(summary)
+    columns = (
+        Column("Precision", numeric=False),
+        *(Column(f"{task.title}: {task.metric.replace('_', ' ')}") for task in tasks),
+    )
+    rows = tuple(
+        (
+            text_cell(rung.rung),
+            *(_task_estimate(rung, task.name, lambda found: found.score, format_raw) for task in tasks),
+        )
+        for rung in summary.rungs
+    )
+    notes = ("Each column has the unit of its metric. In no aggregate.",)
+    return Table("table1-other", "Table 1c. Scores that are not shares of right answers", columns, rows, notes)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One of the tables that hold a rung against the baseline."""
+
+    name: str
+    title: str
+    unit: str
+    notes: tuple[str, ...]
+    task_field: TaskField
+    aggregate_field: AggregateField
+    format: Formatter
+
+
+_BOLD = "Bold: the paired 95% interval of the difference (Table 2b) excludes 0. No other is shown to be a difference."
+_COMPARISONS = (
+    _Comparison(
+        "table2",
+        "Table 2. Relative drop to {baseline} (%)",
+        "%",
+        ("(score - baseline) / baseline; negative is a loss.", _BOLD),
+        lambda task: task.relative_drop_percent,
+        lambda aggregate: aggregate.relative_drop_percent,
+        format_points,
+    ),
+    _Comparison(
+        "table2-points",
+        "Table 2b. Difference to {baseline}, paired by question (percentage points)",
+        "points",
+        ("Brackets: paired 95% interval, Tango's score interval for one task. Negative is a loss.", _BOLD),
+        lambda task: task.difference_points,
+        lambda aggregate: aggregate.difference_points,
+        format_points,
+    ),
+    _Comparison(
+        "table2-recovery",
+        "Table 2c. Recovery above chance (%)",
+        "%",
+        ("(score - chance) / (baseline - chance); 100 is as good as the baseline, 0 is guessing.", _BOLD),
+        lambda task: task.recovery_percent,
+        lambda aggregate: aggregate.recovery_percent,
+        format_percent,
+    ),
+)
+
+
+def _comparison_table(summary: Summary, tasks: list[TaskSummary], comparison: _Comparison) -> Table:
+    rungs = [rung for rung in summary.rungs if rung.rung != summary.baseline]
+    columns = (Column("Task", numeric=False), *(Column(rung.rung, comparison.unit) for rung in rungs))
+    rows = [
+        (
+            _task_cell(task),
+            *(
+                _task_estimate(rung, task.name, comparison.task_field, comparison.format, compare=True)
+                for rung in rungs
+            ),
+        )
+        for task in tasks
+    ]
+    if aggregate_tasks(summary):
+        cells = (
+            _aggregate_estimate(rung, comparison.aggregate_field, comparison.format, compare=True) for rung in rungs
+        )
+        rows.append((text_cell(AGGREGATE, mark="total"), *cells))
+    title = comparison.title.format(baseline=summary.baseline)
+    return Table(comparison.name, title, columns, tuple(rows), (*comparison.notes, aggregate_note(summary)))
+
+
+def _task_cell(task: TaskSummary) -> Cell:
+    if task.signal:
+        return text_cell(task.title)
+    return text_cell(f"{task.title} ({NO_SIGNAL})", mark="warning", reason=task.no_signal_reason)
+
+
+def _task_estimate(
+    rung: RungSummary, name: str, field: TaskField, format_value: Formatter, *, compare: bool = False
+) -> Cell:
+    task = task_of(rung, name)
+    if task is None:
+        return estimate_cell(Estimate.unknown(absence(rung)), format_value)
+    clear = compare and task.signal and excludes_zero(task.difference_points)
+    return estimate_cell(field(task), format_value, mark="clear" if clear else "plain")
+
+
+def _aggregate_estimate(
+    rung: RungSummary, field: AggregateField, format_value: Formatter, *, compare: bool = False
+) -> Cell:
+    clear = compare and excludes_zero(rung.aggregate.difference_points)
+    return estimate_cell(field(rung.aggregate), format_value, mark="clear" if clear else "plain")

@@ -1,0 +1,179 @@
+"""A figure: one Altair specification that becomes SVG, PNG and an interactive chart, with the look all six share."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import altair as alt
+import vl_convert
+
+from bitladder.rungs import RUNGS
+
+PLOT_WIDTH = 760
+"""pixels inside the axes of a full-width panel; with its axis it fits a page of 900"""
+CHARACTER_PX = 6.4
+"""width of an average character of an axis label"""
+_LINE_PX = 15
+PNG_PIXELS_PER_INCH = 144
+INK = "#1f2933"
+HALO = "#ffffff"
+"""rim of whiskers on dark bars; the page recolours it, and INK and GRID, for a dark background"""
+GRID = "#d8dde3"
+FONT = "Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
+
+# Okabe and Ito's colours (2008), told apart with every common colour blindness; black became grey for dark pages.
+_LADDER_COLOURS = ("#7f7f7f", "#0072b2", "#56b4e9", "#e69f00", "#f0e442", "#d55e00", "#009e73", "#cc79a7")
+# For rungs outside the ladder: Tol's muted scheme (2021).
+_OTHER_COLOURS = ("#882255", "#44aa99", "#999933", "#332288", "#ddcc77", "#aa4499")
+
+Row = dict[str, Any]
+ROWS = alt.NamedData("rows")
+"""the data of every chart, put in by `finish`: Altair would copy and check them once a layer"""
+Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart | alt.VConcatChart
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``spec`` is Vega-Lite; ``caption`` says what the marks mean."""
+
+    name: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+
+    @functools.cached_property
+    def svg(self) -> str:
+        return str(vl_convert.vegalite_to_svg(self.spec))
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        return bytes(vl_convert.svg_to_png(self.svg, ppi=PNG_PIXELS_PER_INCH))
+
+
+@dataclass(frozen=True)
+class MissingFigure:
+    """A figure without data, and why."""
+
+    name: str
+    title: str
+    reason: str
+
+
+def colours(rungs: Sequence[str]) -> list[str]:
+    """One colour a rung; a ladder's rung has the same one in every figure and report."""
+    known = dict(zip(RUNGS, _LADDER_COLOURS, strict=False))
+    others = [rung for rung in rungs if rung not in known]
+    known |= {rung: _OTHER_COLOURS[index % len(_OTHER_COLOURS)] for index, rung in enumerate(others)}
+    return [known[rung] for rung in rungs]
+
+
+def colour_of_rung(rungs: Sequence[str], *, legend: bool) -> alt.Color:
+    return alt.Color(
+        "rung:N",
+        sort=None,
+        scale=alt.Scale(domain=list(rungs), range=colours(rungs)),
+        legend=_legend(rungs) if legend else None,
+    )
+
+
+def _legend(rungs: Sequence[str]) -> alt.Legend:
+    return alt.Legend(title=None, orient="top", direction="horizontal", columns=len(rungs), symbolType="square")
+
+
+def stroke_of_rung(rungs: Sequence[str]) -> alt.Stroke:
+    return alt.Stroke(
+        "rung:N", sort=None, scale=alt.Scale(domain=list(rungs), range=colours(rungs)), legend=_legend(rungs)
+    )
+
+
+def label_axis(labels: Mapping[str, str], orient: Literal["bottom", "top"] = "bottom") -> alt.Axis:
+    """A band axis without ticks that prints each value's label, of several lines where it has line breaks."""
+    lines = {value: label.split("\n") for value, label in labels.items()}
+    # Vega hangs a top axis' further lines down into the plot.
+    below_px = _LINE_PX * (max(map(len, lines.values())) - 1) if orient == "top" else 0
+    return alt.Axis(
+        orient=orient,
+        labelAngle=0,
+        labelExpr=f"{json.dumps(lines)}[datum.value]",
+        labelLineHeight=_LINE_PX,
+        labelPadding=8 + below_px,
+        ticks=False,
+        domain=False,
+    )
+
+
+def whiskers(base: alt.Chart, **channels: Any) -> list[alt.Chart]:
+    """The interval of each row that has ``low`` and ``high``, as a dark line with a light rim."""
+    known = base.transform_filter("isValid(datum.low)").encode(y=alt.Y("low:Q", title=None), y2="high:Q", **channels)
+    return [
+        known.mark_rule(color=HALO, strokeWidth=2.8, opacity=0.6),
+        known.mark_rule(color=INK, strokeWidth=1.2),
+    ]
+
+
+def panel(name: str, width: int, height: int, title: str) -> alt.Chart:
+    """The start of a chart that shows the figure's rows whose ``panel`` is that name."""
+    chart = alt.Chart(ROWS, width=width, height=height, title=title)
+    return chart.transform_filter(f"datum.panel === {json.dumps(name)}")
+
+
+def finish(chart: Chart, rows: Sequence[Row]) -> dict[str, Any]:
+    """The chart of these rows as Vega-Lite in the common look."""
+    text = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
+    # Checking against the schema takes longer than drawing; tests count what is drawn.
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    spec["datasets"] = {ROWS.name: list(rows)}
+    spec["background"] = "white"
+    spec["padding"] = 10
+    spec["config"] = {
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": {
+            **text,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "gridColor": GRID,
+            "domainColor": GRID,
+            "tickColor": GRID,
+            "labelLimit": 260,
+        },
+        "legend": {**text, "labelFontSize": 12, "titleFontSize": 12, "labelLimit": 200},
+        "title": {
+            "color": INK,
+            "font": FONT,
+            "fontSize": 13,
+            "fontWeight": 600,
+            "anchor": "start",
+            "frame": "group",
+            "offset": 8,
+        },
+        "text": {"font": FONT, "fontSize": 12},
+        "concat": {"spacing": 24},
+    }
+    return spec
+
+
+def wrap_label(text: str, width: int, lines: int = 3) -> str:
+    """Break a label at spaces, hyphens and underscores into lines of ``width`` characters; cut after ``lines``."""
+    wrapped = [""]
+    for word in re.findall(r"[^\s_/-]+[\s_/-]*|[\s_/-]+", text):
+        for start in range(0, len(word), width):
+            part = word[start : start + width]
+            if len(wrapped[-1]) + len(part.rstrip()) > width and wrapped[-1]:
+                wrapped.append("")
+            wrapped[-1] += part
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1].rstrip()[: width - 1] + "…"]
+    return "\n".join(line.rstrip() for line in wrapped)
+
+
+def chunks(count: int, largest: int) -> list[range]:
+    """``count`` places in as few rows of nearly equal length as ``largest`` allows."""
+    rows = -(-count // largest)
+    return [range(row * count // rows, (row + 1) * count // rows) for row in range(rows)]

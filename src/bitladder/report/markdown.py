@@ -1,0 +1,65 @@
+"""``report.md``: reads as plain text, columns aligned."""
+
+from __future__ import annotations
+
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bitladder.report.content import Report
+from bitladder.report.figure import Figure
+from bitladder.report.table import Cell, Table, footnote_letter
+
+
+def to_markdown(report: Report) -> str:
+    environment = Environment(
+        loader=PackageLoader("bitladder.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown is escaped by the filter `md`
+    )
+    environment.filters["md"] = escape
+    environment.filters["table"] = table_to_markdown
+    environment.tests["drawn"] = lambda figure: isinstance(figure, Figure)
+    return environment.get_template("report.md.jinja").render(report=report)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is: no tags, no links, no table breaks."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*<|])", r"\\\1", flat).replace("](", "]\\(")
+
+
+def table_to_markdown(table: Table) -> str:
+    """A GitHub table with padded columns, then its notes and the reasons that its letters lead to."""
+    lines = [[escape(column.header) for column in table.columns]]
+    lines += [[_cell(table, cell) for cell in row] for row in table.rows]
+    numeric = [column.numeric for column in table.columns]
+    widths = [max(3, *(len(line[index]) for line in lines)) for index in range(len(numeric))]
+    if not numeric[-1]:
+        # The last text column is not padded: a long reason would push every line to its width.
+        widths[-1] = 3
+    rule = ["-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
+    text = [_line(line, widths, numeric) for line in (lines[0], rule, *lines[1:])]
+    text += [""] if table.notes or table.footnotes else []
+    text += [f"- {escape(note)}" for note in table.notes]
+    text += [f"- ({footnote_letter(index)}) {escape(reason)}" for index, reason in enumerate(table.footnotes)]
+    return "\n".join(text)
+
+
+def _line(cells: list[str], widths: list[int], numeric: list[bool]) -> str:
+    padded = (
+        cell.rjust(width) if right else cell.ljust(width)
+        for cell, width, right in zip(cells, widths, numeric, strict=True)
+    )
+    return f"| {' | '.join(padded)} |"
+
+
+def _cell(table: Table, cell: Cell) -> str:
+    text = escape(cell.text)
+    if cell.mark in ("clear", "good", "bad"):
+        text = f"**{text}**"
+    letter = table.footnote_of(cell)
+    return " ".join(part for part in (text, cell.interval, f"({letter})" if letter else "") if part)

@@ -1,0 +1,213 @@
+"""Figures 3 and 5, the study's four metrics by precision, and Figures 4 and 6, the same as a heat map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from bitladder.report.figure import (
+    CHARACTER_PX,
+    HALO,
+    INK,
+    PLOT_WIDTH,
+    ROWS,
+    Chart,
+    Figure,
+    MissingFigure,
+    Row,
+    colour_of_rung,
+    finish,
+    label_axis,
+    panel,
+    whiskers,
+    wrap_label,
+)
+from bitladder.report.performance_columns import MetricColumn, study_metrics
+from bitladder.report.performance_tables import SCENARIOS, MachineGroup, machine_groups
+from bitladder.stats.metrics import METRICS
+from bitladder.stats.summary import Summary
+from bitladder.units import format_raw
+
+_NUMBERS = {"batch1": (3, 4), "max-batch": (5, 6)}
+_PANEL_GAP = 74
+_WORST, _BEST = (0xEF, 0xF5, 0xFB), (0x08, 0x45, 0x94)
+_UNCOLOURED = "#c9ced6"
+_DARK_TEXT, _LIGHT_TEXT = "#101418", "#fdfdfd"
+
+
+def performance_figures(summary: Summary, scenario: str, on_gpu: bool) -> list[Figure | MissingFigure]:
+    """The bars and the heat map of one scenario."""
+    bars, heat = _NUMBERS[scenario]
+    where = SCENARIOS[scenario][1]
+    bar_title = f"Figure {bars}. Performance by precision: {where}"
+    heat_title = f"Figure {heat}. Normalised performance, precision by metric: {where}"
+    groups = machine_groups(summary, scenario)
+    metrics = study_metrics(on_gpu)
+    rows = [row for metric in metrics for row in _rows(groups[0], metric)] if groups else []
+    known = [row for row in rows if row["value"] is not None]
+    if not known:
+        reason = f"no precision has figures for the {where}"
+        return [MissingFigure(f"figure{bars}", bar_title, reason), MissingFigure(f"figure{heat}", heat_title, reason)]
+    only = f" Only {groups[0].title}: a figure never mixes machines." if len(groups) > 1 else ""
+    figure = Figure(
+        f"figure{bars}", bar_title, _bar_caption(groups[0], metrics, known) + only, _bars(groups[0], metrics, known)
+    )
+    if len({row["rung"] for row in known}) < 2:
+        return [figure, MissingFigure(f"figure{heat}", heat_title, "comparing needs figures of two precisions")]
+    return [figure, Figure(f"figure{heat}", heat_title, _heat_caption(metrics) + only, _heat_map(metrics, rows))]
+
+
+def _rows(group: MachineGroup, metric: MetricColumn) -> list[Row]:
+    """One row a rung, its value in the metric's printed unit."""
+    rows: list[Row] = []
+    for rung in group.rungs:
+        estimate = metric.estimate(rung, rung.scenario(group.scenario))
+        cell = metric.cell(rung, rung.scenario(group.scenario))
+        row = {"metric": metric.metric, "rung": rung.rung, "value": cell.value, "low": cell.low, "high": cell.high}
+        row["text"] = cell.text
+        row["tooltip"] = f"{cell.text} {cell.interval}".strip() if estimate.value is not None else estimate.reason
+        rows.append(row)
+    return rows
+
+
+def _rungs(group: MachineGroup, rows: list[Row]) -> list[str]:
+    return [rung.rung for rung in group.rungs if any(row["rung"] == rung.rung for row in rows)]
+
+
+def _bar_caption(group: MachineGroup, metrics: tuple[MetricColumn, ...], known: list[Row]) -> str:
+    requests = sorted(
+        {measured.requests for rung in group.rungs if (measured := rung.scenario(group.scenario)) and measured.requests}
+    )
+    n = " to ".join(f"{count:,}" for count in dict.fromkeys((requests[0], requests[-1])))
+    caption = f"n = {n} requests a precision. Whiskers: 95% interval, where the metric has one."
+    unknown = [metric.title for metric in metrics if metric.metric not in {row["metric"] for row in known}]
+    unmeasured = [rung.rung for rung in group.rungs if rung.rung not in _rungs(group, known)]
+    missing = "; ".join(", ".join(names) for names in (unknown, unmeasured) if names)
+    return f"{caption} Not known, so left out: {missing}." if missing else caption
+
+
+def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
+    directions = {"higher": "more", "lower": "less"}
+    better = ", ".join(f"{directions[_better(metric.metric)]} {metric.plain_title}" for metric in metrics)
+    return (
+        "Darker is better: each metric is scaled from its worst precision to its best, however close they are; the "
+        f"number is the real value. Better is {better}. Grey: not known, or equal for all precisions. This is no "
+        "correlation of metrics."
+    )
+
+
+def _better(metric: str) -> str:
+    # The study shades utilisation as if busy were good, and so do these figures.
+    return METRICS[metric].better or "higher"
+
+
+def _bars(group: MachineGroup, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> dict[str, Any]:
+    rungs = _rungs(group, rows)
+    tops = [row["value"] if row["high"] is None else row["high"] for row in rows]
+    rows = [
+        {**row, "panel": row["metric"], "short": format_raw(row["value"]), "top": top}
+        for row, top in zip(rows, tops, strict=True)
+    ]
+    panels = [
+        _bar_panel(metric, rungs, max(row["top"] for row in rows if row["metric"] == metric.metric))
+        for metric in metrics
+        if any(row["metric"] == metric.metric for row in rows)
+    ]
+    # Flush bounds keep the panels' axes in line, whatever the length of their labels.
+    grid = alt.concat(*panels, columns=2, bounds="flush", spacing={"row": 62, "column": _PANEL_GAP})
+    return finish(grid.resolve_scale(x="independent", y="independent"), rows)
+
+
+def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Chart:
+    width = (PLOT_WIDTH - _PANEL_GAP) // 2
+    labels = {rung: wrap_label(rung, max(5, int(width / len(rungs) / CHARACTER_PX))) for rung in rungs}
+    base = panel(metric.metric, width, 170, metric.column.header)
+    x = alt.X(
+        "rung:N",
+        title=None,
+        sort=None,
+        scale=alt.Scale(domain=rungs, paddingInner=0.25, paddingOuter=0.12),
+        axis=label_axis(labels),
+    )
+    # Room above the highest bar for its number.
+    domain = [0, top * 1.12 or 1]
+    y = alt.Y("value:Q", title=metric.unit, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=5))
+    bars = base.mark_bar().encode(
+        x=x,
+        y=y,
+        color=colour_of_rung(rungs, legend=False),
+        tooltip=[alt.Tooltip("rung:N", title="precision"), alt.Tooltip("tooltip:N", title=metric.column.header)],
+    )
+    return alt.layer(
+        bars,
+        *whiskers(base, x=x),
+        base.mark_text(dy=-7, fontSize=11, color=INK).encode(x=x, y=alt.Y("top:Q", title=None), text="short:N"),
+        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.datum(0)),
+    )
+
+
+def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> dict[str, Any]:
+    rungs = list(dict.fromkeys(row["rung"] for row in rows))
+    labels = {metric.metric: wrap_label(metric.column.header, 24) for metric in metrics}
+    values = []
+    for metric in metrics:
+        part = [row for row in rows if row["metric"] == metric.metric]
+        for row, goodness in zip(part, normalised([row["value"] for row in part], _better(metric.metric)), strict=True):
+            fill, ink = _shade(goodness)
+            values.append({**row, "title": metric.column.header, "fill": fill, "ink": ink})
+    longest = max(len(rung) for rung in rungs)
+    base = alt.Chart(
+        ROWS,
+        width=(PLOT_WIDTH - min(longest * 7, 200)) // len(metrics) * len(metrics),
+        height=44 * len(rungs),
+    ).encode(
+        x=alt.X(
+            "metric:N",
+            title=None,
+            sort=None,
+            scale=alt.Scale(domain=list(labels), padding=0),
+            axis=label_axis(labels, "top"),
+        ),
+        y=alt.Y(
+            "rung:N",
+            title=None,
+            sort=None,
+            scale=alt.Scale(domain=rungs, padding=0),
+            axis=alt.Axis(ticks=False, domain=False, labelPadding=8),
+        ),
+        tooltip=[
+            alt.Tooltip("rung:N", title="precision"),
+            alt.Tooltip("title:N", title="metric"),
+            alt.Tooltip("tooltip:N", title="value"),
+        ],
+    )
+    cells = base.mark_rect(stroke=HALO, strokeWidth=2).encode(fill=alt.Fill("fill:N", scale=None))
+    numbers = base.mark_text(fontSize=13).encode(text="text:N", color=alt.Color("ink:N", scale=None))
+    return finish(alt.layer(cells, numbers), values)
+
+
+def normalised(values: list[float | None], better: str) -> list[float | None]:
+    """Each value's place between the worst (0) and the best (1); None where unknown, or where all are equal."""
+    known = [value for value in values if value is not None]
+    if not known or min(known) == max(known):
+        return [None] * len(values)
+    worst, best = (min(known), max(known)) if better == "higher" else (max(known), min(known))
+    return [None if value is None else (value - worst) / (best - worst) for value in values]
+
+
+def _shade(goodness: float | None) -> tuple[str, str]:
+    """Fill and text colour of a cell, with the better contrast of the two."""
+    if goodness is None:
+        return _UNCOLOURED, _DARK_TEXT
+    channels = [round(worst + (best - worst) * goodness) for worst, best in zip(_WORST, _BEST, strict=True)]
+    luminance = sum(
+        weight * _linear(channel / 255) for weight, channel in zip((0.2126, 0.7152, 0.0722), channels, strict=True)
+    )
+    # WCAG 2 contrast ratios of white and of black text on that fill.
+    light, dark = 1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05
+    return "#" + "".join(f"{channel:02x}" for channel in channels), _LIGHT_TEXT if light > dark else _DARK_TEXT
+
+
+def _linear(channel: float) -> float:
+    return channel / 12.92 if channel <= 0.04045 else float(((channel + 0.055) / 1.055) ** 2.4)

@@ -1,0 +1,167 @@
+"""Where the figures come from: checkpoints, audit findings, settings, machine, versions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bitladder.records import Finding, Machine, Scenario, Scheme, StudyRecord
+from bitladder.report.performance_tables import machine_key
+from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
+from bitladder.rungs import rung_title
+from bitladder.stats.summary import RungSummary, Summary
+from bitladder.store import Results
+from bitladder.units import MIB, format_bytes, format_mib
+
+_SEVERITY_MARKS: dict[str, Mark] = {"error": "bad", "warning": "warning", "info": "plain"}
+
+
+def checkpoint_table(summary: Summary) -> Table:
+    columns = (
+        *(Column(title, numeric=False) for title in ("Precision", "What it is", "Stored", "Computed in", "The rest")),
+        Column("Weights on disk", "MiB", interval=False),
+        Column("Weights in memory", "MiB", interval=False),
+        Column("Audit", numeric=False),
+        Column("Content hash", numeric=False),
+    )
+    rows = tuple(_checkpoint_row(rung) for rung in summary.rungs)
+    notes = ("The rest: embedding, norms and head, which are never quantized. In memory: after one forward.",)
+    return Table("checkpoints", "Checkpoints", columns, rows, notes)
+
+
+def _checkpoint_row(rung: RungSummary) -> tuple[Cell, ...]:
+    missing = "not loaded" if rung.audit else "not audited"
+    why = f"{rung.rung}: {missing if rung.status == 'ok' else rung.reason or rung.status}"
+    scheme = (rung.audit.found or rung.audit.declared) if rung.audit else None
+    return (
+        text_cell(rung.rung),
+        text_cell(rung_title(rung.rung)),
+        *(_scheme_cells(scheme) if scheme else (text_cell(None, reason=why) for _ in range(3))),
+        number_cell(rung.stored_bytes, format_mib, why if rung.stored_bytes is None else None, unit_size=MIB),
+        number_cell(rung.loaded_bytes, format_mib, why if rung.loaded_bytes is None else None, unit_size=MIB),
+        _audit_cell(rung, why),
+        text_cell(rung.content_hash[:12] if rung.content_hash else None, reason=None if rung.content_hash else why),
+    )
+
+
+def _scheme_cells(scheme: Scheme) -> tuple[Cell, ...]:
+    stored = scheme.stored_type + (", double quantization" if scheme.double_quantization else "")
+    if scheme.int8_threshold is not None:
+        stored += f", threshold {scheme.int8_threshold:g}"
+    return text_cell(stored), text_cell(scheme.compute_type), text_cell(scheme.rest_type)
+
+
+def _audit_cell(rung: RungSummary, why: str) -> Cell:
+    if rung.audit is None:
+        return text_cell(None, reason=why)
+    if not rung.audit.passed:
+        return text_cell("failed", mark="bad", reason=f"{rung.rung}: {rung.reason}" if rung.reason else None)
+    warnings = sum(finding.severity == "warning" for finding in rung.audit.findings)
+    plural = "" if warnings == 1 else "s"
+    return text_cell(f"passed, {warnings} warning{plural}" if warnings else "passed", mark="good")
+
+
+def findings_tables(summary: Summary) -> list[Table]:
+    """Errors and warnings, then the facts; a finding that several precisions share is one row."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for rung in summary.rungs:
+        for finding in rung.audit.findings if rung.audit else ():
+            found.setdefault(_finding_key(finding), []).append(rung.rung)
+    tables = [
+        _findings_table("findings", "Findings: errors and warnings", found, ("error", "warning"), secondary=False),
+        _findings_table("findings-facts", "Findings: facts", found, ("info",), secondary=True),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _finding_key(finding: Finding) -> tuple[str, str, str]:
+    return finding.severity, finding.check, finding.message
+
+
+def _findings_table(
+    name: str, title: str, found: dict[tuple[str, str, str], list[str]], severities: tuple[str, ...], *, secondary: bool
+) -> Table:
+    columns = tuple(Column(title, numeric=False) for title in ("Severity", "Check", "Finding", "Precisions"))
+    chosen = sorted(
+        ((key, rungs) for key, rungs in found.items() if key[0] in severities),
+        key=lambda entry: severities.index(entry[0][0]),
+    )
+    rows = tuple(
+        (
+            text_cell(severity, mark=_SEVERITY_MARKS[severity]),
+            text_cell(check.replace("_", " ")),
+            text_cell(message),
+            text_cell(", ".join(rungs)),
+        )
+        for (severity, check, message), rungs in chosen
+    )
+    return Table(name, title, columns, rows, secondary=secondary)
+
+
+def settings_table(study: StudyRecord) -> Table:
+    """The effective settings; those that were left open stand as what they became."""
+    source = study.source
+    values: dict[str, Any] = {
+        **study.settings.model_dump(mode="json"),
+        "suite": study.suite,
+        "revision": source.revision,
+        "device": study.calibration.device,
+        "threads": study.calibration.threads,
+        "max_batch_cap": study.calibration.max_batch_cap,
+        "requests": [f"{item.scenario} {item.requests}" for item in study.items if isinstance(item, Scenario)],
+        "baseline": study.baseline,
+        "source_content_hash": source.content_hash,
+    }
+    return _pairs("settings", "Effective settings", {name: _plain(value) for name, value in values.items()})
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def machines(results: Results) -> list[Machine]:
+    """Every machine that measured, serial numbers aside; the calibrated one where nothing is measured yet."""
+    found = {machine_key(record.machine): record.machine for record in results.records}
+    return list(found.values()) or [results.study.calibration.machine]
+
+
+def machine_table(results: Results) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for machine in machines(results):
+        gpus = "; ".join(
+            f"{gpu.name}, {format_bytes(gpu.total_memory_bytes)}, compute capability {gpu.compute_capability}, "
+            f"driver {gpu.driver or 'unknown'}"
+            for gpu in machine.gpus
+        )
+        texts = (
+            f"{machine.cpu_model}, {machine.cpu_count} logical cores",
+            format_bytes(machine.total_memory_bytes),
+            gpus or "none",
+            machine.platform,
+        )
+        rows.append(tuple(text_cell(text) for text in texts))
+    columns = tuple(Column(title, numeric=False) for title in ("CPU", "Memory", "GPU", "Platform"))
+    return Table("machine", "Machine", columns, tuple(rows))
+
+
+def version_table(results: Results) -> Table:
+    """Library versions; several where machines differ."""
+    versions: dict[str, list[str]] = {}
+    for machine in machines(results):
+        for name, version in machine.versions.items():
+            versions.setdefault(name, []).append(version)
+    return _pairs(
+        "versions", "Versions", {name: ", ".join(dict.fromkeys(found)) for name, found in sorted(versions.items())}
+    )
+
+
+def _pairs(name: str, title: str, values: dict[str, str]) -> Table:
+    columns = (Column("Name", numeric=False), Column("Value", numeric=False))
+    rows = tuple((text_cell(key), text_cell(value)) for key, value in values.items())
+    return Table(name, title, columns, rows, secondary=True)

@@ -1,0 +1,151 @@
+"""A table before it is HTML, Markdown or CSV: cells keep their number, interval and the reason for not having one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from bitladder.stats.summary import Estimate
+from bitladder.units import UNKNOWN
+
+Mark = Literal["plain", "total", "clear", "good", "warning", "bad"]
+"""``total``: first of a row that sums up. ``clear``: a difference whose interval excludes 0. The rest are verdicts."""
+
+Formatter = Callable[[float | None], str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a reader sees, and what the CSV stores."""
+
+    text: str
+    value: float | int | str | None
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    """the interval as text, for people"""
+    reason: str | None = None
+    """why there is no value, or no interval: a footnote"""
+    mark: Mark = "plain"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column, in one unit."""
+
+    title: str
+    unit: str | None = None
+    numeric: bool = True
+    interval: bool = True
+    """whether the CSV has a low and a high beside the value"""
+    help: str = ""
+
+    @property
+    def header(self) -> str:
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns; the file name of its CSV is its name."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    secondary: bool = False
+    """detail that a page may fold away"""
+
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        """Reasons of this table's cells, each once, in reading order."""
+        return tuple(dict.fromkeys(cell.reason for row in self.rows for cell in row if cell.reason))
+
+    def footnote_of(self, cell: Cell) -> str:
+        """The letter that leads from a cell to its reason; empty where there is none."""
+        return footnote_letter(self.footnotes.index(cell.reason)) if cell.reason else ""
+
+
+def footnote_letter(index: int) -> str:
+    """a, b, ... z, aa, ab, ..."""
+    letters = ""
+    index += 1
+    while index:
+        index, remainder = divmod(index - 1, 26)
+        letters = chr(ord("a") + remainder) + letters
+    return letters
+
+
+def text_cell(text: str | None, *, mark: Mark = "plain", reason: str | None = None) -> Cell:
+    return Cell(text=UNKNOWN if text is None else text, value=text, mark=mark, reason=reason)
+
+
+def number_cell(
+    value: float | None, format_value: Formatter, reason: str | None = None, *, unit_size: float | None = None
+) -> Cell:
+    """A number without an interval, such as a count; ``unit_size`` as in `estimate_cell`."""
+    return Cell(text=format_value(value), value=_in_unit(value, unit_size), reason=reason)
+
+
+def estimate_cell(
+    estimate: Estimate, format_value: Formatter, *, mark: Mark = "plain", unit_size: float | None = None
+) -> Cell:
+    """A number with its interval.
+
+    ``format_value`` takes the stored value; ``unit_size`` is how much of it makes one unit of the column.
+    """
+    interval = ""
+    if estimate.low is not None and estimate.high is not None:
+        interval = f"[{format_value(estimate.low)}, {format_value(estimate.high)}]"
+    return Cell(
+        text=format_value(estimate.value),
+        value=_in_unit(estimate.value, unit_size),
+        low=_in_unit(estimate.low, unit_size),
+        high=_in_unit(estimate.high, unit_size),
+        interval=interval,
+        reason=estimate.reason,
+        mark=mark,
+    )
+
+
+def _in_unit(value: float | None, unit_size: float | None) -> float | None:
+    return value if value is None or unit_size is None else value / unit_size
+
+
+def excludes_zero(estimate: Estimate) -> bool:
+    """Whether a difference may be called one: its interval exists and 0 is outside."""
+    return estimate.low is not None and estimate.high is not None and not estimate.low <= 0 <= estimate.high
+
+
+def to_csv(table: Table) -> str:
+    """Unrounded numbers; a column of estimates becomes value, low and high, and reasons come last."""
+    headers: list[str] = []
+    for column in table.columns:
+        headers.append(column.header)
+        if column.numeric and column.interval:
+            headers += [f"{column.header} low", f"{column.header} high"]
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow([*headers, "reasons"])
+    for row in table.rows:
+        writer.writerow([*_csv_values(table.columns, row), _csv_reasons(table.columns, row)])
+    return output.getvalue()
+
+
+def _csv_values(columns: Iterable[Column], row: Iterable[Cell]) -> list[float | str | None]:
+    values: list[float | str | None] = []
+    for column, cell in zip(columns, row, strict=True):
+        values.append(cell.value)
+        if column.numeric and column.interval:
+            values += [cell.low, cell.high]
+    return values
+
+
+def _csv_reasons(columns: Iterable[Column], row: Iterable[Cell]) -> str:
+    return "; ".join(
+        f"{column.title}: {cell.reason}" for column, cell in zip(columns, row, strict=True) if cell.reason is not None
+    )

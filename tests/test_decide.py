@@ -1,0 +1,266 @@
+"""Which rung is picked under which limits, and what is said about the others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bitladder.cli.recommend import recommend_command
+from bitladder.decide import Limits, Recommendation, RungVerdict, recommend
+from bitladder.errors import UnknownNameError, UserError
+from bitladder.records import RungRecord
+from bitladder.stats.summarize import summarize
+from bitladder.stats.summary import Estimate, Summary
+from bitladder.store import Store, load_results
+from bitladder.units import MIB
+from replay import write_broken_replay, write_replay
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_replay(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def summary(directory: Path) -> Summary:
+    return summarize(load_results(directory))
+
+
+def verdict(answer: Recommendation, rung: str) -> RungVerdict:
+    return next(found for found in answer.verdicts if found.rung == rung)
+
+
+def picked(answer: Recommendation) -> dict[str, str]:
+    return {pick.goal: pick.rung for pick in answer.picks}
+
+
+def with_rung(summary: Summary, name: str, **changes: Any) -> Summary:
+    """The summary with fields of one rung replaced; `difference` and `more` are those of its aggregate."""
+    rungs = []
+    for rung in summary.rungs:
+        if rung.rung == name:
+            aggregate = dict(changes.pop("aggregate", {}))
+            rung = rung.model_copy(
+                update={**changes, "aggregate": rung.aggregate.model_copy(update=aggregate)},
+            )
+        rungs.append(rung)
+    return summary.model_copy(update={"rungs": tuple(rungs)})
+
+
+def test_without_limits_every_goal_has_its_pick_within_the_default_margin(summary: Summary) -> None:
+    answer = recommend(summary)
+    assert picked(answer) == {"latency": "bf16", "throughput": "bf16", "memory": "nf4"}
+    assert answer.limits.max_drop_points == 5.0
+    assert answer.sentence.startswith("Of the 4 rungs within 5 points of bf16, deploy bf16 for latency (")
+    assert verdict(answer, "fp4").outcome == "out"
+    assert verdict(answer, "fp4").reasons == ("-8.57 points [-12.08, -5.93]: a drop of more than 5 points",)
+    assert verdict(answer, "nf4").goals == ("memory",)
+    assert "nf4: -1.43 points [-4.01, +0.89] against bf16 rules out a drop of 5 points" in answer.reasons
+
+
+def test_one_goal_is_one_sentence(summary: Summary) -> None:
+    answer = recommend(summary, Limits(optimize="memory"))
+    assert answer.sentence == (
+        "Deploy nf4 for memory: 110.6 MiB of weights in memory, the smallest of the 4 rungs within 5 points of bf16."
+    )
+    assert verdict(answer, "int8").reasons == ("memory: 155.4 MiB of weights in memory, larger than nf4",)
+
+
+def test_memory_limit_is_held_against_the_peak_at_batch_1(summary: Summary) -> None:
+    answer = recommend(summary, Limits(max_memory_bytes=600 * MIB, optimize="throughput"))
+    assert picked(answer) == {"throughput": "int8"}
+    assert verdict(answer, "bf16").reasons == ("takes 661.5 MiB at batch 1, more than 600.0 MiB",)
+    assert "int8: takes 560.4 MiB at batch 1" in answer.reasons
+
+
+def test_differences_within_the_noise_are_told(summary: Summary) -> None:
+    answer = recommend(summary, Limits(optimize="throughput"))
+    assert picked(answer) == {"throughput": "bf16"}
+    assert any(reason.startswith("fp16 is not distinguishably slower") for reason in answer.reasons)
+    assert not any("int8" in reason for reason in answer.reasons)
+    assert verdict(answer, "fp16").reasons[0].endswith("not distinguishably slower than bf16")
+
+
+def test_equal_memory_goes_to_the_higher_score(summary: Summary) -> None:
+    answer = recommend(summary, Limits(optimize="memory", max_drop_points=20.0))
+    assert picked(answer) == {"memory": "nf4"}
+    assert "fp4 is exactly equal in memory; nf4 scores higher (-1.43 against -8.57 points)" in answer.reasons
+
+
+def test_an_undecided_rung_is_not_picked_and_says_what_would_decide(directory: Path) -> None:
+    strict = summarize(load_results(directory), margin_points=1.0)
+    answer = recommend(strict, Limits(optimize="memory", max_drop_points=1.0))
+    assert picked(answer) == {"memory": "bf16"}
+    (reason,) = verdict(answer, "int8").reasons
+    assert reason.startswith("undecided: +0.00 points [-1.90, +1.90], so a drop of 1 point is neither shown nor ruled")
+    assert reason.endswith("about 559 more questions would decide")
+
+
+def test_another_margin_than_the_summarys_has_no_count(summary: Summary) -> None:
+    answer = recommend(summary, Limits(max_drop_points=1.0))
+    assert "summarized for another margin" in verdict(answer, "int8").reasons[0]
+
+
+def test_no_number_of_questions_decides_on_the_margin(summary: Summary) -> None:
+    aggregate = {
+        "difference_points": Estimate(value=-5.0, low=-7.0, high=-3.0),
+        "more_questions": None,
+        "more_questions_reason": "on the margin",
+    }
+    answer = recommend(with_rung(summary, "nf4", aggregate=aggregate))
+    assert verdict(answer, "nf4").reasons[0].endswith("; on the margin")
+
+
+@pytest.mark.parametrize(("low", "high", "outcome"), [(-4.99, 1.0, "within"), (-5.0, 1.0, "out"), (-9.0, -5.1, "out")])
+def test_the_limit_is_held_against_the_unfavourable_end(
+    summary: Summary, low: float, high: float, outcome: str
+) -> None:
+    aggregate = {"difference_points": Estimate(value=(low + high) / 2, low=low, high=high)}
+    answer = recommend(with_rung(summary, "int8", aggregate=aggregate))
+    assert verdict(answer, "int8").outcome == outcome
+
+
+def test_a_difference_without_interval_is_not_within(summary: Summary) -> None:
+    aggregate = {"difference_points": Estimate(value=0.0, reason="all 3 values are equal")}
+    answer = recommend(with_rung(summary, "int8", aggregate=aggregate))
+    assert verdict(answer, "int8").reasons == ("+0.00 points without an interval: all 3 values are equal",)
+
+
+def test_memory_is_to_blame(summary: Summary) -> None:
+    answer = recommend(summary, Limits(max_memory_bytes=100 * MIB))
+    assert answer.picks == ()
+    assert answer.blame == "--max-memory 100.0 MiB is to blame, without it bf16, fp16, int8 and nf4 would do."
+    assert answer.sentence == f"No rung is left: {answer.blame}"
+
+
+def test_drop_is_to_blame(summary: Summary) -> None:
+    answer = recommend(summary, Limits(max_memory_bytes=600 * MIB, max_drop_points=0.5))
+    assert answer.blame == "--max-drop 0.5pt is to blame, without it int8, fp4 and nf4 would do."
+
+
+def test_both_limits_are_to_blame(summary: Summary) -> None:
+    only = summary.model_copy(update={"rungs": tuple(rung for rung in summary.rungs if rung.rung == "fp4")})
+    answer = recommend(only, Limits(max_memory_bytes=100 * MIB))
+    assert answer.blame == (
+        "lifting one limit would admit none; --max-memory 100.0 MiB and --max-drop 5pt are both in the way."
+    )
+
+
+def test_a_broken_study_blames_no_limit(tmp_path: Path) -> None:
+    answer = recommend(summarize(load_results(write_broken_replay(tmp_path))))
+    assert answer.blame == "every rung failed or lacks a measurement that the limits need; run the study again."
+    assert verdict(answer, "nf4").reasons == ("refused: the audit found FP4 where NF4 was declared",)
+    assert verdict(answer, "fp16").reasons[0].startswith("its drop is unknown: bf16 has no Knowledge")
+
+
+def test_a_failed_audit_is_out_whatever_the_status_says(tmp_path: Path) -> None:
+    store = Store(write_replay(tmp_path, broken_rungs={"nf4": ("refused", "found FP4")}))
+    refused = store.read_rung("nf4")
+    assert refused is not None
+    store.write_rung(RungRecord(**{**dict(refused), "status": "ok", "reason": None}))
+    answer = recommend(summarize(store.load()))
+    assert verdict(answer, "nf4").reasons == ("failed its audit: found FP4",)
+
+
+def test_a_rung_without_the_goals_measurement_is_out(tmp_path: Path) -> None:
+    ends = {("bf16", "max-batch"): ("does_not_fit", "needs 9 GiB")}
+    found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
+    one = recommend(found, Limits(optimize="throughput"))
+    assert picked(one) == {"throughput": "fp16"}
+    assert verdict(one, "bf16").outcome == "out"
+    assert verdict(one, "bf16").reasons == ("throughput is unknown: does_not_fit: needs 9 GiB",)
+    assert picked(recommend(found)) == {"latency": "bf16", "throughput": "fp16", "memory": "nf4"}
+
+
+def test_a_goal_that_nobody_within_the_limits_has(tmp_path: Path) -> None:
+    ends = {(rung, "max-batch"): ("failed", "killed") for rung in ("bf16", "fp16", "int8", "fp4", "nf4")}
+    found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
+    answer = recommend(found, Limits(optimize="throughput"))
+    assert answer.blame == "throughput is known of none of the rungs within the limits (bf16, fp16, int8, nf4)."
+
+
+def test_unknown_memory_is_not_within_a_limit(tmp_path: Path) -> None:
+    ends = {("bf16", "batch1"): ("timeout", "no answer")}
+    found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
+    answer = recommend(found, Limits(max_memory_bytes=2000 * MIB))
+    assert verdict(answer, "bf16").reasons == ("its memory at batch 1 is unknown: timeout: no answer",)
+
+
+def test_performance_alone_still_decides_and_says_what_is_missing(tmp_path: Path) -> None:
+    found = summarize(load_results(write_replay(tmp_path, only="performance")))
+    answer = recommend(found)
+    assert picked(answer) == {"latency": "bf16", "throughput": "fp4", "memory": "fp4"}
+    assert answer.limits.max_drop_points is None
+    assert "accuracy was not measured, so no drop is limited" in answer.reasons
+    assert "nf4 is exactly equal in memory; fp4 comes first on the ladder" in answer.reasons
+    with pytest.raises(UserError, match="--max-drop needs accuracy"):
+        recommend(found, Limits(max_drop_points=1.0))
+
+
+def test_accuracy_alone_still_decides_memory(tmp_path: Path) -> None:
+    found = summarize(load_results(write_replay(tmp_path, only="accuracy")))
+    answer = recommend(found)
+    assert picked(answer) == {"memory": "nf4"}
+    assert "latency was not measured; run the study with the scenario batch1" in answer.reasons
+    with pytest.raises(UserError, match="--optimize latency needs the scenario batch1"):
+        recommend(found, Limits(optimize="latency"))
+    with pytest.raises(UserError, match="--max-memory needs the scenario batch1"):
+        recommend(found, Limits(max_memory_bytes=MIB))
+
+
+def test_every_rung_has_a_verdict_and_a_reason(summary: Summary) -> None:
+    for limits in (Limits(), Limits(optimize="latency"), Limits(max_memory_bytes=1)):
+        answer = recommend(summary, limits)
+        assert [found.rung for found in answer.verdicts] == [rung.rung for rung in summary.rungs]
+        assert all(found.reasons for found in answer.verdicts)
+
+
+app = typer.Typer()
+app.command()(recommend_command)
+
+
+def test_command_prints_sentence_reasons_and_table(directory: Path) -> None:
+    ran = CliRunner().invoke(app, [str(directory), "--max-drop", "5pt", "--optimize", "memory"])
+    assert ran.exit_code == 0
+    lines = ran.stdout.splitlines()
+    assert lines[0].startswith("Deploy nf4 for memory: 110.6 MiB of weights in memory")
+    assert lines[1].startswith("- nf4: 110.6 MiB")
+    assert "[-12.08, -5.93]" in ran.stdout
+
+
+def test_command_exits_1_where_no_rung_is_left(directory: Path) -> None:
+    ran = CliRunner().invoke(app, [str(directory), "--max-memory", "100MiB"])
+    assert ran.exit_code == 1
+    assert ran.stdout.startswith("No rung is left: --max-memory 100.0 MiB is to blame")
+
+
+def test_command_prints_json_and_counts_for_its_own_margin(directory: Path) -> None:
+    ran = CliRunner().invoke(app, [str(directory), "--max-drop", "1pt", "--json"])
+    answer = json.loads(ran.stdout)
+    assert answer["limits"]["max_drop_points"] == 1.0
+    assert Recommendation.model_validate(answer).picks
+    assert "559 more questions" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--optimize", "memry"], UnknownNameError, "unknown goal 'memry'; nearest: memory"),
+        (["--max-drop", "1%"], UserError, "--max-drop: found '1%', expected percentage points such as 1pt or 0.5pt"),
+        (["--max-drop", "0"], UserError, "--max-drop: found '0', expected more than 0"),
+        (["--max-memory", "two"], UserError, "--max-memory: found 'two', expected a size such as 2GiB"),
+        (["--max-memory", "0GiB"], UserError, "--max-memory: found '0GiB', expected more than 0"),
+    ],
+)
+def test_bad_flags(directory: Path, flags: list[str], error: type[Exception], message: str) -> None:
+    ran = CliRunner().invoke(app, [str(directory), *flags])
+    assert type(ran.exception) is error
+    assert message in str(ran.exception)
+
+
+def test_a_folder_without_a_study(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, [str(tmp_path)])
+    assert isinstance(ran.exception, UserError) and "no study.json" in str(ran.exception)
