@@ -1,0 +1,76 @@
+"""The command line: thin over the Python API. Results on stdout, everything else on stderr.
+
+Exit codes: 0 done, 1 a check or some measurements failed, 2 bad input, 70 a bug of ours, 130 interrupted.
+"""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from bitladder.cli.audit import audit_command
+from bitladder.cli.quantize import quantize_command
+from bitladder.cli.recommend import recommend_command
+from bitladder.cli.report import report_command
+from bitladder.cli.study import study_command
+
+EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+
+app = typer.Typer(
+    name="bitladder",
+    help=(
+        "Which numeric precision should I deploy this language model in?\n\n"
+        "bitladder study builtin:smollm2-135m --out study\n\n"
+        "bitladder recommend study --max-memory 2GiB --max-drop 1pt\n\n"
+        "bitladder quantize meta-llama/Llama-3.2-1B --rung nf4 --out llama-nf4\n\n"
+        "bitladder audit llama-nf4"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("study")(study_command)
+app.command("report")(report_command)
+app.command("recommend")(recommend_command)
+app.command("quantize")(quantize_command)
+app.command("audit")(audit_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from bitladder import __version__
+
+        typer.echo(f"bitladder {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> None:
+    """Entry point: runs a command and turns what it raised into an exit code."""
+    from bitladder.errors import UserError
+
+    try:
+        code = app(prog_name="bitladder", standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors
+            error.show()
+            sys.exit(EXIT_BAD_INPUT)
+        traceback.print_exc()
+        typer.echo("this is a bug in bitladder: please report it with the lines above", err=True)
+        sys.exit(EXIT_BUG)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,174 @@
+"""``bitladder study``: quantize, audit, measure, report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitladder import defaults
+
+if TYPE_CHECKING:
+    from bitladder.store import Results
+
+
+def _default(value: object) -> str:
+    return f"(default: {value})"
+
+
+def study_command(
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id, directory, or builtin:smollm2-135m. May stand in --config instead.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results. An interrupted study goes on there.")] = Path(
+        "study"
+    ),
+    config: Annotated[Path | None, typer.Option(help="study.yaml: keys are these flags' names.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    rungs: Annotated[
+        str | None, typer.Option(help=f"Comma-separated rungs of the ladder. {_default(','.join(defaults.RUNGS))}")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="accuracy or performance.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="paper or builtin. (default: builtin for a built-in model, else paper)")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Comma-separated lm-eval tasks, groups or YAML folders instead of a suite.")
+    ] = None,
+    datasets: Annotated[Path | None, typer.Option(help="Mirror of data sets in Hub layout, read offline.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions a task.")] = None,
+    limits: Annotated[
+        str | None, typer.Option(help="Questions of single tasks, such as gsm8k_cot=2,arc_easy=50.")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples a prompt; by default as each task says.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help=f"Rows of an accuracy batch. {_default(defaults.ACCURACY_BATCH_SIZE)}")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="Who asks the questions: hf (lm-eval's own) or bitladder (faster). "
+            f"{_default(defaults.ACCURACY_BACKEND)}"
+        ),
+    ] = None,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens a forward of the backend bitladder. "
+            f"{_default('{cpu}, on a GPU {cuda}'.format(**defaults.TOKEN_BUDGET))}"
+        ),
+    ] = None,
+    chat_template: Annotated[bool | None, typer.Option("--chat-template", help="Apply the chat template.")] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Seed of everything drawn. {_default(defaults.SEED)}")] = None,
+    device: Annotated[str | None, typer.Option(help=f"auto, cpu or cuda:N. {_default(defaults.DEVICE)}")] = None,
+    scenarios: Annotated[
+        str | None, typer.Option(help=f"Comma-separated. {_default(','.join(defaults.SCENARIOS))}")
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Cap on a scenario's requests. {_default('{batch1}, {max-batch}'.format(**defaults.REQUESTS))}"
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help=f"Tokens of a prompt. {_default(defaults.PROMPT_TOKENS)}")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help=f"Tokens generated a request. {_default(defaults.NEW_TOKENS)}")
+    ] = None,
+    max_batch_cap: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Upper end of the search for the largest batch. {_default(f'{defaults.CPU_MAX_BATCH} on a CPU')}"
+        ),
+    ] = None,
+    time_limit_s: Annotated[
+        float | None,
+        typer.Option(help=f"A performance measurement ends after so long. {_default(defaults.TIME_LIMIT_S)}"),
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(help=f"A worker is killed when a measurement takes longer. {_default(defaults.TIMEOUT_S)}"),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with expected disk, memory and time.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+) -> None:
+    """Quantize MODEL to every rung, audit, measure accuracy and performance, and say which rung to deploy."""
+    from bitladder.cli.progress import TerminalProgress
+    from bitladder.study.settings import load_settings
+
+    flags = {
+        "model": model,
+        "revision": revision,
+        "rungs": _names(rungs),
+        "only": only,
+        "suite": suite,
+        "tasks": _names(tasks),
+        "datasets": str(datasets.absolute()) if datasets else None,
+        "limit": limit,
+        "limits": _limits(limits),
+        "num_fewshot": num_fewshot,
+        "batch_size": batch_size,
+        "backend": backend,
+        "token_budget": token_budget,
+        "chat_template": chat_template,
+        "seed": seed,
+        "device": device,
+        "scenarios": _names(scenarios),
+        "requests": requests,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "max_batch_cap": max_batch_cap,
+        "time_limit_s": time_limit_s,
+        "timeout_s": timeout_s,
+        "trust_remote_code": trust_remote_code,
+    }
+    settings = load_settings(config, flags)
+    if dry_run:
+        from bitladder.cli.dry_run import print_plan
+
+        print_plan(settings, out, json_output)
+        return
+    from bitladder.study.run import run_study
+
+    with TerminalProgress() as progress:
+        results = run_study(settings, out, progress)
+    _answer(results, json_output)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text is not None else None
+
+
+def _limits(text: str | None) -> dict[str, str] | None:
+    from bitladder.errors import UserError
+
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise UserError(f"--limits: found {text!r}, expected task=number pairs such as gsm8k_cot=2,arc_easy=50")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _answer(results: "Results", json_output: bool) -> None:
+    """Write the report and print the answer; exit 1 where a rung or a measurement did not end well."""
+    from bitladder.cli.recommend import print_recommendation
+    from bitladder.report import ResultsFile, write_report
+
+    written = write_report(results.directory)
+    answer = ResultsFile.model_validate_json((results.directory / "report" / "results.json").read_text())
+    if json_output:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        print_recommendation(answer.recommendation)
+        typer.echo(f"\nreport: {written[0]}")
+    failures = [failure for rung in answer.summary.rungs for failure in rung.failures]
+    for failure in failures:
+        typer.echo(f"not measured: {failure}", err=True)
+    if failures or any(rung.status != "ok" for rung in answer.summary.rungs):
+        raise typer.Exit(1)

@@ -1,0 +1,143 @@
+"""What a study will take: disk, memory and time, predicted from sizes and from the calibration's layer times.
+
+Times are rough, within about a factor of two: attention, tokenizing and the first touch of memory are left out.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from bitladder.records import AccuracyTask, Calibration, Item, LayerRate, Scenario, Settings, StudyRecord
+from bitladder.rungs import BASELINE, find_rung
+
+PROCESS_START_S = 7.0
+"""imports, loading, and the monitor's start"""
+_CHARACTERS_PER_TOKEN = 4.0
+_GENERATED_TOKENS = 128
+_SAMPLED_DOCUMENTS = 16
+
+
+@dataclass(frozen=True)
+class RungEstimate:
+    rung: str
+    disk_bytes: int
+    memory_bytes: int
+    """loaded weights and the largest batch's cache and activations, the process's own libraries left out"""
+    quantize_s: float
+    accuracy_s: float
+    performance_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.quantize_s + self.accuracy_s + self.performance_s
+
+
+@dataclass(frozen=True)
+class TaskLoad:
+    """An accuracy task's work: tokens to read, tokens to write."""
+
+    prefill_tokens: float
+    generated_tokens: float
+
+
+def estimate_study(study: StudyRecord, directory: Path) -> tuple[RungEstimate, ...]:
+    """One estimate a rung, for the model in ``directory``."""
+    loads = {item.task: _task_load(study.settings, item) for item in study.items if isinstance(item, AccuracyTask)}
+    return tuple(_estimate_rung(study, rung, directory, loads) for rung in study.settings.rungs)
+
+
+def _estimate_rung(study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad]) -> RungEstimate:
+    from bitladder.checkpoint.expected import expect
+    from bitladder.checkpoint.loading import load_config
+    from bitladder.perf.memory import predict_working_memory
+
+    trust = study.settings.trust_remote_code
+    expected = expect(directory, find_rung(rung).scheme, trust_remote_code=trust)
+    config = load_config(directory, trust_remote_code=trust)
+    head_weights = config.vocab_size * config.hidden_size
+    clock = _Clock(study.calibration, rung, expected.parameters - head_weights, head_weights)
+    scenarios = [item for item in study.items if isinstance(item, Scenario)]
+    working = [
+        predict_working_memory(config, _batch(item), item.prompt_tokens, item.new_tokens).total_bytes
+        for item in scenarios
+    ]
+    return RungEstimate(
+        rung=rung,
+        disk_bytes=expected.stored_bytes,
+        memory_bytes=expected.stored_bytes + max(working, default=0),
+        quantize_s=2 * PROCESS_START_S,
+        accuracy_s=_accuracy_s(study.items, loads, clock),
+        performance_s=sum(_scenario_s(item, clock) for item in scenarios),
+    )
+
+
+class _Clock:
+    """Seconds of a forward pass, from the times of one layer."""
+
+    def __init__(self, calibration: Calibration, rung: str, layer_weights: int, head_weights: int) -> None:
+        rest = BASELINE if find_rung(rung).scheme.method != "plain" else rung
+        self._layers = [rate for rate in calibration.layer_rates if rate.rung == rung]
+        self._head = [rate for rate in calibration.layer_rates if rate.rung == rest]
+        self._layer_weights = layer_weights
+        self._head_weights = head_weights
+
+    def forward_s(self, rows: float, scored_rows: float) -> float:
+        """All layers over ``rows`` tokens, the head over ``scored_rows``."""
+        layers = self._layer_weights * s_per_weight(self._layers, rows)
+        return layers + self._head_weights * s_per_weight(self._head, scored_rows)
+
+
+def s_per_weight(rates: list[LayerRate], rows: float) -> float:
+    """Linear between the measured numbers of rows, and beyond the last as between the last two."""
+    points = sorted((rate.rows, rate.s_per_weight) for rate in rates)
+    for (left, left_s), (right, right_s) in pairwise(points):
+        if rows <= right or right == points[-1][0]:
+            return max(left_s + (right_s - left_s) * (rows - left) / (right - left), 0.0)
+    raise ValueError("the calibration has no layer times for this rung")
+
+
+def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clock) -> float:
+    tasks = [item for item in items if isinstance(item, AccuracyTask)]
+    if not tasks:
+        return 0.0
+    seconds = PROCESS_START_S
+    for item in tasks:
+        load = loads[item.task]
+        batch_tokens = 64.0 * item.batch_size
+        # lm-eval's own backend runs the head over every position of a batch
+        seconds += load.prefill_tokens / batch_tokens * clock.forward_s(batch_tokens, batch_tokens)
+        seconds += load.generated_tokens / item.batch_size * clock.forward_s(item.batch_size, item.batch_size)
+    return seconds
+
+
+def _scenario_s(scenario: Scenario, clock: _Clock) -> float:
+    batch = _batch(scenario)
+    runs = max(-(-scenario.requests // batch), 1 if batch == 1 else 2)
+    run_s = clock.forward_s(batch * scenario.prompt_tokens, batch) + scenario.new_tokens * clock.forward_s(batch, batch)
+    return PROCESS_START_S + min((runs + 0.5) * run_s, scenario.time_limit_s)
+
+
+def _batch(scenario: Scenario) -> int:
+    """The cap; where only memory ends the search, a batch that is likely to fill the device."""
+    return scenario.batch_size_cap or 256
+
+
+def _task_load(settings: Settings, item: AccuracyTask) -> TaskLoad:
+    """Work of one task, from the length of its first documents."""
+    from bitladder.accuracy.library import task_library
+
+    library = task_library(settings)
+    task = library.task(item.task)
+    count = library.count(item.task, item.limit)
+    sample = list(library.documents(item.task, min(count, _SAMPLED_DOCUMENTS)))
+    characters = sum(len(str(task.doc_to_text(document))) for document in sample) / max(len(sample), 1)
+    tokens = (1 + (item.num_fewshot or 0)) * characters / _CHARACTERS_PER_TOKEN
+    if task.OUTPUT_TYPE == "generate_until":
+        return TaskLoad(count * tokens, float(count * _GENERATED_TOKENS))
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        text = sum(len(str(task.doc_to_target(document))) for document in sample) / max(len(sample), 1)
+        return TaskLoad(count * text / _CHARACTERS_PER_TOKEN, 0.0)
+    choices = [task.doc_to_choice(document) for document in sample] if task.OUTPUT_TYPE == "multiple_choice" else []
+    one_token = all(" " not in str(choice).strip() for options in choices for choice in options)
+    forwards = 1 if one_token or not choices else len(choices[0])
+    return TaskLoad(count * tokens * forwards, 0.0)

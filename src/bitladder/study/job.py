@@ -1,0 +1,71 @@
+"""What a study's parent and its workers say to each other: one job in, a stream of messages out."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from bitladder.records import (
+    Item,
+    Machine,
+    MeasurementRecord,
+    Record,
+    RungRecord,
+    Settings,
+    Status,
+    TaskDocuments,
+)
+
+Phase = Literal["checkpoint", "accuracy", "performance"]
+
+
+class Job(Record):
+    """One worker's work: a rung's checkpoint, or the items of one phase on it."""
+
+    phase: Phase
+    rung: str
+    directory: str
+    """the checkpoint's, to be made or to be read"""
+    settings: Settings
+    device: str
+    threads: int | None
+    machine: Machine
+    content_hash: str | None
+    items: tuple[Item, ...] = ()
+
+
+class Started(Record):
+    kind: Literal["started"] = "started"
+    measurement_id: str
+
+
+class Progress(Record):
+    kind: Literal["progress"] = "progress"
+    done: int
+    total: int
+
+
+class Documents(Record):
+    kind: Literal["documents"] = "documents"
+    documents: TaskDocuments
+
+
+class Measured(Record):
+    kind: Literal["measured"] = "measured"
+    record: MeasurementRecord
+
+
+class RungMade(Record):
+    kind: Literal["rung"] = "rung"
+    record: RungRecord
+
+
+class Stopped(Record):
+    """The worker cannot go on, by a cause it could name."""
+
+    kind: Literal["stopped"] = "stopped"
+    status: Status
+    reason: str
+
+
+Message = Annotated[Started | Progress | Documents | Measured | RungMade | Stopped, Field(discriminator="kind")]
+MESSAGE: TypeAdapter[Started | Progress | Documents | Measured | RungMade | Stopped] = TypeAdapter(Message)

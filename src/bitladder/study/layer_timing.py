@@ -1,0 +1,78 @@
+"""How fast this hardware runs one linear layer on each rung: what a dry run's times are made of."""
+
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from bitladder.records import LayerRate
+from bitladder.rungs import Rung, find_rung
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROWS = (1, 8, 256)
+"""decoding one request, decoding a batch, prefill"""
+_REPEATS = 3
+
+
+def time_layers(rungs: tuple[str, ...], device: str, in_features: int, out_features: int) -> tuple[LayerRate, ...]:
+    """Seconds per weight of a (out_features, in_features) layer, for every rung and number of rows in ROWS."""
+    return tuple(
+        LayerRate(rung=name, rows=rows, s_per_weight=seconds / (in_features * out_features))
+        for name in rungs
+        for rows, seconds in _time_layer(find_rung(name), device, in_features, out_features)
+    )
+
+
+def _time_layer(rung: Rung, device: str, in_features: int, out_features: int) -> list[tuple[int, float]]:
+    import torch
+
+    from bitladder.checkpoint.expected import torch_dtype
+    from bitladder.checkpoint.loading import quiet_libraries
+
+    quiet_libraries()
+    layer = _make_layer(rung, in_features, out_features).to(device)
+    timed = []
+    with torch.inference_mode():
+        for rows in ROWS:
+            inputs = torch.randn(rows, in_features, device=device).to(torch_dtype(rung.scheme.rest_type))
+            layer(inputs)
+            timed.append((rows, statistics.median(_call(layer, inputs, device) for _ in range(_REPEATS))))
+    return timed
+
+
+def _make_layer(rung: Rung, in_features: int, out_features: int) -> "nn.Module":
+    from torch import nn
+
+    from bitladder.checkpoint.expected import torch_dtype
+
+    scheme = rung.scheme
+    if scheme.method == "plain":
+        return nn.Linear(in_features, out_features, bias=False, dtype=torch_dtype(scheme.stored_type))
+    import bitsandbytes
+
+    layer: nn.Module
+    if scheme.method == "llm.int8":
+        layer = bitsandbytes.nn.Linear8bitLt(
+            in_features, out_features, bias=False, has_fp16_weights=False, threshold=scheme.int8_threshold
+        )
+    else:
+        layer = bitsandbytes.nn.Linear4bit(
+            in_features,
+            out_features,
+            bias=False,
+            compute_dtype=torch_dtype(scheme.compute_type),
+            quant_type=scheme.stored_type.lower(),
+            compress_statistics=bool(scheme.double_quantization),
+        )
+    return layer
+
+
+def _call(layer: "nn.Module", inputs: Any, device: str) -> float:
+    import torch
+
+    started = time.perf_counter()
+    layer(inputs)
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,69 @@
+"""Everything the plan needs: the source, this machine's calibration, the tasks, the prompts."""
+
+from pathlib import Path
+
+from bitladder.records import AccuracyTask, Calibration, Scenario, Settings, StudyRecord, TaskGroup
+from bitladder.store import Store
+from bitladder.study.calibration import calibrate
+from bitladder.study.plan import plan_study
+
+BUILTIN = "builtin:"
+
+
+def prepare(settings: Settings, store: Store) -> StudyRecord:
+    """Resolve and plan. With ``only``, the other half of a study that is already there stays in the plan.
+
+    Raises UserError for anything that the user has to put right first.
+    """
+    from bitladder.checkpoint.audit import require_sound
+    from bitladder.models.source import resolve_model
+
+    stored = store.read_study() if store.has_study() else None
+    model = resolve_model(settings.model, settings.revision)
+    require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
+    kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
+    calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
+
+    suite, groups, tasks = _accuracy(settings, calibration, kept)
+    return plan_study(
+        settings=settings,
+        suite=suite,
+        source=model.source,
+        calibration=calibration,
+        groups=groups,
+        tasks=tasks,
+        scenarios=_scenarios(settings, calibration, model.directory, kept),
+    )
+
+
+def _accuracy(
+    settings: Settings, calibration: Calibration, kept: StudyRecord | None
+) -> tuple[str, tuple[TaskGroup, ...], tuple[AccuracyTask, ...]]:
+    default = "builtin" if settings.model.startswith(BUILTIN) else "paper"
+    suite = "custom" if settings.tasks else settings.suite or default
+    if settings.only == "performance":
+        if kept is None:
+            return suite, (), ()
+        return kept.suite, kept.groups, tuple(item for item in kept.items if isinstance(item, AccuracyTask))
+    from bitladder.accuracy.tasks import resolve_tasks
+
+    resolved = resolve_tasks(settings, suite=suite, device=calibration.device)
+    return suite, resolved.groups, resolved.items
+
+
+def _scenarios(
+    settings: Settings, calibration: Calibration, directory: Path, kept: StudyRecord | None
+) -> tuple[Scenario, ...]:
+    if settings.only == "accuracy":
+        return tuple(item for item in kept.items if isinstance(item, Scenario)) if kept else ()
+    from bitladder.checkpoint.loading import load_tokenizer
+    from bitladder.perf.prompts import load_prompts
+    from bitladder.perf.scenarios import plan_scenarios
+
+    prompts = load_prompts(
+        load_tokenizer(directory, trust_remote_code=settings.trust_remote_code),
+        settings.prompt_tokens,
+        datasets=settings.datasets,
+        builtin=settings.model.startswith(BUILTIN),
+    )
+    return plan_scenarios(settings, calibration, prompts.prompts_hash)

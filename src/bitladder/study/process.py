@@ -1,0 +1,103 @@
+"""Running one worker process: its messages, its log, its time limit, its end."""
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitladder.records import Record, Status
+from bitladder.study.job import MESSAGE, Job, Started, Stopped
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker ended that did not end well."""
+
+    status: Status
+    reason: str
+    in_flight: str | None
+    """id of the measurement that it was busy with"""
+
+
+class Worker:
+    """One worker process. Iterate over its messages; afterwards ``ended`` says what went wrong, if anything."""
+
+    def __init__(self, job: Job, log: Path, timeout_s: float) -> None:
+        self.ended: Ended | None = None
+        self.process_id: int | None = None
+        self._job = job
+        self._log = log
+        self._timeout_s = timeout_s
+        self._in_flight: str | None = None
+
+    def messages(self) -> Iterator[Record]:
+        """Yields messages until the worker ends; the time limit is for each measurement, or for a checkpoint."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        read_end, write_end = os.pipe()
+        with self._log.open("wb") as log, os.fdopen(read_end, "rb", buffering=0) as pipe:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bitladder.study.worker", str(write_end)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_end,),
+                env={**os.environ, "KINETO_LOG_LEVEL": "99"},  # torch's profiler prints, unless told before its import
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the worker
+            )
+            os.close(write_end)
+            self.process_id = process.pid
+            try:
+                assert process.stdin is not None
+                process.stdin.write(self._job.model_dump_json().encode() + b"\n")
+                process.stdin.flush()
+                yield from self._read(pipe.fileno())
+                process.wait()
+                self._judge(process.returncode)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                if process.stdin:
+                    process.stdin.close()
+
+    def _read(self, descriptor: int) -> Iterator[Record]:
+        deadline = time.monotonic() + self._timeout_s
+        pending = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self.ended = Ended("timeout", f"took longer than {self._timeout_s:g} s", self._in_flight)
+                    return
+                chunk = os.read(descriptor, 1 << 20)
+                if not chunk:
+                    return
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    message = MESSAGE.validate_json(line)
+                    if isinstance(message, Started):
+                        self._in_flight = message.measurement_id
+                        deadline = time.monotonic() + self._timeout_s
+                    elif isinstance(message, Stopped):
+                        self.ended = Ended(message.status, message.reason, self._in_flight)
+                    yield message
+
+    def _judge(self, code: int) -> None:
+        if self.ended is not None or code == 0:
+            return
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = " (often the system running out of memory)" if name == "SIGKILL" else ""
+            reason = f"the worker was ended by {name}{hint}"
+        else:
+            reason = self._last_log_line() or f"the worker ended with exit code {code}"
+        self.ended = Ended("failed", f"{reason}; log: {self._log}", self._in_flight)
+
+    def _last_log_line(self) -> str:
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""

@@ -1,0 +1,22 @@
+"""What a study tells while it runs. The default says nothing; the command line shows a bar or plain lines."""
+
+from bitladder.records import MeasurementRecord, RungRecord
+
+
+class StudyProgress:
+    """Receives a study's events. Subclass to show them."""
+
+    def planned(self, measurements: int, finished: int) -> None:
+        """``finished`` of ``measurements`` have a record already."""
+
+    def phase(self, rung: str, what: str) -> None:
+        """A worker begins."""
+
+    def step(self, done: int, total: int) -> None:
+        """Requests or questions done within the measurement in flight."""
+
+    def rung(self, record: RungRecord) -> None:
+        """A rung's checkpoint is made and audited, or not."""
+
+    def measured(self, record: MeasurementRecord) -> None:
+        """A measurement left its record."""

@@ -1,0 +1,188 @@
+"""Running a study: the only writer of its records.
+
+settings -> calibration -> plan -> a worker per rung and phase -> records. A study that was killed goes on where it
+stopped: what has a record is not measured again.
+"""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bitladder.errors import UserError
+from bitladder.records import (
+    AccuracyTask,
+    Item,
+    MeasurementRecord,
+    RungRecord,
+    Settings,
+    Status,
+    StudyRecord,
+    measurement_id,
+)
+from bitladder.store import Results, Store
+from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
+from bitladder.study.plan import phase_items
+from bitladder.study.prepare import prepare
+from bitladder.study.process import Ended, Worker
+from bitladder.study.progress import StudyProgress
+
+RETRIED: tuple[Status, ...] = ("failed", "timeout", "does_not_fit")
+"""Outcomes that a second run tries again: their cause may have gone."""
+
+
+def run_study(settings: Settings, out: Path, progress: StudyProgress | None = None) -> Results:
+    """Quantize, audit and measure every rung, resuming what ``out`` has. Returns all records of the plan.
+
+    Raises UserError for bad input, or where another process is writing to ``out``.
+    """
+    store = Store(out)
+    with _only_writer(out):
+        study = prepare(settings, store)
+        store.write_study(study)
+        _Run(study, store, progress or StudyProgress()).run()
+        return store.load()
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another study is writing here; wait for it, or use another --out") from None
+        yield
+
+
+class _Run:
+    """One run over the plan."""
+
+    def __init__(self, study: StudyRecord, store: Store, progress: StudyProgress) -> None:
+        self._study = study
+        self._store = store
+        self._progress = progress
+        self._finished: set[str] = set()
+
+    def run(self) -> None:
+        rungs = {name: self._known_rung(name) for name in self._study.settings.rungs}
+        total = len(rungs) * len(self._study.items)
+        missing = sum(len(self._missing(record, self._study.items)) for record in rungs.values())
+        self._progress.planned(total, total - missing)
+        for name, known in rungs.items():
+            rungs[name] = known if known and not self._needs_weights(known) else self._make_checkpoint(name)
+        for items in phase_items(self._study):
+            for record in rungs.values():
+                assert record is not None
+                if record.status == "ok":
+                    self._measure(record, items)
+
+    def _known_rung(self, name: str) -> RungRecord | None:
+        """The stored record, if it is of the present recipe and needs no second try."""
+        from bitladder.checkpoint.quantize import expected_recipe_hash
+
+        record = self._store.read_rung(name)
+        if record is None or record.status in RETRIED or record.manifest is None:
+            return None
+        recipe = expected_recipe_hash(self._study.source, name)
+        return record if record.manifest.recipe_hash == recipe else None
+
+    def _needs_weights(self, record: RungRecord) -> bool:
+        """Whether something is left to measure and the checkpoint isn't there, or is no longer what was audited."""
+        if record.status != "ok" or not self._missing(record, self._study.items):
+            return False
+        from bitladder.checkpoint.manifest import read_manifest, verify_files
+
+        directory = self._store.checkpoint_directory(record.rung)
+        found = read_manifest(directory)
+        return found is None or found.content_hash != record.content_hash or bool(verify_files(directory, found))
+
+    def _missing(self, record: RungRecord | None, items: tuple[Item, ...]) -> tuple[Item, ...]:
+        """Items without a record that counts."""
+        if record is None or record.content_hash is None:
+            return items
+        return tuple(item for item in items if self._is_missing(measurement_id(record.content_hash, item)))
+
+    def _is_missing(self, identity: str) -> bool:
+        if identity not in self._finished:
+            record = self._store.read_measurement(identity)
+            if record is None or record.status in RETRIED:
+                return True
+            self._finished.add(identity)
+        return False
+
+    def _make_checkpoint(self, name: str) -> RungRecord:
+        self._progress.phase(name, "quantize and audit")
+        record = RungRecord(
+            rung=name, status="failed", reason="the worker sent no record", content_hash=None, manifest=None, audit=None
+        )
+        worker = self._worker("checkpoint", name, None, ())
+        for message in worker.messages():
+            if isinstance(message, RungMade):
+                record = message.record
+        if worker.ended is not None:
+            record = record.model_copy(update={"status": worker.ended.status, "reason": worker.ended.reason})
+        self._store.write_rung(record)
+        self._progress.rung(record)
+        return record
+
+    def _measure(self, rung: RungRecord, items: tuple[Item, ...]) -> None:
+        """Measure what is missing; a worker that ended badly costs its measurement in flight, not the rest."""
+        assert rung.content_hash is not None
+        left = {measurement_id(rung.content_hash, item): item for item in self._missing(rung, items)}
+        while left:
+            started_at, started = datetime.now(UTC), time.perf_counter()
+            ended = self._run_worker(rung, left)
+            if ended is None:
+                return
+            # without one in flight the worker could not even begin, and a second would not either
+            lost = [ended.in_flight] if ended.in_flight in left else list(left)
+            for identity in lost:
+                record = MeasurementRecord(
+                    measurement_id=identity,
+                    rung=rung.rung,
+                    content_hash=rung.content_hash,
+                    item=left.pop(identity),
+                    status=ended.status,
+                    reason=ended.reason,
+                    machine=self._study.calibration.machine,
+                    started_at=started_at.isoformat(timespec="seconds"),
+                    duration_s=time.perf_counter() - started,
+                )
+                self._store.write_measurement(record)
+                self._progress.measured(record)
+
+    def _run_worker(self, rung: RungRecord, left: dict[str, Item]) -> Ended | None:
+        """One worker over ``left``, from which each measurement that leaves a record is removed."""
+        first = next(iter(left.values()))
+        phase: Phase = "accuracy" if isinstance(first, AccuracyTask) else "performance"
+        self._progress.phase(rung.rung, "accuracy" if isinstance(first, AccuracyTask) else first.scenario)
+        worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()))
+        for message in worker.messages():
+            if isinstance(message, Progress):
+                self._progress.step(message.done, message.total)
+            elif isinstance(message, Documents):
+                self._store.write_documents(message.documents)
+            elif isinstance(message, Measured):
+                self._store.write_measurement(message.record)
+                left.pop(message.record.measurement_id)
+                self._progress.measured(message.record)
+        return worker.ended
+
+    def _worker(self, phase: Phase, rung: str, content_hash: str | None, items: tuple[Item, ...]) -> Worker:
+        calibration = self._study.calibration
+        job = Job(
+            phase=phase,
+            rung=rung,
+            directory=str(self._store.checkpoint_directory(rung)),
+            settings=self._study.settings,
+            device=calibration.device,
+            threads=calibration.threads,
+            machine=calibration.machine,
+            content_hash=content_hash,
+            items=items,
+        )
+        log = self._store.directory / "logs" / f"{rung}-{phase}.log"
+        return Worker(job, log, self._study.settings.timeout_s)

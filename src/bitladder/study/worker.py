@@ -1,0 +1,193 @@
+"""A worker: one process for one rung and phase. Reads a job on standard input, sends messages on a pipe of its own.
+
+Standard input stays open for as long as the parent lives: when it ends, so does the worker. What the worker can name
+(too large for memory, bad input) it reports; a bug ends it with its traceback, which the parent records.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from bitladder.errors import DoesNotFitError, UserError
+from bitladder.records import (
+    AccuracyOutcome,
+    AccuracyTask,
+    MeasurementRecord,
+    PerformanceOutcome,
+    Record,
+    RungRecord,
+    Scenario,
+    Status,
+    measurement_id,
+)
+from bitladder.study.job import Documents, Job, Measured, Progress, RungMade, Started, Stopped
+
+PROGRESS_INTERVAL_S = 0.5
+
+Outcome = AccuracyOutcome | PerformanceOutcome
+
+
+class _Pipe:
+    """The way back to the parent: one JSON line a message."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._last_progress_s = 0.0
+
+    def send(self, message: Record) -> None:
+        self._file.write(message.model_dump_json() + "\n")
+        self._file.flush()
+
+    def progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last_progress_s >= PROGRESS_INTERVAL_S:
+            self._last_progress_s = now
+            self.send(Progress(done=done, total=total))
+
+
+def main() -> None:
+    job = Job.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with os.fdopen(int(sys.argv[1]), "w") as file:
+        pipe = _Pipe(file)
+        try:
+            _PHASES[job.phase](job, pipe)
+        except DoesNotFitError as error:
+            pipe.send(Stopped(status="does_not_fit", reason=str(error)))
+        except UserError as error:
+            pipe.send(Stopped(status="failed", reason=str(error)))
+
+
+def _die_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
+    from bitladder.checkpoint.audit import audit
+    from bitladder.checkpoint.quantize import quantize
+
+    settings = job.settings
+    directory = Path(job.directory)
+    checkpoint = quantize(
+        settings.model,
+        job.rung,
+        directory,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        replace=True,
+    )
+    found = audit(directory, device=job.device, trust_remote_code=settings.trust_remote_code)
+    reason = None if found.passed else "; ".join(finding.message for finding in found.errors)
+    pipe.send(
+        RungMade(
+            record=RungRecord(
+                rung=job.rung,
+                status="ok" if found.passed else "refused",
+                reason=reason,
+                content_hash=checkpoint.manifest.content_hash,
+                manifest=checkpoint.manifest,
+                audit=found,
+            )
+        )
+    )
+
+
+def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
+    from bitladder.accuracy.evaluate import evaluate
+    from bitladder.checkpoint.loading import load_model, load_tokenizer
+
+    _set_threads(job.threads)
+    directory = Path(job.directory)
+    trust = job.settings.trust_remote_code
+    model = load_model(directory, job.device, trust_remote_code=trust)
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust)
+
+    def run(item: AccuracyTask) -> Outcome:
+        outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress)
+        pipe.send(Documents(documents=documents))
+        return outcome
+
+    for item in job.items:
+        assert isinstance(item, AccuracyTask)
+        _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
+
+
+def _measure_performance(job: Job, pipe: _Pipe) -> None:
+    from bitladder.checkpoint.loading import load_tokenizer
+    from bitladder.perf.measure import measure
+    from bitladder.perf.prompts import load_prompts
+
+    _set_threads(job.threads)
+    directory = Path(job.directory)
+    settings = job.settings
+    tokenizer = load_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
+    for item in job.items:
+        assert isinstance(item, Scenario)
+        prompts = load_prompts(
+            tokenizer, item.prompt_tokens, datasets=settings.datasets, builtin=settings.model.startswith("builtin:")
+        )
+        if prompts.prompts_hash != item.prompts_hash:
+            raise UserError(f"{directory}: its tokenizer gives other token ids than the baseline's on the prompts")
+
+        def run(scenario: Scenario = item) -> Outcome:
+            return measure(
+                directory,
+                scenario,
+                prompts,  # noqa: B023
+                trust_remote_code=settings.trust_remote_code,
+                progress=pipe.progress,
+            )
+
+        _measure(job, item, pipe, run)
+
+
+def _measure(job: Job, item: AccuracyTask | Scenario, pipe: _Pipe, run: Callable[[], Outcome]) -> None:
+    """Run one item and send its record: ok, or an outcome that has a name."""
+    assert job.content_hash is not None
+    identity = measurement_id(job.content_hash, item)
+    pipe.send(Started(measurement_id=identity))
+    started_at, started = datetime.now(UTC), time.perf_counter()
+    outcome: Outcome | None = None
+    status: Status = "ok"
+    reason = None
+    try:
+        outcome = run()
+    except DoesNotFitError as error:
+        status, reason = "does_not_fit", str(error)
+    except UserError as error:
+        status, reason = "failed", str(error)
+    pipe.send(
+        Measured(
+            record=MeasurementRecord(
+                measurement_id=identity,
+                rung=job.rung,
+                content_hash=job.content_hash,
+                item=item,
+                status=status,
+                reason=reason,
+                machine=job.machine,
+                started_at=started_at.isoformat(timespec="seconds"),
+                duration_s=time.perf_counter() - started,
+                outcome=outcome,
+            )
+        )
+    )
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+_PHASES = {"checkpoint": _make_checkpoint, "accuracy": _measure_accuracy, "performance": _measure_performance}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The command line: help, exit codes, one-line errors, answers on stdout and the rest on stderr."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bitladder.cli import main
+
+GOLDEN = Path(__file__).parent / "golden"
+COMMANDS = ("", "study", "quantize", "audit", "report", "recommend")
+
+
+@dataclass(frozen=True)
+class Ran:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def bitladder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs the entry point in this process."""
+
+    def run(*arguments: str) -> Ran:
+        for name, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["bitladder", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ran(ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
+    ran = bitladder(*command.split(), "--help")
+    golden = GOLDEN / f"help{'-' if command else ''}{command}.txt"
+    text = "\n".join(line.rstrip() for line in ran.stdout.splitlines()) + "\n"
+    if os.environ.get("BITLADDER_UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert ran.returncode == 0
+    assert ran.stderr == ""
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("study builtin:smollm2-135n", "unknown built-in model 'builtin:smollm2-135n'; nearest: builtin:smollm2-135m"),
+        ("study builtin:smollm2-135m --rungs bf16,nf5", "unknown rung 'nf5'; nearest: nf4"),
+        ("study builtin:smollm2-135m --suite papper", "unknown suite 'papper'; nearest: paper"),
+        ("study builtin:smollm2-135m --tasks arc_eazy", "unknown task 'arc_eazy'; nearest: arc_easy"),
+        ("study builtin:smollm2-135m --device cuda:9", "device 'cuda:9' is not here; expected auto, cpu"),
+        ("study builtin:smollm2-135m --limits arc_easy", "expected task=number pairs"),
+        ("study builtin:smollm2-135m --tasks arc_easy --datasets absent", "absent"),
+        ("study --config absent.yaml", "absent.yaml: no such file"),
+        ("study", "no model; expected a Hub id"),
+        ("study no/such/model/at/all", "no such directory"),
+        ("quantize builtin:smollm2-135m --rung nf9 --out x", "unknown rung 'nf9'; nearest: nf4"),
+        ("audit absent", "absent"),
+        ("report absent", "no study.json"),
+        ("recommend absent --max-memory lots", "expected a size such as 2GiB"),
+        ("recommend absent", "no study.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: str, says: str, tmp_path: Path, bitladder: Callable[..., Ran]
+) -> None:
+    out = ("--out", str(tmp_path / "out")) if arguments.startswith("study") else ()
+    ran = bitladder(*arguments.split(), *out)
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stdout == ""
+    lines = ran.stderr.strip().splitlines()
+    assert says in lines[-1]
+    assert lines[-1].startswith("error: ")
+    assert len(lines) == 1
+
+
+def test_unknown_flag_is_exit_2(bitladder: Callable[..., Ran]) -> None:
+    ran = bitladder("recommend", "--max-memmory", "2GiB")
+    assert ran.returncode == 2
+    assert "--max-memory" in ran.stderr
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    code = (
+        "import sys, bitladder.store, bitladder.cli.main as main\n"
+        "def broken(directory): raise RuntimeError('ours')\n"
+        "bitladder.store.load_results = broken\n"
+        "sys.argv = ['bitladder', 'recommend', '.']\n"
+        "main.run()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 70
+    assert "RuntimeError: ours" in ran.stderr
+    assert "bug in bitladder" in ran.stderr
+
+
+def test_version(bitladder: Callable[..., Ran]) -> None:
+    from bitladder import __version__
+
+    assert bitladder("--version").stdout == f"bitladder {__version__}\n"
+
+
+def test_public_names_are_all_there() -> None:
+    import bitladder
+
+    for name in bitladder.__all__:
+        assert getattr(bitladder, name)

@@ -1,0 +1,161 @@
+"""A study of a tiny model by real workers: killed, resumed, with measurements that fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bitladder.records import MeasurementRecord, RungRecord, Settings
+from bitladder.store import Store
+from bitladder.study.job import Job, Started
+from bitladder.study.process import Worker
+from bitladder.study.progress import StudyProgress
+from bitladder.study.run import run_study
+from test_study_settings import MACHINE, make_task
+
+QUESTIONS = 6
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two multiple-choice tasks."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in ("left", "right"):
+        rows = [{"question": f"{name} {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(QUESTIONS)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {name}.jsonl\n"
+            "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+            "doc_to_choice: choices\ndoc_to_target: answer\nmetric_list:\n  - metric: acc\n"
+        )
+    return folder
+
+
+def settings_for(model: Path, tasks: Path, **changes: object) -> Settings:
+    values: dict[str, object] = {
+        "model": str(model),
+        "rungs": ("bf16",),
+        "tasks": (str(tasks),),
+        "scenarios": ("batch1",),
+        "requests": 2,
+        "prompt_tokens": 8,
+        "new_tokens": 4,
+        "device": "cpu",
+        "datasets": str(tasks),
+    }
+    return Settings.model_validate(values | changes)
+
+
+class Counting(StudyProgress):
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.measurements: list[str] = []
+
+    def rung(self, record: RungRecord) -> None:
+        self.made.append(record.rung)
+
+    def measured(self, record: MeasurementRecord) -> None:
+        self.measurements.append(record.measurement_id)
+
+
+def kill_after(path: Path, process: subprocess.Popen[bytes], count: int, pattern: str) -> None:
+    """SIGKILL the whole study as soon as ``path`` has ``count`` files of ``pattern``."""
+    deadline = time.monotonic() + 120
+    while len(list(path.glob(pattern))) < count:
+        assert process.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
+    tiny_llama: Path, tasks: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = settings_for(tiny_llama, tasks)
+    code = (
+        "import sys; from pathlib import Path; from bitladder import Settings, run_study; "
+        "run_study(Settings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, settings.model_dump_json(), str(out)])
+    kill_after(out, process, 1, "records/*.json")
+    kept = {path.name: path.read_bytes() for path in (out / "records").glob("*.json")}
+
+    resumed = Counting()
+    results = run_study(settings, out, resumed)
+    assert resumed.made == []
+    assert len(resumed.measurements) == 3 - len(kept)
+    assert [record.status for record in results.records] == ["ok"] * 3
+    for name, content in kept.items():
+        assert (out / "records" / name).read_bytes() == content
+    assert len(list((out / "documents").iterdir())) == 2, "questions are stored once a task"
+
+    # Prompt and new tokens now exceed the model's context: performance fails, accuracy is not touched.
+    changed = Counting()
+    results = run_study(settings.model_copy(update={"prompt_tokens": 510}), out, changed)
+    assert len(changed.measurements) == 1
+    ends = {record.item.kind: (record.status, record.reason or "") for record in results.records}
+    assert ends["accuracy"] == ("ok", "")
+    assert ends["performance"][0] == "failed"
+    assert "context" in ends["performance"][1]
+
+
+def job_for(directory: Path, **changes: object) -> Job:
+    values: dict[str, object] = {
+        "phase": "accuracy",
+        "rung": "bf16",
+        "directory": str(directory),
+        "settings": Settings(model="m"),
+        "device": "cpu",
+        "threads": 1,
+        "machine": MACHINE,
+        "content_hash": "c",
+        "items": (make_task("arc_easy"),),
+    }
+    return Job.model_validate(values | changes)
+
+
+def test_worker_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    worker = Worker(job_for(tmp_path), tmp_path / "log", timeout_s=0.05)
+    assert list(worker.messages()) == []
+    assert worker.ended is not None
+    assert (worker.ended.status, worker.ended.in_flight) == ("timeout", None)
+
+
+def test_worker_names_what_it_can_name(tmp_path: Path) -> None:
+    worker = Worker(job_for(tmp_path), tmp_path / "log", timeout_s=60)
+    list(worker.messages())
+    assert worker.ended is not None
+    assert worker.ended.status == "failed"
+    assert "no weights" in worker.ended.reason
+
+
+def test_killed_worker_is_said_to_be_killed(tiny_llama: Path, tmp_path: Path) -> None:
+    worker = Worker(job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path))), tmp_path / "log", 60)
+    for message in worker.messages():
+        if isinstance(message, Started):
+            assert worker.process_id is not None
+            os.kill(worker.process_id, signal.SIGKILL)
+    assert worker.ended is not None
+    assert worker.ended.status == "failed"
+    assert "SIGKILL" in worker.ended.reason
+    assert worker.ended.in_flight is not None
+
+
+def test_two_studies_do_not_write_to_one_folder(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    from bitladder.errors import UserError
+
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another study is writing here"):
+            run_study(settings_for(tiny_llama, tasks), tmp_path / "out")
+    assert not Store(tmp_path / "out").has_study()

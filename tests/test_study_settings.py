@@ -1,0 +1,111 @@
+"""Settings from flags and study.yaml, and the plan that follows from them."""
+
+from pathlib import Path
+
+import pytest
+
+from bitladder.errors import UserError
+from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
+from bitladder.study.estimate import s_per_weight
+from bitladder.study.plan import phase_items, plan_study
+from bitladder.study.settings import load_settings
+
+MACHINE = Machine(cpu_model="c", cpu_count=2, total_memory_bytes=8, platform="p", gpus=(), versions={})
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text("model: some/model\nlimit: 5\nrungs: [bf16, nf4]\n")
+    settings = load_settings(config, {"limit": 7, "seed": None})
+    assert (settings.model, settings.limit, settings.rungs, settings.seed) == ("some/model", 7, ("bf16", "nf4"), 1234)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: m\nlimitt: 5\n", "unknown key in .*'limitt'; nearest: limit, limits"),
+        ("model: m\nlimit: many\n", "limit: found 'many'"),
+        ("model: m\nlimit: 0\n", "limit: found 0"),
+        ("model: m\nrungs: [bf16, nf5]\n", "unknown rung 'nf5'; nearest: nf4"),
+        ("model: m\nrungs: [bf16, bf16]\n", "bf16 stands more than once"),
+        ("model: m\nonly: speed\n", "only: found 'speed'"),
+        ("limit: 5\n", "no model"),
+        ("- a\n", "found list, expected keys and values"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path: Path, text: str, says: str) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        load_settings(config, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_settings(tmp_path / "absent.yaml", {})
+
+
+def make_task(name: str, limit: int | None = None) -> AccuracyTask:
+    return AccuracyTask(
+        task=name,
+        task_hash="t",
+        limit=limit,
+        num_fewshot=0,
+        batch_size=8,
+        seed=1,
+        chat_template=False,
+        device="cpu",
+        harness_version="0",
+    )
+
+
+def make_scenario(requests: int = 200) -> Scenario:
+    return Scenario(
+        scenario="batch1",
+        batch_size_cap=1,
+        requests=requests,
+        prompt_tokens=8,
+        new_tokens=4,
+        prompts_hash="p",
+        seed=1,
+        device="cpu",
+        engine="eager",
+        threads=2,
+        half_width_target=0.02,
+        time_limit_s=60,
+    )
+
+
+def test_all_tasks_share_a_worker_and_each_scenario_has_its_own() -> None:
+    study = plan_study(
+        Settings(model="m"),
+        "custom",
+        Source(model="m", kind="directory", revision=None, content_hash="s"),
+        Calibration(device="cpu", threads=2, max_batch_cap=8, machine=MACHINE),
+        (),
+        (make_task("a"), make_task("b")),
+        (make_scenario(), make_scenario(5)),
+    )
+    assert [len(items) for items in phase_items(study)] == [2, 1, 1]
+
+
+def test_identity_follows_content_and_every_setting() -> None:
+    ids = {
+        measurement_id("x", make_task("a")),
+        measurement_id("y", make_task("a")),
+        measurement_id("x", make_task("a", 5)),
+        measurement_id("x", make_task("b")),
+        measurement_id("x", make_scenario()),
+        measurement_id("x", make_scenario(5)),
+    }
+    assert len(ids) == 6
+    assert measurement_id("x", make_task("a")) in ids
+
+
+def test_layer_times_are_linear_between_and_beyond_the_measured_rows() -> None:
+    rates = [LayerRate(rung="r", rows=rows, s_per_weight=s) for rows, s in ((1, 1.0), (8, 1.7), (256, 26.5))]
+    assert s_per_weight(rates, 1) == 1.0
+    assert s_per_weight(rates, 4.5) == pytest.approx(1.35)
+    assert s_per_weight(rates, 512) == pytest.approx(52.1)
