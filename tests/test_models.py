@@ -216,6 +216,17 @@ class TestHub:
             resolve_model("org/model")
         assert hub.fetched == []
 
+    def test_proxy_that_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        def fail(*args: object, **options: object) -> str:
+            raise errors.HTTPError("403 from the proxy")  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        with pytest.raises(UserError, match=r"asking the Hub failed \(403 from the proxy\)"):
+            resolve_model("org/model")
+
     def test_not_a_repository_name(self) -> None:
         with pytest.raises(UnknownNameError, match="unknown model"):
             resolve_model("not a name")

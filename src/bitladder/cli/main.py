@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a check or some measurements failed, 2 bad input, 70 a bug of ours, 130 interrupted.
 """
 
+import logging
 import sys
 import traceback
 from typing import Annotated
@@ -58,6 +59,8 @@ def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
     from bitladder.errors import UserError
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("bitladder").setLevel(logging.INFO)
     try:
         code = app(prog_name="bitladder", standalone_mode=False)
     except UserError as error:

@@ -1,6 +1,5 @@
 """Where a model comes from: a Hub id, a local directory, or ``builtin:NAME``; what comes out is a local checkpoint."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from bitladder.records import Source, hash_json
 # What a model is made of beside its weights: configuration, tokenizer, chat template, its own code where it has any.
 _MODEL_SUFFIXES = (".json", ".model", ".txt", ".tiktoken", ".jinja", ".py")
 _HUB_PATTERNS = ["model*.safetensors", *(f"*{suffix}" for suffix in _MODEL_SUFFIXES)]
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,11 @@ def _fetch_from_hub(model: str, revision: str | None) -> Path:
             f"{model}{at}: the Hub can't be reached, and its cache lacks (some of) the model; "
             f"connect once (and unset HF_HUB_OFFLINE), or give a directory or {PREFIX}NAME"
         ) from None
-    except errors.HfHubHTTPError as error:
-        raise UserError(f"{model}{at}: the Hub refused ({str(error).splitlines()[0]}); try again later") from None
+    except errors.HTTPError as error:  # type: ignore[attr-defined]  # httpx's, whichever httpx the Hub's client uses
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{model}{at}: asking the Hub failed ({reason}); check the network and its proxy, or try again later"
+        ) from None
 
 
 def _unknown(model: str, hint: str) -> UnknownNameError:
