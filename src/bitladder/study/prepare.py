@@ -20,8 +20,9 @@ def prepare(settings: Settings, store: Store) -> StudyRecord:
 
     stored = store.read_study() if store.has_study() else None
     model = resolve_model(settings.model, settings.revision)
-    require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
+    if kept is None:  # else the same bytes were found sound when the study began
+        require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
 
     suite, groups, tasks = _accuracy(settings, calibration, kept)
@@ -54,11 +55,15 @@ def _accuracy(
 def _scenarios(
     settings: Settings, calibration: Calibration, directory: Path, kept: StudyRecord | None
 ) -> tuple[Scenario, ...]:
+    stored = tuple(item for item in kept.items if isinstance(item, Scenario)) if kept else ()
     if settings.only == "accuracy":
-        return tuple(item for item in kept.items if isinstance(item, Scenario)) if kept else ()
+        return stored
+    from bitladder.perf.scenarios import plan_scenarios
+
+    if kept and stored and _same_prose(settings, calibration, kept):
+        return plan_scenarios(settings, calibration, stored[0].prompts_hash)
     from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.perf.prompts import load_prompts
-    from bitladder.perf.scenarios import plan_scenarios
 
     prompts = load_prompts(
         load_tokenizer(directory, trust_remote_code=settings.trust_remote_code),
@@ -67,3 +72,10 @@ def _scenarios(
         builtin=settings.model.startswith(BUILTIN),
     )
     return plan_scenarios(settings, calibration, prompts.prompts_hash)
+
+
+def _same_prose(settings: Settings, calibration: Calibration, kept: StudyRecord) -> bool:
+    """Whether the prompts are bound to be those of the stored plan: packaged prose, cut by the same libraries."""
+    packaged = settings.datasets is None and settings.model.startswith(BUILTIN)
+    same = (kept.settings.datasets, kept.settings.prompt_tokens) == (None, settings.prompt_tokens)
+    return packaged and same and kept.calibration.machine == calibration.machine
