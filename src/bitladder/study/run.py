@@ -23,6 +23,7 @@ from bitladder.records import (
     measurement_id,
 )
 from bitladder.store import Results, Store
+from bitladder.study.forkserver import ForkServer
 from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import phase_items
 from bitladder.study.prepare import prepare
@@ -42,7 +43,9 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     with _only_writer(out):
         study = prepare(settings, store)
         store.write_study(study)
-        _Run(study, store, progress or StudyProgress()).run()
+        with_gpu = bool(study.calibration.machine.gpus)
+        with ForkServer(store.directory / "logs" / "forkserver.log", with_gpu=with_gpu) as server:
+            _Run(study, store, progress or StudyProgress(), server).run()
         return store.load()
 
 
@@ -60,7 +63,8 @@ def _only_writer(out: Path) -> Iterator[None]:
 class _Run:
     """One run over the plan."""
 
-    def __init__(self, study: StudyRecord, store: Store, progress: StudyProgress) -> None:
+    def __init__(self, study: StudyRecord, store: Store, progress: StudyProgress, server: ForkServer) -> None:
+        self._server = server
         self._study = study
         self._store = store
         self._progress = progress
@@ -185,4 +189,4 @@ class _Run:
             items=items,
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
-        return Worker(job, log, self._study.settings.timeout_s)
+        return Worker(self._server, job, log, self._study.settings.timeout_s)

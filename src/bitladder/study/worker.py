@@ -50,10 +50,11 @@ class _Pipe:
             self.send(Progress(done=done, total=total))
 
 
-def main() -> None:
+def work(descriptor: int) -> None:
+    """Do the job on standard input, with messages to ``descriptor``."""
     job = Job.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    with os.fdopen(int(sys.argv[1]), "w") as file:
+    with os.fdopen(descriptor, "w") as file:
         pipe = _Pipe(file)
         try:
             _PHASES[job.phase](job, pipe)
@@ -188,6 +189,3 @@ def _set_threads(threads: int | None) -> None:
 
 
 _PHASES = {"checkpoint": _make_checkpoint, "accuracy": _measure_accuracy, "performance": _measure_performance}
-
-if __name__ == "__main__":
-    main()
