@@ -4,6 +4,7 @@ study.json              settings, source, calibration, plan
 rungs/RUNG.json         manifest and audit of each rung's checkpoint
 records/ID.json         one measurement each
 documents/HASH.json     the questions, once a task
+prompts/HASH.json       the token ids that performance was measured on
 checkpoints/RUNG/       the weights; nothing here needs them again
 """
 
@@ -14,6 +15,7 @@ from bitladder.errors import UserError
 from bitladder.files import write_atomically
 from bitladder.records import (
     MeasurementRecord,
+    Prompts,
     Record,
     RungRecord,
     StudyRecord,
@@ -76,6 +78,20 @@ class Store:
     def read_documents(self, documents_hash: str) -> TaskDocuments | None:
         path = self.directory / "documents" / f"{documents_hash}.json"
         return parse_record(TaskDocuments, path.read_bytes(), path) if path.is_file() else None
+
+    def write_prompts(self, prompts: Prompts) -> None:
+        if not self._prompts_path(prompts.prompts_hash).is_file():
+            self._write(f"prompts/{prompts.prompts_hash}.json", prompts)
+
+    def read_prompts(self, prompts_hash: str) -> Prompts | None:
+        path = self._prompts_path(prompts_hash)
+        return parse_record(Prompts, path.read_bytes(), path) if path.is_file() else None
+
+    def has_prompts(self, prompts_hash: str) -> bool:
+        return self._prompts_path(prompts_hash).is_file()
+
+    def _prompts_path(self, prompts_hash: str) -> Path:
+        return self.directory / "prompts" / f"{prompts_hash}.json"
 
     def checkpoint_directory(self, rung: str) -> Path:
         return self.directory / "checkpoints" / rung

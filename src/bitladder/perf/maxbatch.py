@@ -7,8 +7,7 @@ from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
 from bitladder.perf.memory import predict_working_memory
-from bitladder.perf.prompts import Prompts
-from bitladder.records import BatchProbe, Record, Scenario
+from bitladder.records import BatchProbe, Prompts, Record, Scenario
 from bitladder.units import format_bytes
 
 Probe = Callable[[int], BatchProbe]

@@ -10,9 +10,8 @@ from bitladder.perf.batches import Run, run_batches, to_sample
 from bitladder.perf.engines import Engine, LaunchFacts, StepTimes, start_engine
 from bitladder.perf.maxbatch import choose_batch
 from bitladder.perf.memory import PeakDevice, PeakResident, out_of_memory_does_not_fit, resident_bytes
-from bitladder.perf.prompts import Prompts
 from bitladder.perf.resources import device_bytes, gpu_of, watching
-from bitladder.records import MemoryFigures, PerformanceOutcome, Scenario
+from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
 Progress = Callable[[int, int], None]
 

@@ -17,6 +17,7 @@ from bitladder.records import (
     Item,
     MeasurementRecord,
     RungRecord,
+    Scenario,
     Settings,
     Status,
     StudyRecord,
@@ -41,7 +42,10 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     """
     store = Store(out)
     with _only_writer(out):
-        study = prepare(settings, store)
+        prepared = prepare(settings, store)
+        study = prepared.study
+        if prepared.prompts is not None:
+            store.write_prompts(prepared.prompts)
         store.write_study(study)
         with_gpu = bool(study.calibration.machine.gpus)
         with ForkServer(store.directory / "logs" / "forkserver.log", with_gpu=with_gpu) as server:
@@ -177,6 +181,7 @@ class _Run:
 
     def _worker(self, phase: Phase, rung: str, content_hash: str | None, items: tuple[Item, ...]) -> Worker:
         calibration = self._study.calibration
+        first = items[0] if items else None
         job = Job(
             phase=phase,
             rung=rung,
@@ -187,6 +192,7 @@ class _Run:
             machine=calibration.machine,
             content_hash=content_hash,
             items=items,
+            prompts=self._store.read_prompts(first.prompts_hash) if isinstance(first, Scenario) else None,
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
         return Worker(self._server, job, log, self._study.settings.timeout_s)

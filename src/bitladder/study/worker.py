@@ -120,32 +120,19 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
 
 
 def _measure_performance(job: Job, pipe: _Pipe) -> None:
-    from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.perf.measure import measure
-    from bitladder.perf.prompts import load_prompts
 
     _set_threads(job.threads)
-    directory = Path(job.directory)
-    settings = job.settings
-    tokenizer = load_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
+    prompts = job.prompts
+    assert prompts is not None
+
+    def run(item: Scenario) -> Outcome:
+        trust = job.settings.trust_remote_code
+        return measure(Path(job.directory), item, prompts, trust_remote_code=trust, progress=pipe.progress)
+
     for item in job.items:
         assert isinstance(item, Scenario)
-        prompts = load_prompts(
-            tokenizer, item.prompt_tokens, datasets=settings.datasets, builtin=settings.model.startswith("builtin:")
-        )
-        if prompts.prompts_hash != item.prompts_hash:
-            raise UserError(f"{directory}: its tokenizer gives other token ids than the baseline's on the prompts")
-
-        def run(scenario: Scenario = item) -> Outcome:
-            return measure(
-                directory,
-                scenario,
-                prompts,  # noqa: B023
-                trust_remote_code=settings.trust_remote_code,
-                progress=pipe.progress,
-            )
-
-        _measure(job, item, pipe, run)
+        _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
 
 
 def _measure(job: Job, item: AccuracyTask | Scenario, pipe: _Pipe, run: Callable[[], Outcome]) -> None:
