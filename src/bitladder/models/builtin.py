@@ -145,11 +145,15 @@ def _convert(gguf: Path, directory: Path, builtin: Builtin) -> None:
     import gguf as gguf_library
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
     quiet_libraries()
-    # transformers parses the metadata again for each thing it wants to know, at seconds a time.
-    with mock.patch.object(gguf_library, "GGUFReader", functools.lru_cache(gguf_library.GGUFReader)):
+    with (
+        # transformers parses the metadata again for each thing it wants to know, at seconds a time
+        mock.patch.object(gguf_library, "GGUFReader", functools.lru_cache(gguf_library.GGUFReader)),
+        # its progress bar, the only one without a switch
+        mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", lambda tensors, **_: tensors),
+    ):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
