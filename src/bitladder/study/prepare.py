@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, Prompts, Scenario, Settings, StudyRecord, TaskGroup
 from bitladder.store import Store
 from bitladder.study.calibration import calibrate
@@ -32,6 +33,8 @@ def prepare(settings: Settings, store: Store) -> Prepared:
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
+    if model.source.speed_only:
+        settings = _without_accuracy(settings)
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
 
     suite, groups, tasks = _accuracy(settings, calibration, kept)
@@ -46,6 +49,16 @@ def prepare(settings: Settings, store: Store) -> Prepared:
         scenarios=scenarios,
     )
     return Prepared(study, prompts)
+
+
+def _without_accuracy(settings: Settings) -> Settings:
+    asked = "--only accuracy" if settings.only == "accuracy" else "--tasks" if settings.tasks else "--suite"
+    if settings.only == "accuracy" or settings.tasks or settings.suite:
+        raise UserError(
+            f"{settings.model}: found {asked}, but its weights are random and its answers mean nothing; "
+            "leave it out, or choose a trained model"
+        )
+    return settings.model_copy(update={"only": "performance"})
 
 
 def _accuracy(
