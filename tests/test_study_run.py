@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bitladder.forkserver import ForkServer
 from bitladder.records import MeasurementRecord, RungRecord, Settings
 from bitladder.store import Store
-from bitladder.study.forkserver import ForkServer
 from bitladder.study.job import Job, Started
-from bitladder.study.process import Worker
+from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress
 from bitladder.study.run import run_study
 from test_study_settings import MACHINE, make_task
@@ -111,7 +111,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server") / "log", with_gpu=False) as server:
+    with ForkServer(WORKER, tmp_path_factory.mktemp("server") / "log", with_gpu=False) as server:
         yield server
 
 
@@ -162,8 +162,8 @@ def test_workers_end_with_the_process_that_started_them(tiny_llama: Path, tmp_pa
     """The server and its worker, in the middle of a job, are gone soon after the owner was killed."""
     code = (
         "import sys; from pathlib import Path; from bitladder.study.job import Job;"
-        "from bitladder.study.forkserver import ForkServer; from bitladder.study.process import Worker\n"
-        "server = ForkServer(Path(sys.argv[2]) / 'server', with_gpu=False)\n"
+        "from bitladder.forkserver import ForkServer; from bitladder.study.process import Worker\n"
+        "server = ForkServer('bitladder.study.worker', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
         "worker = Worker(server, Job.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / 'worker', 60)\n"
         "for message in worker.messages():\n"
         "    print(worker.process_id, server._process.pid, flush=True); import time; time.sleep(60)\n"

@@ -49,6 +49,8 @@ class Scenario(Record):
     half_width_target: float
     """stop when the 95% interval of the rate is narrower than ± this share"""
     time_limit_s: float
+    memory_limit_bytes: int | None = None
+    """most memory the model may take of the device, as if it had no more; None: what it has"""
 
     def planned_requests(self, batch_size: int) -> int:
         """Requests at most: for max-batch at least two full batches."""
@@ -170,6 +172,8 @@ class ResourceSample(Record):
     rss_bytes: int | None
     gpu_utilisation_percent: float | None = None
     gpu_memory_bytes: int | None = None
+    gpu_process_bytes: int | None = None
+    """of the device, by the measured process"""
     gpu_power_w: float | None = None
     gpu_energy_j: float | None = None
     gpu_sm_clock_mhz: int | None = None
@@ -198,6 +202,7 @@ class BatchProbe(Record):
     fits: bool
     how: Literal["predicted", "run"]
     needed_bytes: int | None
+    """for a run on a GPU: of the device, the context included, as the driver says"""
     available_bytes: int | None
 
 

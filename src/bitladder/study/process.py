@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.forkserver import ForkServer
 from bitladder.records import Record, Status
-from bitladder.study.forkserver import ForkServer
 from bitladder.study.job import MESSAGE, Job, Started, Stopped
 
 
@@ -22,6 +22,9 @@ class Ended:
     reason: str
     in_flight: str | None
     """id of the measurement that it was busy with"""
+
+
+WORKER = "bitladder.study.worker"
 
 
 class Worker:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bitladder.errors import UserError
+from bitladder.forkserver import ForkServer
 from bitladder.records import (
     AccuracyTask,
     Item,
@@ -24,11 +25,10 @@ from bitladder.records import (
     measurement_id,
 )
 from bitladder.store import Results, Store
-from bitladder.study.forkserver import ForkServer
 from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import phase_items
 from bitladder.study.prepare import prepare
-from bitladder.study.process import Ended, Worker
+from bitladder.study.process import WORKER, Ended, Worker
 from bitladder.study.progress import StudyProgress
 
 RETRIED: tuple[Status, ...] = ("failed", "timeout", "does_not_fit")
@@ -48,7 +48,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
             store.write_prompts(prepared.prompts)
         store.write_study(study)
         with_gpu = bool(study.calibration.machine.gpus)
-        with ForkServer(store.directory / "logs" / "forkserver.log", with_gpu=with_gpu) as server:
+        with ForkServer(WORKER, store.directory / "logs" / "forkserver.log", with_gpu=with_gpu) as server:
             _Run(study, store, progress or StudyProgress(), server).run()
         return store.load()
 

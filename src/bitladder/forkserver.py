@@ -1,4 +1,4 @@
-"""A process that has imported what every worker needs, and forks one worker after the other.
+"""A process that has imported what a model needs, and forks one worker after the other.
 
 Importing torch and transformers takes longer than many a measurement. A fork begins where the imports ended, with
 memory that is otherwise its own. The server never runs a tensor operation, so that no thread pool is lost in a fork,
@@ -17,7 +17,7 @@ import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 PRELOADED = ("torch", "torch.profiler", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
 """What a deployed model needs too: nothing else, since a worker's resident memory is a result."""
@@ -27,6 +27,7 @@ CPU_PRELOADED = ("bitsandbytes",)
 
 NUMBER_BYTES = 8
 FORK = b"f"
+STDERR = 2
 
 
 class ForkServer:
@@ -35,7 +36,12 @@ class ForkServer:
     One worker at a time: ``wait`` comes before the next ``fork``.
     """
 
-    def __init__(self, log: Path, *, with_gpu: bool) -> None:
+    def __init__(self, target: str, log: Path | None, *, with_gpu: bool) -> None:
+        """``target``: the module whose function ``work`` every worker calls with its descriptor for messages.
+
+        ``log`` gets what the server itself prints; by default the standard error of this process.
+        """
+        self._target = target
         self._log = log
         self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
         self._control, self._theirs = socket.socketpair()
@@ -68,11 +74,10 @@ class ForkServer:
         self.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         descriptor = self._theirs.fileno()
-        with self._theirs, self._log.open("wb") as file:
+        with self._theirs, self._open_log() as file:
             return subprocess.Popen(
-                [sys.executable, "-m", __name__, str(descriptor), *self._modules],
+                [sys.executable, "-P", "-m", __name__, str(descriptor), self._target, *self._modules],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -82,14 +87,20 @@ class ForkServer:
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
             )
 
+    def _open_log(self) -> BinaryIO:
+        if self._log is None:
+            return os.fdopen(os.dup(STDERR), "wb")
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        return self._log.open("wb")
+
     def _receive_number(self) -> int:
         received = self._control.recv(NUMBER_BYTES, socket.MSG_WAITALL)
         if len(received) < NUMBER_BYTES:
-            raise ConnectionError(f"the process that starts the workers has ended; log: {self._log}")
+            raise ConnectionError(f"the process that starts the workers has ended; log: {self._log or 'stderr'}")
         return int.from_bytes(received, signed=True)
 
 
-def _serve(control: socket.socket, modules: list[str]) -> None:
+def _serve(control: socket.socket, target: str, modules: list[str]) -> None:
     for module in modules:
         import_module(module)
     gc.freeze()  # a collection in a worker would copy every page that the fork shares
@@ -100,7 +111,7 @@ def _serve(control: socket.socket, modules: list[str]) -> None:
         process_id = os.fork()
         if not process_id:
             control.close()
-            _work(*descriptors)
+            _work(target, *descriptors)
         os.setpgid(process_id, process_id)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -110,18 +121,16 @@ def _serve(control: socket.socket, modules: list[str]) -> None:
             control.sendall(code.to_bytes(NUMBER_BYTES, signed=True))
 
 
-def _work(stdin: int, log: int, messages: int) -> None:
+def _work(target: str, stdin: int, log: int, messages: int) -> None:
     """Be a worker, and end."""
     os.setpgid(0, 0)
-    for source, target in ((stdin, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    for source, standard in ((stdin, 0), (log, 1), (log, 2)):
+        os.dup2(source, standard)
     os.close(stdin)
     os.close(log)
     code = 0
     try:
-        from bitladder.study.worker import work
-
-        work(messages)
+        import_module(target).work(messages)
     except BaseException:  # whatever it is, it must not go on as a second server
         traceback.print_exc()
         code = 1
@@ -133,4 +142,4 @@ def _work(stdin: int, log: int, messages: int) -> None:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        _serve(channel, sys.argv[2:])
+        _serve(channel, sys.argv[2], sys.argv[3:])
