@@ -14,6 +14,7 @@ import pytest
 
 from bitladder.forkserver import ForkServer
 from bitladder.records import MeasurementRecord, RungRecord, Settings
+from bitladder.rungs import RUNGS
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
 from bitladder.study.process import WORKER, Worker
@@ -192,3 +193,24 @@ def test_two_studies_do_not_write_to_one_folder(tiny_llama: Path, tasks: Path, t
         with pytest.raises(UserError, match="another study is writing here"):
             run_study(settings_for(tiny_llama, tasks), tmp_path / "out")
     assert not Store(tmp_path / "out").has_study()
+
+
+@pytest.mark.gpu
+def test_study_on_a_gpu(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
+    """Every rung, by workers that were forked beside a GPU."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    settings = settings_for(
+        tiny_llama,
+        tasks,
+        rungs=tuple(RUNGS),
+        device="cuda:0",
+        scenarios=("batch1", "max-batch"),
+        max_batch_cap=4,
+        memory_limit="4GiB",
+    )
+    results = run_study(settings, tmp_path / "out")
+    assert {record.reason for record in results.rungs.values()} == {None}
+    assert {(record.status, record.reason) for record in results.records} == {("ok", None)}
+    assert len(results.records) == 4 * len(RUNGS)
