@@ -1,6 +1,7 @@
 """The packaged suite keeps what its README and the accuracy table promise of it."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -13,7 +14,8 @@ import pytest
 KINDS = ("knowledge", "language", "arithmetic")
 FOLDER = files("bitladder.accuracy") / "builtin"
 WITHOUT_QUESTION = ("Answer:", "<|im_start|>")
-"""the prompt with its question removed: what is left of a question, and of a stem (the first token alone)"""
+"""the prompt with its question removed: what is left of a question, and of a stem without a description (the first
+token alone)"""
 
 
 @cache
@@ -58,6 +60,19 @@ class TestKind:
         templates = {row["template"] for row in rows(kind)}
         assert len({row["template"] for row in rows(kind)[:100]}) >= 0.9 * len(templates)
 
+    def test_examples_are_three_and_answer_no_item(self, kind: str) -> None:
+        """An example must not hold an answer beside every word that tells the item from others of its template."""
+        examples = _examples(kind)
+        assert len(examples) == 3
+        for row in rows(kind):
+            answer = row["choices"][row["answer"]].lower()
+            words = _words(row["question"])
+            alike = [_words(other["question"]) for other in rows(kind) if other["template"] == row["template"]]
+            telling = words.difference(set[str].intersection(*alike)) or words
+            for example in examples:
+                assert row["question"].lower() not in example.lower()
+                assert not telling <= _words(example) or answer not in _words(example), (row["question"], example)
+
     def test_task_asks_every_item(self, kind: str) -> None:
         assert _task(kind) == {"task": f"bitladder_{kind}", "data_file": f"{kind}.jsonl"}
 
@@ -93,26 +108,49 @@ def test_every_choice_is_one_token(smollm2: Path) -> None:
 
 @pytest.mark.smollm2
 def test_without_the_question_at_most_35_percent_are_right(smollm2: Path) -> None:
-    """One forward ranks every item's choices: without its question, an item's prompt is the same for all."""
+    """One forward ranks every item's choices: without its question, a task's prompts are all the same."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokens = {choice: ids[0] for choice, ids in _token_ids(smollm2).items()}
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2)
-    for prompt in WITHOUT_QUESTION:
+    asked = [(kind, prompt) for kind in KINDS for prompt in (*WITHOUT_QUESTION, *_bare_prompts(kind))]
+    for kind, prompt in asked:
         with torch.inference_mode():
             logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].float()  # (vocabulary,)
-        for kind in KINDS:
-            right = [_best(row["choices"], tokens, logits) == row["answer"] for row in rows(kind)]
-            assert sum(right) <= 0.35 * len(right), f"{kind} after {prompt!r}"
+        right = [_best(row["choices"], tokens, logits) == row["answer"] for row in rows(kind)]
+        assert sum(right) <= 0.35 * len(right), f"{kind} after {prompt!r}"
 
 
 def _task(name: str) -> dict[str, str]:
+    config = _config(name)
+    return {"task": config["task"], "data_file": config["dataset_kwargs"]["data_files"]["test"]}
+
+
+def _config(name: str) -> dict[str, Any]:
     import yaml
 
-    config = yaml.safe_load((FOLDER / f"bitladder_{name}.yaml").read_text(encoding="utf-8"))
-    return {"task": config["task"], "data_file": config["dataset_kwargs"]["data_files"]["test"]}
+    config: dict[str, Any] = yaml.safe_load((FOLDER / f"bitladder_{name}.yaml").read_text(encoding="utf-8"))
+    return config
+
+
+def _examples(kind: str) -> list[str]:
+    """The worked examples before every item of a task."""
+    description: str = _config(kind)["description"]
+    assert description.endswith("\n\n"), "a blank line parts the last example from the item"
+    return description.removesuffix("\n\n").split("\n\n")
+
+
+def _bare_prompts(kind: str) -> Iterator[str]:
+    """The description with nothing of an item behind it: what is left of a stem, and of a question."""
+    description = "\n\n".join(_examples(kind))
+    yield description
+    yield f"{description}\n\nAnswer:"
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[\w-]+", text.lower()))
 
 
 def _token_ids(checkpoint: Path) -> dict[str, list[int]]:

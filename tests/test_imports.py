@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "checkpoint files": FOUNDATION,
     "models": FOUNDATION | {"checkpoint files"},
     "checkpoint": FOUNDATION | {"checkpoint files", "models"},
-    "accuracy": FOUNDATION | {"checkpoint files", "models"},
+    "accuracy": FOUNDATION | {"checkpoint", "checkpoint files", "models"},
     "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
     "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "perf"},
     "stats": FOUNDATION,

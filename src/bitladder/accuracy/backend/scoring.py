@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bitladder.accuracy.backend.attention import forward, our_attention
 from bitladder.accuracy.backend.packing import Pack, Plan
 from bitladder.accuracy.backend.prefix import PrefixCache
+from bitladder.accuracy.backend.products import widened_products
 from bitladder.accuracy.backend.tree import TreeAttention
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def score(model: "PreTrainedModel", plan: Plan, progress: Progress | None = None
 
     prefixes = PrefixCache()
     results: list[Tensor] = []
-    with torch.inference_mode(), our_attention(model), _Preparation(plan.packs, model.device, prefixes) as prepared:
+    preparation = _Preparation(plan.packs, model.device, prefixes)
+    with torch.inference_mode(), our_attention(model), widened_products(model.device), preparation as prepared:
         for batch, done in zip(prepared, plan.requests_done, strict=True):
             results.append(forward_batch(model, batch))
             prefixes.drop(batch.pack.drop)

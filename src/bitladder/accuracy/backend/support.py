@@ -1,6 +1,7 @@
 """Whether a model can be scored our way: by what its configuration says, then by trying it on a few tokens."""
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -16,6 +17,9 @@ _TOLERANCE_FP32 = 2e-3
 _TOLERANCE = 0.25
 """In standard deviations of the log-probabilities. Rounding of 16-bit and the batch dependence of LLM.int8 stay well
 below it, attention to wrong tokens does not."""
+
+_tried: "WeakSet[PreTrainedModel]" = WeakSet()
+"""models that passed their trial: every task of a study asks again"""
 
 
 def require_support(model: "PreTrainedModel") -> None:
@@ -35,7 +39,9 @@ def require_support(model: "PreTrainedModel") -> None:
         raise UnsupportedModelError(
             f"its rotary embedding ({', '.join(sorted(unknown))}) depends on the batch's length"
         )
-    _probe(model)
+    if model not in _tried:
+        _probe(model)
+        _tried.add(model)
 
 
 def _rope_types(config: Any) -> set[str]:

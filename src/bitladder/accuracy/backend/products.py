@@ -1,0 +1,81 @@
+"""16-bit matrix products on a processor without instructions for them, as wide as hardware that has them makes them.
+
+There, 16-bit values are multiplied exactly, summed in FP32, and the sum is rounded to 16 bits once. FP32 products of
+the widened values are that, up to the order of the sum, and several times as fast as torch's loop over 16-bit values.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+if TYPE_CHECKING:
+    from torch import Tensor, device, dtype
+    from torch.overrides import TorchFunctionMode
+
+_LEAST_ROWS = 16
+"""below, widening the weights takes longer than it saves"""
+
+
+@contextmanager
+def widened_products(device: "device") -> Iterator[None]:
+    """Inside the block, layers of those 16-bit types that a CPU doesn't multiply, plain or 4-bit, run in FP32."""
+    emulated = _emulated(device)
+    with ExitStack() as stack:
+        if emulated:
+            import bitsandbytes
+
+            stack.enter_context(_linear_mode(emulated))
+            stack.enter_context(mock.patch.object(bitsandbytes, "matmul_4bit", _Multiply4Bit(emulated)))
+        yield
+
+
+def _emulated(device: "device") -> "frozenset[dtype]":
+    import torch
+
+    from bitladder.checkpoint.hardware import find_hardware
+
+    if device.type != "cpu":
+        return frozenset()
+    hardware = find_hardware("cpu")
+    types = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return frozenset(types[name] for name in types if hardware.multiplies(name) is False)
+
+
+def _linear_mode(emulated: "frozenset[dtype]") -> "TorchFunctionMode":
+    from torch.nn.functional import linear
+    from torch.overrides import TorchFunctionMode
+
+    class Widened(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if function is not linear or args[0].dtype not in emulated or args[0].shape[:-1].numel() < _LEAST_ROWS:
+                return function(*args, **kwargs)
+            wide = [part if part is None else part.float() for part in (*args, *kwargs.values())]
+            return linear(*wide).to(args[0].dtype)
+
+    return Widened()
+
+
+class _Multiply4Bit:
+    """bitsandbytes' own 4-bit product, with a linear layer that the mode sees where that is emulated."""
+
+    def __init__(self, emulated: "frozenset[dtype]") -> None:
+        import bitsandbytes
+
+        self.emulated = emulated
+        self.own = bitsandbytes.matmul_4bit
+
+    def __call__(
+        self, inputs: "Tensor", weight: "Tensor", quant_state: Any, out: None = None, bias: "Tensor | None" = None
+    ) -> "Tensor":
+        from bitsandbytes.functional import dequantize_4bit
+        from torch.nn.functional import linear
+
+        # Where the CPU has BF16 instructions, weights may be packed for them and can't be dequantized.
+        packed = getattr(quant_state, "packing_format_for_cpu", False)
+        # bitsandbytes dequantizes to the type of the inputs; `dequantize_4bit` to the one that was quantized.
+        if packed or inputs.dtype not in self.emulated or inputs.dtype != quant_state.dtype:
+            product: Tensor = self.own(inputs, weight, quant_state=quant_state, out=out, bias=bias)
+            return product
+        return linear(inputs, dequantize_4bit(weight.reshape(-1, 1), quant_state), bias)
