@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
-FOUNDATION = {"defaults", "errors", "units", "records", "rungs", "files", "store", "environment"}
+FOUNDATION = {"defaults", "errors", "units", "records", "rungs", "files", "results", "store", "environment"}
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
 MAY_IMPORT = {
@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "accuracy": FOUNDATION | {"checkpoint files", "models"},
     "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
     "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "perf"},
+    "archive": FOUNDATION,
+    "merge": FOUNDATION | {"archive", "checkpoint files"},
     "stats": FOUNDATION,
     "decide": FOUNDATION | {"stats"},
     "report": FOUNDATION | {"stats", "decide"},
@@ -58,7 +60,9 @@ def test_imports_point_one_way() -> None:
         assert imported in allowed, f"{path} imports bitladder.{imported}"
 
 
-@pytest.mark.parametrize("module", ["bitladder.cli.main", "bitladder.report", "bitladder.decide", "bitladder.store"])
+@pytest.mark.parametrize(
+    "module", ["bitladder.cli.main", "bitladder.report", "bitladder.decide", "bitladder.store", "bitladder.merge"]
+)
 def test_no_heavy_import_at_start(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

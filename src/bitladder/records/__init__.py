@@ -26,7 +26,7 @@ from bitladder.records.measurement import (
     TaskDocuments,
     measurement_id,
 )
-from bitladder.records.study import Calibration, LayerRate, RungRecord, Settings, StudyRecord, TaskGroup
+from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -47,6 +47,7 @@ __all__ = [
     "ManifestFile",
     "MeasurementRecord",
     "MemoryFigures",
+    "MergeRecord",
     "MetricInfo",
     "PerformanceOutcome",
     "Record",

@@ -1,6 +1,6 @@
 """A study: what was asked, what this machine can do, the plan, and what became of each rung."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -97,6 +97,13 @@ class StudyRecord(Record):
     groups: tuple[TaskGroup, ...]
     """table rows, in order; every leaf task is in at least one"""
     items: tuple[Item, ...]
+
+
+class MergeRecord(Record):
+    """``merge.json``: the result folders that were joined, each under the hash of what it holds, in the order given."""
+
+    schema_version: int = SCHEMA_VERSION
+    parts: tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...] = Field(min_length=1)
 
 
 class RungRecord(Record):
