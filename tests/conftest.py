@@ -52,14 +52,14 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The converted BF16 checkpoint of builtin:smollm2-135m, in the user's own cache (converted there once)."""
-    from bitladder.models.builtin import BUILTINS, builtin_directory
+    from bitladder.models.builtin import SMOLLM2
 
     with pytest.MonkeyPatch.context() as patch:
         if _USER_CACHE is None:
             patch.delenv("BITLADDER_CACHE", raising=False)
         else:
             patch.setenv("BITLADDER_CACHE", _USER_CACHE)
-        return builtin_directory(BUILTINS["smollm2-135m"])
+        return SMOLLM2.cached_directory()
 
 
 def _make_tiny_llama(directory: Path, *, max_shard_size: str = "5GB", dtype: str = "bfloat16", **config: Any) -> Path:

@@ -5,8 +5,7 @@ from itertools import cycle
 from typing import Any
 
 from bitladder.perf.engines import LaunchFacts, StepTimes
-from bitladder.perf.prompts import Prompts
-from bitladder.records import Scenario, hash_json
+from bitladder.records import Prompts, Scenario, hash_json
 
 
 def make_prompts(prompt_tokens: int = 16, windows: int = 5) -> Prompts:

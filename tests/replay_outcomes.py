@@ -188,6 +188,7 @@ def _resource_sample(index: int, end_s: float, peak_bytes: int, device_bytes: in
         update={
             "gpu_utilisation_percent": 80.0 + index % 5,
             "gpu_memory_bytes": 300 * MIB + int(device_bytes * swing),
+            "gpu_process_bytes": int(device_bytes * swing),
             "gpu_power_w": 60.0 + index % 4,
             "gpu_energy_j": 1000.0 + 61.0 * time_s,
             "gpu_sm_clock_mhz": 1590,

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
-FOUNDATION = {"defaults", "errors", "units", "records", "rungs", "files", "results", "store", "environment"}
+FOUNDATION = {
+    "defaults",
+    "errors",
+    "units",
+    "records",
+    "rungs",
+    "files",
+    "results",
+    "store",
+    "environment",
+    "main_memory",
+    "forkserver",
+}
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
 MAY_IMPORT = {

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from typer.testing import CliRunner
 
 from bitladder.archive import pack
 from bitladder.cli.main import app
-from bitladder.decide import recommend
+from bitladder.decide import Limits, recommend
 from bitladder.errors import UserError
 from bitladder.merge import merge
-from bitladder.records import AccuracyTask, Gpu, ManifestFile, Settings, measurement_id
+from bitladder.records import AccuracyTask, Gpu, ManifestFile, Prompts, Settings, measurement_id
 from bitladder.report.content import Report, compose
 from bitladder.report.machine_pages import machine_pages
 from bitladder.report.markdown import to_markdown
+from bitladder.report.stamp import source_hash
 from bitladder.results import Results
 from bitladder.stats.machines import default_place, find_place, place_names, places, to_decide
 from bitladder.stats.summarize import NOT_HERE, summarize
@@ -246,6 +248,22 @@ def test_merging_again_in_steps_or_from_archives_is_the_same(
     pack(merged, tmp_path / "merged.tar.gz")
     merge([tmp_path / "merged.tar.gz"], tmp_path / "unpacked")
     assert files(tmp_path / "unpacked") == before
+
+
+def test_prompts_go_with_the_records(tmp_path: Path) -> None:
+    timed = study(tmp_path / "timed", only="performance")
+    prompts = Prompts(token_ids=((1, 2),), prompts_hash="9d" * 32, origin="prose")
+    Store(timed).write_prompts(prompts)
+    merge([pack(timed)], tmp_path / "merged")
+    part = next((tmp_path / "merged" / "parts").iterdir())
+    assert Store(part).read_prompts(prompts.prompts_hash) == prompts
+
+
+def test_another_machine_makes_another_report(twice: Results) -> None:
+    hashes = {source_hash(twice, Limits(), machine) for machine in (None, "T4", CPU)}
+    assert len(hashes) == 3
+    other_part = replace(twice.parts[1], rungs={})
+    assert source_hash(replace(twice, parts=(twice.parts[0], other_part)), Limits(), None) not in hashes
 
 
 def test_a_measurement_that_ended_well_replaces_one_that_did_not(tmp_path: Path) -> None:

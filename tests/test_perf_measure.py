@@ -9,8 +9,7 @@ import pytest
 from bitladder.errors import DoesNotFitError, UnknownNameError, UserError
 from bitladder.perf.engines import EagerEngine, start_engine
 from bitladder.perf.measure import CPU_WARMUP_TOKENS, measure
-from bitladder.perf.prompts import Prompts
-from bitladder.records import PerformanceOutcome, hash_json
+from bitladder.records import PerformanceOutcome, Prompts, hash_json
 from perf_fakes import make_prompts, make_scenario
 
 NEW_TOKENS = 12

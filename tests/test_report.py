@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from bitladder.cli.report import report_command
+from bitladder.decide import Limits
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.report import ResultsFile, write_report
 from bitladder.store import Store
@@ -191,6 +192,27 @@ def test_command_needs_no_torch_and_writes_the_same_bytes_again(small: Path, tmp
 
 app = typer.Typer()
 app.command()(report_command)
+
+
+def test_report_is_written_again_only_where_something_differs(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    files = write_report(small, out)
+
+    def times() -> list[int]:
+        return [path.stat().st_mtime_ns for path in files]
+
+    first = times()
+    assert write_report(small, out) == files
+    assert times() == first
+
+    (out / "report.md").write_text("altered")
+    assert write_report(small, out) == files
+    assert "altered" not in (out / "report.md").read_text()
+    assert min(times()) > max(first)
+
+    second = times()
+    write_report(small, out, Limits(max_drop_points=7.5))
+    assert min(times()) > max(second)
 
 
 def test_limits_decide_and_set_the_margin(small: Path) -> None:

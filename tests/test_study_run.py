@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from bitladder.forkserver import ForkServer
 from bitladder.records import MeasurementRecord, RungRecord, Settings
+from bitladder.rungs import RUNGS
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
-from bitladder.study.process import Worker
+from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress
 from bitladder.study.run import run_study
 from test_study_settings import MACHINE, make_task
@@ -106,6 +110,12 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert "context" in ends["performance"][1]
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(WORKER, tmp_path_factory.mktemp("server") / "log", with_gpu=False) as server:
+        yield server
+
+
 def job_for(directory: Path, **changes: object) -> Job:
     values: dict[str, object] = {
         "phase": "accuracy",
@@ -121,23 +131,24 @@ def job_for(directory: Path, **changes: object) -> Job:
     return Job.model_validate(values | changes)
 
 
-def test_worker_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    worker = Worker(job_for(tmp_path), tmp_path / "log", timeout_s=0.05)
+def test_worker_that_takes_too_long_is_ended(server: ForkServer, tmp_path: Path) -> None:
+    worker = Worker(server, job_for(tmp_path), tmp_path / "log", timeout_s=0.05)
     assert list(worker.messages()) == []
     assert worker.ended is not None
     assert (worker.ended.status, worker.ended.in_flight) == ("timeout", None)
 
 
-def test_worker_names_what_it_can_name(tmp_path: Path) -> None:
-    worker = Worker(job_for(tmp_path), tmp_path / "log", timeout_s=60)
+def test_worker_names_what_it_can_name(server: ForkServer, tmp_path: Path) -> None:
+    worker = Worker(server, job_for(tmp_path), tmp_path / "log", timeout_s=60)
     list(worker.messages())
     assert worker.ended is not None
     assert worker.ended.status == "failed"
     assert "no weights" in worker.ended.reason
 
 
-def test_killed_worker_is_said_to_be_killed(tiny_llama: Path, tmp_path: Path) -> None:
-    worker = Worker(job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path))), tmp_path / "log", 60)
+def test_killed_worker_is_said_to_be_killed(server: ForkServer, tiny_llama: Path, tmp_path: Path) -> None:
+    job = job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path)))
+    worker = Worker(server, job, tmp_path / "log", 60)
     for message in worker.messages():
         if isinstance(message, Started):
             assert worker.process_id is not None
@@ -146,6 +157,29 @@ def test_killed_worker_is_said_to_be_killed(tiny_llama: Path, tmp_path: Path) ->
     assert worker.ended.status == "failed"
     assert "SIGKILL" in worker.ended.reason
     assert worker.ended.in_flight is not None
+
+
+def test_workers_end_with_the_process_that_started_them(tiny_llama: Path, tmp_path: Path) -> None:
+    """The server and its worker, in the middle of a job, are gone soon after the owner was killed."""
+    code = (
+        "import sys; from pathlib import Path; from bitladder.study.job import Job;"
+        "from bitladder.forkserver import ForkServer; from bitladder.study.process import Worker\n"
+        "server = ForkServer('bitladder.study.worker', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
+        "worker = Worker(server, Job.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / 'worker', 60)\n"
+        "for message in worker.messages():\n"
+        "    print(worker.process_id, server._process.pid, flush=True); import time; time.sleep(60)\n"
+    )
+    job = job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path)))
+    command = [sys.executable, "-c", code, job.model_dump_json(), str(tmp_path)]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    process_ids = [int(number) for number in owner.stdout.readline().split()]
+    owner.kill()
+    owner.wait()
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(process_id) for process_id in process_ids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_two_studies_do_not_write_to_one_folder(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
@@ -159,3 +193,24 @@ def test_two_studies_do_not_write_to_one_folder(tiny_llama: Path, tasks: Path, t
         with pytest.raises(UserError, match="another study is writing here"):
             run_study(settings_for(tiny_llama, tasks), tmp_path / "out")
     assert not Store(tmp_path / "out").has_study()
+
+
+@pytest.mark.gpu
+def test_study_on_a_gpu(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
+    """Every rung, by workers that were forked beside a GPU."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    settings = settings_for(
+        tiny_llama,
+        tasks,
+        rungs=tuple(RUNGS),
+        device="cuda:0",
+        scenarios=("batch1", "max-batch"),
+        max_batch_cap=4,
+        memory_limit="4GiB",
+    )
+    results = run_study(settings, tmp_path / "out")
+    assert {record.reason for record in results.rungs.values()} == {None}
+    assert {(record.status, record.reason) for record in results.records} == {("ok", None)}
+    assert len(results.records) == 4 * len(RUNGS)

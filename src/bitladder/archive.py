@@ -23,7 +23,7 @@ LARGEST_BYTES = 8 * GIB
 
 _ROOT = "records-of-bitladder"
 _NAME = re.compile(
-    rf"(parts/[0-9a-f]{{16}}/)?(study\.json|(rungs|records|documents)/[A-Za-z0-9][A-Za-z0-9._-]*\.json)|{re.escape(MERGE_FILE)}"
+    rf"(parts/[0-9a-f]{{16}}/)?(study\.json|(rungs|records|documents|prompts)/[A-Za-z0-9][A-Za-z0-9._-]*\.json)|{re.escape(MERGE_FILE)}"
 )
 
 

@@ -15,7 +15,7 @@ from bitladder.archive import unpack
 from bitladder.checkpoint.tensors import tensor_hashes
 from bitladder.errors import UserError
 from bitladder.files import new_directory
-from bitladder.records import AccuracyOutcome, MergeRecord, TaskDocuments, hash_json
+from bitladder.records import AccuracyOutcome, MergeRecord, Prompts, Scenario, TaskDocuments, hash_json
 from bitladder.results import Results, different_rungs, join
 from bitladder.store import MergedStore, Store, load_results
 
@@ -26,6 +26,7 @@ class Part:
 
     results: Results
     documents: dict[str, TaskDocuments]
+    prompts: dict[str, Prompts]
 
     @property
     def name(self) -> str:
@@ -33,7 +34,7 @@ class Part:
         results = self.results
         records = sorted(hash_json(record) for record in results.records)
         rungs = {name: hash_json(rung) for name, rung in results.rungs.items()}
-        return hash_json([hash_json(results.study), rungs, records, sorted(self.documents)])[:16]
+        return hash_json([hash_json(results.study), rungs, records, sorted(self.documents), sorted(self.prompts)])[:16]
 
 
 def merge(inputs: Sequence[Path], out: Path) -> Results:
@@ -100,7 +101,9 @@ def _read_part(part: Results, shown: Results) -> Part:
                     f"{record.measurement_id} answers; expected a whole result folder"
                 )
             documents[record.outcome.documents_hash] = found
-    return Part(shown, documents)
+    hashes = {item.prompts_hash for item in part.study.items if isinstance(item, Scenario)}
+    prompts = {name: cut for name in sorted(hashes) if (cut := store.read_prompts(name)) is not None}
+    return Part(shown, documents, prompts)
 
 
 def _require_free(out: Path) -> None:
@@ -123,6 +126,8 @@ def _write(out: Path, record: MergeRecord, parts: dict[str, Part]) -> None:
                 store.write_measurement(measurement)
             for documents in part.documents.values():
                 store.write_documents(documents)
+            for prompts in part.prompts.values():
+                store.write_prompts(prompts)
         merged.write(record)
 
 

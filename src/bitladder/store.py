@@ -4,9 +4,10 @@ study.json              settings, source, calibration, plan
 rungs/RUNG.json         manifest and audit of each rung's checkpoint
 records/ID.json         one measurement each
 documents/HASH.json     the questions, once a task
+prompts/HASH.json       the token ids that performance was measured on
 checkpoints/RUNG/       the weights; nothing here needs them again
 
-A merged folder has ``merge.json`` instead, and under ``parts/HASH/`` the four of each folder that was joined.
+A merged folder has ``merge.json`` instead, and all but the weights of each joined folder under ``parts/HASH/``.
 """
 
 import re
@@ -17,6 +18,7 @@ from bitladder.files import write_atomically
 from bitladder.records import (
     MeasurementRecord,
     MergeRecord,
+    Prompts,
     Record,
     RungRecord,
     StudyRecord,
@@ -72,6 +74,18 @@ class Store:
     def read_documents(self, documents_hash: str) -> TaskDocuments | None:
         path = self._path("documents", documents_hash)
         return parse_record(TaskDocuments, path.read_bytes(), path) if path.is_file() else None
+
+    def write_prompts(self, prompts: Prompts) -> None:
+        path = self._path("prompts", prompts.prompts_hash)
+        if not path.is_file():
+            self._write(path, prompts)
+
+    def read_prompts(self, prompts_hash: str) -> Prompts | None:
+        path = self._path("prompts", prompts_hash)
+        return parse_record(Prompts, path.read_bytes(), path) if path.is_file() else None
+
+    def has_prompts(self, prompts_hash: str) -> bool:
+        return self._path("prompts", prompts_hash).is_file()
 
     def checkpoint_directory(self, rung: str) -> Path:
         return self.directory / "checkpoints" / rung

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
+from bitladder.main_memory import available_memory_bytes
 from bitladder.units import format_bytes
 
 if TYPE_CHECKING:
@@ -122,9 +123,7 @@ def available_bytes(device: str) -> int:
 
         require_device(device)
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    return available_memory_bytes()
 
 
 def require_memory(directory: Path, device: str) -> None:

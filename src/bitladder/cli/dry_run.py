@@ -18,7 +18,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
     from bitladder.models.source import resolve_model
 
-    study = prepare(settings, Store(out))
+    study = prepare(settings, Store(out)).study
     estimates = estimate_study(study, resolve_model(settings.model, settings.revision).directory)
     if json_output:
         plan = {"study": study.model_dump(mode="json"), "estimates": [asdict(estimate) for estimate in estimates]}

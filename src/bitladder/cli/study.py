@@ -85,6 +85,9 @@ def study_command(
         float | None,
         typer.Option(help=f"A performance measurement ends after so long. {_default(defaults.TIME_LIMIT_S)}"),
     ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Measure performance as if the device had no more memory, such as 15GiB.")
+    ] = None,
     timeout_s: Annotated[
         float | None,
         typer.Option(help=f"A worker is killed when a measurement takes longer. {_default(defaults.TIMEOUT_S)}"),
@@ -124,6 +127,7 @@ def study_command(
         "new_tokens": new_tokens,
         "max_batch_cap": max_batch_cap,
         "time_limit_s": time_limit_s,
+        "memory_limit": memory_limit,
         "timeout_s": timeout_s,
         "trust_remote_code": trust_remote_code,
     }

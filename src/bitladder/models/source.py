@@ -8,7 +8,7 @@ from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, read_manife
 from bitladder.checkpoint.tensors import read_tensors, weight_files
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.files import require_disk_space
-from bitladder.models.builtin import BUILTINS, PREFIX, builtin_directory, find_builtin
+from bitladder.models.builtin import BUILTINS, PREFIX, find_builtin
 from bitladder.records import Source, hash_json
 
 # What a model is made of beside its weights: configuration, tokenizer, chat template, its own code where it has any.
@@ -30,11 +30,12 @@ def resolve_model(model: str, revision: str | None = None) -> ResolvedModel:
     Raises UnknownNameError for a model that doesn't exist, BrokenFileError naming a truncated or altered file, and
     UserError for a directory that lacks config or SafeTensors, for a gated model, and without network and cache.
     """
-    note = None
+    note, speed_only = None, False
     if model.startswith(PREFIX):
         _refuse_revision(model, revision)
         builtin = find_builtin(model)
-        kind, directory, note = "builtin", builtin_directory(builtin), builtin.note
+        kind, directory = "builtin", builtin.cached_directory()
+        note, speed_only = builtin.note, builtin.speed_only
     elif model and Path(model).expanduser().is_dir():
         _refuse_revision(model, revision)
         kind, directory = "directory", Path(model).expanduser()
@@ -47,7 +48,14 @@ def resolve_model(model: str, revision: str | None = None) -> ResolvedModel:
         revision = directory.name
     read_config(directory)
     source = Source.model_validate(
-        {"model": model, "kind": kind, "revision": revision, "content_hash": source_hash(directory), "note": note}
+        {
+            "model": model,
+            "kind": kind,
+            "revision": revision,
+            "content_hash": source_hash(directory),
+            "note": note,
+            "speed_only": speed_only,
+        }
     )
     return ResolvedModel(source, directory)
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitladder.perf.engines import Engine, StepTimes
-from bitladder.perf.prompts import Prompts
-from bitladder.records import BatchSample, RequestSample, Scenario
+from bitladder.records import BatchSample, Prompts, RequestSample, Scenario
 
 MIN_RUNS = 10
 """Fewer batches say too little about their own spread to stop on."""
 
-FULL_BATCHES = 2
 CONFIDENCE = 0.95
 
 StoppedBy = Literal["requests", "precision", "time_limit"]
@@ -31,13 +29,6 @@ class Run:
     hook_s_per_step: float
 
 
-def planned_requests(scenario: Scenario, batch_size: int) -> int:
-    """Requests at most: the scenario's, for max-batch at least two full batches."""
-    if scenario.scenario == "batch1":
-        return scenario.requests
-    return max(scenario.requests, FULL_BATCHES * batch_size)
-
-
 def run_batches(
     engine: Engine,
     scenario: Scenario,
@@ -52,7 +43,7 @@ def run_batches(
     At batch 1 a request is submitted when the one before is done; at the largest batch all wait from the beginning,
     and the last batch may be short.
     """
-    total = planned_requests(scenario, batch_size)
+    total = scenario.planned_requests(batch_size)
     batches: list[BatchSample] = []
     requests: list[RequestSample] = []
     hook_s = 0.0

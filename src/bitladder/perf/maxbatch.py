@@ -1,14 +1,15 @@
 """The largest batch that fits: a search over a probe, which predicts on a CPU and runs on a GPU."""
 
-import subprocess
-import sys
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
+from bitladder.forkserver import STDERR, ForkServer
 from bitladder.perf.memory import predict_working_memory
-from bitladder.perf.prompts import Prompts
-from bitladder.records import BatchProbe, Record, Scenario
+from bitladder.perf.resources import device_bytes, device_capacity_bytes, gpu_of
+from bitladder.records import BatchProbe, Prompts, Record, Scenario
 from bitladder.units import format_bytes
 
 Probe = Callable[[int], BatchProbe]
@@ -16,8 +17,13 @@ Probe = Callable[[int], BatchProbe]
 STEP_SHARE = 1 / 32
 """The search ends when the first batch that fails is at most this share above the last that fits."""
 
+TRUSTED_FAILURES = 2
+"""After more, what runs needed does not foretell what fits, and the search bisects."""
+
 KILLED = -9
 """What the kernel does to a process that takes all of main memory."""
+
+PROBE = "bitladder.perf.probe"
 
 
 class ProbeJob(Record):
@@ -30,22 +36,50 @@ class ProbeJob(Record):
 
 
 def search_largest_batch(probe: Probe, cap: int | None) -> tuple[BatchProbe, ...]:
-    """Double from 1 until a batch fails or ``cap`` fits, then bisect. All probes, in the order they were made."""
+    """Double from 1 until a batch fails or ``cap`` fits, then close in. All probes, in the order they were made.
+
+    Where two probes said what they needed, the next is the batch that should just fit: memory grows evenly with the
+    batch, so that a run or two replace a bisection.
+    """
     probes = [probe(1)]
-    while probes[-1].fits and probes[-1].batch_size != cap:
-        doubled = 2 * probes[-1].batch_size
-        probes.append(probe(doubled if cap is None else min(doubled, cap)))
-    failing = probes[-1].batch_size
-    fitting = largest_fitting(probes)
-    if fitting is None or fitting == failing:
-        return tuple(probes)
-    while failing - fitting > max(1, int(fitting * STEP_SHARE)):
-        probes.append(probe((fitting + failing) // 2))
-        if probes[-1].fits:
-            fitting = probes[-1].batch_size
-        else:
-            failing = probes[-1].batch_size
+    while (size := _next_size(probes, cap)) is not None:
+        probes.append(probe(size))
     return tuple(probes)
+
+
+def _next_size(probes: list[BatchProbe], cap: int | None) -> int | None:
+    """The batch to try next, None at the end."""
+    fitting = largest_fitting(probes)
+    failing = min((probe.batch_size for probe in probes if not probe.fits), default=None)
+    if fitting is None or fitting == cap or (failing is not None and failing - fitting <= _step(fitting)):
+        return None
+    likely = _likely_largest(probes)
+    if failing is None:
+        size = 2 * fitting if likely is None else max(likely, fitting + _step(fitting))
+        return size if cap is None else min(size, cap)
+    failures = sum(not probe.fits for probe in probes)
+    if likely is None or likely >= failing or failures > TRUSTED_FAILURES:
+        return (fitting + failing) // 2
+    # a step beyond the one that fits: where that fails as it should, the search is at its end
+    return min(max(likely, fitting + _step(fitting)), failing - 1)
+
+
+def _step(fitting: int) -> int:
+    return max(1, int(fitting * STEP_SHARE))
+
+
+def _likely_largest(probes: list[BatchProbe]) -> int | None:
+    """From the line through the two largest runs that fitted; None without two."""
+    known = sorted((probe.batch_size, probe) for probe in probes if probe.fits and probe.how == "run")
+    if len(known) < 2:
+        return None
+    (size, smaller), (larger_size, larger) = known[-2], known[-1]
+    if larger.available_bytes is None or larger.needed_bytes is None or smaller.needed_bytes is None:
+        return None
+    row_bytes = (larger.needed_bytes - smaller.needed_bytes) / (larger_size - size)
+    if row_bytes <= 0:
+        return None
+    return larger_size + int((larger.available_bytes - larger.needed_bytes) / row_bytes)
 
 
 def largest_fitting(probes: list[BatchProbe] | tuple[BatchProbe, ...]) -> int | None:
@@ -64,9 +98,10 @@ def choose_batch(
         return 1, ()
     if scenario.device == "cpu":
         probe = predicting_probe(directory, scenario, trust_remote_code=trust_remote_code)
+        probes = search_largest_batch(probe, scenario.batch_size_cap)
     else:
-        probe = running_probe(directory, scenario, prompts, trust_remote_code=trust_remote_code)
-    probes = search_largest_batch(probe, scenario.batch_size_cap)
+        with running_probe(directory, scenario, prompts, trust_remote_code=trust_remote_code) as probe:
+            probes = search_largest_batch(probe, scenario.batch_size_cap)
     largest = largest_fitting(probes)
     if largest is None:
         last = probes[-1]
@@ -84,6 +119,8 @@ def predicting_probe(directory: Path, scenario: Scenario, *, trust_remote_code: 
     config = load_config(directory, trust_remote_code=trust_remote_code)
     load_bytes = predicted_load_bytes(directory)
     free_bytes = available_bytes(scenario.device)
+    if scenario.memory_limit_bytes is not None:
+        free_bytes = min(free_bytes, scenario.memory_limit_bytes)
 
     def probe(batch_size: int) -> BatchProbe:
         working = predict_working_memory(config, batch_size, scenario.prompt_tokens, scenario.new_tokens)
@@ -99,8 +136,15 @@ def predicting_probe(directory: Path, scenario: Scenario, *, trust_remote_code: 
     return probe
 
 
-def running_probe(directory: Path, scenario: Scenario, prompts: Prompts, *, trust_remote_code: bool = False) -> Probe:
-    """Runs the batch in a process of its own, so that a failure leaves nothing behind."""
+@contextmanager
+def running_probe(
+    directory: Path, scenario: Scenario, prompts: Prompts, *, trust_remote_code: bool = False
+) -> Iterator[Probe]:
+    """Runs each batch in a process of its own, so that a failure leaves nothing behind."""
+    gpu = gpu_of(scenario.device)
+    idle_bytes, capacity_bytes = device_bytes(gpu), device_capacity_bytes(gpu)
+    free_bytes = None if idle_bytes is None or capacity_bytes is None else capacity_bytes - idle_bytes
+    limits = [limit for limit in (free_bytes, scenario.memory_limit_bytes) if limit is not None]
 
     def probe(batch_size: int) -> BatchProbe:
         job = ProbeJob(
@@ -109,16 +153,31 @@ def running_probe(directory: Path, scenario: Scenario, prompts: Prompts, *, trus
             token_ids=tuple(prompts.row(index) for index in range(batch_size)),
             trust_remote_code=trust_remote_code,
         )
-        command = [sys.executable, "-P", "-m", "bitladder.perf.probe"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(job.model_dump_json().encode() + b"\n")
-            process.stdin.flush()  # and stays open: the probe ends when this process does
-            answer = process.stdout.readline()
+        answer, code = _ask(server, job)
         if answer:
-            return BatchProbe.model_validate_json(answer)
-        if process.returncode == KILLED:
-            return BatchProbe(batch_size=batch_size, fits=False, how="run", needed_bytes=None, available_bytes=None)
-        raise RuntimeError(f"the probe of batch {batch_size} ended with {process.returncode} and no answer")
+            found = BatchProbe.model_validate_json(answer)
+        elif code == KILLED:
+            found = BatchProbe(batch_size=batch_size, fits=False, how="run", needed_bytes=None, available_bytes=None)
+        else:
+            raise RuntimeError(f"the probe of batch {batch_size} ended with {code} and no answer")
+        return found.model_copy(update={"available_bytes": min(limits, default=None)})
 
-    return probe
+    with ForkServer(PROBE, None, with_gpu=gpu is not None) as server:
+        yield probe
+
+
+def _ask(server: ForkServer, job: ProbeJob) -> tuple[bytes, int]:
+    """What the probe wrote, and how it ended."""
+    read_stdin, write_stdin = os.pipe()
+    read_answer, write_answer = os.pipe()
+    # the standard input stays open: a probe ends when this process does
+    with os.fdopen(write_stdin, "wb") as stdin, os.fdopen(read_answer, "rb") as answers:
+        try:
+            server.fork(read_stdin, STDERR, write_answer)
+        finally:
+            os.close(read_stdin)
+            os.close(write_answer)
+        with suppress(BrokenPipeError):
+            stdin.write(job.model_dump_json().encode() + b"\n")
+            stdin.flush()
+        return answers.read(), server.wait()

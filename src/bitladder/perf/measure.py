@@ -9,10 +9,15 @@ from bitladder.errors import UserError
 from bitladder.perf.batches import Run, run_batches, to_sample
 from bitladder.perf.engines import Engine, LaunchFacts, StepTimes, start_engine
 from bitladder.perf.maxbatch import choose_batch
-from bitladder.perf.memory import PeakDevice, PeakResident, out_of_memory_does_not_fit, resident_bytes
-from bitladder.perf.prompts import Prompts
+from bitladder.perf.memory import (
+    PeakDevice,
+    PeakResident,
+    limit_memory,
+    out_of_memory_does_not_fit,
+    resident_bytes,
+)
 from bitladder.perf.resources import device_bytes, gpu_of, watching
-from bitladder.records import MemoryFigures, PerformanceOutcome, Scenario
+from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
 Progress = Callable[[int, int], None]
 
@@ -42,12 +47,16 @@ def measure(
     gpu = gpu_of(scenario.device)
     idle_device_bytes = device_bytes(gpu)
 
+    limit_memory(scenario.device, scenario.memory_limit_bytes, idle_device_bytes)
+
     with watching(gpu) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
         seen = _load_and_run(directory, scenario, prompts, batch_size, trust_remote_code, progress)
 
     resources, unavailable = watch.between(seen.run.started_s, seen.run.ended_s)
     if gpu is None:
         unavailable |= dict.fromkeys(("allocated_peak_bytes", "reserved_peak_bytes"), "no GPU")
+    elif not any(sample.gpu_process_bytes for sample in resources):
+        unavailable["gpu_process_bytes"] = "the driver does not list this process (in a container its ids are others)"
     if idle_device_bytes is None:
         unavailable["idle_device_bytes"] = unavailable.get("gpu_memory_bytes", "the driver gave no reading")
     return PerformanceOutcome(

@@ -127,6 +127,23 @@ class PeakResident:
         return int(line.split()[1]) * 1024
 
 
+def limit_memory(device: str, limit_bytes: int | None, idle_device_bytes: int | None) -> None:
+    """Let this process take no more of a GPU than ``limit_bytes``, as if the card were that small.
+
+    torch's allocator gets what the CUDA context leaves; ``idle_device_bytes`` is what was in use before. Kernels that
+    are loaded later are not counted here: whoever measures looks at the device's own figure afterwards.
+    """
+    if limit_bytes is None or not device.startswith("cuda"):
+        return
+    import torch
+
+    torch.ones(1, device=device).sum().item()  # starts the context
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    outside_bytes = total_bytes - free_bytes - (idle_device_bytes or 0) - torch.cuda.memory_reserved(device)
+    share = (limit_bytes - outside_bytes) / total_bytes
+    torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), device)
+
+
 class PeakDevice:
     """Highest allocated and reserved bytes of torch's allocator on all its devices since this was made."""
 

@@ -29,7 +29,8 @@ class MonitorStart(Record):
 class GpuReader:
     """Readings of one GPU through NVML. What the driver refuses stands in ``unavailable`` with the driver's reason."""
 
-    def __init__(self, gpu: str, nvml: Any) -> None:
+    def __init__(self, gpu: str, nvml: Any, process_id: int | None = None) -> None:
+        """``process_id``: whose share of the memory is read."""
         nvml.nvmlInit()
         self._nvml = nvml
         self._handle = (
@@ -43,18 +44,36 @@ class GpuReader:
             "gpu_sm_clock_mhz": lambda handle: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "gpu_throttle_bits": nvml.nvmlDeviceGetCurrentClocksEventReasons,
         }
+        self._process_id = process_id
         self.unavailable: dict[str, str] = {}
         self.read()
 
     def read(self) -> dict[str, float | int]:
         """Readings by field name of ResourceSample; one that the driver once refused is not asked for again."""
         values: dict[str, float | int] = {}
+        process_bytes = self._process_bytes()
+        if process_bytes is not None:
+            values["gpu_process_bytes"] = process_bytes
         for name in self._readings.keys() - self.unavailable.keys():
             try:
                 values[name] = self._readings[name](self._handle)
             except self._nvml.NVMLError as error:
                 self.unavailable[name] = f"NVML: {error}"
         return values
+
+    def _process_bytes(self) -> int | None:
+        """None until the process uses the GPU, and in a container, where the driver's process ids are others."""
+        if self._process_id is None:
+            return None
+        try:
+            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except self._nvml.NVMLError:
+            return None
+        found = [process.usedGpuMemory for process in processes if process.pid == self._process_id]
+        return int(found[0]) if found and found[0] is not None else None
+
+    def capacity_bytes(self) -> int:
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
 
 
 GPU_FIELDS = tuple(name for name in ResourceSample.model_fields if name.startswith("gpu_"))
@@ -83,7 +102,7 @@ def _wait_for_end_of_input(stop: threading.Event) -> None:
 
 
 def _monitor(process: psutil.Process, gpu: str | None, interval_s: float, stop: threading.Event) -> None:
-    reader, unavailable = open_gpu(gpu)
+    reader, unavailable = open_gpu(gpu, process.pid)
     print(MonitorStart(unavailable=unavailable).model_dump_json(), flush=True)
     process.cpu_percent()  # psutil counts from the call before
     while not stop.wait(interval_s):
@@ -96,14 +115,14 @@ def _monitor(process: psutil.Process, gpu: str | None, interval_s: float, stop: 
         print(sample.model_dump_json(), flush=True)
 
 
-def open_gpu(gpu: str | None) -> tuple[GpuReader | None, dict[str, str]]:
+def open_gpu(gpu: str | None, process_id: int | None = None) -> tuple[GpuReader | None, dict[str, str]]:
     """A reader of that GPU if there is one, and why fields are None."""
     if gpu is None:
         return None, dict.fromkeys(GPU_FIELDS, "no GPU")
     import pynvml
 
     try:
-        reader = GpuReader(gpu, pynvml)
+        reader = GpuReader(gpu, pynvml, process_id)
     except pynvml.NVMLError as error:
         return None, dict.fromkeys(GPU_FIELDS, f"NVML: {error}")
     return reader, dict(reader.unavailable)

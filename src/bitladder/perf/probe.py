@@ -8,22 +8,24 @@ from pathlib import Path
 from bitladder.errors import DoesNotFitError
 from bitladder.perf.engines import start_engine
 from bitladder.perf.maxbatch import ProbeJob
-from bitladder.perf.memory import PeakDevice, out_of_memory_does_not_fit
+from bitladder.perf.memory import limit_memory, out_of_memory_does_not_fit
+from bitladder.perf.resources import device_bytes, gpu_of
 from bitladder.records import BatchProbe
 
 RUNS = 2
 """The second run meets the allocator as the first one left it."""
 
 
-def main() -> None:
-    job = ProbeJob.model_validate_json(sys.stdin.buffer.readline())
+def work(descriptor: int) -> None:
+    """Do the job on standard input, with the answer to ``descriptor``."""
+    job = ProbeJob.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    print(try_batch(job).model_dump_json(), flush=True)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(try_batch(job).model_dump_json())
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 4096):
-        pass
+    sys.stdin.read()
     os._exit(1)
 
 
@@ -32,32 +34,23 @@ def try_batch(job: ProbeJob) -> BatchProbe:
     from bitladder.checkpoint.loading import load_model
 
     batch_size = len(job.token_ids)
-    device = job.scenario.device
-    peak = PeakDevice(device)
+    scenario = job.scenario
+    gpu = gpu_of(scenario.device)
+    idle_bytes = device_bytes(gpu)
+    needed_bytes = None
     try:
         with out_of_memory_does_not_fit(f"batch of {batch_size}"):
-            model = load_model(Path(job.directory), device, trust_remote_code=job.trust_remote_code)
-            engine = start_engine(job.scenario.engine, model)
+            limit_memory(scenario.device, scenario.memory_limit_bytes, idle_bytes)
+            model = load_model(Path(job.directory), scenario.device, trust_remote_code=job.trust_remote_code)
+            engine = start_engine(scenario.engine, model)
             for _ in range(RUNS):
-                engine.run(job.token_ids, job.scenario.new_tokens)
-        fits = True
+                engine.run(job.token_ids, scenario.new_tokens)
+        # torch keeps what it reserved, so that this is the peak
+        held_bytes = device_bytes(gpu)
+        if held_bytes is not None and idle_bytes is not None:
+            needed_bytes = held_bytes - idle_bytes
+        limit_bytes = scenario.memory_limit_bytes
+        fits = limit_bytes is None or needed_bytes is None or needed_bytes <= limit_bytes
     except DoesNotFitError:
         fits = False
-    _, reserved_bytes = peak.read()
-    return BatchProbe(
-        batch_size=batch_size,
-        fits=fits,
-        how="run",
-        needed_bytes=reserved_bytes if fits else None,
-        available_bytes=_device_bytes(device),
-    )
-
-
-def _device_bytes(device: str) -> int | None:
-    import torch
-
-    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else None
-
-
-if __name__ == "__main__":
-    main()
+    return BatchProbe(batch_size=batch_size, fits=fits, how="run", needed_bytes=needed_bytes, available_bytes=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitladder.errors import UserError
-from bitladder.records import Record, hash_json
+from bitladder.records import Prompts, hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,18 +15,6 @@ if TYPE_CHECKING:
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_CONFIG = "wikitext-2-raw-v1"
 WIKITEXT_SPLIT = "test"
-
-
-class Prompts(Record):
-    """Token ids of (windows, prompt_tokens), their hash, and the text they were cut from."""
-
-    token_ids: tuple[tuple[int, ...], ...]
-    prompts_hash: str
-    origin: str
-
-    def row(self, index: int) -> tuple[int, ...]:
-        """The prompt of request ``index``; after the last window comes the first again."""
-        return self.token_ids[index % len(self.token_ids)]
 
 
 def load_prompts(

@@ -93,6 +93,12 @@ def gpu_of(device: str) -> str | None:
     return visible[int(index or 0)] if visible else index or "0"
 
 
+def device_capacity_bytes(gpu: str | None) -> int | None:
+    """All memory of that GPU, None without one or where the driver doesn't say."""
+    reader, _ = open_gpu(gpu)
+    return reader.capacity_bytes() if reader else None
+
+
 def device_bytes(gpu: str | None) -> int | None:
     """Memory in use on that GPU by all processes, None without a GPU or where the driver doesn't say."""
     reader, _ = open_gpu(gpu)

@@ -25,6 +25,7 @@ def plan_scenarios(settings: Settings, calibration: Calibration, prompts_hash: s
             threads=calibration.threads,
             half_width_target=settings.half_width_target,
             time_limit_s=settings.time_limit_s,
+            memory_limit_bytes=settings.memory_limit,
         )
 
     return tuple(plan(name) for name in settings.scenarios)

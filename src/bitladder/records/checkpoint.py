@@ -37,6 +37,8 @@ class Source(Record):
     """SHA-256 over the names and SHA-256 of the files that make the model"""
     note: str | None = None
     """a fact every report has to show, such as that the source was already quantized"""
+    speed_only: bool = False
+    """whether its answers mean nothing, such as random weights'"""
 
 
 class ManifestFile(Record):

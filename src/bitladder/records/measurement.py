@@ -6,6 +6,8 @@ from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
 
+FULL_BATCHES = 2
+
 
 class AccuracyTask(Record):
     """One lm-eval task, with all that could change its answers."""
@@ -36,7 +38,7 @@ class Scenario(Record):
     batch_size_cap: int | None
     """1 for batch1; the search's upper end for max-batch, None where only memory ends it"""
     requests: int
-    """stop after so many, or after two full batches if that is more"""
+    """stop after so many, or after the full batches if that is more"""
     prompt_tokens: int
     new_tokens: int
     prompts_hash: str
@@ -47,6 +49,27 @@ class Scenario(Record):
     half_width_target: float
     """stop when the 95% interval of the rate is narrower than ± this share"""
     time_limit_s: float
+    memory_limit_bytes: int | None = None
+    """most memory the model may take of the device, as if it had no more; None: what it has"""
+
+    def planned_requests(self, batch_size: int) -> int:
+        """Requests at most: for max-batch at least two full batches."""
+        if self.scenario == "batch1":
+            return self.requests
+        return max(self.requests, FULL_BATCHES * batch_size)
+
+
+class Prompts(Record):
+    """Token ids of (windows, prompt_tokens), their hash, and the text they were cut from."""
+
+    schema_version: int = SCHEMA_VERSION
+    token_ids: tuple[tuple[int, ...], ...]
+    prompts_hash: str
+    origin: str
+
+    def row(self, index: int) -> tuple[int, ...]:
+        """The prompt of request ``index``; after the last window comes the first again."""
+        return self.token_ids[index % len(self.token_ids)]
 
 
 Item = Annotated[AccuracyTask | Scenario, Field(discriminator="kind")]
@@ -149,6 +172,8 @@ class ResourceSample(Record):
     rss_bytes: int | None
     gpu_utilisation_percent: float | None = None
     gpu_memory_bytes: int | None = None
+    gpu_process_bytes: int | None = None
+    """of the device, by the measured process"""
     gpu_power_w: float | None = None
     gpu_energy_j: float | None = None
     gpu_sm_clock_mhz: int | None = None
@@ -177,6 +202,7 @@ class BatchProbe(Record):
     fits: bool
     how: Literal["predicted", "run"]
     needed_bytes: int | None
+    """for a run on a GPU: of the device, the context included, as the driver says"""
     available_bytes: int | None
 
 

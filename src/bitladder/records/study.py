@@ -2,12 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from bitladder import defaults
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record
 from bitladder.records.checkpoint import Audit, Manifest, Source
 from bitladder.records.measurement import Item, Status
+from bitladder.units import parse_bytes
+
+
+def _bytes(value: object) -> object:
+    return parse_bytes(value) if isinstance(value, str) else value
 
 
 class Settings(Record):
@@ -47,6 +52,8 @@ class Settings(Record):
     half_width_target: float = Field(default=defaults.HALF_WIDTH_TARGET, gt=0, lt=1)
     time_limit_s: float = Field(default=defaults.TIME_LIMIT_S, gt=0)
     """a performance measurement ends after so long, with what it has"""
+    memory_limit: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, gt=0)
+    """bytes, or a size such as 15GiB: measure performance as if the device had no more memory"""
     timeout_s: float = Field(default=defaults.TIMEOUT_S, gt=0)
     """a worker is killed when a single measurement takes longer"""
     trust_remote_code: bool = False

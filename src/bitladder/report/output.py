@@ -6,17 +6,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bitladder.decide import Limits, Recommendation, recommend
+from bitladder.decide import Limits, Recommendation
 from bitladder.files import write_atomically
 from bitladder.records import SCHEMA_VERSION, Record
-from bitladder.report.content import compose
-from bitladder.report.html import to_html
-from bitladder.report.markdown import to_markdown
-from bitladder.report.table import to_csv
-from bitladder.stats.machines import default_place, find_place, to_decide
-from bitladder.stats.summarize import summarize
+from bitladder.report.stamp import current_files, source_hash, write_stamp
 from bitladder.stats.summary import Summary
-from bitladder.store import load_results
+from bitladder.store import Results, load_results
 
 
 class ResultsFile(Record):
@@ -35,12 +30,37 @@ def write_report(
 ) -> list[Path]:
     """Write report.html, report.md, results.json, a CSV a table, an SVG and a PNG a figure; return their paths.
 
-    ``out`` is ``directory/report`` by default, and a file of the same name there is replaced. ``machine``: part of the
-    name of the one to decide on, by default the study's own. Raises UserError where ``directory`` holds no study, the
-    limits need what it does not measure or there is no such machine, BrokenFileError where a record can't be read.
+    ``out`` is ``directory/report`` by default, and a file of the same name there is replaced; a report that is there
+    already, made from the same, is left. ``machine``: part of the name of the one to decide on, by default the study's
+    own. Raises UserError where ``directory`` holds no study, the limits need what it does not measure or there is no
+    such machine, BrokenFileError where a record can't be read.
     """
     results = load_results(directory)
     limits = limits or Limits()
+    out = Path(directory) / "report" if out is None else Path(out)
+    source = source_hash(results, limits, machine)
+    current = current_files(out, source)
+    if current is not None:
+        return current
+    paths = []
+    for name, content in _render(results, limits, machine).items():
+        write_atomically(out / name, content)
+        paths.append(out / name)
+    write_stamp(out, source, paths)
+    return paths
+
+
+def _render(results: Results, limits: Limits, machine: str | None) -> dict[str, str | bytes]:
+    """Name and content of every file."""
+    # here, because they take longer to import than a report that is current takes to be found so
+    from bitladder.decide import recommend
+    from bitladder.report.content import compose
+    from bitladder.report.html import to_html
+    from bitladder.report.markdown import to_markdown
+    from bitladder.report.table import to_csv
+    from bitladder.stats.machines import default_place, find_place, to_decide
+    from bitladder.stats.summarize import summarize
+
     place = default_place(results) if machine is None else find_place(results, machine)
     summary = summarize(to_decide(results, place), limits.max_drop_points)
     recommendation = recommend(summary, limits)
@@ -55,7 +75,4 @@ def write_report(
     files |= {f"{table.name}.csv": to_csv(table) for table in report.tables}
     for figure in report.figures:
         files |= {f"{figure.name}.svg": figure.svg, f"{figure.name}.png": figure.png}
-    out = Path(directory) / "report" if out is None else Path(out)
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [out / name for name in files]
+    return files

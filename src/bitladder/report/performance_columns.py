@@ -189,5 +189,6 @@ def memory_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
         _mib("peak_memory_bytes", "Peak, device less idle"),
         _mib("allocated_peak_bytes", "Allocated peak"),
         _mib("reserved_peak_bytes", "Reserved peak"),
+        _mib("process_peak_bytes", "Process peak"),
         host,
     )

@@ -8,15 +8,15 @@ from bitladder.records import AccuracyOutcome, TaskGroup
 from bitladder.stats import scores
 from bitladder.stats.aggregate import aggregate, combine
 from bitladder.stats.interval import Interval, NoInterval
-from bitladder.stats.paired import Comparison, relative_drop_percent
+from bitladder.stats.paired import Comparison
 from bitladder.stats.power import QuestionsToDecide, questions_to_decide
+from bitladder.stats.ratio import paired_ratio_interval
 from bitladder.stats.scores import Pot, RowComparison, Score
 from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
 
 Leaf = AccuracyOutcome | str
 """what a rung answered in one lm-eval task, or why there is nothing"""
 
-_INTERVAL_ELSEWHERE = "its interval is given for the difference in points"
 _NO_NORM = Estimate.unknown("the task has no length-normalised accuracy")
 
 
@@ -155,9 +155,12 @@ def _against_baseline(row: Row, rung: str, compared: RowComparison | str) -> tup
         return unknown, unknown, unknown
     if rung == row.baseline:
         return _known(0.0), _known(0.0), _known(100.0)
-    score, baseline = row.score(rung).value, row.score(row.baseline).value
-    chance = row.chance or 0.0
-    return compared.difference.percent(), _relative(baseline, score), _recovery(baseline, score, chance)
+    score, baseline = row.score(rung), row.score(row.baseline)
+    return (
+        compared.difference.percent(),
+        _relative_drop(score, baseline, compared.difference),
+        _recovery(score, baseline, compared.difference, row.chance or 0.0),
+    )
 
 
 def _known(value: float) -> Estimate:
@@ -165,15 +168,35 @@ def _known(value: float) -> Estimate:
     return Estimate(value=value, low=value, high=value)
 
 
-def _relative(baseline: float, score: float) -> Estimate:
-    drop = relative_drop_percent(baseline, score)
-    return (
-        Estimate.unknown("the baseline scores 0") if drop is None else Estimate(value=drop, reason=_INTERVAL_ELSEWHERE)
+def _relative_drop(score: Score, baseline: Score, difference: Score) -> Estimate:
+    """(score - baseline) / baseline in per cent; unknown where the baseline scores 0 and has nothing to lose."""
+    if not baseline.value:
+        return Estimate.unknown("the baseline scores 0")
+    ratio = _ratio(score, baseline, difference, 0.0)
+    return Score(ratio.value - 1, _shift(ratio.interval, -1)).percent()
+
+
+def _recovery(score: Score, baseline: Score, difference: Score, chance: float) -> Estimate:
+    return _ratio(score, baseline, difference, chance).percent()
+
+
+def _ratio(score: Score, baseline: Score, difference: Score, chance: float) -> Score:
+    """Of what both score above chance."""
+    value = (score.value - chance) / (baseline.value - chance)
+    intervals: list[Interval] = []
+    for part in (_shift(score.interval, -chance), _shift(baseline.interval, -chance), difference.interval):
+        if isinstance(part, NoInterval):
+            return Score(value, part)
+        intervals.append(part)
+    return Score(value, paired_ratio_interval(*intervals))
+
+
+def _shift(interval: Interval | NoInterval, by: float) -> Interval | NoInterval:
+    if isinstance(interval, NoInterval):
+        return interval
+    return Interval(
+        low=interval.low + by, value=interval.value + by, high=interval.high + by, confidence=interval.confidence
     )
-
-
-def _recovery(baseline: float, score: float, chance: float) -> Estimate:
-    return Estimate(value=100 * (score - chance) / (baseline - chance), reason=_INTERVAL_ELSEWHERE)
 
 
 def summarize_aggregate(rows: Sequence[Row], rung: str, baseline: str, margin_points: float) -> AggregateSummary:
@@ -200,16 +223,15 @@ def summarize_aggregate(rows: Sequence[Row], rung: str, baseline: str, margin_po
         if isinstance(comparison, str):
             return _unknown_aggregate(names, score.percent(), f"{row.group.title}: {comparison}")
         compared.append(comparison)
-    baseline_score = _mean([row.score(baseline) for row in counted]).value
+    baseline_score = _mean([row.score(baseline) for row in counted])
+    chance = sum(row.chance or 0.0 for row in counted) / len(counted)
     difference, more = _difference(compared, margin_points)
     return AggregateSummary(
         tasks=names,
         score_percent=score.percent(),
         difference_points=difference.percent(),
-        relative_drop_percent=_relative(baseline_score, score.value),
-        recovery_percent=_recovery(
-            baseline_score, score.value, sum(row.chance or 0.0 for row in counted) / len(counted)
-        ),
+        relative_drop_percent=_relative_drop(score, baseline_score, difference),
+        recovery_percent=_recovery(score, baseline_score, difference, chance),
         more_questions=more.more,
         more_questions_reason=more.reason,
     )

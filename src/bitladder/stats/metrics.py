@@ -65,6 +65,7 @@ METRICS: dict[str, Metric] = {
         _bytes("peak_memory_bytes", "Memory, peak (device minus idle; CPU: resident)"),
         _bytes("resident_peak_bytes", "Resident memory of the process, peak"),
         _bytes("allocated_peak_bytes", "Memory allocated on the device, peak"),
+        _bytes("process_peak_bytes", "Memory of the device that the process had, peak"),
         _bytes("reserved_peak_bytes", "Memory reserved on the device, peak"),
         _bytes("loaded_bytes", "Weights in memory"),
         Metric("gpu_power_w", "GPU power, average", "W", format_rate, "lower"),

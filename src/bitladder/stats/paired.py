@@ -93,14 +93,6 @@ def midp_mcnemar(gained: int, lost: int) -> float:
     return 2 * float(stats.binom.cdf(min(gained, lost), changed, 0.5)) - here
 
 
-def relative_drop_percent(baseline: float, variant: float) -> float | None:
-    """Change of a score relative to the baseline's, in per cent, negative for a drop.
-
-    None where the baseline scores 0: it has nothing to lose.
-    """
-    return 100 * (variant - baseline) / baseline if baseline else None
-
-
 class Comparison(Protocol):
     """What one task says of a difference, now and if it had more questions of the same kind."""
 

@@ -1,4 +1,4 @@
-"""The ratio of two sums over independent samples (a rate, a time per token, bits per byte), and of two rates."""
+"""The ratio of two sums over independent samples (a rate, bits per byte), of two rates, and of two paired scores."""
 
 import math
 from collections.abc import Sequence
@@ -49,6 +49,37 @@ def quotient_interval(
     variances = [error**2 for error in errors]
     pooled = sum(variances) ** 2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True))
     return _around(value, math.sqrt(sum(variances)), pooled, confidence)
+
+
+def paired_ratio_interval(score: Interval, baseline: Interval, difference: Interval) -> Interval | NoInterval:
+    """Interval of score / baseline from those of both and of their difference, which knows how they are paired.
+
+    Variance estimates recovered from the limits, for a ratio (Donner and Zou 2012, Stat Methods Med Res 21:347-359);
+    the covariance is what the difference's limits leave of the two scores' own. Therefore it holds 1 exactly where the
+    difference's interval holds 0, but for a covariance that no correlation up to 1 gives, which is cut. None where the
+    baseline's limits are as far apart as 0 is from it.
+    """
+    low = _ratio_limit(score, baseline, difference, upper=False)
+    high = _ratio_limit(score, baseline, difference, upper=True)
+    if low is None or high is None:
+        return NoInterval(reason="the baseline's own interval is as wide as its score")
+    return Interval(low=low, value=score.value / baseline.value, high=high, confidence=difference.confidence)
+
+
+def _ratio_limit(score: Interval, baseline: Interval, difference: Interval, *, upper: bool) -> float | None:
+    """A root of (v - L b)^2 = (v - v')^2 + L^2 (b - b')^2 - 2 L covariance, v' and b' the limits that count here."""
+    v, b = score.value, baseline.value
+    to_v = (score.high - v) if upper else (v - score.low)
+    to_b = (b - baseline.low) if upper else (baseline.high - b)
+    to_d = (difference.high - difference.value) if upper else (difference.value - difference.low)
+    covariance = min((to_v**2 + to_b**2 - to_d**2) / 2, to_v * to_b)
+    leading = b**2 - to_b**2
+    if leading <= 0:
+        return None
+    middle = v * b - covariance
+    # at a correlation of 1 the root's square is 0 but for rounding
+    root = math.sqrt(max(0.0, middle**2 - leading * (v**2 - to_v**2)))
+    return max((middle + root) / leading, v / b) if upper else min((middle - root) / leading, v / b)
 
 
 def _around(value: float, relative: float, degrees: float, confidence: float) -> Interval:

@@ -61,6 +61,7 @@ def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float
         "resident_peak_bytes": Estimate(value=memory.peak_process_bytes, reason=_ONE_RUN),
         "allocated_peak_bytes": _peak(memory.allocated_peak_bytes, readings.missing("allocated_peak_bytes")),
         "reserved_peak_bytes": _peak(memory.reserved_peak_bytes, readings.missing("reserved_peak_bytes")),
+        "process_peak_bytes": _process_peak(readings),
         "loaded_bytes": Estimate(value=memory.loaded_bytes, reason=_COUNTED),
         "gpu_power_w": readings.mean("gpu_power_w"),
         "gpu_energy_j": _energy(readings, duration_s),
@@ -85,6 +86,11 @@ def _device_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Est
 
 def _peak(value: int | None, missing: Estimate) -> Estimate:
     return missing if value is None else Estimate(value=value, reason=_ONE_RUN)
+
+
+def _process_peak(readings: Readings) -> Estimate:
+    values = [value for _, value in readings.series("gpu_process_bytes")]
+    return Estimate(value=max(values), reason=_ONE_RUN) if values else readings.missing("gpu_process_bytes")
 
 
 def _energy(readings: Readings, duration_s: float) -> Estimate:

@@ -188,12 +188,8 @@ def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> Sce
         new_tokens=item.new_tokens,
         stopped_by=outcome.stopped_by,
         metrics=metrics,
-        notes=notes_on(outcome, _planned_requests(item, outcome.batch_size)),
+        notes=notes_on(outcome, item.planned_requests(outcome.batch_size)),
     )
-
-
-def _planned_requests(item: Scenario, batch_size: int) -> int:
-    return item.requests if item.scenario == "batch1" else max(item.requests, 2 * batch_size)
 
 
 def _speedup(end: _Ends, baseline: _Ends | None, item: Scenario, outcome: PerformanceOutcome) -> Estimate:

@@ -8,6 +8,7 @@ from bitladder.records import (
     Item,
     Machine,
     MeasurementRecord,
+    Prompts,
     Record,
     RungRecord,
     Settings,
@@ -31,6 +32,8 @@ class Job(Record):
     machine: Machine
     content_hash: str | None
     items: tuple[Item, ...] = ()
+    prompts: Prompts | None = None
+    """of a performance job: the token ids that all its scenarios use"""
 
 
 class Started(Record):

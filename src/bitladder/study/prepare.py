@@ -1,9 +1,10 @@
 """Everything the plan needs: the source, this machine's calibration, the tasks, the prompts."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from bitladder.errors import UserError
-from bitladder.records import AccuracyTask, Calibration, Scenario, Settings, StudyRecord, TaskGroup
+from bitladder.records import AccuracyTask, Calibration, Prompts, Scenario, Settings, StudyRecord, TaskGroup
 from bitladder.store import MergedStore, Store
 from bitladder.study.calibration import calibrate
 from bitladder.study.plan import plan_study
@@ -11,7 +12,15 @@ from bitladder.study.plan import plan_study
 BUILTIN = "builtin:"
 
 
-def prepare(settings: Settings, store: Store) -> StudyRecord:
+@dataclass(frozen=True)
+class Prepared:
+    """A study to be run. ``prompts`` is None where the store has them, or no performance is planned."""
+
+    study: StudyRecord
+    prompts: Prompts | None
+
+
+def prepare(settings: Settings, store: Store) -> Prepared:
     """Resolve and plan. With ``only``, the other half of a study that is already there stays in the plan.
 
     Raises UserError for anything that the user has to put right first.
@@ -26,18 +35,32 @@ def prepare(settings: Settings, store: Store) -> StudyRecord:
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
+    if model.source.speed_only:
+        settings = _without_accuracy(settings)
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
 
     suite, groups, tasks = _accuracy(settings, calibration, kept)
-    return plan_study(
+    scenarios, prompts = _scenarios(settings, calibration, model.directory, kept, store)
+    study = plan_study(
         settings=settings,
         suite=suite,
         source=model.source,
         calibration=calibration,
         groups=groups,
         tasks=tasks,
-        scenarios=_scenarios(settings, calibration, model.directory, kept),
+        scenarios=scenarios,
     )
+    return Prepared(study, prompts)
+
+
+def _without_accuracy(settings: Settings) -> Settings:
+    asked = "--only accuracy" if settings.only == "accuracy" else "--tasks" if settings.tasks else "--suite"
+    if settings.only == "accuracy" or settings.tasks or settings.suite:
+        raise UserError(
+            f"{settings.model}: found {asked}, but its weights are random and its answers mean nothing; "
+            "leave it out, or choose a trained model"
+        )
+    return settings.model_copy(update={"only": "performance"})
 
 
 def _accuracy(
@@ -56,15 +79,15 @@ def _accuracy(
 
 
 def _scenarios(
-    settings: Settings, calibration: Calibration, directory: Path, kept: StudyRecord | None
-) -> tuple[Scenario, ...]:
+    settings: Settings, calibration: Calibration, directory: Path, kept: StudyRecord | None, store: Store
+) -> tuple[tuple[Scenario, ...], Prompts | None]:
     stored = tuple(item for item in kept.items if isinstance(item, Scenario)) if kept else ()
     if settings.only == "accuracy":
-        return stored
+        return stored, None
     from bitladder.perf.scenarios import plan_scenarios
 
-    if kept and stored and _same_prose(settings, calibration, kept):
-        return plan_scenarios(settings, calibration, stored[0].prompts_hash)
+    if kept and stored and store.has_prompts(stored[0].prompts_hash) and _same_prose(settings, calibration, kept):
+        return plan_scenarios(settings, calibration, stored[0].prompts_hash), None
     from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.perf.prompts import load_prompts
 
@@ -74,7 +97,7 @@ def _scenarios(
         datasets=settings.datasets,
         builtin=settings.model.startswith(BUILTIN),
     )
-    return plan_scenarios(settings, calibration, prompts.prompts_hash)
+    return plan_scenarios(settings, calibration, prompts.prompts_hash), prompts
 
 
 def _same_prose(settings: Settings, calibration: Calibration, kept: StudyRecord) -> bool:

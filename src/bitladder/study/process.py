@@ -3,13 +3,13 @@
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.forkserver import ForkServer
 from bitladder.records import Record, Status
 from bitladder.study.job import MESSAGE, Job, Started, Stopped
 
@@ -24,12 +24,16 @@ class Ended:
     """id of the measurement that it was busy with"""
 
 
+WORKER = "bitladder.study.worker"
+
+
 class Worker:
     """One worker process. Iterate over its messages; afterwards ``ended`` says what went wrong, if anything."""
 
-    def __init__(self, job: Job, log: Path, timeout_s: float) -> None:
+    def __init__(self, server: ForkServer, job: Job, log: Path, timeout_s: float) -> None:
         self.ended: Ended | None = None
         self.process_id: int | None = None
+        self._server = server
         self._job = job
         self._log = log
         self._timeout_s = timeout_s
@@ -38,32 +42,34 @@ class Worker:
     def messages(self) -> Iterator[Record]:
         """Yields messages until the worker ends; the time limit is for each measurement, or for a checkpoint."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        read_stdin, write_stdin = os.pipe()
         read_end, write_end = os.pipe()
-        with self._log.open("wb") as log, os.fdopen(read_end, "rb", buffering=0) as pipe:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "bitladder.study.worker", str(write_end)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_end,),
-                env={**os.environ, "KINETO_LOG_LEVEL": "99"},  # torch's profiler prints, unless told before its import
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the worker
-            )
-            os.close(write_end)
-            self.process_id = process.pid
+        with (
+            self._log.open("wb") as log,
+            os.fdopen(read_end, "rb", buffering=0) as pipe,
+            os.fdopen(write_stdin, "wb", buffering=0) as stdin,  # open as long as this process lives
+        ):
             try:
-                assert process.stdin is not None
-                process.stdin.write(self._job.model_dump_json().encode() + b"\n")
-                process.stdin.flush()
-                yield from self._read(pipe.fileno())
-                process.wait()
-                self._judge(process.returncode)
+                self.process_id = self._server.fork(read_stdin, log.fileno(), write_end)
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                if process.stdin:
-                    process.stdin.close()
+                os.close(read_stdin)
+                os.close(write_end)
+            try:
+                with suppress(BrokenPipeError):  # it has ended already
+                    stdin.write(self._job.model_dump_json().encode() + b"\n")
+                yield from self._read(pipe.fileno())
+            except BaseException:
+                self._kill()
+                self._server.wait()
+                raise
+            if self.ended is not None and self.ended.status == "timeout":
+                self._kill()
+            self._judge(self._server.wait())
+
+    def _kill(self) -> None:
+        assert self.process_id is not None
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self.process_id, signal.SIGKILL)
 
     def _read(self, descriptor: int) -> Iterator[Record]:
         deadline = time.monotonic() + self._timeout_s

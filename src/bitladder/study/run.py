@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bitladder.errors import UserError
+from bitladder.forkserver import ForkServer
 from bitladder.records import (
     AccuracyTask,
     Item,
     MeasurementRecord,
     RungRecord,
+    Scenario,
     Settings,
     Status,
     StudyRecord,
@@ -26,7 +28,7 @@ from bitladder.store import Results, Store
 from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import phase_items
 from bitladder.study.prepare import prepare
-from bitladder.study.process import Ended, Worker
+from bitladder.study.process import WORKER, Ended, Worker
 from bitladder.study.progress import StudyProgress
 
 RETRIED: tuple[Status, ...] = ("failed", "timeout", "does_not_fit")
@@ -40,9 +42,14 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     """
     store = Store(out)
     with _only_writer(out):
-        study = prepare(settings, store)
+        prepared = prepare(settings, store)
+        study = prepared.study
+        if prepared.prompts is not None:
+            store.write_prompts(prepared.prompts)
         store.write_study(study)
-        _Run(study, store, progress or StudyProgress()).run()
+        with_gpu = bool(study.calibration.machine.gpus)
+        with ForkServer(WORKER, store.directory / "logs" / "forkserver.log", with_gpu=with_gpu) as server:
+            _Run(study, store, progress or StudyProgress(), server).run()
         return store.load()
 
 
@@ -60,7 +67,8 @@ def _only_writer(out: Path) -> Iterator[None]:
 class _Run:
     """One run over the plan."""
 
-    def __init__(self, study: StudyRecord, store: Store, progress: StudyProgress) -> None:
+    def __init__(self, study: StudyRecord, store: Store, progress: StudyProgress, server: ForkServer) -> None:
+        self._server = server
         self._study = study
         self._store = store
         self._progress = progress
@@ -173,6 +181,7 @@ class _Run:
 
     def _worker(self, phase: Phase, rung: str, content_hash: str | None, items: tuple[Item, ...]) -> Worker:
         calibration = self._study.calibration
+        first = items[0] if items else None
         job = Job(
             phase=phase,
             rung=rung,
@@ -183,6 +192,7 @@ class _Run:
             machine=calibration.machine,
             content_hash=content_hash,
             items=items,
+            prompts=self._store.read_prompts(first.prompts_hash) if isinstance(first, Scenario) else None,
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
-        return Worker(job, log, self._study.settings.timeout_s)
+        return Worker(self._server, job, log, self._study.settings.timeout_s)

@@ -50,10 +50,11 @@ class _Pipe:
             self.send(Progress(done=done, total=total))
 
 
-def main() -> None:
+def work(descriptor: int) -> None:
+    """Do the job on standard input, with messages to ``descriptor``."""
     job = Job.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    with os.fdopen(int(sys.argv[1]), "w") as file:
+    with os.fdopen(descriptor, "w") as file:
         pipe = _Pipe(file)
         try:
             _PHASES[job.phase](job, pipe)
@@ -119,32 +120,19 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
 
 
 def _measure_performance(job: Job, pipe: _Pipe) -> None:
-    from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.perf.measure import measure
-    from bitladder.perf.prompts import load_prompts
 
     _set_threads(job.threads)
-    directory = Path(job.directory)
-    settings = job.settings
-    tokenizer = load_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
+    prompts = job.prompts
+    assert prompts is not None
+
+    def run(item: Scenario) -> Outcome:
+        trust = job.settings.trust_remote_code
+        return measure(Path(job.directory), item, prompts, trust_remote_code=trust, progress=pipe.progress)
+
     for item in job.items:
         assert isinstance(item, Scenario)
-        prompts = load_prompts(
-            tokenizer, item.prompt_tokens, datasets=settings.datasets, builtin=settings.model.startswith("builtin:")
-        )
-        if prompts.prompts_hash != item.prompts_hash:
-            raise UserError(f"{directory}: its tokenizer gives other token ids than the baseline's on the prompts")
-
-        def run(scenario: Scenario = item) -> Outcome:
-            return measure(
-                directory,
-                scenario,
-                prompts,  # noqa: B023
-                trust_remote_code=settings.trust_remote_code,
-                progress=pipe.progress,
-            )
-
-        _measure(job, item, pipe, run)
+        _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
 
 
 def _measure(job: Job, item: AccuracyTask | Scenario, pipe: _Pipe, run: Callable[[], Outcome]) -> None:
@@ -188,6 +176,3 @@ def _set_threads(threads: int | None) -> None:
 
 
 _PHASES = {"checkpoint": _make_checkpoint, "accuracy": _measure_accuracy, "performance": _measure_performance}
-
-if __name__ == "__main__":
-    main()

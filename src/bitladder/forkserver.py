@@ -1,0 +1,145 @@
+"""A process that has imported what a model needs, and forks one worker after the other.
+
+Importing torch and transformers takes longer than many a measurement. A fork begins where the imports ended, with
+memory that is otherwise its own. The server never runs a tensor operation, so that no thread pool is lost in a fork,
+and never asks the CUDA driver anything, which a fork could not use afterwards.
+
+``multiprocessing``'s fork server runs the caller's ``__main__`` again, so that a script without a guard would begin
+its study twice.
+"""
+
+import gc
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import BinaryIO, Self
+
+PRELOADED = ("torch", "torch.profiler", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
+"""What a deployed model needs too: nothing else, since a worker's resident memory is a result."""
+
+CPU_PRELOADED = ("bitsandbytes",)
+"""Asks the driver for cards when it is imported."""
+
+NUMBER_BYTES = 8
+FORK = b"f"
+STDERR = 2
+
+
+class ForkServer:
+    """Starts with the first worker; ends with ``close``, or when its owner is gone.
+
+    One worker at a time: ``wait`` comes before the next ``fork``.
+    """
+
+    def __init__(self, target: str, log: Path | None, *, with_gpu: bool) -> None:
+        """``target``: the module whose function ``work`` every worker calls with its descriptor for messages.
+
+        ``log`` gets what the server itself prints; by default the standard error of this process.
+        """
+        self._target = target
+        self._log = log
+        self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
+        self._control, self._theirs = socket.socketpair()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def fork(self, stdin: int, log: int, messages: int) -> int:
+        """A worker with these descriptors, leader of its process group. Returns its process id.
+
+        Raises ConnectionError when the server has ended.
+        """
+        if self._process is None:
+            self._process = self._start()
+        socket.send_fds(self._control, [FORK], [stdin, log, messages])
+        return self._receive_number()
+
+    def wait(self) -> int:
+        """The worker's exit code, or the negative number of the signal that ended it."""
+        return self._receive_number()
+
+    def close(self) -> None:
+        self._control.close()
+        self._theirs.close()
+        if self._process is not None:
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        descriptor = self._theirs.fileno()
+        with self._theirs, self._open_log() as file:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(descriptor), self._target, *self._modules],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                pass_fds=(descriptor,),
+                # torch's profiler prints, unless told before its import; NVML counts cards without starting CUDA
+                env={**os.environ, "KINETO_LOG_LEVEL": "99", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
+            )
+
+    def _open_log(self) -> BinaryIO:
+        if self._log is None:
+            return os.fdopen(os.dup(STDERR), "wb")
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        return self._log.open("wb")
+
+    def _receive_number(self) -> int:
+        received = self._control.recv(NUMBER_BYTES, socket.MSG_WAITALL)
+        if len(received) < NUMBER_BYTES:
+            raise ConnectionError(f"the process that starts the workers has ended; log: {self._log or 'stderr'}")
+        return int.from_bytes(received, signed=True)
+
+
+def _serve(control: socket.socket, target: str, modules: list[str]) -> None:
+    for module in modules:
+        import_module(module)
+    gc.freeze()  # a collection in a worker would copy every page that the fork shares
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, len(FORK), 3)
+        if not request:
+            return
+        process_id = os.fork()
+        if not process_id:
+            control.close()
+            _work(target, *descriptors)
+        os.setpgid(process_id, process_id)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        control.sendall(process_id.to_bytes(NUMBER_BYTES, signed=True))
+        code = os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1])
+        with suppress(BrokenPipeError):  # the owner is gone, as the next request will say
+            control.sendall(code.to_bytes(NUMBER_BYTES, signed=True))
+
+
+def _work(target: str, stdin: int, log: int, messages: int) -> None:
+    """Be a worker, and end."""
+    os.setpgid(0, 0)
+    for source, standard in ((stdin, 0), (log, 1), (log, 2)):
+        os.dup2(source, standard)
+    os.close(stdin)
+    os.close(log)
+    code = 0
+    try:
+        import_module(target).work(messages)
+    except BaseException:  # whatever it is, it must not go on as a second server
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without the clean-up of threads that only the server had
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        _serve(channel, sys.argv[2], sys.argv[3:])
