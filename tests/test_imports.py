@@ -15,6 +15,7 @@ FOUNDATION = {
     "records",
     "rungs",
     "files",
+    "results",
     "store",
     "environment",
     "main_memory",
@@ -30,6 +31,8 @@ MAY_IMPORT = {
     "accuracy": FOUNDATION | {"checkpoint", "checkpoint files", "models"},
     "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
     "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "perf"},
+    "archive": FOUNDATION,
+    "merge": FOUNDATION | {"archive", "checkpoint files"},
     "stats": FOUNDATION,
     "decide": FOUNDATION | {"stats"},
     "report": FOUNDATION | {"stats", "decide"},
@@ -69,7 +72,9 @@ def test_imports_point_one_way() -> None:
         assert imported in allowed, f"{path} imports bitladder.{imported}"
 
 
-@pytest.mark.parametrize("module", ["bitladder.cli.main", "bitladder.report", "bitladder.decide", "bitladder.store"])
+@pytest.mark.parametrize(
+    "module", ["bitladder.cli.main", "bitladder.report", "bitladder.decide", "bitladder.store", "bitladder.merge"]
+)
 def test_no_heavy_import_at_start(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -9,16 +9,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bitladder.decide import recommend
-from bitladder.records import Gpu, Machine
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.content import Report, compose
 from bitladder.report.markdown import escape, to_markdown
-from bitladder.report.performance_tables import derived_table, machine_groups, performance_tables
 from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, Summary
@@ -159,47 +156,6 @@ def test_scores_with_a_unit_of_their_own_have_columns_of_their_own(tmp_path: Pat
     headers = [column.header for column in table(report, "table1-other").columns]
     assert headers == ["Precision", "Prose: bits per byte", "Letters: bits per byte"]
     assert "Prose" not in [row[0].text for row in table(report, "table1").rows]
-
-
-def on_other_machine(summary: Summary, rung: str, **changes: Any) -> Summary:
-    """The summary with one rung's scenarios measured on a machine that differs in these fields."""
-
-    def moved(machine: Machine | None) -> Machine | None:
-        return machine.model_copy(update=changes) if machine else None
-
-    rungs = []
-    for one in summary.rungs:
-        if one.rung == rung:
-            scenarios = [part.model_copy(update={"machine": moved(part.machine)}) for part in one.scenarios]
-            one = one.model_copy(update={"scenarios": tuple(scenarios)})
-        rungs.append(one)
-    return summary.model_copy(update={"rungs": tuple(rungs)})
-
-
-def test_a_table_never_mixes_machines(reports: Mapping[str, tuple[Summary, Report]]) -> None:
-    summary = on_other_machine(reports["builtin"][0], "int8", cpu_model="Other CPU")
-    tables = performance_tables(summary, "batch1", on_gpu=False)
-    first, second = table(tables, "table3"), table(tables, "table3-machine2")
-    assert [row[0].text for row in first.rows] == ["bf16", "fp16", "fp4", "nf4"]
-    assert [row[0].text for row in second.rows] == ["int8"]
-    assert first.title.endswith("on Replayed CPU")
-    assert second.title.endswith("on Other CPU")
-    derived = derived_table(summary)
-    assert derived is not None
-    assert {row[1].text for row in derived.rows} == {"Replayed CPU", "Other CPU"}
-
-
-def test_a_serial_number_makes_no_other_machine(reports: Mapping[str, tuple[Summary, Report]]) -> None:
-    gpu = Gpu(name="NVIDIA T4", total_memory_bytes=15 << 30, compute_capability="7.5", driver="580.10", serial="7")
-    other = on_other_machine(reports["paper_gpu"][0], "int8", gpus=(gpu,))
-    assert len(machine_groups(other, "batch1")) == 1
-    newer = on_other_machine(reports["paper_gpu"][0], "int8", gpus=(gpu.model_copy(update={"driver": "590.1"}),))
-    assert len(machine_groups(newer, "batch1")) == 2
-
-
-def test_rungs_that_no_machine_measured_stand_with_the_first(reports: Mapping[str, tuple[Summary, Report]]) -> None:
-    groups = machine_groups(reports["broken"][0], "max-batch")
-    assert [[rung.rung for rung in group.rungs] for group in groups] == [["bf16", "fp16", "int8", "fp4", "nf4"]]
 
 
 def test_one_rung_has_nothing_to_compare(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from bitladder.errors import UserError
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo, Scenario, TaskGroup
 from bitladder.stats.accuracy import Row, summarize_aggregate, summarize_task
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.paired import tango_interval
-from bitladder.stats.performance import derive_metrics, machine_difference, notes_on, speedup
+from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import RungSummary, Summary, TaskSummary
 from bitladder.store import Store, load_results
@@ -344,14 +345,15 @@ def test_speedup_is_the_ratio_of_request_rates(builtin: Summary) -> None:
 
 
 def test_two_machines_make_no_speedup(tmp_path: Path) -> None:
-    assert machine_difference(machine(), machine()) is None
-    assert machine_difference(machine(), machine(gpu=True)) == "measured on another machine (GPU)"
     store = Store(write_replay(tmp_path, only="performance"))
     record = next(record for record in store.load().of("nf4"))
     store.write_measurement(record.model_copy(update={"machine": machine(gpu=True)}))
-    scenario = rung_of(summarize(store.load()), "nf4").scenario("batch1")
+    with pytest.raises(UserError, match="measured on 2 machines; choose one with --machine"):
+        summarize(store.load())
+    scenario = rung_of(summarize(store.load(), machine="T4"), "nf4").scenario("batch1")
     assert scenario is not None
-    assert scenario.metric("speedup").reason == "the baseline was measured on another machine (GPU)"
+    assert scenario.metric("latency_s").value is not None
+    assert scenario.metric("speedup").reason == "bf16 has no batch1: failed: not measured on this machine"
 
 
 def test_short_gpu_measurements_have_no_utilisation_and_no_energy() -> None:

@@ -14,9 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitladder.archive import pack
     from bitladder.checkpoint.audit import audit
     from bitladder.checkpoint.quantize import quantize
     from bitladder.decide import Limits, recommend
+    from bitladder.merge import merge
     from bitladder.records import Settings
     from bitladder.report import write_report
     from bitladder.stats.summarize import summarize
@@ -30,6 +32,8 @@ _HOMES = {
     "Settings": "bitladder.records",
     "audit": "bitladder.checkpoint.audit",
     "load_results": "bitladder.store",
+    "merge": "bitladder.merge",
+    "pack": "bitladder.archive",
     "quantize": "bitladder.checkpoint.quantize",
     "recommend": "bitladder.decide",
     "run_study": "bitladder.study.run",
@@ -43,6 +47,8 @@ __all__ = [
     "__version__",
     "audit",
     "load_results",
+    "merge",
+    "pack",
     "quantize",
     "recommend",
     "run_study",

@@ -365,6 +365,8 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
             reasons.append(f"{name}: {difference} against {summary.baseline} rules out a drop of {margin}")
         if limits.max_memory_bytes is not None:
             reasons.append(f"{name}: takes {format_bytes(_peak_memory(rung).value)} at batch 1")
+    if summary.measured_on:
+        reasons.append(f"measured: {summary.measured_on}")
     if not summary.has_accuracy:
         reasons.append("accuracy was not measured, so no drop is limited")
     reasons += [

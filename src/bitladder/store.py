@@ -6,15 +6,18 @@ records/ID.json         one measurement each
 documents/HASH.json     the questions, once a task
 prompts/HASH.json       the token ids that performance was measured on
 checkpoints/RUNG/       the weights; nothing here needs them again
+
+A merged folder has ``merge.json`` instead, and all but the weights of each joined folder under ``parts/HASH/``.
 """
 
-from dataclasses import dataclass
+import re
 from pathlib import Path
 
-from bitladder.errors import UserError
+from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import write_atomically
 from bitladder.records import (
     MeasurementRecord,
+    MergeRecord,
     Prompts,
     Record,
     RungRecord,
@@ -23,19 +26,11 @@ from bitladder.records import (
     measurement_id,
     parse_record,
 )
+from bitladder.results import Results as Results
+from bitladder.results import join
 
-
-@dataclass(frozen=True)
-class Results:
-    """What a study has, in the order of its plan: records that exist for the rungs' present content."""
-
-    directory: Path
-    study: StudyRecord
-    rungs: dict[str, RungRecord]
-    records: tuple[MeasurementRecord, ...]
-
-    def of(self, rung: str) -> tuple[MeasurementRecord, ...]:
-        return tuple(record for record in self.records if record.rung == rung)
+MERGE_FILE = "merge.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Store:
@@ -45,7 +40,7 @@ class Store:
         self.directory = directory
 
     def write_study(self, study: StudyRecord) -> None:
-        self._write("study.json", study)
+        self._write(self.directory / "study.json", study)
 
     def read_study(self) -> StudyRecord:
         """Raises UserError where there is no study, BrokenFileError where it can't be read."""
@@ -58,40 +53,39 @@ class Store:
         return (self.directory / "study.json").is_file()
 
     def write_rung(self, record: RungRecord) -> None:
-        self._write(f"rungs/{record.rung}.json", record)
+        self._write(self._path("rungs", record.rung), record)
 
     def read_rung(self, rung: str) -> RungRecord | None:
-        path = self.directory / "rungs" / f"{rung}.json"
+        path = self._path("rungs", rung)
         return parse_record(RungRecord, path.read_bytes(), path) if path.is_file() else None
 
     def write_measurement(self, record: MeasurementRecord) -> None:
-        self._write(f"records/{record.measurement_id}.json", record)
+        self._write(self._path("records", record.measurement_id), record)
 
     def read_measurement(self, identity: str) -> MeasurementRecord | None:
-        path = self.directory / "records" / f"{identity}.json"
+        path = self._path("records", identity)
         return parse_record(MeasurementRecord, path.read_bytes(), path) if path.is_file() else None
 
     def write_documents(self, documents: TaskDocuments) -> None:
-        if not (self.directory / "documents" / f"{documents.documents_hash}.json").is_file():
-            self._write(f"documents/{documents.documents_hash}.json", documents)
+        path = self._path("documents", documents.documents_hash)
+        if not path.is_file():
+            self._write(path, documents)
 
     def read_documents(self, documents_hash: str) -> TaskDocuments | None:
-        path = self.directory / "documents" / f"{documents_hash}.json"
+        path = self._path("documents", documents_hash)
         return parse_record(TaskDocuments, path.read_bytes(), path) if path.is_file() else None
 
     def write_prompts(self, prompts: Prompts) -> None:
-        if not self._prompts_path(prompts.prompts_hash).is_file():
-            self._write(f"prompts/{prompts.prompts_hash}.json", prompts)
+        path = self._path("prompts", prompts.prompts_hash)
+        if not path.is_file():
+            self._write(path, prompts)
 
     def read_prompts(self, prompts_hash: str) -> Prompts | None:
-        path = self._prompts_path(prompts_hash)
+        path = self._path("prompts", prompts_hash)
         return parse_record(Prompts, path.read_bytes(), path) if path.is_file() else None
 
     def has_prompts(self, prompts_hash: str) -> bool:
-        return self._prompts_path(prompts_hash).is_file()
-
-    def _prompts_path(self, prompts_hash: str) -> Path:
-        return self.directory / "prompts" / f"{prompts_hash}.json"
+        return self._path("prompts", prompts_hash).is_file()
 
     def checkpoint_directory(self, rung: str) -> Path:
         return self.directory / "checkpoints" / rung
@@ -114,10 +108,42 @@ class Store:
                     records.append(record.model_copy(update={"rung": rung}))
         return Results(self.directory, study, rungs, tuple(records))
 
-    def _write(self, name: str, record: Record) -> None:
-        write_atomically(self.directory / name, record.model_dump_json(indent=None) + "\n")
+    def _path(self, folder: str, name: str) -> Path:
+        """Names come from records, which may come from other people: none leads out of the study's folder."""
+        if not _NAME.fullmatch(name):
+            raise BrokenFileError(f"{self.directory}: {name!r} is no name in {folder}; expected letters, digits, . _ -")
+        return self.directory / folder / f"{name}.json"
+
+    def _write(self, path: Path, record: Record) -> None:
+        write_atomically(path, record.model_dump_json(indent=None) + "\n")
+
+
+class MergedStore:
+    """A folder of joined studies: each stays as it was, in a `Store` of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def part(self, name: str) -> Store:
+        return Store(self.directory / "parts" / name)
+
+    def write(self, record: MergeRecord) -> None:
+        write_atomically(self.directory / MERGE_FILE, record.model_dump_json(indent=None) + "\n")
+
+    def read(self) -> MergeRecord | None:
+        """None where nothing was merged. Raises BrokenFileError where it can't be read."""
+        path = self.directory / MERGE_FILE
+        return parse_record(MergeRecord, path.read_bytes(), path) if path.is_file() else None
 
 
 def load_results(directory: Path) -> Results:
-    """All records of a study's folder. Raises UserError where there is none, BrokenFileError where it can't be read."""
-    return Store(Path(directory)).load()
+    """All records of a study's folder, or of a merged one.
+
+    Raises UserError where there is none, BrokenFileError where it can't be read.
+    """
+    directory = Path(directory)
+    merged = MergedStore(directory)
+    record = merged.read()
+    if record is None:
+        return Store(directory).load()
+    return join(directory, [merged.part(name).load() for name in record.parts])

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,11 +129,26 @@ def content_hash(directory: Path) -> str:
     settings = read_config(directory).get("quantization_config")
     if settings:
         total.update(json.dumps(settings, sort_keys=True).encode())
+    for _, chunk in _content(directory):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def tensor_hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of each tensor by name: name, dtype, shape and bytes."""
+    hashes: dict[str, hashlib._Hash] = {}
+    for name, chunk in _content(directory):
+        hashes.setdefault(name, hashlib.sha256()).update(chunk)
+    return {name: digest.hexdigest() for name, digest in hashes.items()}
+
+
+def _content(directory: Path) -> Iterator[tuple[str, bytes | memoryview]]:
+    """(tensor, piece) over the tensors sorted by name: name, dtype and shape as JSON first, then the bytes."""
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     files = {path.name: path.open("rb", buffering=0) for path in weight_files(directory)}
     try:
         for name, tensor in sorted(read_tensors(directory).items()):
-            total.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+            yield name, json.dumps([name, tensor.dtype, tensor.shape]).encode()
             file = files[tensor.file]
             file.seek(tensor.offset)
             left = tensor.size_bytes
@@ -141,12 +156,11 @@ def content_hash(directory: Path) -> str:
                 count = file.readinto(buffer[: min(left, _CHUNK_BYTES)])
                 if not count:
                     raise _broken(directory / tensor.file, "ends while it is read")
-                total.update(buffer[:count])
+                yield name, buffer[:count]
                 left -= count
     finally:
         for file in files.values():
             file.close()
-    return total.hexdigest()
 
 
 def bytes_by_dtype(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

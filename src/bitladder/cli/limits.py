@@ -14,6 +14,9 @@ MaxMemory = Annotated[
     str | None, typer.Option(help="Most memory at batch 1, such as 2GiB: device minus idle; on a CPU resident.")
 ]
 MaxDrop = Annotated[str | None, typer.Option(help="Most points of the aggregate below the baseline, such as 1pt.")]
+OnMachine = Annotated[
+    str | None, typer.Option("--machine", help="Part of the name of the machine to decide on, where there are several.")
+]
 Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory; by default each.")]
 
 

@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from bitladder.cli.audit import audit_command
+from bitladder.cli.merge import merge_command
+from bitladder.cli.pack import pack_command
 from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
@@ -36,6 +38,8 @@ app.command("report")(report_command)
 app.command("recommend")(recommend_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)
+app.command("merge")(merge_command)
+app.command("pack")(pack_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitladder.cli.limits import MaxDrop, MaxMemory, Optimize, parse_limits
+from bitladder.cli.limits import MaxDrop, MaxMemory, OnMachine, Optimize, parse_limits
 
 if TYPE_CHECKING:
     from bitladder.decide import Recommendation
@@ -16,6 +16,7 @@ def recommend_command(
     max_memory: MaxMemory = None,
     max_drop: MaxDrop = None,
     optimize: Optimize = None,
+    machine: OnMachine = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
     """Say which precision to deploy, why, and why not the others. Exit 1 where no rung is left."""
@@ -24,7 +25,7 @@ def recommend_command(
     from bitladder.store import load_results
 
     limits = parse_limits(max_memory, max_drop, optimize)
-    summary = summarize(load_results(directory), limits.max_drop_points)
+    summary = summarize(load_results(directory), limits.max_drop_points, machine)
     answer = recommend(summary, limits)
     if json_output:
         typer.echo(answer.model_dump_json(indent=2))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bitladder.cli.limits import MaxDrop, MaxMemory, Optimize, parse_limits
+from bitladder.cli.limits import MaxDrop, MaxMemory, OnMachine, Optimize, parse_limits
 
 
 def report_command(
@@ -14,6 +14,7 @@ def report_command(
     max_memory: MaxMemory = None,
     max_drop: MaxDrop = None,
     optimize: Optimize = None,
+    machine: OnMachine = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the written paths as JSON.")] = False,
 ) -> None:
     """Write report.html, report.md, CSV, JSON, SVG and PNG. Needs neither weights nor torch."""
@@ -21,7 +22,7 @@ def report_command(
 
     from bitladder.report import write_report
 
-    written = write_report(directory, out, parse_limits(max_memory, max_drop, optimize))
+    written = write_report(directory, out, parse_limits(max_memory, max_drop, optimize), machine)
     if json_output:
         typer.echo(json.dumps([str(path) for path in written]))
     else:

@@ -27,7 +27,7 @@ from bitladder.records.measurement import (
     TaskDocuments,
     measurement_id,
 )
-from bitladder.records.study import Calibration, LayerRate, RungRecord, Settings, StudyRecord, TaskGroup
+from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -48,6 +48,7 @@ __all__ = [
     "ManifestFile",
     "MeasurementRecord",
     "MemoryFigures",
+    "MergeRecord",
     "MetricInfo",
     "PerformanceOutcome",
     "Prompts",

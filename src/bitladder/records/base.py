@@ -69,3 +69,8 @@ class Machine(Record):
     platform: str
     gpus: tuple[Gpu, ...]
     versions: dict[str, str]
+
+    @property
+    def identity(self) -> str:
+        """Hash of what makes two machines one: GPU models and drivers, CPU model, library versions; no serial."""
+        return hash_json([[(gpu.name, gpu.driver) for gpu in self.gpus], self.cpu_model, self.versions])

@@ -106,6 +106,13 @@ class StudyRecord(Record):
     items: tuple[Item, ...]
 
 
+class MergeRecord(Record):
+    """``merge.json``: the result folders that were joined, each under the hash of what it holds, in the order given."""
+
+    schema_version: int = SCHEMA_VERSION
+    parts: tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...] = Field(min_length=1)
+
+
 class RungRecord(Record):
     """What became of one rung's checkpoint in a study."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from bitladder.decide import Recommendation
 from bitladder.report.accuracy_figures import accuracy_figures
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.figure import Figure, MissingFigure
+from bitladder.report.machine_pages import MachinePage, machine_pages, split_figures, split_notes, split_tables
 from bitladder.report.performance_figures import performance_figures
 from bitladder.report.performance_tables import SCENARIOS, derived_table, performance_tables
 from bitladder.report.provenance_tables import (
@@ -46,6 +47,7 @@ class Report:
     recommendation: Recommendation
     verdicts: Table
     sections: tuple[Section, ...]
+    pages: tuple[MachinePage, ...]
 
     @property
     def tables(self) -> Iterator[Table]:
@@ -60,38 +62,44 @@ class Report:
 
 
 def compose(results: Results, summary: Summary, recommendation: Recommendation) -> Report:
-    on_gpu = results.study.calibration.device.startswith("cuda")
-    scenarios = {scenario: tuple(performance_tables(summary, scenario, on_gpu)) for scenario in SCENARIOS}
+    """The page. `summary` is what the recommendation compared; tables and figures are of one machine each."""
+    pages = machine_pages(results, summary)
     sections = [
-        _accuracy_section(summary),
-        *(_scenario_section(summary, scenario, tables, on_gpu) for scenario, tables in scenarios.items()),
-        _derived_section(summary),
+        _accuracy_section(pages),
+        *(_scenario_section(pages, scenario) for scenario in SCENARIOS),
+        _derived_section(pages),
         Section(
             "audit",
             "Checkpoints and their audit",
             ("An audit tells what a checkpoint is. A precision that is not what it says is not measured.",),
-            tables=(checkpoint_table(summary), *findings_tables(summary)),
+            tables=split_tables(pages, lambda page: [checkpoint_table(page.summary), *findings_tables(page.summary)]),
         ),
-        _failure_section(summary),
+        _failure_section(pages, summary),
         Section(
             "provenance",
             "Settings, machine, versions",
-            tables=(settings_table(results.study), machine_table(results), version_table(results)),
+            tables=(
+                *_settings_tables(results),
+                machine_table(results),
+                *split_tables(pages, lambda page: [version_table(page.results)]),
+            ),
         ),
     ]
     return Report(
         title=f"Which precision for {summary.source.model}?",
-        subtitle=_subtitle(results),
-        notes=summary.notes,
+        subtitle=_subtitle(results, pages),
+        notes=(*summary.notes, *split_notes(pages)),
         recommendation=recommendation,
         verdicts=_verdict_table(recommendation),
         sections=tuple(section for section in sections if section is not None),
+        pages=tuple(pages),
     )
 
 
-def _subtitle(results: Results) -> str:
+def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
     source = results.study.source
-    parts = [f"Suite {results.study.suite}", f"baseline {results.study.baseline}", results.study.calibration.device]
+    devices = dict.fromkeys(page.results.study.calibration.device for page in pages)
+    parts = [f"Suite {results.study.suite}", f"baseline {results.study.baseline}", " and ".join(devices)]
     if source.revision:
         parts.append(f"revision {source.revision}")
     dates = sorted({record.started_at[:10] for record in results.records})
@@ -118,28 +126,52 @@ def _verdict_table(recommendation: Recommendation) -> Table:
     return Table("recommendation", "Every precision, and why or why not", columns, tuple(rows))
 
 
-def _accuracy_section(summary: Summary) -> Section:
-    if not summary.has_accuracy:
+def _accuracy_section(pages: Sequence[MachinePage]) -> Section:
+    planned = [page for page in pages if page.summary.has_accuracy]
+    if not planned:
         return Section("accuracy", "Accuracy", ("This study does not measure accuracy.",))
     return Section(
-        "accuracy", "Accuracy", tables=tuple(accuracy_tables(summary)), figures=tuple(accuracy_figures(summary))
+        "accuracy",
+        "Accuracy",
+        tables=split_tables(planned, lambda page: accuracy_tables(page.summary)),
+        figures=split_figures(planned, lambda page: accuracy_figures(page.summary)),
     )
 
 
-def _scenario_section(summary: Summary, scenario: str, tables: tuple[Table, ...], on_gpu: bool) -> Section:
-    planned = any(rung.scenario(scenario) for rung in summary.rungs)
+def _scenario_section(pages: Sequence[MachinePage], scenario: str) -> Section:
+    planned = [page for page in pages if any(rung.scenario(scenario) for rung in page.summary.rungs)]
     name = SCENARIOS[scenario][1]
     title = f"Performance at {'the ' if scenario == 'max-batch' else ''}{name}"
     if not planned:
         return Section(scenario, title, (f"This study does not measure the {name}.",))
-    return Section(scenario, title, tables=tables, figures=tuple(performance_figures(summary, scenario, on_gpu)))
+    return Section(
+        scenario,
+        title,
+        tables=split_tables(planned, lambda page: performance_tables(page.summary, scenario, page.on_gpu)),
+        figures=split_figures(planned, lambda page: performance_figures(page.summary, scenario, page.on_gpu)),
+    )
 
 
-def _derived_section(summary: Summary) -> Section | None:
-    table = derived_table(summary)
-    return Section("derived", "The study's workloads", tables=(table,)) if table else None
+def _derived_section(pages: Sequence[MachinePage]) -> Section | None:
+    tables = split_tables(pages, lambda page: [table] if (table := derived_table(page.summary)) else [])
+    return Section("derived", "The study's workloads", tables=tables) if tables else None
 
 
-def _failure_section(summary: Summary) -> Section | None:
-    failures = tuple(failure for rung in summary.rungs for failure in rung.failures)
-    return Section("failures", "What did not end well", points=failures) if failures else None
+def _settings_tables(results: Results) -> list[Table]:
+    """One a study that was joined, whether on one machine or on several."""
+    tables = [settings_table(part.study) for part in results.parts or (results,)]
+    if len(tables) == 1:
+        return tables
+    return [
+        replace(table, name=f"{table.name}-study{index}", title=f"{table.title}, study {index} of {len(tables)}")
+        for index, table in enumerate(tables, 1)
+    ]
+
+
+def _failure_section(pages: Sequence[MachinePage], summary: Summary) -> Section | None:
+    """Each machine's failures, and what no machine has."""
+    known = [(failure, page) for page in pages for rung in page.summary.rungs for failure in rung.failures]
+    points = [f"{failure}, on {page.machine}" if page.machine else failure for failure, page in known]
+    told = {failure for failure, _ in known}
+    points += [failure for rung in summary.rungs for failure in rung.failures if failure not in told]
+    return Section("failures", "What did not end well", points=tuple(dict.fromkeys(points))) if points else None

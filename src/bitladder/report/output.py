@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from bitladder.decide import Limits, Recommendation
 from bitladder.files import write_atomically
 from bitladder.records import SCHEMA_VERSION, Record
@@ -17,33 +19,38 @@ class ResultsFile(Record):
 
     schema_version: int = SCHEMA_VERSION
     summary: Summary
+    """what the recommendation compared"""
     recommendation: Recommendation
+    by_machine: dict[str, Summary] = Field(default_factory=dict)
+    """of a study of several machines: what each of them measured, as the tables show it"""
 
 
-def write_report(directory: Path, out: Path | None = None, limits: Limits | None = None) -> list[Path]:
+def write_report(
+    directory: Path, out: Path | None = None, limits: Limits | None = None, machine: str | None = None
+) -> list[Path]:
     """Write report.html, report.md, results.json, a CSV a table, an SVG and a PNG a figure; return their paths.
 
     ``out`` is ``directory/report`` by default, and a file of the same name there is replaced; a report that is there
-    already, made from the same, is left. Raises UserError where
-    ``directory`` holds no study or the limits need what it does not measure, BrokenFileError where a record can't be
-    read.
+    already, made from the same, is left. ``machine``: part of the name of the one to decide on, by default the study's
+    own. Raises UserError where ``directory`` holds no study, the limits need what it does not measure or there is no
+    such machine, BrokenFileError where a record can't be read.
     """
     results = load_results(directory)
     limits = limits or Limits()
     out = Path(directory) / "report" if out is None else Path(out)
-    source = source_hash(results, limits)
+    source = source_hash(results, limits, machine)
     current = current_files(out, source)
     if current is not None:
         return current
     paths = []
-    for name, content in _render(results, limits).items():
+    for name, content in _render(results, limits, machine).items():
         write_atomically(out / name, content)
         paths.append(out / name)
     write_stamp(out, source, paths)
     return paths
 
 
-def _render(results: Results, limits: Limits) -> dict[str, str | bytes]:
+def _render(results: Results, limits: Limits, machine: str | None) -> dict[str, str | bytes]:
     """Name and content of every file."""
     # here, because they take longer to import than a report that is current takes to be found so
     from bitladder.decide import recommend
@@ -51,15 +58,19 @@ def _render(results: Results, limits: Limits) -> dict[str, str | bytes]:
     from bitladder.report.html import to_html
     from bitladder.report.markdown import to_markdown
     from bitladder.report.table import to_csv
+    from bitladder.stats.machines import default_place, find_place, to_decide
     from bitladder.stats.summarize import summarize
 
-    summary = summarize(results, limits.max_drop_points)
+    place = default_place(results) if machine is None else find_place(results, machine)
+    summary = summarize(to_decide(results, place), limits.max_drop_points)
     recommendation = recommend(summary, limits)
     report = compose(results, summary, recommendation)
+    by_machine = {page.machine: page.summary for page in report.pages if page.machine}
+    numbers = ResultsFile(summary=summary, recommendation=recommendation, by_machine=by_machine)
     files: dict[str, str | bytes] = {
         "report.html": to_html(report),
         "report.md": to_markdown(report),
-        "results.json": ResultsFile(summary=summary, recommendation=recommendation).model_dump_json(indent=1) + "\n",
+        "results.json": numbers.model_dump_json(indent=1) + "\n",
     }
     files |= {f"{table.name}.csv": to_csv(table) for table in report.tables}
     for figure in report.figures:

@@ -24,7 +24,7 @@ from bitladder.report.figure import (
     wrap_label,
 )
 from bitladder.report.performance_columns import MetricColumn, study_metrics
-from bitladder.report.performance_tables import SCENARIOS, MachineGroup, machine_groups
+from bitladder.report.performance_tables import SCENARIOS
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Summary
 from bitladder.units import format_raw
@@ -42,28 +42,25 @@ def performance_figures(summary: Summary, scenario: str, on_gpu: bool) -> list[F
     where = SCENARIOS[scenario][1]
     bar_title = f"Figure {bars}. Performance by precision: {where}"
     heat_title = f"Figure {heat}. Normalised performance, precision by metric: {where}"
-    groups = machine_groups(summary, scenario)
     metrics = study_metrics(on_gpu)
-    rows = [row for metric in metrics for row in _rows(groups[0], metric)] if groups else []
+    rows = [row for metric in metrics for row in _rows(summary, scenario, metric)]
     known = [row for row in rows if row["value"] is not None]
     if not known:
         reason = f"no precision has figures for the {where}"
         return [MissingFigure(f"figure{bars}", bar_title, reason), MissingFigure(f"figure{heat}", heat_title, reason)]
-    only = f" Only {groups[0].title}: a figure never mixes machines." if len(groups) > 1 else ""
-    figure = Figure(
-        f"figure{bars}", bar_title, _bar_caption(groups[0], metrics, known) + only, _bars(groups[0], metrics, known)
-    )
+    caption = _bar_caption(summary, scenario, metrics, known)
+    figure = Figure(f"figure{bars}", bar_title, caption, _bars(summary, metrics, known))
     if len({row["rung"] for row in known}) < 2:
         return [figure, MissingFigure(f"figure{heat}", heat_title, "comparing needs figures of two precisions")]
-    return [figure, Figure(f"figure{heat}", heat_title, _heat_caption(metrics) + only, _heat_map(metrics, rows))]
+    return [figure, Figure(f"figure{heat}", heat_title, _heat_caption(metrics), _heat_map(metrics, rows))]
 
 
-def _rows(group: MachineGroup, metric: MetricColumn) -> list[Row]:
+def _rows(summary: Summary, scenario: str, metric: MetricColumn) -> list[Row]:
     """One row a rung, its value in the metric's printed unit."""
     rows: list[Row] = []
-    for rung in group.rungs:
-        estimate = metric.estimate(rung, rung.scenario(group.scenario))
-        cell = metric.cell(rung, rung.scenario(group.scenario))
+    for rung in summary.rungs:
+        estimate = metric.estimate(rung, rung.scenario(scenario))
+        cell = metric.cell(rung, rung.scenario(scenario))
         row = {"metric": metric.metric, "rung": rung.rung, "value": cell.value, "low": cell.low, "high": cell.high}
         row["text"] = cell.text
         row["tooltip"] = f"{cell.text} {cell.interval}".strip() if estimate.value is not None else estimate.reason
@@ -71,18 +68,18 @@ def _rows(group: MachineGroup, metric: MetricColumn) -> list[Row]:
     return rows
 
 
-def _rungs(group: MachineGroup, rows: list[Row]) -> list[str]:
-    return [rung.rung for rung in group.rungs if any(row["rung"] == rung.rung for row in rows)]
+def _rungs(summary: Summary, rows: list[Row]) -> list[str]:
+    return [rung.rung for rung in summary.rungs if any(row["rung"] == rung.rung for row in rows)]
 
 
-def _bar_caption(group: MachineGroup, metrics: tuple[MetricColumn, ...], known: list[Row]) -> str:
+def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, ...], known: list[Row]) -> str:
     requests = sorted(
-        {measured.requests for rung in group.rungs if (measured := rung.scenario(group.scenario)) and measured.requests}
+        {measured.requests for rung in summary.rungs if (measured := rung.scenario(scenario)) and measured.requests}
     )
     n = " to ".join(f"{count:,}" for count in dict.fromkeys((requests[0], requests[-1])))
     caption = f"n = {n} requests a precision. Whiskers: 95% interval, where the metric has one."
     unknown = [metric.title for metric in metrics if metric.metric not in {row["metric"] for row in known}]
-    unmeasured = [rung.rung for rung in group.rungs if rung.rung not in _rungs(group, known)]
+    unmeasured = [rung.rung for rung in summary.rungs if rung.rung not in _rungs(summary, known)]
     missing = "; ".join(", ".join(names) for names in (unknown, unmeasured) if names)
     return f"{caption} Not known, so left out: {missing}." if missing else caption
 
@@ -102,8 +99,8 @@ def _better(metric: str) -> str:
     return METRICS[metric].better or "higher"
 
 
-def _bars(group: MachineGroup, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> dict[str, Any]:
-    rungs = _rungs(group, rows)
+def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> dict[str, Any]:
+    rungs = _rungs(summary, rows)
     tops = [row["value"] if row["high"] is None else row["high"] for row in rows]
     rows = [
         {**row, "panel": row["metric"], "short": format_raw(row["value"]), "top": top}

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from bitladder.records import Finding, Machine, Scenario, Scheme, StudyRecord
-from bitladder.report.performance_tables import machine_key
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
 from bitladder.rungs import rung_title
 from bitladder.stats.summary import RungSummary, Summary
@@ -127,7 +126,7 @@ def _plain(value: Any) -> str:
 
 def machines(results: Results) -> list[Machine]:
     """Every machine that measured, serial numbers aside; the calibrated one where nothing is measured yet."""
-    found = {machine_key(record.machine): record.machine for record in results.records}
+    found = {record.machine.identity: record.machine for record in results.records}
     return list(found.values()) or [results.study.calibration.machine]
 
 

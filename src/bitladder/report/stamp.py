@@ -27,12 +27,18 @@ class Stamp(Record):
     """name -> SHA-256"""
 
 
-def source_hash(results: Results, limits: Limits) -> str:
-    """Hash of everything that a report depends on."""
+def source_hash(results: Results, limits: Limits, machine: str | None) -> str:
+    """Hash of everything that a report depends on; `machine`: the one that was chosen to decide on."""
     return hash_json(
         {
-            "study": results.study.model_dump(mode="json"),
-            "rungs": {name: record.model_dump(mode="json") for name, record in results.rungs.items()},
+            "studies": [
+                {
+                    "study": part.study.model_dump(mode="json"),
+                    "rungs": {name: record.model_dump(mode="json") for name, record in part.rungs.items()},
+                }
+                for part in results.parts or (results,)
+            ],
+            "machine": machine,
             "records": [hashlib.sha256(record.model_dump_json().encode()).hexdigest() for record in results.records],
             "limits": limits.model_dump(mode="json"),
             "libraries": {name: version(name) for name in _DRAWN_BY},
@@ -61,7 +67,7 @@ def _code() -> list[Path]:
     package = Path(bitladder.__file__).parent
     return sorted(
         path
-        for part in ("stats", "report", "decide.py", "units.py", "rungs.py")
+        for part in ("stats", "report", "decide.py", "results.py", "units.py", "rungs.py")
         for path in ([package / part] if part.endswith(".py") else (package / part).rglob("*"))
         if path.is_file() and path.suffix != ".pyc"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bitladder.records import BatchSample, Machine, PerformanceOutcome, RequestSample
+from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error
@@ -104,18 +104,6 @@ def speedup(outcome: PerformanceOutcome, baseline: PerformanceOutcome) -> Estima
             return Estimate(value=value, reason=error.reason)
     degrees = (len(ours.rows) - 1, len(theirs.rows) - 1)
     return _estimate(value, quotient_interval(value, (known[0], known[1]), degrees))
-
-
-def machine_difference(machine: Machine, other: Machine) -> str | None:
-    """What keeps figures of two machines out of one ratio: CPU, GPU, driver or library versions. Serials may differ."""
-
-    def describe(one: Machine) -> dict[str, object]:
-        gpus = [(gpu.name, gpu.driver) for gpu in one.gpus]
-        return {"CPU": one.cpu_model, "GPU": gpus, **{f"{name} version": value for name, value in one.versions.items()}}
-
-    ours, theirs = describe(machine), describe(other)
-    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    return f"measured on another machine ({', '.join(names)})" if names else None
 
 
 def notes_on(outcome: PerformanceOutcome, planned_requests: int) -> tuple[str, ...]:

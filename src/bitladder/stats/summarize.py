@@ -10,12 +10,13 @@ from bitladder.records import (
     Scenario,
     Status,
 )
+from bitladder.results import Results, item_name
 from bitladder.rungs import rung_title
 from bitladder.stats import scores
 from bitladder.stats.accuracy import Leaf, Row, summarize_aggregate, summarize_task
-from bitladder.stats.performance import derive_metrics, machine_difference, notes_on, speedup
+from bitladder.stats.machines import find_place, to_decide
+from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
-from bitladder.store import Results
 
 MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
 """--max-drop by suite: what its questions can resolve"""
@@ -23,18 +24,22 @@ OTHER_MARGIN_POINTS = 1.0
 
 NOT_MADE = "not made yet; run the study again to go on"
 NOT_MEASURED = "not measured yet; run the study again to go on"
+NOT_HERE = "not measured on this machine"
 
 
 def default_margin_points(suite: str) -> float:
     return MARGIN_POINTS.get(suite, OTHER_MARGIN_POINTS)
 
 
-def summarize(results: Results, margin_points: float | None = None) -> Summary:
+def summarize(results: Results, margin_points: float | None = None, machine: str | None = None) -> Summary:
     """Derive every figure of a study, with its interval or the reason for none.
 
     `margin_points`: how many points of the aggregate a rung may lose; the suite's default where None. It only enters
-    how many more questions would decide. Raises ValueError for a margin that is not positive.
+    how many more questions would decide. `machine`: part of the name of the one whose performance counts, needed where
+    several measured it. Raises ValueError for a margin that is not positive, UserError where a machine must be chosen.
     """
+    if results.measured_on is None:
+        results = to_decide(results, find_place(results, machine))
     study = results.study
     margin = default_margin_points(study.suite) if margin_points is None else margin_points
     if margin <= 0:
@@ -51,6 +56,7 @@ def summarize(results: Results, margin_points: float | None = None) -> Summary:
         margin_points=margin,
         rungs=tuple(_rung_summary(results, rows, ends, rung, margin) for rung in ends),
         notes=_notes(results, rows),
+        measured_on=results.measured_on,
     )
 
 
@@ -61,6 +67,7 @@ class _Ends:
         self.rung = rung
         self.record: RungRecord | None = results.rungs.get(rung)
         self._records = {_key(record.item): record for record in results.of(rung)}
+        self._elsewhere = results.elsewhere
 
     @property
     def status(self) -> Status:
@@ -76,7 +83,7 @@ class _Ends:
             return None, self.status, self.reason
         record = self._records.get(_key(item))
         if record is None:
-            return None, "failed", NOT_MEASURED
+            return None, "failed", self._missing(item_name(item))
         if record.status == "ok" and record.outcome is None:
             return record, "failed", "its record has no outcome"
         return record, record.status, record.reason
@@ -87,17 +94,20 @@ class _Ends:
             return record.outcome
         if record is not None:
             return _why(record.status, record.reason)
-        return NOT_MEASURED if self.status == "ok" else _why(self.status, self.reason)
+        return self._missing(task) if self.status == "ok" else _why(self.status, self.reason)
 
-    def performance(self, scenario: Scenario) -> tuple[MeasurementRecord, PerformanceOutcome] | None:
+    def _missing(self, name: str) -> str:
+        return NOT_HERE if (self.rung, name) in self._elsewhere else NOT_MEASURED
+
+    def performance(self, scenario: Scenario) -> PerformanceOutcome | None:
         record, status, _ = self.measurement(scenario)
         if record is None or status != "ok" or not isinstance(record.outcome, PerformanceOutcome):
             return None
-        return record, record.outcome
+        return record.outcome
 
 
 def _key(item: Item) -> tuple[str, str]:
-    return item.kind, item.task if isinstance(item, AccuracyTask) else item.scenario
+    return item.kind, item_name(item)
 
 
 def _why(status: Status, reason: str | None) -> str:
@@ -142,14 +152,16 @@ def _failures(end: _Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
         return (f"{end.rung}: {_why(end.status, end.reason)}",)
     measured = [(item, *end.measurement(item)[1:]) for item in items]
     return tuple(
-        f"{end.rung}, {_key(item)[1]}: {_why(status, reason)}" for item, status, reason in measured if status != "ok"
+        f"{end.rung}, {item_name(item)}: {_why(status, reason)}"
+        for item, status, reason in measured
+        if status != "ok" and reason != NOT_HERE
     )
 
 
 def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> ScenarioSummary:
-    measured = end.performance(item)
-    if measured is None:
-        record, status, reason = end.measurement(item)
+    record, status, reason = end.measurement(item)
+    outcome = end.performance(item)
+    if record is None or outcome is None:
         return ScenarioSummary(
             scenario=item.scenario,
             status=status,
@@ -163,9 +175,8 @@ def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> Sce
             metrics={},
             notes=(),
         )
-    record, outcome = measured
     metrics = derive_metrics(outcome, item.device)
-    metrics["speedup"] = _speedup(end, baseline, item, record, outcome)
+    metrics["speedup"] = _speedup(end, baseline, item, outcome)
     return ScenarioSummary(
         scenario=item.scenario,
         status="ok",
@@ -181,9 +192,8 @@ def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> Sce
     )
 
 
-def _speedup(
-    end: _Ends, baseline: _Ends | None, item: Scenario, record: MeasurementRecord, outcome: PerformanceOutcome
-) -> Estimate:
+def _speedup(end: _Ends, baseline: _Ends | None, item: Scenario, outcome: PerformanceOutcome) -> Estimate:
+    """Against the baseline on the same machine, the only one in these results."""
     if baseline is None:
         return Estimate.unknown("the baseline is not in the study")
     if end.rung == baseline.rung:
@@ -192,8 +202,7 @@ def _speedup(
     if theirs is None:
         _, status, reason = baseline.measurement(item)
         return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {_why(status, reason)}")
-    other_machine = machine_difference(record.machine, theirs[0].machine)
-    return Estimate.unknown(f"the baseline was {other_machine}") if other_machine else speedup(outcome, theirs[1])
+    return speedup(outcome, theirs)
 
 
 def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:

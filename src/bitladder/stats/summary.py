@@ -125,6 +125,8 @@ class Summary(Record):
     rungs: tuple[RungSummary, ...]
     notes: tuple[str, ...]
     """facts every report shows first, such as a source that was already quantized"""
+    measured_on: str | None = None
+    """which machines these figures are of, where the study has others too"""
 
     @property
     def has_accuracy(self) -> bool:

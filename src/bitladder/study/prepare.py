@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, Prompts, Scenario, Settings, StudyRecord, TaskGroup
-from bitladder.store import Store
+from bitladder.store import MergedStore, Store
 from bitladder.study.calibration import calibrate
 from bitladder.study.plan import plan_study
 
@@ -28,6 +28,8 @@ def prepare(settings: Settings, store: Store) -> Prepared:
     from bitladder.checkpoint.audit import require_sound
     from bitladder.models.source import resolve_model
 
+    if MergedStore(store.directory).read() is not None:
+        raise UserError(f"{store.directory}: holds merged studies, which nothing is added to; name another --out")
     stored = store.read_study() if store.has_study() else None
     model = resolve_model(settings.model, settings.revision)
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None

@@ -1,0 +1,36 @@
+"""``bitladder merge``: several result folders as one, such as accuracy of one machine and performance of another."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def merge_command(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR", help="Folders of `bitladder study` or `merge`, or archives of `pack`."),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the merged study.")],
+    json_output: Annotated[bool, typer.Option("--json", help="Print what was merged as JSON.")] = False,
+) -> None:
+    """Join result folders of one model by the content of their rungs. Tables of it never mix machines."""
+    import json
+
+    from bitladder.merge import merge
+    from bitladder.stats.machines import place_names, places
+
+    results = merge(inputs, out)
+    names = list(place_names(places(results)).values())
+    rungs = results.study.settings.rungs
+    if json_output:
+        answer = {
+            "directory": str(out),
+            "studies": len(results.parts),
+            "machines": names,
+            "rungs": rungs,
+            "measurements": len(results.records),
+        }
+        typer.echo(json.dumps(answer))
+    else:
+        typer.echo(f"{out}: {len(results.records)} measurements of {', '.join(rungs)} on {'; '.join(names)}")

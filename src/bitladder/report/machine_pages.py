@@ -1,0 +1,73 @@
+"""A study of several machines, one machine at a time: each has its own tables and figures, which say whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from bitladder.report.figure import Figure, MissingFigure
+from bitladder.report.table import Table
+from bitladder.results import Results
+from bitladder.stats.machines import at_place, place_names, places
+from bitladder.stats.summarize import summarize
+from bitladder.stats.summary import Summary
+
+
+@dataclass(frozen=True)
+class MachinePage:
+    """What one machine measured."""
+
+    machine: str | None
+    """its name; None where the study has no other"""
+    results: Results
+    summary: Summary
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.results.study.calibration.device.startswith("cuda")
+
+
+def machine_pages(results: Results, summary: Summary) -> list[MachinePage]:
+    """One page a machine; for a single machine the summary itself."""
+    known = places(results)
+    if len(known) == 1:
+        return [MachinePage(None, results, summary)]
+    names = place_names(known)
+    parts = [(names[place.key], at_place(results, place)) for place in known]
+    return [MachinePage(name, part, summarize(part, summary.margin_points)) for name, part in parts]
+
+
+def split_notes(pages: Sequence[MachinePage]) -> list[str]:
+    """What a reader of several machines' figures has to know."""
+    if len(pages) == 1:
+        return []
+    names = "; ".join(str(page.machine) for page in pages)
+    return [f"Measured on {len(pages)} machines, split so that no table and no figure mixes them: {names}."]
+
+
+def split_tables(pages: Sequence[MachinePage], make: Callable[[MachinePage], Iterable[Table]]) -> tuple[Table, ...]:
+    """The tables of every page, under names and titles of their own."""
+    return tuple(
+        replace(table, name=table.name + _suffix(index), title=table.title + _where(page))
+        for index, page in enumerate(pages)
+        for table in make(page)
+    )
+
+
+def split_figures(
+    pages: Sequence[MachinePage], make: Callable[[MachinePage], Iterable[Figure | MissingFigure]]
+) -> tuple[Figure | MissingFigure, ...]:
+    """The figures of every page, under names and titles of their own."""
+    return tuple(
+        replace(figure, name=figure.name + _suffix(index), title=figure.title + _where(page))
+        for index, page in enumerate(pages)
+        for figure in make(page)
+    )
+
+
+def _suffix(index: int) -> str:
+    return f"-machine{index + 1}" if index else ""
+
+
+def _where(page: MachinePage) -> str:
+    return f", on {page.machine}" if page.machine else ""

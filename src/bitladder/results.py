@@ -1,0 +1,178 @@
+"""What one study left, or several joined by the content of their rungs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitladder.errors import UserError
+from bitladder.records import AccuracyOutcome, AccuracyTask, Item, MeasurementRecord, RungRecord, StudyRecord, TaskGroup
+
+_MAY_DIFFER = {"device", "batch_size", "token_budget"}
+"""Settings of a task that belong to the machine: they change no prompt and no way of scoring."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study has, in the order of its plan: records that exist for the rungs' present content."""
+
+    directory: Path
+    study: StudyRecord
+    rungs: dict[str, RungRecord]
+    records: tuple[MeasurementRecord, ...]
+    parts: tuple["Results", ...] = ()
+    """of a merged folder: what was joined"""
+    elsewhere: frozenset[tuple[str, str]] = frozenset()
+    """(rung, task or scenario) that is left out here, because only another machine measured it"""
+    measured_on: str | None = None
+    """which machines these records are of, where the study has others too"""
+
+    def of(self, rung: str) -> tuple[MeasurementRecord, ...]:
+        return tuple(record for record in self.records if record.rung == rung)
+
+
+def item_name(item: Item) -> str:
+    """The task or the scenario."""
+    return item.task if isinstance(item, AccuracyTask) else item.scenario
+
+
+def place_of(record: MeasurementRecord) -> tuple[str, str]:
+    """Which machine measured, and on which kind of its devices: what may stand in one table."""
+    return record.machine.identity, record.item.device.partition(":")[0]
+
+
+def different_rungs(parts: Sequence[Results]) -> Iterator[tuple[str, Results, Results]]:
+    """Names of rungs that two parts have with other content."""
+    first: dict[str, Results] = {}
+    for part in parts:
+        for name, rung in part.rungs.items():
+            if rung.content_hash is None:
+                continue
+            known = first.setdefault(name, part)
+            if known.rungs[name].content_hash != rung.content_hash:
+                yield name, known, part
+
+
+def join(directory: Path, parts: Sequence[Results]) -> Results:
+    """One study out of several. Raises UserError, naming both folders, where figures could not stand side by side:
+
+    another model or baseline, a rung with other content, a task with other prompts or another harness, a scenario with
+    other settings on one machine, one measurement made twice on one machine.
+    """
+    _require_one_model(parts)
+    _require_one_content(parts)
+    groups = _joined_groups(parts)
+    _require_one_way_of_asking(parts)
+    records = _joined_records(parts)
+    first = next((part.study for part in parts if part.study.groups), parts[0].study)
+    suites = {part.study.suite for part in parts if part.study.groups}
+    names = dict.fromkeys(name for part in parts for name in part.study.settings.rungs)
+    study = first.model_copy(
+        update={
+            "settings": first.settings.model_copy(update={"rungs": tuple(names)}),
+            "suite": first.suite if len(suites) < 2 else "custom",
+            "groups": groups,
+            "items": tuple(dict.fromkeys(item for part in parts for item in part.study.items)),
+        }
+    )
+    return Results(directory, study, joined_rungs(parts), records, tuple(parts))
+
+
+def joined_rungs(parts: Sequence[Results]) -> dict[str, RungRecord]:
+    """Each rung's record: the first that ended well, else the first."""
+    found: dict[str, RungRecord] = {}
+    for part in parts:
+        for name, rung in part.rungs.items():
+            if name not in found or (found[name].status != "ok" and rung.status == "ok"):
+                found[name] = rung
+    return found
+
+
+def _require_one_model(parts: Sequence[Results]) -> None:
+    first = parts[0]
+    for part in parts[1:]:
+        if part.study.source.content_hash != first.study.source.content_hash:
+            ours, theirs = (f"{one.study.source.model} in {one.directory}" for one in (first, part))
+            raise UserError(f"not the same model: {ours}, {theirs}; expected equal files; merge studies of one model")
+        if part.study.baseline != first.study.baseline:
+            raise UserError(
+                f"not the same baseline: {first.study.baseline} in {first.directory}, {part.study.baseline} in "
+                f"{part.directory}; merge studies with one baseline"
+            )
+
+
+def _require_one_content(parts: Sequence[Results]) -> None:
+    for name, one, other in different_rungs(parts):
+        hashes = [(part.rungs[name].content_hash or "")[:12] for part in (one, other)]
+        raise UserError(
+            f"{name} has other content in {other.directory} ({hashes[1]}) than in {one.directory} ({hashes[0]}); "
+            "measure both from one checkpoint"
+        )
+
+
+def _joined_groups(parts: Sequence[Results]) -> tuple[TaskGroup, ...]:
+    groups: dict[str, tuple[TaskGroup, Path]] = {}
+    for part in parts:
+        for group in part.study.groups:
+            known, directory = groups.setdefault(group.name, (group, part.directory))
+            if known != group:
+                raise UserError(
+                    f"{group.name} is made of other tasks in {part.directory} than in {directory}; merge studies "
+                    "with the same groups"
+                )
+    return tuple(group for group, _ in groups.values())
+
+
+def _require_one_way_of_asking(parts: Sequence[Results]) -> None:
+    asked: dict[str, tuple[AccuracyTask, Path]] = {}
+    prompts: dict[str, tuple[str, Path]] = {}
+    for part in parts:
+        for item in part.study.items:
+            if isinstance(item, AccuracyTask):
+                known, directory = asked.setdefault(item.task, (item, part.directory))
+                different = _differing_settings(known, item, _MAY_DIFFER)
+                if different:
+                    raise UserError(
+                        f"{item.task} was asked in another way in {part.directory} than in {directory}: {different}; "
+                        "merge studies with equal prompts and harness"
+                    )
+        for record in part.records:
+            if isinstance(record.outcome, AccuracyOutcome):
+                task = item_name(record.item)
+                documents, directory = prompts.setdefault(task, (record.outcome.documents_hash, part.directory))
+                if documents != record.outcome.documents_hash:
+                    raise UserError(
+                        f"{task} has other prompts in {part.directory} than in {directory}; "
+                        "merge studies with equal prompts and harness"
+                    )
+
+
+def _joined_records(parts: Sequence[Results]) -> tuple[MeasurementRecord, ...]:
+    """All records, each measurement once a machine: one that ended well replaces one that did not."""
+    items: dict[tuple[tuple[str, str], str], tuple[Item, Path]] = {}
+    found: dict[tuple[tuple[str, str], str, str], tuple[MeasurementRecord, Path]] = {}
+    for part in parts:
+        for record in part.records:
+            place, name = place_of(record), item_name(record.item)
+            item, directory = items.setdefault((place, name), (record.item, part.directory))
+            if item != record.item:
+                raise UserError(
+                    f"{name} was measured on one machine with other settings in {part.directory} than in {directory}: "
+                    f"{_differing_settings(item, record.item, set())}; leave one folder out"
+                )
+            known, directory = found.setdefault((place, name, record.rung), (record, part.directory))
+            if known.status != "ok" and record.status == "ok":
+                found[place, name, record.rung] = record, part.directory
+            elif known.status == record.status == "ok" and known.outcome != record.outcome:
+                raise UserError(
+                    f"{record.rung}, {name}: measured twice on one machine, in {directory} and in {part.directory}, "
+                    "with other results; leave one folder out"
+                )
+    return tuple(record for record, _ in found.values())
+
+
+def _differing_settings(one: Item, other: Item, but: set[str]) -> str:
+    """The settings that differ, with both values; empty where none does."""
+    ours, theirs = one.model_dump(exclude=but), other.model_dump(exclude=but)
+    return ", ".join(
+        f"{name} {theirs.get(name)}, not {value}" for name, value in ours.items() if theirs.get(name) != value
+    )
