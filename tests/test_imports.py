@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
-FOUNDATION = {"defaults", "errors", "units", "records", "rungs", "files", "store", "environment"}
+FOUNDATION = {"defaults", "errors", "units", "records", "rungs", "files", "store", "environment", "markdown"}
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "stats": FOUNDATION,
     "decide": FOUNDATION | {"stats"},
     "report": FOUNDATION | {"stats", "decide"},
+    "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
 

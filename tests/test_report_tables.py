@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from bitladder.decide import recommend
+from bitladder.markdown import escape
 from bitladder.records import Gpu, Machine
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.content import Report, compose
-from bitladder.report.markdown import escape, to_markdown
+from bitladder.report.markdown import to_markdown
 from bitladder.report.performance_tables import derived_table, machine_groups, performance_tables
 from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
 from bitladder.stats.summarize import summarize

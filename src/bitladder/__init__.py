@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bitladder.checkpoint.audit import audit
     from bitladder.checkpoint.quantize import quantize
     from bitladder.decide import Limits, recommend
+    from bitladder.publish import publish_checkpoint
     from bitladder.records import Settings
     from bitladder.report import write_report
     from bitladder.stats.summarize import summarize
@@ -30,6 +31,7 @@ _HOMES = {
     "Settings": "bitladder.records",
     "audit": "bitladder.checkpoint.audit",
     "load_results": "bitladder.store",
+    "publish_checkpoint": "bitladder.publish",
     "quantize": "bitladder.checkpoint.quantize",
     "recommend": "bitladder.decide",
     "run_study": "bitladder.study.run",
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "audit",
     "load_results",
+    "publish_checkpoint",
     "quantize",
     "recommend",
     "run_study",

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bitladder.cli.audit import audit_command
+from bitladder.cli.publish import publish_command
 from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
@@ -25,7 +26,8 @@ app = typer.Typer(
         "bitladder study builtin:smollm2-135m --out study\n\n"
         "bitladder recommend study --max-memory 2GiB --max-drop 1pt\n\n"
         "bitladder quantize meta-llama/Llama-3.2-1B --rung nf4 --out llama-nf4\n\n"
-        "bitladder audit llama-nf4"
+        "bitladder audit llama-nf4\n\n"
+        "bitladder publish llama-nf4 --repo my-org/llama-nf4"
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -36,6 +38,7 @@ app.command("report")(report_command)
 app.command("recommend")(recommend_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)
+app.command("publish")(publish_command)
 
 
 def _show_version(wanted: bool) -> None:

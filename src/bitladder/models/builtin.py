@@ -50,6 +50,10 @@ class Builtin:
     context_length: int
     converted_bytes: int
     note: str
+    hub_id: str
+    """the released model that it was made from"""
+    license: str
+    """the released model's, as the Hub names it"""
 
 
 BUILTINS: dict[str, Builtin] = {
@@ -68,6 +72,8 @@ BUILTINS: dict[str, Builtin] = {
                 "The source's weights are Q4_1, so it was already quantized to 4 bits: drops are against this "
                 "baseline rounded to BF16, not against the released SmolLM2-135M-Instruct."
             ),
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            license="apache-2.0",
         ),
     )
 }
