@@ -92,9 +92,11 @@ def _accuracy_table(measured: Measured) -> CardTable:
 
 def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...]:
     format_score = _percent if task.unit == "percent" else format_raw
-    name = task.title if task.unit == "percent" else f"{task.title} ({task.metric.replace('_', ' ')})"
+    metric = task.metric.replace("_", " ")
+    name = task.title if task.unit == "percent" or metric in task.title else f"{task.title} ({metric})"
+    no_signal = "no signal" if baseline else f"no signal: {task.no_signal_reason}"  # the difference says why
     row = [
-        name if task.signal or task.unit == "raw" else f"{name} (no signal: {task.no_signal_reason})",
+        name if task.signal or task.unit == "raw" else f"{name} ({no_signal})",
         format_count(task.questions),
         _estimate(task.score, format_score),
     ]
