@@ -9,7 +9,7 @@ import pytest
 from bitladder import archive
 from bitladder.archive import pack, unpack
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.merge import merge
+from bitladder.merge import merge_results
 from bitladder.store import Store
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
 
@@ -87,7 +87,7 @@ def test_default_name_stands_beside_the_folder_and_nothing_is_overwritten(direct
 def test_unsafe_archives_are_refused(bad: tuple[tarfile.TarInfo, bytes], says: str, tmp_path: Path) -> None:
     path = write_archive(tmp_path / "bad.tar.gz", member(f"{ROOT}/study.json"), bad)
     with pytest.raises(UserError, match=says) as raised:
-        merge([path], tmp_path / "inner" / "merged")
+        merge_results([path], tmp_path / "inner" / "merged")
     assert "\n" not in str(raised.value)
     assert {found.name for found in tmp_path.rglob("*")} == {"bad.tar.gz"}
 
@@ -96,19 +96,19 @@ def test_an_archive_without_a_study_a_broken_one_and_a_huge_one(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="no study in it"):
-        merge([write_archive(tmp_path / "empty.tar.gz")], tmp_path / "merged")
+        merge_results([write_archive(tmp_path / "empty.tar.gz")], tmp_path / "merged")
     whole = pack(directory, tmp_path / "whole.tar.gz")
     cut = tmp_path / "cut.tar.gz"
     for data in (whole.read_bytes()[: whole.stat().st_size // 2], b"not an archive", b"", b"\x1f\x8b" + bytes(40)):
         cut.write_bytes(data)
         with pytest.raises(BrokenFileError, match=r"cut\.tar\.gz: not a whole \.tar\.gz"):
-            merge([cut], tmp_path / "merged")
+            merge_results([cut], tmp_path / "merged")
     broken = write_archive(tmp_path / "broken.tar.gz", member(f"{ROOT}/study.json"))
     with pytest.raises(BrokenFileError, match=r"broken\.tar\.gz/study\.json"):
-        merge([broken], tmp_path / "merged")
+        merge_results([broken], tmp_path / "merged")
     monkeypatch.setattr(archive, "LARGEST_BYTES", 1000)
     with pytest.raises(UserError, match="unpacks to more than"):
-        merge([whole], tmp_path / "merged")
+        merge_results([whole], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("field", ["rung", "documents_hash"])
@@ -121,6 +121,6 @@ def test_names_inside_records_lead_nowhere(field: str, directory: Path, tmp_path
     path.write_text(path.read_text().replace(f'"{field}":{known}', f'"{field}":"../../../../evil"', 1))
     evil = pack(tmp_path / "study", tmp_path / "evil.tar.gz")
     with pytest.raises(BrokenFileError, match="is no name in"):
-        merge([evil], tmp_path / "a" / "b" / "merged")
+        merge_results([evil], tmp_path / "a" / "b" / "merged")
     assert not list(tmp_path.rglob("evil.json"))
     assert not (tmp_path / "a" / "b" / "merged").exists()

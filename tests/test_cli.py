@@ -12,7 +12,7 @@ import pytest
 from bitladder.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ("", "study", "quantize", "audit", "report", "recommend", "merge", "pack")
+COMMANDS = ("", "study", "quantize", "audit", "report", "recommend", "merge", "pack", "publish")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("recommend absent", "no study.json"),
         ("merge absent --out merged", "no study.json"),
         ("pack absent", "no study.json"),
+        ("publish absent --repo a/b", "absent: no such directory"),
+        ("publish absent --repo b", "--repo: found 'b', expected ORG/NAME"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

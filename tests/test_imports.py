@@ -20,6 +20,7 @@ FOUNDATION = {
     "environment",
     "main_memory",
     "forkserver",
+    "markdown",
 }
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "stats": FOUNDATION,
     "decide": FOUNDATION | {"stats"},
     "report": FOUNDATION | {"stats", "decide"},
+    "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
 

@@ -15,7 +15,7 @@ from bitladder.archive import pack
 from bitladder.cli.main import app
 from bitladder.decide import Limits, recommend
 from bitladder.errors import UserError
-from bitladder.merge import merge
+from bitladder.merge import merge_results
 from bitladder.records import AccuracyTask, Gpu, ManifestFile, Prompts, Settings, measurement_id
 from bitladder.report.content import Report, compose
 from bitladder.report.machine_pages import machine_pages
@@ -83,7 +83,7 @@ def performance(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def merged(accuracy: Path, performance: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("merged") / "study"
-    merge([accuracy, performance], out)
+    merge_results([accuracy, performance], out)
     return out
 
 
@@ -93,7 +93,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> Results:
     root = tmp_path_factory.mktemp("twice")
     study(root / "cpu")
     study(root / "gpu", gpu=True, only="performance", ends={("bf16", "max-batch"): ("does_not_fit", "no room")})
-    return merge([root / "cpu", root / "gpu"], root / "merged")
+    return merge_results([root / "cpu", root / "gpu"], root / "merged")
 
 
 def test_accuracy_of_one_machine_and_performance_of_another_decide_together(merged: Path) -> None:
@@ -155,7 +155,7 @@ def test_speedup_is_against_the_same_machines_baseline_or_unknown(twice: Results
 
 def test_a_machine_without_the_baseline_has_no_speedup(tmp_path: Path, accuracy: Path) -> None:
     some = study(tmp_path / "some", only="performance", gpu=True, rungs={"nf4": RUNGS["nf4"]})
-    results = merge([accuracy, some], tmp_path / "merged")
+    results = merge_results([accuracy, some], tmp_path / "merged")
     summary = summarize(results)
     nf4, int8 = summary.rung("nf4"), summary.rung("int8")
     assert nf4 and int8
@@ -188,7 +188,7 @@ def test_recommend_needs_one_machine(twice: Results) -> None:
 
 def test_tasks_of_two_machines_stand_apart_and_make_one_aggregate(tmp_path: Path, accuracy: Path) -> None:
     language = study(tmp_path / "b", only="accuracy", gpu=True, tasks=(LANGUAGE,), groups=BUILTIN_GROUPS[1:2])
-    summary, report = composed(merge([accuracy, language], tmp_path / "merged"))
+    summary, report = composed(merge_results([accuracy, language], tmp_path / "merged"))
     tables = {table.name: table for table in report.tables}
     assert [row[0].text for row in tables["table1"].rows] == ["Knowledge", "Aggregate"]
     assert [row[0].text for row in tables["table1-machine2"].rows] == ["Language", "Aggregate"]
@@ -201,7 +201,7 @@ def test_a_task_is_compared_as_one_machine_measured_it(tmp_path: Path) -> None:
     """The GPU's answers of two rungs don't stand against the CPU's baseline."""
     both = study(tmp_path / "cpu", only="accuracy")
     some = study(tmp_path / "gpu", gpu=True, rungs={name: RUNGS[name] for name in ("int8", "nf4")})
-    summary, report = composed(merge([both, some], tmp_path / "merged"))
+    summary, report = composed(merge_results([both, some], tmp_path / "merged"))
     assert summary.measured_on == f"performance on {GPU}; accuracy on {CPU}"
     nf4 = summary.rung("nf4")
     assert nf4 and nf4.tasks[0].difference_points.value is not None
@@ -213,7 +213,7 @@ def test_a_task_is_compared_as_one_machine_measured_it(tmp_path: Path) -> None:
 
 def test_halves_of_one_machine_are_one_study(tmp_path: Path, accuracy: Path) -> None:
     timed = study(tmp_path / "timed", only="performance")
-    results = merge([accuracy, timed], tmp_path / "merged")
+    results = merge_results([accuracy, timed], tmp_path / "merged")
     assert summarize(results) == summarize(load_results(study(tmp_path / "whole")))
     assert len(machine_pages(results, summarize(results))) == 1
 
@@ -223,14 +223,14 @@ def test_a_serial_number_makes_no_other_machine_and_a_driver_does(tmp_path: Path
     card = edited(
         study(tmp_path / "card", only="performance", gpu=True, rungs={"fp16": RUNGS["fp16"]}), machine={"gpus": (gpu,)}
     )
-    results = merge([performance, card], tmp_path / "one")
+    results = merge_results([performance, card], tmp_path / "one")
     assert len(places(results)) == 1
     assert {gpu.serial for record in results.records for gpu in record.machine.gpus} == {None, "7"}
     newer = edited(
         study(tmp_path / "driver", only="performance", gpu=True),
         machine={"gpus": (gpu.model_copy(update={"driver": "590.1"}),)},
     )
-    names = list(place_names(places(merge([performance, newer], tmp_path / "two"))).values())
+    names = list(place_names(places(merge_results([performance, newer], tmp_path / "two"))).values())
     assert names == [f"{GPU} (driver 580.10)", f"{GPU} (driver 590.1)"]
 
 
@@ -238,15 +238,15 @@ def test_merging_again_in_steps_or_from_archives_is_the_same(
     tmp_path: Path, accuracy: Path, performance: Path, merged: Path
 ) -> None:
     before = files(merged)
-    merge([accuracy, performance], merged)
+    merge_results([accuracy, performance], merged)
     assert files(merged) == before
     archives = [pack(accuracy, tmp_path / "a.tar.gz"), pack(performance, tmp_path / "b.tar.gz")]
-    merge([merged, *archives], tmp_path / "again")
+    merge_results([merged, *archives], tmp_path / "again")
     assert files(tmp_path / "again") == before
     assert {path.name for path in (merged / "parts").iterdir()} == set(json.loads(before["merge.json"])["parts"])
     assert {path.name for path in merged.glob("parts/*/*")} == {"study.json", "rungs", "records", "documents"}
     pack(merged, tmp_path / "merged.tar.gz")
-    merge([tmp_path / "merged.tar.gz"], tmp_path / "unpacked")
+    merge_results([tmp_path / "merged.tar.gz"], tmp_path / "unpacked")
     assert files(tmp_path / "unpacked") == before
 
 
@@ -254,7 +254,7 @@ def test_prompts_go_with_the_records(tmp_path: Path) -> None:
     timed = study(tmp_path / "timed", only="performance")
     prompts = Prompts(token_ids=((1, 2),), prompts_hash="9d" * 32, origin="prose")
     Store(timed).write_prompts(prompts)
-    merge([pack(timed)], tmp_path / "merged")
+    merge_results([pack(timed)], tmp_path / "merged")
     part = next((tmp_path / "merged" / "parts").iterdir())
     assert Store(part).read_prompts(prompts.prompts_hash) == prompts
 
@@ -268,7 +268,7 @@ def test_another_machine_makes_another_report(twice: Results) -> None:
 
 def test_a_measurement_that_ended_well_replaces_one_that_did_not(tmp_path: Path) -> None:
     failed = study(tmp_path / "a", only="accuracy", ends={("nf4", KNOWLEDGE.name): ("failed", "power cut")})
-    results = merge([failed, study(tmp_path / "b", only="accuracy")], tmp_path / "merged")
+    results = merge_results([failed, study(tmp_path / "b", only="accuracy")], tmp_path / "merged")
     assert [record.status for record in results.records] == ["ok"] * 3
 
 
@@ -295,20 +295,20 @@ def test_another_checkpoint_of_one_name_is_refused_with_its_tensors_counted(tmp_
     with pytest.raises(
         UserError, match=r"nf4 is not one checkpoint: [0-9a-f]{12} in .*a and abababababab in .*b; their"
     ):
-        merge([one, other], tmp_path / "merged")
+        merge_results([one, other], tmp_path / "merged")
     weights(one, same=1.0, changed=1.0, gone=1.0)
     weights(other, same=1.0, changed=2.0)
     with pytest.raises(UserError, match="; 2 of 3 tensors differ; measure both from one checkpoint"):
-        merge([one, other], tmp_path / "merged")
+        merge_results([one, other], tmp_path / "merged")
     (other / "checkpoints" / "nf4" / "model.safetensors").write_bytes(
         (one / "checkpoints" / "nf4" / "model.safetensors").read_bytes()
     )
     with pytest.raises(UserError, match="none of 3 tensors differ, the quantization settings do"):
-        merge([one, other], tmp_path / "merged")
+        merge_results([one, other], tmp_path / "merged")
     recorded = ManifestFile(sha256="c" * 64, size_bytes=1)
     filed = other_rung(study(tmp_path / "c", only="performance"), files={"model.safetensors": recorded})
     with pytest.raises(UserError, match="1 of 1 weight files differ"):
-        merge([one, filed], tmp_path / "merged")
+        merge_results([one, filed], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -323,7 +323,7 @@ def test_a_rung_that_one_machine_refused_is_out_there_alone(tmp_path: Path, accu
     refused = {"nf4": ("refused", "it is FP4")}
     other = study(tmp_path / "gpu", only="performance", gpu=True, broken_rungs=refused)
     whole = study(tmp_path / "cpu", only="performance")
-    results = merge([accuracy, other, whole], tmp_path / "merged")
+    results = merge_results([accuracy, other, whole], tmp_path / "merged")
     statuses = {device: summarize(results, machine=device).rung("nf4") for device in ("T4", CPU)}
     assert {device: rung.status for device, rung in statuses.items() if rung} == {"T4": "refused", CPU: "ok"}
 
@@ -370,14 +370,14 @@ def test_what_cannot_stand_side_by_side_is_refused(
 ) -> None:
     other = change(study(tmp_path / "other", only="accuracy", **settings))
     with pytest.raises(UserError, match=says) as raised:
-        merge([accuracy, other], tmp_path / "merged")
+        merge_results([accuracy, other], tmp_path / "merged")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "merged").exists()
 
 
 def test_batch_size_may_differ_between_machines(tmp_path: Path, accuracy: Path) -> None:
     other = edited(study(tmp_path / "other", only="accuracy", gpu=True), item={"batch_size": 64})
-    results = merge([accuracy, other], tmp_path / "merged")
+    results = merge_results([accuracy, other], tmp_path / "merged")
     assert {record.item.batch_size for record in results.records if isinstance(record.item, AccuracyTask)} == {8, 64}
 
 
@@ -386,24 +386,24 @@ def test_out_that_holds_something_else_is_refused(
 ) -> None:
     before = files(accuracy)
     with pytest.raises(UserError, match="holds another study; name a new folder"):
-        merge([accuracy, performance], accuracy)
+        merge_results([accuracy, performance], accuracy)
     with pytest.raises(UserError, match="holds another study; name a new folder"):
-        merge([accuracy], merged)
+        merge_results([accuracy], merged)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is there and is no merged study"):
-        merge([accuracy, performance], tmp_path)
+        merge_results([accuracy, performance], tmp_path)
     assert files(accuracy) == before and files(tmp_path) == {"notes.txt": b"mine"}
 
 
 def test_inputs_without_a_study_are_refused(tmp_path: Path, accuracy: Path) -> None:
     with pytest.raises(UserError, match=r"no study\.json"):
-        merge([accuracy, tmp_path / "absent"], tmp_path / "merged")
+        merge_results([accuracy, tmp_path / "absent"], tmp_path / "merged")
     with pytest.raises(UserError, match="nothing to merge"):
-        merge([], tmp_path / "merged")
+        merge_results([], tmp_path / "merged")
     bare = study(tmp_path / "bare", only="accuracy")
     next((bare / "documents").iterdir()).unlink()
     with pytest.raises(UserError, match="bare: no documents/"):
-        merge([bare], tmp_path / "merged")
+        merge_results([bare], tmp_path / "merged")
 
 
 def test_a_study_is_not_continued_in_a_merged_folder(merged: Path) -> None:

@@ -300,7 +300,7 @@ class TestRandomShape:
 
         small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-        tokenizer = Tokenizer(name="tokenizer", made_bytes=1, note="", speed_only=False)
+        tokenizer = Tokenizer(name="tokenizer", made_bytes=1, note="", hub_id=None, license=None, speed_only=False)
         return replace(
             LLAMA_1B_SHAPE,
             name="small-shape",

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from bitladder.decide import recommend
+from bitladder.markdown import escape
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.content import Report, compose
-from bitladder.report.markdown import escape, to_markdown
+from bitladder.report.markdown import to_markdown
 from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, Summary

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from bitladder.checkpoint.audit import audit
     from bitladder.checkpoint.quantize import quantize
     from bitladder.decide import Limits, recommend
-    from bitladder.merge import merge
+    from bitladder.merge import merge_results
+    from bitladder.publish import publish_checkpoint
     from bitladder.records import Settings
     from bitladder.report import write_report
     from bitladder.stats.summarize import summarize
@@ -32,8 +33,9 @@ _HOMES = {
     "Settings": "bitladder.records",
     "audit": "bitladder.checkpoint.audit",
     "load_results": "bitladder.store",
-    "merge": "bitladder.merge",
+    "merge_results": "bitladder.merge",
     "pack": "bitladder.archive",
+    "publish_checkpoint": "bitladder.publish",
     "quantize": "bitladder.checkpoint.quantize",
     "recommend": "bitladder.decide",
     "run_study": "bitladder.study.run",
@@ -47,8 +49,9 @@ __all__ = [
     "__version__",
     "audit",
     "load_results",
-    "merge",
+    "merge_results",
     "pack",
+    "publish_checkpoint",
     "quantize",
     "recommend",
     "run_study",

@@ -37,7 +37,7 @@ class Part:
         return hash_json([hash_json(results.study), rungs, records, sorted(self.documents), sorted(self.prompts)])[:16]
 
 
-def merge(inputs: Sequence[Path], out: Path) -> Results:
+def merge_results(inputs: Sequence[Path], out: Path) -> Results:
     """Join result folders, merged folders and packed archives into ``out``, and return what it holds.
 
     Records alone are copied, no weights. An ``out`` that holds this very merge is left as it is. Raises UserError for

@@ -13,6 +13,7 @@ import typer
 from bitladder.cli.audit import audit_command
 from bitladder.cli.merge import merge_command
 from bitladder.cli.pack import pack_command
+from bitladder.cli.publish import publish_command
 from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
@@ -27,7 +28,8 @@ app = typer.Typer(
         "bitladder study builtin:smollm2-135m --out study\n\n"
         "bitladder recommend study --max-memory 2GiB --max-drop 1pt\n\n"
         "bitladder quantize meta-llama/Llama-3.2-1B --rung nf4 --out llama-nf4\n\n"
-        "bitladder audit llama-nf4"
+        "bitladder audit llama-nf4\n\n"
+        "bitladder publish llama-nf4 --repo my-org/llama-nf4"
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -40,6 +42,7 @@ app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)
 app.command("merge")(merge_command)
 app.command("pack")(pack_command)
+app.command("publish")(publish_command)
 
 
 def _show_version(wanted: bool) -> None:

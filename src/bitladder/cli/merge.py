@@ -17,10 +17,10 @@ def merge_command(
     """Join result folders of one model by the content of their rungs. Tables of it never mix machines."""
     import json
 
-    from bitladder.merge import merge
+    from bitladder.merge import merge_results
     from bitladder.stats.machines import place_names, places
 
-    results = merge(inputs, out)
+    results = merge_results(inputs, out)
     names = list(place_names(places(results)).values())
     rungs = results.study.settings.rungs
     if json_output:

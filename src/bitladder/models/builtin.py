@@ -20,6 +20,8 @@ SMOLLM2 = PackagedGguf(
         "The source's weights are Q4_1, so it was already quantized to 4 bits: drops are against this "
         "baseline rounded to BF16, not against the released SmolLM2-135M-Instruct."
     ),
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    license="apache-2.0",
     speed_only=False,
 )
 
@@ -57,6 +59,8 @@ LLAMA_1B_SHAPE = RandomShape(
         "attention and MLP: for speed and memory alone, no accuracy is measured. Its tokenizer is SmolLM2's, whose ids "
         "are below 49,152."
     ),
+    hub_id=None,
+    license=None,
     speed_only=True,
 )
 

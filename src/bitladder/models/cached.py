@@ -29,6 +29,10 @@ class CachedModel(ABC):
     """size on disk"""
     note: str
     """what every report has to say about it"""
+    hub_id: str | None
+    """the released model that it was made from"""
+    license: str | None
+    """the released model's, as the Hub names it"""
     speed_only: bool
     """whether its answers mean nothing, so that only its speed and memory can be measured"""
 

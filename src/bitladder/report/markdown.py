@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bitladder.markdown import escape
 from bitladder.report.content import Report
 from bitladder.report.figure import Figure
 from bitladder.report.table import Cell, Table, footnote_letter
@@ -24,12 +23,6 @@ def to_markdown(report: Report) -> str:
     environment.filters["table"] = table_to_markdown
     environment.tests["drawn"] = lambda figure: isinstance(figure, Figure)
     return environment.get_template("report.md.jinja").render(report=report)
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is: no tags, no links, no table breaks."""
-    flat = " ".join(text.split())
-    return re.sub(r"([\\`*<|])", r"\\\1", flat).replace("](", "]\\(")
 
 
 def table_to_markdown(table: Table) -> str:
