@@ -78,6 +78,18 @@ def test_weights_of_another_method_than_the_configs_are_not_loaded(
     assert "scheme" in {finding.check for finding in audit(directory, load=False).errors}
 
 
+def test_altered_weights_are_a_finding_and_not_loaded(made_rungs: CopyRung) -> None:
+    directory = made_rungs("nf4")
+    with (directory / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 0xFF]))
+    found = audit(directory)
+    assert {finding.check for finding in found.errors} == {"manifest"}
+    assert any("aren't those of its manifest" in finding.message for finding in found.findings)
+
+
 def test_a_model_too_large_for_memory_is_audited_unloaded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "available_bytes", lambda device: 1000)
     found = audit(tiny_llama)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bitladder import forkserver
 from bitladder.errors import DoesNotFitError
 from bitladder.perf import maxbatch, probe
 from bitladder.perf.maxbatch import ProbeJob, choose_batch, largest_fitting, running_probe, search_largest_batch
@@ -142,6 +143,8 @@ def test_probe_without_an_answer(ending: str, outcome: str, tmp_path: Path, monk
     (tmp_path / "ends.py").write_text(f"import os\n\ndef work(descriptor):\n    {ending}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(maxbatch, "PROBE", "ends")
+    monkeypatch.setattr(forkserver, "PRELOADED", ())
+    monkeypatch.setattr(forkserver, "CPU_PRELOADED", ())
     prompts = make_prompts()
     with running_probe(tmp_path, make_scenario(prompts), prompts) as ask:
         if outcome == "bug":

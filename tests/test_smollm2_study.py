@@ -10,8 +10,8 @@ import pytest
 pytestmark = pytest.mark.smollm2
 
 COMMAND = (
-    "study builtin:smollm2-135m --rungs bf16,nf4 --tasks bitladder_knowledge --limit 4 --scenarios batch1 --requests 2 "
-    "--prompt-tokens 16 --new-tokens 4 --device cpu --json"
+    "study builtin:smollm2-135m --rungs bf16,nf4 --tasks bitladder_knowledge --backend bitladder --limit 4 "
+    "--scenarios batch1 --requests 2 --prompt-tokens 16 --new-tokens 4 --device cpu --json"
 )
 
 

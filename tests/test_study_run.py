@@ -159,21 +159,32 @@ def test_killed_worker_is_said_to_be_killed(server: ForkServer, tiny_llama: Path
     assert worker.ended.in_flight is not None
 
 
-def test_workers_end_with_the_process_that_started_them(tiny_llama: Path, tmp_path: Path) -> None:
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """The server and its worker, in the middle of a job, are gone soon after the owner was killed."""
+    (tmp_path / "sleeper.py").write_text(
+        "import os, threading, time\n"
+        "from bitladder.study.job import Started\n"
+        "from bitladder.study.worker import end_with_parent\n\n"
+        "def work(descriptor):\n"
+        "    threading.Thread(target=end_with_parent, daemon=True).start()\n"
+        "    os.write(descriptor, Started(measurement_id='m').model_dump_json().encode() + b'\\n')\n"
+        "    time.sleep(60)\n"
+    )
     code = (
-        "import sys; from pathlib import Path; from bitladder.study.job import Job;"
-        "from bitladder.forkserver import ForkServer; from bitladder.study.process import Worker\n"
-        "server = ForkServer('bitladder.study.worker', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
+        "import sys; from pathlib import Path; from bitladder import forkserver; from bitladder.study.job import Job;"
+        "from bitladder.study.process import Worker\n"
+        "forkserver.PRELOADED = forkserver.CPU_PRELOADED = ()\n"
+        "server = forkserver.ForkServer('sleeper', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
         "worker = Worker(server, Job.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / 'worker', 60)\n"
         "for message in worker.messages():\n"
         "    print(worker.process_id, server._process.pid, flush=True); import time; time.sleep(60)\n"
     )
-    job = job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path)))
-    command = [sys.executable, "-c", code, job.model_dump_json(), str(tmp_path)]
-    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code, job_for(tmp_path).model_dump_json(), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert owner.stdout is not None
     process_ids = [int(number) for number in owner.stdout.readline().split()]
+    assert len(process_ids) == 2
     owner.kill()
     owner.wait()
     deadline = time.monotonic() + 10

@@ -31,7 +31,7 @@ STDERR = 2
 
 
 class ForkServer:
-    """Starts with the first worker; ends with ``close``, or when its owner is gone.
+    """Starts with the first worker or before, by ``start``; ends with ``close``, or when its owner is gone.
 
     One worker at a time: ``wait`` comes before the next ``fork``.
     """
@@ -47,13 +47,17 @@ class ForkServer:
         self._control, self._theirs = socket.socketpair()
         self._process: subprocess.Popen[bytes] | None = None
 
+    def start(self) -> None:
+        """Begin to import, if that hasn't begun."""
+        if self._process is None:
+            self._process = self._start()
+
     def fork(self, stdin: int, log: int, messages: int) -> int:
         """A worker with these descriptors, leader of its process group. Returns its process id.
 
         Raises ConnectionError when the server has ended.
         """
-        if self._process is None:
-            self._process = self._start()
+        self.start()
         socket.send_fds(self._control, [FORK], [stdin, log, messages])
         return self._receive_number()
 
@@ -65,6 +69,7 @@ class ForkServer:
         self._control.close()
         self._theirs.close()
         if self._process is not None:
+            self._process.kill()  # it may still be importing
             self._process.wait()
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitladder.checkpoint.architecture import Architecture, read_architecture
 from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
-from bitladder.checkpoint.checks.integrity import check_config
+from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme
 from bitladder.checkpoint.forward import Loaded, observe_forward
@@ -97,6 +97,8 @@ def _architecture(
 
 def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
     """The model's one forward, or why there is none."""
+    if any(finding.severity == "error" for finding in check_manifest(subject, None)):
+        return None, "its files aren't those of its manifest"
     if any(finding.severity == "error" for finding in check_config(subject, None)):
         return None, "its tensors aren't those that its config describes"
     method = config_scheme(subject.config, subject.found).method

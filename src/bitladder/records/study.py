@@ -66,6 +66,8 @@ class LayerRate(Record):
     rows: int
     s_per_weight: float
     """seconds of one call with so many rows, over the layer's number of weights"""
+    widened: bool = False
+    """as the accuracy backend ``bitladder`` runs it, whose 16-bit products are FP32 where the CPU has none"""
 
 
 class Calibration(Record):

@@ -10,8 +10,8 @@ from pathlib import Path
 from bitladder.records import AccuracyTask, Calibration, Item, LayerRate, Scenario, Settings, StudyRecord
 from bitladder.rungs import BASELINE, find_rung
 
-PROCESS_START_S = 7.0
-"""imports, loading, and the monitor's start"""
+PROCESS_START_S = 3.0
+"""forking, loading, and the monitor's start"""
 _CHARACTERS_PER_TOKEN = 4.0
 _GENERATED_TOKENS = 128
 _SAMPLED_DOCUMENTS = 16
@@ -34,9 +34,10 @@ class RungEstimate:
 
 @dataclass(frozen=True)
 class TaskLoad:
-    """An accuracy task's work: tokens to read, tokens to write."""
+    """An accuracy task's work: tokens to read, positions to score, tokens to write."""
 
     prefill_tokens: float
+    scored_tokens: float
     generated_tokens: float
 
 
@@ -76,8 +77,10 @@ class _Clock:
 
     def __init__(self, calibration: Calibration, rung: str, layer_weights: int, head_weights: int) -> None:
         rest = BASELINE if find_rung(rung).scheme.method != "plain" else rung
-        self._layers = [rate for rate in calibration.layer_rates if rate.rung == rung]
-        self._head = [rate for rate in calibration.layer_rates if rate.rung == rest]
+        self._all_layers = [rate for rate in calibration.layer_rates if rate.rung == rung]
+        self._all_head = [rate for rate in calibration.layer_rates if rate.rung == rest]
+        self._layers = [rate for rate in self._all_layers if not rate.widened]
+        self._head = [rate for rate in self._all_head if not rate.widened]
         self._layer_weights = layer_weights
         self._head_weights = head_weights
 
@@ -85,6 +88,12 @@ class _Clock:
         """All layers over ``rows`` tokens, the head over ``scored_rows``."""
         layers = self._layer_weights * s_per_weight(self._layers, rows)
         return layers + self._head_weights * s_per_weight(self._head, scored_rows)
+
+    def packed_s(self, tokens: float, scored_tokens: float) -> float:
+        """The same for many packed tokens, as our own backend runs them."""
+        layers, head = (next(rate for rate in rates if rate.widened) for rates in (self._all_layers, self._all_head))
+        layers_s = self._layer_weights * layers.s_per_weight * tokens / layers.rows
+        return layers_s + self._head_weights * head.s_per_weight * scored_tokens / head.rows
 
 
 def s_per_weight(rates: list[LayerRate], rows: float) -> float:
@@ -104,8 +113,10 @@ def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clo
     for item in tasks:
         load = loads[item.task]
         batch_tokens = 64.0 * item.batch_size
-        # lm-eval's own backend runs the head over every position of a batch
-        seconds += load.prefill_tokens / batch_tokens * clock.forward_s(batch_tokens, batch_tokens)
+        if item.backend == "bitladder":
+            seconds += clock.packed_s(load.prefill_tokens, load.scored_tokens)
+        else:  # lm-eval's own runs the head over every position of a batch
+            seconds += load.prefill_tokens / batch_tokens * clock.forward_s(batch_tokens, batch_tokens)
         seconds += load.generated_tokens / item.batch_size * clock.forward_s(item.batch_size, item.batch_size)
     return seconds
 
@@ -133,11 +144,15 @@ def _task_load(settings: Settings, item: AccuracyTask) -> TaskLoad:
     characters = sum(len(str(task.doc_to_text(document))) for document in sample) / max(len(sample), 1)
     tokens = (1 + (item.num_fewshot or 0)) * characters / _CHARACTERS_PER_TOKEN
     if task.OUTPUT_TYPE == "generate_until":
-        return TaskLoad(count * tokens, float(count * _GENERATED_TOKENS))
+        return TaskLoad(count * tokens, count, float(count * _GENERATED_TOKENS))
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         text = sum(len(str(task.doc_to_target(document))) for document in sample) / max(len(sample), 1)
-        return TaskLoad(count * text / _CHARACTERS_PER_TOKEN, 0.0)
+        text_tokens = count * text / _CHARACTERS_PER_TOKEN
+        return TaskLoad(text_tokens, text_tokens, 0.0)
     choices = [task.doc_to_choice(document) for document in sample] if task.OUTPUT_TYPE == "multiple_choice" else []
+    choice_tokens = [len(str(choice)) / _CHARACTERS_PER_TOKEN for options in choices for choice in options]
+    scored = count * sum(choice_tokens) / max(len(sample), 1)
     one_token = all(" " not in str(choice).strip() for options in choices for choice in options)
-    forwards = 1 if one_token or not choices else len(choices[0])
-    return TaskLoad(count * tokens * forwards, 0.0)
+    # our own backend reads a prompt once for all its choices
+    prompts = 1 if one_token or not choices or item.backend == "bitladder" else len(choices[0])
+    return TaskLoad(count * tokens * prompts + (0 if one_token else scored), scored, 0.0)

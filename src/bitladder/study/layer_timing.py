@@ -16,32 +16,43 @@ _REPEATS = 3
 
 
 def time_layers(rungs: tuple[str, ...], device: str, in_features: int, out_features: int) -> tuple[LayerRate, ...]:
-    """Seconds per weight of a (out_features, in_features) layer, for every rung and number of rows in ROWS."""
-    return tuple(
-        LayerRate(rung=name, rows=rows, s_per_weight=seconds / (in_features * out_features))
-        for name in rungs
-        for rows, seconds in _time_layer(find_rung(name), device, in_features, out_features)
-    )
+    """Seconds per weight of a (out_features, in_features) layer, for every rung and number of rows in ROWS.
 
-
-def _time_layer(rung: Rung, device: str, in_features: int, out_features: int) -> list[tuple[int, float]]:
+    The most rows are timed again as the backend ``bitladder`` runs them.
+    """
     import torch
 
+    from bitladder.accuracy.backend.products import widened_products
     from bitladder.checkpoint.expected import torch_dtype
     from bitladder.checkpoint.loading import quiet_libraries
 
     quiet_libraries()
-    layer = _make_layer(rung, in_features, out_features).to(device)
-    timed = []
-    with torch.inference_mode():
+    rates = []
+    for name in rungs:
+        rung = find_rung(name)
+        # bitsandbytes quantizes when a layer comes to its device, and keeps the type that it had
+        layer = _make_layer(rung, in_features, out_features).to(torch_dtype(rung.scheme.rest_type)).to(device)
         for rows in ROWS:
-            inputs = torch.randn(rows, in_features, device=device).to(torch_dtype(rung.scheme.rest_type))
-            layer(inputs)
-            timed.append((rows, statistics.median(_call(layer, inputs, device) for _ in range(_REPEATS))))
-    return timed
+            rates.append(_rate(name, layer, rows, device, widened=False))
+        with widened_products(torch.device(device)):
+            rates.append(_rate(name, layer, ROWS[-1], device, widened=True))
+    return tuple(rates)
 
 
-def _make_layer(rung: Rung, in_features: int, out_features: int) -> "nn.Module":
+def _rate(rung: str, layer: "nn.Linear", rows: int, device: str, *, widened: bool) -> LayerRate:
+    import torch
+
+    from bitladder.checkpoint.expected import torch_dtype
+
+    inputs = torch.randn(rows, layer.in_features, device=device).to(torch_dtype(find_rung(rung).scheme.rest_type))
+    with torch.inference_mode():
+        layer(inputs)
+        seconds = statistics.median(_call(layer, inputs, device) for _ in range(_REPEATS))
+    weights = layer.in_features * layer.out_features
+    return LayerRate(rung=rung, rows=rows, s_per_weight=seconds / weights, widened=widened)
+
+
+def _make_layer(rung: Rung, in_features: int, out_features: int) -> "nn.Linear":
     from torch import nn
 
     from bitladder.checkpoint.expected import torch_dtype
@@ -51,7 +62,7 @@ def _make_layer(rung: Rung, in_features: int, out_features: int) -> "nn.Module":
         return nn.Linear(in_features, out_features, bias=False, dtype=torch_dtype(scheme.stored_type))
     import bitsandbytes
 
-    layer: nn.Module
+    layer: nn.Linear
     if scheme.method == "llm.int8":
         layer = bitsandbytes.nn.Linear8bitLt(
             in_features, out_features, bias=False, has_fp16_weights=False, threshold=scheme.int8_threshold

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
@@ -41,15 +42,16 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     Raises UserError for bad input, or where another process is writing to ``out``.
     """
     store = Store(out)
-    with _only_writer(out):
+    log = store.directory / "logs" / "forkserver.log"
+    with _only_writer(out), ForkServer(WORKER, log, with_gpu=bool(describe_machine().gpus)) as server:
+        if not store.has_study():
+            server.start()  # its imports take about as long as preparing does
         prepared = prepare(settings, store)
         study = prepared.study
         if prepared.prompts is not None:
             store.write_prompts(prepared.prompts)
         store.write_study(study)
-        with_gpu = bool(study.calibration.machine.gpus)
-        with ForkServer(WORKER, store.directory / "logs" / "forkserver.log", with_gpu=with_gpu) as server:
-            _Run(study, store, progress or StudyProgress(), server).run()
+        _Run(study, store, progress or StudyProgress(), server).run()
         return store.load()
 
 

@@ -53,7 +53,7 @@ class _Pipe:
 def work(descriptor: int) -> None:
     """Do the job on standard input, with messages to ``descriptor``."""
     job = Job.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with os.fdopen(descriptor, "w") as file:
         pipe = _Pipe(file)
         try:
@@ -64,7 +64,8 @@ def work(descriptor: int) -> None:
             pipe.send(Stopped(status="failed", reason=str(error)))
 
 
-def _die_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of standard input, which the parent holds open, and end the process."""
     sys.stdin.read()
     os._exit(1)
 
