@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -108,9 +109,14 @@ class ForkServer:
 def _serve(control: socket.socket, target: str, modules: list[str]) -> None:
     for module in modules:
         import_module(module)
+    # Python warns of the threads that NumPy and Arrow keep, which make theirs anew in a fork
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     gc.freeze()  # a collection in a worker would copy every page that the fork shares
     while True:
-        request, descriptors, _, _ = socket.recv_fds(control, len(FORK), 3)
+        try:
+            request, descriptors, _, _ = socket.recv_fds(control, len(FORK), 3)
+        except ConnectionResetError:  # the owner was killed
+            return
         if not request:
             return
         process_id = os.fork()

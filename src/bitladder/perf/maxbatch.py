@@ -20,6 +20,9 @@ STEP_SHARE = 1 / 32
 TRUSTED_FAILURES = 2
 """After more, what runs needed does not foretell what fits, and the search bisects."""
 
+GPU_GROWTH = 16
+"""Two far sizes say more of what a row needs than two near ones, and small batches fit on most cards."""
+
 KILLED = -9
 """What the kernel does to a process that takes all of main memory."""
 
@@ -35,33 +38,35 @@ class ProbeJob(Record):
     trust_remote_code: bool
 
 
-def search_largest_batch(probe: Probe, cap: int | None) -> tuple[BatchProbe, ...]:
-    """Double from 1 until a batch fails or ``cap`` fits, then close in. All probes, in the order they were made.
+def search_largest_batch(probe: Probe, cap: int | None, growth: int = 2) -> tuple[BatchProbe, ...]:
+    """Grow from 1 by ``growth`` until a batch fails or ``cap`` fits, then close in. All probes, in their order.
 
-    Where two probes said what they needed, the next is the batch that should just fit: memory grows evenly with the
+    Where two probes said what they needed, the next is a batch that should just fit: memory grows evenly with the
     batch, so that a run or two replace a bisection.
     """
     probes = [probe(1)]
-    while (size := _next_size(probes, cap)) is not None:
+    while (size := _next_size(probes, cap, growth)) is not None:
         probes.append(probe(size))
     return tuple(probes)
 
 
-def _next_size(probes: list[BatchProbe], cap: int | None) -> int | None:
+def _next_size(probes: list[BatchProbe], cap: int | None, growth: int) -> int | None:
     """The batch to try next, None at the end."""
     fitting = largest_fitting(probes)
     failing = min((probe.batch_size for probe in probes if not probe.fits), default=None)
     if fitting is None or fitting == cap or (failing is not None and failing - fitting <= _step(fitting)):
         return None
-    likely = _likely_largest(probes)
-    if failing is None:
-        size = 2 * fitting if likely is None else max(likely, fitting + _step(fitting))
-        return size if cap is None else min(size, cap)
     failures = sum(not probe.fits for probe in probes)
-    if likely is None or likely >= failing or failures > TRUSTED_FAILURES:
-        return (fitting + failing) // 2
-    # a step beyond the one that fits: where that fails as it should, the search is at its end
-    return min(max(likely, fitting + _step(fitting)), failing - 1)
+    likely = _likely_largest(probes) if failures <= TRUSTED_FAILURES else None
+    if likely is None or (failing is not None and likely >= failing):
+        size = growth * fitting if failing is None else (fitting + failing) // 2
+    else:
+        # a step below what should fit, so that it does and says more; next to it, a step above, which ends the search
+        below = likely - _step(likely)
+        size = below if below > fitting else fitting + _step(fitting)
+    if failing is not None:
+        return min(size, failing - 1)
+    return size if cap is None else min(size, cap)
 
 
 def _step(fitting: int) -> int:
@@ -101,10 +106,12 @@ def choose_batch(
         probes = search_largest_batch(probe, scenario.batch_size_cap)
     else:
         with running_probe(directory, scenario, prompts, trust_remote_code=trust_remote_code) as probe:
-            probes = search_largest_batch(probe, scenario.batch_size_cap)
+            probes = search_largest_batch(probe, scenario.batch_size_cap, GPU_GROWTH)
     largest = largest_fitting(probes)
     if largest is None:
         last = probes[-1]
+        if last.reason is not None:
+            raise RuntimeError(f"batch of 1: {last.reason}")
         raise DoesNotFitError(
             f"batch of 1: {format_bytes(last.needed_bytes)} needed, {format_bytes(last.available_bytes)} available; "
             "choose fewer tokens, a smaller rung or a device with more memory"

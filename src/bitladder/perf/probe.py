@@ -3,6 +3,8 @@
 import os
 import sys
 import threading
+import time
+import traceback
 from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
@@ -30,14 +32,16 @@ def _end_with_parent() -> None:
 
 
 def try_batch(job: ProbeJob) -> BatchProbe:
-    """Whether the batch runs; running out of memory is an answer, every other error is not caught."""
+    """Whether the batch runs. What torch refuses for another cause than memory, such as a kernel that can't index so
+    many rows, is an answer too, with its reason; with one row it is whoever asks that makes it an error."""
     from bitladder.checkpoint.loading import load_model
 
     batch_size = len(job.token_ids)
     scenario = job.scenario
     gpu = gpu_of(scenario.device)
     idle_bytes = device_bytes(gpu)
-    needed_bytes = None
+    needed_bytes = reason = None
+    started_s = time.perf_counter()
     try:
         with out_of_memory_does_not_fit(f"batch of {batch_size}"):
             limit_memory(scenario.device, scenario.memory_limit_bytes, idle_bytes)
@@ -53,4 +57,15 @@ def try_batch(job: ProbeJob) -> BatchProbe:
         fits = limit_bytes is None or needed_bytes is None or needed_bytes <= limit_bytes
     except DoesNotFitError:
         fits = False
-    return BatchProbe(batch_size=batch_size, fits=fits, how="run", needed_bytes=needed_bytes, available_bytes=None)
+    except RuntimeError as error:
+        traceback.print_exc()
+        fits, reason = False, f"RuntimeError: {str(error).splitlines()[0]}"
+    return BatchProbe(
+        batch_size=batch_size,
+        fits=fits,
+        how="run",
+        needed_bytes=needed_bytes,
+        available_bytes=None,
+        duration_s=time.perf_counter() - started_s,
+        reason=reason,
+    )

@@ -204,6 +204,10 @@ class BatchProbe(Record):
     needed_bytes: int | None
     """for a run on a GPU: of the device, the context included, as the driver says"""
     available_bytes: int | None
+    duration_s: float | None = None
+    """loading included; None where it was predicted"""
+    reason: str | None = None
+    """why it did not run, where that was not memory"""
 
 
 class PerformanceOutcome(Record):
