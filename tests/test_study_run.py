@@ -90,6 +90,8 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     process = subprocess.Popen([sys.executable, "-c", code, settings.model_dump_json(), str(out)])
     kill_after(out, process, 1, "records/*.json")
     kept = {path.name: path.read_bytes() for path in (out / "records").glob("*.json")}
+    (out / "records" / ".half.json.x1.tmp").write_text("{")
+    (out / "checkpoints" / ".bf16.x2.tmp").mkdir()
 
     resumed = Counting()
     results = run_study(settings, out, resumed)
@@ -99,6 +101,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     for name, content in kept.items():
         assert (out / "records" / name).read_bytes() == content
     assert len(list((out / "documents").iterdir())) == 2, "questions are stored once a task"
+    assert not list(out.glob("**/*.tmp")), "what a killed study was writing is removed"
 
     # Prompt and new tokens now exceed the model's context: performance fails, accuracy is not touched.
     changed = Counting()

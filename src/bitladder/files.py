@@ -38,6 +38,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+def remove_unfinished(directory: Path, name: str = "*") -> None:
+    """Remove what a killed process was writing to ``directory`` as ``name``. Only for whoever alone may write it."""
+    for leftover in directory.glob(f".{name}.*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside ``path`` that is renamed to it when the block ends well, and removed when not."""

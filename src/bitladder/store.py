@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.files import write_atomically
+from bitladder.files import remove_unfinished, write_atomically
 from bitladder.records import (
     MeasurementRecord,
     MergeRecord,
@@ -38,6 +38,11 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed study was writing."""
+        for folder in (self.directory, *(path for path in self.directory.iterdir() if path.is_dir())):
+            remove_unfinished(folder)
 
     def write_study(self, study: StudyRecord) -> None:
         self._write(self.directory / "study.json", study)

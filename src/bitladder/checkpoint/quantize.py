@@ -19,7 +19,14 @@ from bitladder.checkpoint.loading import load_pretrained, load_tokenizer, requir
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
 from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tensors
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.files import cache_directory, link_or_copy, new_directory, require_disk_space, write_atomically
+from bitladder.files import (
+    cache_directory,
+    link_or_copy,
+    new_directory,
+    remove_unfinished,
+    require_disk_space,
+    write_atomically,
+)
 from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
@@ -176,8 +183,7 @@ def _locked(entry: Path) -> Iterator[None]:
         log.warning("%s: another process is making this checkpoint; waiting for it", entry)
         lock.acquire()
     try:
-        for leftover in entry.parent.glob(f".{entry.name}.*.tmp"):
-            shutil.rmtree(leftover)
+        remove_unfinished(entry.parent, entry.name)
         yield
     finally:
         lock.release()

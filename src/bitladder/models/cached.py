@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from bitladder.checkpoint.manifest import hash_files
-from bitladder.files import cache_directory, new_directory, require_disk_space
+from bitladder.files import cache_directory, new_directory, remove_unfinished, require_disk_space
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,7 @@ class CachedModel(ABC):
         with FileLock(directory.with_name(f"{directory.name}.lock")):
             if _is_intact(directory):
                 return directory
-            for leftover in directory.parent.glob(f".{directory.name}.*.tmp"):
-                shutil.rmtree(leftover)
+            remove_unfinished(directory.parent, directory.name)
             if directory.exists():
                 log.warning("%s: damaged since it was written; making it again", directory)
                 shutil.rmtree(directory)

@@ -44,6 +44,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     store = Store(out)
     log = store.directory / "logs" / "forkserver.log"
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=bool(describe_machine().gpus)) as server:
+        store.remove_unfinished()
         if not store.has_study():
             server.start()  # its imports take about as long as preparing does
         prepared = prepare(settings, store)
