@@ -20,6 +20,7 @@ FOUNDATION = {
     "environment",
     "main_memory",
     "forkserver",
+    "hub",
     "markdown",
 }
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading"}

@@ -5,7 +5,7 @@ lm-eval calls ``datasets.load_dataset`` through its module while a task is built
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from unittest import mock
 
 from bitladder.accuracy.expansion import Leaf
 from bitladder.errors import UserError
+from bitladder.hub import offline_without_network
 from bitladder.records import hash_json
 
 PLACEHOLDER_ROWS = 1
@@ -63,7 +64,8 @@ class DatasetReader:
         import datasets.load
 
         place, options = self._locate(leaf, path, options)
-        with _named_errors(leaf, place, is_remote=place == path and "data_files" not in options):
+        is_remote = place == path and "data_files" not in options
+        with _named_errors(leaf, place, is_remote), offline_without_network() if is_remote else nullcontext():
             splits = datasets.load.load_dataset(place, name, **options)
         if isinstance(splits, Mapping):
             _require_splits(leaf, place, splits)

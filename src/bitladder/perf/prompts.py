@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitladder.errors import UserError
+from bitladder.hub import offline_without_network
 from bitladder.records import Prompts, hash_json
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def _read_wikitext(path: str) -> str:
 
     datasets.disable_progress_bars()
     try:
-        rows: Mapping[str, Sequence[str]] = datasets.load_dataset(path, WIKITEXT_CONFIG, split=WIKITEXT_SPLIT)
+        with offline_without_network() if path == WIKITEXT else nullcontext():
+            rows: Mapping[str, Sequence[str]] = datasets.load_dataset(path, WIKITEXT_CONFIG, split=WIKITEXT_SPLIT)
     except ConnectionError as error:
         raise UserError(
             f"{WIKITEXT}: neither reachable nor cached ({error}); give --datasets a mirror that has it"
