@@ -52,7 +52,7 @@ class TaskReplay:
 NO_GPU = dict.fromkeys(
     (
         *(name for name in ResourceSample.model_fields if name.startswith("gpu_")),
-        *("allocated_peak_bytes", "reserved_peak_bytes", "idle_device_bytes"),
+        *("allocated_peak_bytes", "reserved_peak_bytes", "idle_device_bytes", "idle_power_w"),
     ),
     "no GPU",
 )
@@ -174,6 +174,7 @@ def performance_outcome(scenario: Scenario, replay: RungReplay, gpu: bool = Fals
         resources=tuple(
             _resource_sample(index, clock, peak, peak - idle if gpu else None) for index in range(int(clock / 0.25) + 2)
         ),
+        idle_power_w=45.0 if gpu else None,
         unavailable={} if gpu else NO_GPU,
     )
 

@@ -154,6 +154,7 @@ def test_gpu_is_measured(name: str, tiny_llama: Path) -> None:
 
 def assert_every_none_has_a_reason(outcome: PerformanceOutcome) -> None:
     empty = {name for name, value in outcome.memory if value is None}
+    empty |= {"idle_power_w"} if outcome.idle_power_w is None else set()
     for sample in outcome.resources:
         empty |= {name for name, value in sample if value is None}
     if not outcome.resources:

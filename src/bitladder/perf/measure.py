@@ -16,7 +16,7 @@ from bitladder.perf.memory import (
     out_of_memory_does_not_fit,
     resident_bytes,
 )
-from bitladder.perf.resources import device_bytes, gpu_of, watching
+from bitladder.perf.resources import device_bytes, gpu_of, idle_power_w, watching
 from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
 Progress = Callable[[int, int], None]
@@ -47,6 +47,7 @@ def measure(
     gpu = gpu_of(scenario.device)
     idle_device_bytes = device_bytes(gpu)
 
+    idle_w = idle_power_w(gpu)
     limit_memory(scenario.device, scenario.memory_limit_bytes, idle_device_bytes)
 
     with watching(gpu) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
@@ -57,6 +58,8 @@ def measure(
         unavailable |= dict.fromkeys(("allocated_peak_bytes", "reserved_peak_bytes"), "no GPU")
     elif not any(sample.gpu_process_bytes for sample in resources):
         unavailable["gpu_process_bytes"] = "the driver does not list this process (in a container its ids are others)"
+    if idle_w is None:
+        unavailable["idle_power_w"] = unavailable.get("gpu_power_w", "the driver gave no reading")
     if idle_device_bytes is None:
         unavailable["idle_device_bytes"] = unavailable.get("gpu_memory_bytes", "the driver gave no reading")
     return PerformanceOutcome(
@@ -79,6 +82,7 @@ def measure(
             idle_device_bytes=idle_device_bytes,
         ),
         resources=resources,
+        idle_power_w=idle_w,
         unavailable=unavailable,
     )
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from bitladder.perf.monitor import INTERVAL_S, MonitorStart, open_gpu
 from bitladder.records import ResourceSample
 
 STOP_TIMEOUT_S = 5.0
+IDLE_READINGS, IDLE_INTERVAL_S = 5, 0.1
 
 
 class Watch:
@@ -97,6 +99,19 @@ def device_capacity_bytes(gpu: str | None) -> int | None:
     """All memory of that GPU, None without one or where the driver doesn't say."""
     reader, _ = open_gpu(gpu)
     return reader.capacity_bytes() if reader else None
+
+
+def idle_power_w(gpu: str | None) -> float | None:
+    """Mean power of that GPU over half a second, None without one or where the driver doesn't say."""
+    reader, _ = open_gpu(gpu)
+    if reader is None:
+        return None
+    readings = []
+    for _ in range(IDLE_READINGS):
+        time.sleep(IDLE_INTERVAL_S)
+        readings.append(reader.read().get("gpu_power_w"))
+    known = [reading for reading in readings if reading is not None]
+    return sum(known) / len(known) if known else None
 
 
 def device_bytes(gpu: str | None) -> int | None:

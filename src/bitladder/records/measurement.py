@@ -226,6 +226,8 @@ class PerformanceOutcome(Record):
     """cost of the time stamp itself"""
     memory: MemoryFigures
     resources: tuple[ResourceSample, ...]
+    idle_power_w: float | None = None
+    """of the GPU, before this process used it"""
     unavailable: dict[str, str]
     """field name -> why it is None"""
 

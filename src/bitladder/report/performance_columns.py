@@ -167,6 +167,7 @@ FULL_BATCH_COLUMNS: tuple[AnyColumn, ...] = (
 ENERGY_COLUMNS: tuple[AnyColumn, ...] = (
     MetricColumn("gpu_power_w", "GPU power, average", "W", format_percent),
     MetricColumn("gpu_energy_j", "GPU energy, gross", "J", format_percent),
+    MetricColumn("gpu_energy_above_idle_j", "GPU energy above idle", "J", format_percent),
     MetricColumn("energy_per_token_j", "GPU energy per generated token", "J", format_rate),
 )
 DERIVED_COLUMNS = (

@@ -70,6 +70,7 @@ METRICS: dict[str, Metric] = {
         _bytes("loaded_bytes", "Weights in memory"),
         Metric("gpu_power_w", "GPU power, average", "W", format_rate, "lower"),
         Metric("gpu_energy_j", "GPU energy, gross", "J", format_rate, "lower"),
+        Metric("gpu_energy_above_idle_j", "GPU energy above idle", "J", format_rate, "lower"),
         Metric("energy_per_token_j", "GPU energy per generated token", "J", format_rate, "lower"),
     )
 }

@@ -43,7 +43,8 @@ def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float
     """Memory in bytes, utilisation in per cent, power and energy. `duration_s`: of the measured part.
 
     Device memory is what the whole device has in use minus what it had before this process; on a CPU, the process's
-    resident size. Energy is gross: the counter's rise between first and last reading, over the measured time.
+    resident size. Energy is gross, the counter's rise between first and last reading over the measured time, and less
+    what the idle GPU would have taken.
     """
     readings, memory = Readings(outcome), outcome.memory
     utilisation = readings.mean("gpu_utilisation_percent")
@@ -65,6 +66,7 @@ def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float
         "loaded_bytes": Estimate(value=memory.loaded_bytes, reason=_COUNTED),
         "gpu_power_w": readings.mean("gpu_power_w"),
         "gpu_energy_j": _energy(readings, duration_s),
+        "gpu_energy_above_idle_j": _energy_above_idle(readings, outcome, duration_s),
     }
 
 
@@ -100,6 +102,15 @@ def _energy(readings: Readings, duration_s: float) -> Estimate:
     if duration_s < SHORTEST_ENERGY_S:
         return Estimate.unknown(f"measured for {duration_s:.1f} s, energy needs {SHORTEST_ENERGY_S:g} s")
     return Estimate(value=mean_power_w(series) * duration_s, reason=_SERIES)
+
+
+def _energy_above_idle(readings: Readings, outcome: PerformanceOutcome, duration_s: float) -> Estimate:
+    gross = _energy(readings, duration_s)
+    if gross.value is None:
+        return gross
+    if outcome.idle_power_w is None:
+        return readings.missing("idle_power_w")
+    return Estimate(value=gross.value - outcome.idle_power_w * duration_s, reason=_SERIES)
 
 
 def mean_power_w(series: Sequence[tuple[float, float]]) -> float:
