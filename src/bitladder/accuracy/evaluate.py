@@ -36,7 +36,8 @@ def evaluate(
         language_model = _make_backend(item, model, tokenizer, progress)
         _require_context(task, language_model)
         results = _run(task, language_model, item)
-    return collect_samples(task, results, language_model.truncated)
+    outcome, documents = collect_samples(task, results, language_model.truncated)
+    return outcome.model_copy(update={"remarks": language_model.remarks}), documents
 
 
 def _run(task: Any, language_model: Any, item: AccuracyTask) -> dict[str, Any]:
@@ -78,7 +79,8 @@ BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None], Any]] = 
     "hf": _hugging_face,
     "bitladder": _bitladder,
 }
-"""name -> maker of an lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks`` and ``truncated``"""
+"""name -> maker of an lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks``,
+``truncated`` and ``remarks``"""
 
 
 def _make_backend(item: AccuracyTask, model: Any, tokenizer: Any, progress: Progress | None) -> Any:

@@ -22,6 +22,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         )
         self.truncated: set[str] = set()
         """contexts that lm-eval cut off on the left, being longer than the model's"""
+        self.remarks: tuple[str, ...] = ()
         self._progress = progress
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -137,6 +137,8 @@ class AccuracyOutcome(Record):
     harness_results: dict[str, float]
     """lm-eval's own aggregates, to check ours against"""
     documents: tuple[DocumentOutcome, ...]
+    remarks: tuple[str, ...] = ()
+    """how the backend departed from what was asked or expected, such as a smaller budget after running out of memory"""
     truncated_documents: int = 0
     """documents whose prompt was longer than the model's context and lost its beginning"""
 

@@ -212,5 +212,35 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
             notes.append(f"{row.group.title} is in no aggregate: {row.no_signal_reason}.")
     for record in results.records:
         if isinstance(record.outcome, AccuracyOutcome) and isinstance(record.item, AccuracyTask):
-            notes += [f"{record.rung}, {record.item.task}: {text}" for text in scores.disagreements(record.outcome)]
-    return tuple(notes)
+            about = f"{record.rung}, {record.item.task}"
+            notes += [f"{about}: {text}" for text in scores.disagreements(record.outcome)]
+            if record.outcome.truncated_documents:
+                count = record.outcome.truncated_documents
+                notes.append(f"{about}: {count} prompts were longer than the model's context and lost their beginning.")
+    return tuple(notes + _remarks(results) + _batch_dependence(results))
+
+
+def _remarks(results: Results) -> list[str]:
+    """What backends said of how they scored, once a remark with the rungs that it is true of."""
+    rungs: dict[str, dict[str, None]] = {}
+    for record in results.records:
+        if isinstance(record.outcome, AccuracyOutcome):
+            for remark in record.outcome.remarks:
+                rungs.setdefault(remark, {})[record.rung] = None
+    return [f"Accuracy of {', '.join(names)}: {remark}." for remark, names in rungs.items()]
+
+
+def _batch_dependence(results: Results) -> list[str]:
+    """Of rungs whose outlier columns are those of all rows of a batch (Dettmers and others 2022, LLM.int8)."""
+    scored = {record.rung for record in results.records if isinstance(record.outcome, AccuracyOutcome)}
+    names = [
+        rung
+        for rung, record in results.rungs.items()
+        if rung in scored and record.audit and record.audit.found and record.audit.found.int8_threshold
+    ]
+    if not names:
+        return []
+    return [
+        f"Accuracy of {', '.join(names)}: LLM.int8 takes for outliers the columns where any row of a batch has one, so "
+        "an answer depends on what else is in its batch, and other batches give slightly other scores."
+    ]

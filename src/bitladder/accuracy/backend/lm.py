@@ -17,6 +17,7 @@ from bitladder.accuracy.backend.budget import MAX_ROWS, rows_at_once
 from bitladder.accuracy.backend.budget import token_budget as find_token_budget
 from bitladder.accuracy.backend.generation import Prompt, generate
 from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
+from bitladder.accuracy.backend.products import widens_products
 from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
 from bitladder.accuracy.backend.requests import RequestEncoder
 from bitladder.accuracy.backend.rolling import rolling_requests
@@ -81,6 +82,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.unsupported: str | None = None
         """why the model runs lm-eval's way; None: it runs ours"""
         self._hf: Any = None
+        self._asked_budget = self.token_budget
         try:
             require_support(model)
         except UnsupportedModelError as error:
@@ -113,6 +115,23 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def truncated(self) -> set[str]:
         """Contexts that were cut on the left, being longer than the model's."""
         return self.encoder.truncated
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the results has to know of how they came about."""
+        if self.unsupported is not None:
+            return (f"scored by lm-eval's hf backend, because {self.unsupported}",)
+        found = []
+        if self.token_budget != self._asked_budget:
+            found.append(
+                f"ran out of memory, so batches had {self.token_budget} tokens instead of {self._asked_budget}"
+            )
+        if widens_products(self.model):
+            found.append(
+                "products of 16-bit values were computed in FP32 and rounded once, as hardware for them does, since "
+                "this CPU has no instructions for them"
+            )
+        return tuple(found)
 
     @property
     def prefix_token_id(self) -> int:

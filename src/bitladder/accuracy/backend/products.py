@@ -12,6 +12,7 @@ from unittest import mock
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype
     from torch.overrides import TorchFunctionMode
+    from transformers import PreTrainedModel
 
 _LEAST_ROWS = 16
 """below, widening the weights takes longer than it saves"""
@@ -28,6 +29,11 @@ def widened_products(device: "device") -> Iterator[None]:
             stack.enter_context(_linear_mode(emulated))
             stack.enter_context(mock.patch.object(bitsandbytes, "matmul_4bit", _Multiply4Bit(emulated)))
         yield
+
+
+def widens_products(model: "PreTrainedModel") -> bool:
+    """Whether any of the model's layers run in FP32 inside `widened_products`."""
+    return model.dtype in _emulated(model.device)
 
 
 def _emulated(device: "device") -> "frozenset[dtype]":
