@@ -165,3 +165,7 @@ def _token_ids(checkpoint: Path) -> dict[str, list[int]]:
 
 def _best(choices: list[str], tokens: dict[str, int], logits: Any) -> int:
     return max(range(len(choices)), key=lambda index: float(logits[tokens[choices[index]]]))
+
+
+def test_reports_say_how_many_templates_there_are() -> None:
+    assert len({(kind, row["template"]) for kind in KINDS for row in rows(kind)}) == 82

@@ -1,9 +1,12 @@
 """Requests, batches and reasons to stop, on a clock of our own."""
 
+from typing import Any
+
 import pytest
 
+from bitladder.errors import DoesNotFitError
 from bitladder.perf.batches import MIN_RUNS, relative_half_width, run_batches
-from bitladder.perf.measure import stamp_overhead
+from bitladder.perf.measure import stamp_pairs
 from perf_fakes import FakeEngine, make_prompts, make_scenario
 
 UNSTEADY = (1.0, 3.0)
@@ -72,6 +75,32 @@ def test_half_width_is_students() -> None:
     assert relative_half_width([1.0, 2.0, 3.0]) == pytest.approx(1.24207, abs=1e-5)
 
 
-def test_stamp_overhead_is_the_difference_of_whole_runs() -> None:
+def test_stamps_cost_what_runs_with_them_take_longer() -> None:
     prompts = make_prompts()
-    assert stamp_overhead(FakeEngine((3.0, 3.6)), list(prompts.token_ids), 6) == pytest.approx(0.1)
+    pairs = stamp_pairs(FakeEngine([3.0, 3.6] * 5), list(prompts.token_ids), 6)
+    assert len(pairs) == 5
+    assert pairs[0] == pytest.approx((0.6, 0.5))
+
+
+class _EndsAfter(FakeEngine):
+    """Runs out of memory after so many runs."""
+
+    def __init__(self, runs: int) -> None:
+        super().__init__([1.0] * 20)
+        self._left = runs
+
+    def run(self, token_ids: Any, new_tokens: int) -> Any:
+        if not self._left:
+            raise MemoryError
+        self._left -= 1
+        return super().run(token_ids, new_tokens)
+
+
+def test_out_of_memory_keeps_what_was_measured() -> None:
+    prompts = make_prompts()
+    run = run_batches(_EndsAfter(2), make_scenario(prompts, requests=5), prompts, 1)
+    assert run.stopped_by == "out_of_memory"
+    assert [request.status for request in run.requests] == ["ok", "ok", "does_not_fit"]
+    assert len(run.batches) == 2
+    with pytest.raises(DoesNotFitError):
+        run_batches(_EndsAfter(0), make_scenario(prompts, requests=5), prompts, 1)

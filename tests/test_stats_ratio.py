@@ -1,11 +1,11 @@
-"""The interval of a ratio of two scores on the same questions."""
+"""The interval of a ratio: of two scores on the same questions, and of a rate whose samples resemble each other."""
 
 import numpy as np
 import pytest
 
 from bitladder.stats.interval import Interval, NoInterval, wilson_interval
 from bitladder.stats.paired import tango_interval
-from bitladder.stats.ratio import paired_ratio_interval
+from bitladder.stats.ratio import paired_ratio_interval, ratio_interval, serial_correlation
 
 
 def ratio(both: int, gained: int, lost: int, n: int, chance: float = 0.0) -> Interval | NoInterval:
@@ -65,3 +65,32 @@ def test_equal_answers_give_a_narrow_interval() -> None:
 
 def test_baseline_near_chance_has_no_interval() -> None:
     assert ratio(26, 2, 0, 100, chance=0.25) == NoInterval(reason="the baseline's own interval is as wide as its score")
+
+
+def series(correlation: float, n: int, draws: int) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """Batch times around 1 s that keep this share of the departure of the one before, (draws, n)."""
+    random = np.random.default_rng(1)
+    times = np.empty((draws, n))
+    times[:, 0] = random.normal(0, 1, draws)
+    for index in range(1, n):
+        times[:, index] = correlation * times[:, index - 1] + np.sqrt(1 - correlation**2) * random.normal(0, 1, draws)
+    return 1 + 0.05 * times
+
+
+def coverage_of(correlation: float, *, serial: bool) -> float:
+    found = [ratio_interval([1.0] * 10, row, serial=serial) for row in series(correlation, 10, 2000).tolist()]
+    return float(np.mean([isinstance(interval, Interval) and interval.contains(1.0) for interval in found]))
+
+
+def test_batches_that_resemble_each_other_widen_the_interval() -> None:
+    assert coverage_of(0.6, serial=False) < 0.75
+    assert coverage_of(0.6, serial=True) > 0.83
+    assert 0.94 < coverage_of(0.0, serial=True) < 0.985
+
+
+def test_serial_correlation_of_a_drift_and_of_few_batches() -> None:
+    ones = [1.0] * 8
+    assert serial_correlation(ones, [0.9, 0.9, 0.9, 0.9, 1.3, 1.3, 1.3, 1.3]) > 0.8
+    assert serial_correlation(ones, [1.0, 2.0] * 4) == 0
+    assert serial_correlation(ones, ones) == 0
+    assert serial_correlation(ones[:4], [1.0, 1.0, 2.0, 2.0]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bitladder.errors import UserError
-from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo, Scenario, TaskGroup
+from bitladder.records import AccuracyOutcome, BatchProbe, DocumentOutcome, MetricInfo, Scenario, TaskGroup
 from bitladder.stats.accuracy import Row, summarize_aggregate, summarize_task
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.paired import tango_interval
@@ -305,7 +305,12 @@ def test_a_short_last_batch_counts_in_the_whole_run_only() -> None:
     found = derive_metrics(outcome, "cpu")
     whole, full = found["requests_per_s"].value, found["requests_per_s_full_batches"].value
     assert whole is not None and full is not None and full > 1.3 * whole
-    assert notes_on(outcome, 17) == ("the last batch had 1 of 8 rows",)
+    few = "3 batches: an interval from so few says little"
+    assert notes_on(outcome, 17) == (few, "the last batch had 1 of 8 rows")
+
+
+def probe(batch_size: int) -> BatchProbe:
+    return BatchProbe(batch_size=batch_size, fits=True, how="predicted", needed_bytes=1, available_bytes=2)
 
 
 def test_one_batch_has_figures_without_interval() -> None:
@@ -313,7 +318,10 @@ def test_one_batch_has_figures_without_interval() -> None:
     found = derive_metrics(outcome, "cpu")["requests_per_s"]
     assert found.value is not None and found.low is None
     assert found.reason == "an interval needs at least 2 samples, there is 1"
-    assert notes_on(outcome, 8) == ("8 requests, fewer than 10: the intervals are wide",)
+    assert notes_on(outcome, 8) == ("1 batch: no interval", "8 requests, fewer than 10: the intervals are wide")
+    capped = outcome.model_copy(update={"batch_search": (probe(4), probe(8))})
+    assert notes_on(capped, 8, cap=8)[0] == "the batch was capped at 8, more would fit"
+    assert "capped" not in "".join(notes_on(capped, 8, cap=16))
 
 
 def test_how_a_run_ended_is_noted() -> None:
@@ -321,6 +329,17 @@ def test_how_a_run_ended_is_noted() -> None:
     assert notes_on(outcome, 200) == ()
     late = outcome.model_copy(update={"stopped_by": "time_limit"})
     assert notes_on(late, 200) == ("ended by the time limit after 12 of 200 requests",)
+    drifting = [
+        batch.model_copy(
+            update={
+                "started_s": batch.started_s + index**2 / 4,
+                "step_end_s": tuple(end + (index + 1) ** 2 / 4 for end in batch.step_end_s),
+            }
+        )
+        for index, batch in enumerate(outcome.batches)
+    ]
+    (note,) = notes_on(outcome.model_copy(update={"batches": tuple(drifting)}), 200)
+    assert note.startswith("a batch's time resembles the one before")
     failed = outcome.requests[0].model_copy(update={"status": "failed"})
     partly = outcome.model_copy(update={"requests": (failed, *outcome.requests[1:])})
     assert notes_on(partly, 12) == ("1 of 12 requests did not end well",)

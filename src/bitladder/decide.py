@@ -238,7 +238,8 @@ def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
     more = rung.aggregate.more_questions
     if more is None:
         return rung.aggregate.more_questions_reason or "no number of questions would decide"
-    return f"about {format_count(more)} more questions would decide"
+    asked = ", and all of this suite were asked: take another with more" if summary.all_questions_asked else ""
+    return f"about {format_count(more)} more questions would decide{asked}"
 
 
 def _ranked(
@@ -268,7 +269,7 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     for rung, estimate in others:
         if estimate.value == figure.value:
             reasons.append(f"{rung.rung} is exactly equal in {criterion.goal}; {_tie_reason(summary, best, rung)}")
-        elif _overlap(figure, estimate):
+        elif _overlap(criterion, figure, estimate):
             reasons.append(f"{rung.rung} is not distinguishably {criterion.worse}: {criterion.describe(estimate)}")
     return Pick(goal=criterion.goal, rung=best.rung, figure=figure, reasons=tuple(reasons))
 
@@ -280,10 +281,12 @@ def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
     return f"{best.rung} comes first on the ladder"
 
 
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    """Whether two intervals have a value in common; False where one has no interval, as counted figures have none."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
+def _overlap(criterion: Criterion, one: Estimate, other: Estimate) -> bool:
+    """Whether two figures can't be told apart: their intervals meet, or one has none; counted ones always can."""
+    if criterion.scenario is None:
         return False
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return True
     return one.low <= other.high and other.low <= one.high
 
 
@@ -320,7 +323,7 @@ def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
         return text
     if estimate.value == best.figure.value:
         return f"{text}, equal to {best.rung}"
-    noise = "not distinguishably " if _overlap(estimate, best.figure) else ""
+    noise = "not distinguishably " if _overlap(criterion, estimate, best.figure) else ""
     return f"{text}, {noise}{criterion.worse} than {best.rung}"
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bitladder.errors import DoesNotFitError
 from bitladder.perf.engines import Engine, StepTimes
+from bitladder.perf.memory import out_of_memory_does_not_fit
 from bitladder.records import BatchSample, Prompts, RequestSample, Scenario
 
 MIN_RUNS = 10
@@ -14,7 +16,7 @@ MIN_RUNS = 10
 
 CONFIDENCE = 0.95
 
-StoppedBy = Literal["requests", "precision", "time_limit"]
+StoppedBy = Literal["requests", "precision", "time_limit", "out_of_memory"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,27 @@ def run_batches(
     """Run until all requests are done, the rate is known well enough, or the time is over.
 
     At batch 1 a request is submitted when the one before is done; at the largest batch all wait from the beginning,
-    and the last batch may be short.
+    and the last batch may be short. Out of memory ends the run and keeps what was measured; in the first batch it
+    raises DoesNotFitError.
     """
     total = scenario.planned_requests(batch_size)
     batches: list[BatchSample] = []
     requests: list[RequestSample] = []
+    stopped_by: StoppedBy | None
     hook_s = 0.0
     started_s = clock()
     while True:
         rows = min(batch_size, total - len(requests))
         token_ids = [prompts.row(len(requests) + index) for index in range(rows)]
-        steps = engine.run(token_ids, scenario.new_tokens)
+        try:
+            with out_of_memory_does_not_fit(f"batch of {rows}"):
+                steps = engine.run(token_ids, scenario.new_tokens)
+        except DoesNotFitError:
+            if not batches:
+                raise
+            requests += [_lost(scenario, clock() - started_s, len(batches)) for _ in range(rows)]
+            ended_s, stopped_by = clock(), "out_of_memory"
+            break
         hook_s += steps.hook_s
         batch = to_sample(steps, started_s)
         requests += [_request(scenario, batch, len(batches)) for _ in range(rows)]
@@ -97,6 +109,16 @@ def _request(scenario: Scenario, batch: BatchSample, index: int) -> RequestSampl
         status="ok",
         prompt_tokens=scenario.prompt_tokens,
         new_tokens=scenario.new_tokens,
+    )
+
+
+def _lost(scenario: Scenario, now_s: float, index: int) -> RequestSample:
+    return RequestSample(
+        batch=index,
+        submitted_s=now_s if scenario.scenario == "batch1" else 0.0,
+        status="does_not_fit",
+        prompt_tokens=scenario.prompt_tokens,
+        new_tokens=0,
     )
 
 

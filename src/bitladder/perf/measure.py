@@ -12,6 +12,7 @@ from bitladder.perf.maxbatch import choose_batch
 from bitladder.perf.memory import (
     PeakDevice,
     PeakResident,
+    give_back_freed,
     limit_memory,
     out_of_memory_does_not_fit,
     resident_bytes,
@@ -20,6 +21,9 @@ from bitladder.perf.resources import device_bytes, gpu_of, idle_power_w, watchin
 from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
 Progress = Callable[[int, int], None]
+
+HOOK_PAIRS, HOOK_TOKENS = 5, 32
+"""runs with and without stamps, short ones: their difference is small beside what hosts drift in a long one"""
 
 CPU_WARMUP_TOKENS = 8
 """On a CPU later steps bring nothing new, and one can take half a second."""
@@ -72,7 +76,8 @@ def measure(
         batches=seen.run.batches,
         requests=seen.run.requests,
         stopped_by=seen.run.stopped_by,
-        hook_s_per_step=seen.hook_s_per_step,
+        hook_s_per_step=_mean_cost_s(seen.hook_pairs) if seen.hook_pairs else seen.run.hook_s_per_step,
+        hook_pairs=seen.hook_pairs,
         memory=MemoryFigures(
             loaded_bytes=seen.loaded_bytes,
             idle_process_bytes=idle_process_bytes,
@@ -96,7 +101,7 @@ class _Seen:
     loaded_bytes: int
     warmup: StepTimes
     run: Run
-    hook_s_per_step: float
+    hook_pairs: tuple[tuple[float, float], ...]
     peak_process_bytes: int
     allocated_peak_bytes: int | None
     reserved_peak_bytes: int | None
@@ -120,8 +125,9 @@ def _load_and_run(
     rows = [prompts.row(index) for index in range(batch_size)]
     on_cpu = scenario.device == "cpu"
     warmup = engine.run(rows, min(scenario.new_tokens, CPU_WARMUP_TOKENS) if on_cpu else scenario.new_tokens)
-    overhead_s = None if on_cpu else stamp_overhead(engine, rows, scenario.new_tokens)
+    pairs = () if on_cpu else stamp_pairs(engine, rows, min(scenario.new_tokens, HOOK_TOKENS))
     bytes_held = loaded_bytes(model)
+    give_back_freed()
     peak_resident, peak_device = PeakResident(), PeakDevice(scenario.device)
     run = run_batches(engine, scenario, prompts, batch_size, progress=progress)
     allocated_bytes, reserved_bytes = peak_device.read()
@@ -131,22 +137,28 @@ def _load_and_run(
         loaded_bytes=bytes_held,
         warmup=warmup,
         run=run,
-        hook_s_per_step=run.hook_s_per_step if overhead_s is None else overhead_s,
+        hook_pairs=pairs,
         peak_process_bytes=peak_resident.read(),
         allocated_peak_bytes=allocated_bytes,
         reserved_peak_bytes=reserved_bytes,
     )
 
 
-def stamp_overhead(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> float:
-    """Seconds a step that a stamped run takes longer than an unstamped one.
+def stamp_pairs(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> tuple[tuple[float, float], ...]:
+    """Seconds a step of a stamped run and of an unstamped one, HOOK_PAIRS times in turn.
 
     On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap that the wait prevents.
-    One pair of runs: noise can make it negative.
     """
-    unstamped_s = engine.run_unstamped(token_ids, new_tokens)
-    stamped = engine.run(token_ids, new_tokens)
-    return (stamped.step_end_s[-1] - stamped.started_s - unstamped_s) / new_tokens
+    pairs = []
+    for _ in range(HOOK_PAIRS):
+        unstamped_s = engine.run_unstamped(token_ids, new_tokens)
+        stamped = engine.run(token_ids, new_tokens)
+        pairs.append(((stamped.step_end_s[-1] - stamped.started_s) / new_tokens, unstamped_s / new_tokens))
+    return tuple(pairs)
+
+
+def _mean_cost_s(pairs: tuple[tuple[float, float], ...]) -> float:
+    return sum(stamped - unstamped for stamped, unstamped in pairs) / len(pairs)
 
 
 def _set_up_torch(scenario: Scenario) -> None:

@@ -223,9 +223,11 @@ class PerformanceOutcome(Record):
     warmup: tuple[BatchSample, ...]
     batches: tuple[BatchSample, ...]
     requests: tuple[RequestSample, ...]
-    stopped_by: Literal["requests", "precision", "time_limit"]
+    stopped_by: Literal["requests", "precision", "time_limit", "out_of_memory"]
     hook_s_per_step: float
-    """cost of the time stamp itself"""
+    """cost of the time stamp itself: the mean difference of ``hook_pairs``, without them what stamping took"""
+    hook_pairs: tuple[tuple[float, float], ...] = ()
+    """on a GPU: seconds a step of a run with stamps, and of one without, in turn"""
     memory: MemoryFigures
     resources: tuple[ResourceSample, ...]
     idle_power_w: float | None = None

@@ -141,6 +141,7 @@ RUN_COLUMNS: tuple[AnyColumn, ...] = (
     _count("Tokens out", "per request", lambda measured: measured.new_tokens),
     ScenarioColumn(Column("Stopped by", numeric=False), _stop_cell),
     _s("load_time_s", "Load time"),
+    _ms("hook_s", "Time stamp, a step"),
 )
 TOKEN_COLUMNS: tuple[AnyColumn, ...] = (
     MetricColumn("tokens_per_s", "Generated tokens", "1/s", format_rate),

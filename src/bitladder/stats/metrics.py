@@ -59,6 +59,7 @@ METRICS: dict[str, Metric] = {
         _seconds("inter_token_p50_s", "Inter-token gap, p50"),
         _seconds("inter_token_p95_s", "Inter-token gap, p95"),
         _seconds("load_time_s", "Load time"),
+        _seconds("hook_s", "Cost of a step's time stamp"),
         Metric("cpu_percent", "CPU utilisation", "% of one core", format_percent, None),
         Metric("gpu_utilisation_percent", "GPU utilisation", "%", format_percent, None),
         _bytes("study_vram_bytes", "Memory, average (device minus idle; CPU: resident)"),

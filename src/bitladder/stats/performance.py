@@ -1,6 +1,7 @@
 """From raw batches and monitor readings to the figures of `metrics.METRICS`.
 
-Batches are taken as independent, requests within one are not: they share every step.
+Requests of one batch share every step and are not independent; batches may resemble the one before, which widens
+every interval.
 """
 
 import math
@@ -13,14 +14,16 @@ import numpy as np
 from scipy import stats
 
 from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
+from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error
+from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, serial_correlation
 from bitladder.stats.resources import resource_metrics
 from bitladder.stats.summary import Estimate
 
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
+FEW_BATCHES = 5
+NOTED_CORRELATION = 0.5
 _DERIVED_REQUESTS = (200, 2000)
 """workloads of the study's Tables 3 and 4"""
 
@@ -88,7 +91,8 @@ def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estima
     per_token = energy
     if energy.value is not None:
         per_token = Estimate(value=energy.value / sum(line.tokens), reason=energy.reason)
-    return _rates(line) | _latencies(line) | _token_times(line) | resources | {"energy_per_token_j": per_token}
+    derived = {"energy_per_token_j": per_token, "hook_s": _hook(outcome)}
+    return _rates(line) | _latencies(line) | _token_times(line) | resources | derived
 
 
 def speedup(outcome: PerformanceOutcome, baseline: PerformanceOutcome) -> Estimate:
@@ -97,7 +101,7 @@ def speedup(outcome: PerformanceOutcome, baseline: PerformanceOutcome) -> Estima
     if not ours.requests or not theirs.requests:
         return Estimate.unknown("no request ended well, here or on the baseline")
     value = (len(ours.requests) / ours.total_s) / (len(theirs.requests) / theirs.total_s)
-    errors = [relative_error(line.rows, line.cycle_s) for line in (ours, theirs)]
+    errors = [relative_error(line.rows, line.cycle_s, serial=True) for line in (ours, theirs)]
     known = [error for error in errors if not isinstance(error, NoInterval)]
     for error in errors:
         if isinstance(error, NoInterval):
@@ -106,14 +110,25 @@ def speedup(outcome: PerformanceOutcome, baseline: PerformanceOutcome) -> Estima
     return _estimate(value, quotient_interval(value, (known[0], known[1]), degrees))
 
 
-def notes_on(outcome: PerformanceOutcome, planned_requests: int) -> tuple[str, ...]:
-    """What a reader of these figures has to know."""
+def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None = None) -> tuple[str, ...]:
+    """What a reader of these figures has to know. `cap`: the largest batch that the search was allowed."""
     line = Timeline(outcome)
     done, notes = len(line.requests), []
+    batches = len(line.rows)
+    if outcome.batch_search and outcome.batch_size == cap:
+        notes.append(f"the batch was capped at {cap}, more would fit")
+    if outcome.batch_size > 1 and batches < FEW_BATCHES:
+        few = f"{batches} batches: an interval from so few says little"
+        notes.append("1 batch: no interval" if batches == 1 else few)
+    correlation = serial_correlation(line.rows, line.cycle_s)
+    if correlation > NOTED_CORRELATION:
+        notes.append(f"a batch's time resembles the one before (correlation {correlation:.1f}): something else drifted")
     if done < FEW_REQUESTS:
         notes.append(f"{done} requests, fewer than {FEW_REQUESTS}: the intervals are wide")
     if len(outcome.requests) > done:
         notes.append(f"{len(outcome.requests) - done} of {len(outcome.requests)} requests did not end well")
+    if outcome.stopped_by == "out_of_memory":
+        notes.append(f"ended by running out of memory after {done} of {planned_requests} requests")
     if outcome.stopped_by == "time_limit":
         notes.append(f"ended by the time limit after {done} of {planned_requests} requests")
     if outcome.stopped_by == "precision":
@@ -126,8 +141,8 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int) -> tuple[str, .
 def _rates(line: Timeline) -> dict[str, Estimate]:
     """Whole run: requests over the time from first submission to last token; full batches: over their own cycles."""
     requests, total_s = len(line.requests), line.total_s
-    whole = ratio_interval(line.rows, line.cycle_s)
-    tokens = ratio_interval(line.tokens, line.cycle_s)
+    whole = ratio_interval(line.rows, line.cycle_s, serial=True)
+    tokens = ratio_interval(line.tokens, line.cycle_s, serial=True)
     rate = _scaled(requests / total_s, whole)
     per_request = _inverse(rate)
     full = line.full
@@ -195,6 +210,14 @@ def _token_times(line: Timeline) -> dict[str, Estimate]:
     }
 
 
+def _hook(outcome: PerformanceOutcome) -> Estimate:
+    """What a time stamp costs a step; where the device works beside, the overlap that waiting for it prevents."""
+    if not outcome.hook_pairs:
+        return Estimate(value=outcome.hook_s_per_step, reason="no interval: the stamps' own time, summed")
+    costs = [stamped - unstamped for stamped, unstamped in outcome.hook_pairs]
+    return _estimate(outcome.hook_s_per_step, mean_interval(costs))
+
+
 def _mean_of_requests(line: Timeline, by_batch: Sequence[float]) -> Estimate:
     return _ratio([rows * value for rows, value in zip(line.rows, by_batch, strict=True)], line.rows)
 
@@ -215,7 +238,7 @@ def _percentile(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.flo
 
 
 def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    return _estimate(sum(numerators) / sum(denominators), ratio_interval(numerators, denominators))
+    return _estimate(sum(numerators) / sum(denominators), ratio_interval(numerators, denominators, serial=True))
 
 
 def _estimate(value: float, interval: Interval | NoInterval) -> Estimate:

@@ -2,30 +2,47 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from scipy import special
 
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
 
+LEAST_SERIAL = 5
+"""samples that a serial correlation can be seen in"""
+MOST_CORRELATED = 0.8
+
 
 def ratio_interval(
-    numerators: Sequence[float], denominators: Sequence[float], confidence: float = CONFIDENCE
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    confidence: float = CONFIDENCE,
+    *,
+    serial: bool = False,
 ) -> Interval | NoInterval:
     """Interval of sum(numerators) / sum(denominators), both positive sums over independent samples.
+
+    ``serial``: samples stand in the order of time, and each may resemble the one before; see `relative_error`.
 
     Delta method on the logarithm (Cochran 1977, Sampling Techniques, ch. 6) with Student's t, so that the limits are
     positive. None for fewer than two samples, nor for samples that all have the same ratio. Raises ValueError for
     sums that are not positive.
     """
-    spread = relative_error(numerators, denominators)
+    spread = relative_error(numerators, denominators, serial=serial)
     if isinstance(spread, NoInterval):
         return spread
     value = math.fsum(numerators) / math.fsum(denominators)
     return _around(value, spread, len(numerators) - 1, confidence)
 
 
-def relative_error(numerators: Sequence[float], denominators: Sequence[float]) -> float | NoInterval:
-    """Standard error of sum(numerators) / sum(denominators) as a share of it, or why there is none."""
+def relative_error(
+    numerators: Sequence[float], denominators: Sequence[float], *, serial: bool = False
+) -> float | NoInterval:
+    """Standard error of sum(numerators) / sum(denominators) as a share of it, or why there is none.
+
+    ``serial`` widens it for samples that resemble the one before, by the factor of a first-order autoregressive
+    series, sqrt((1 + r) / (1 - r)) for a correlation of r > 0 (Bartlett 1946).
+    """
     total, weight = math.fsum(numerators), math.fsum(denominators)
     if total <= 0 or weight <= 0:
         raise ValueError(f"needs positive sums, got {total} and {weight}")
@@ -35,8 +52,28 @@ def relative_error(numerators: Sequence[float], denominators: Sequence[float]) -
     ratio = total / weight
     squares = math.fsum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
     error = math.sqrt(n / (n - 1) * squares) / total
+    if serial:
+        correlation = min(serial_correlation(numerators, denominators), MOST_CORRELATED)
+        error *= math.sqrt((1 + correlation) / (1 - correlation))
     # Sums of floats leave a residue of about 1e-16 where samples are equal; equal samples show no spread.
     return error if error > 1e-12 else NoInterval(reason=f"all {n} samples are equal, so they show no spread")
+
+
+def serial_correlation(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Correlation of each sample's departure from the ratio with that of the one before, at least 0.
+
+    0 for fewer than LEAST_SERIAL samples. The estimate's own bias, about -(1 + 4 r) / n, is taken off (Kendall 1954).
+    """
+    n = len(numerators)
+    if n < LEAST_SERIAL:
+        return 0.0
+    ratio = math.fsum(numerators) / math.fsum(denominators)
+    residuals = [a - ratio * b for a, b in zip(numerators, denominators, strict=True)]
+    squares = math.fsum(value**2 for value in residuals)
+    if squares == 0:
+        return 0.0
+    found = math.fsum(one * other for one, other in pairwise(residuals)) / squares
+    return max(0.0, (n * found + 1) / (n - 4)) if found > 0 else 0.0
 
 
 def quotient_interval(

@@ -9,6 +9,7 @@ from bitladder.records import (
     RungRecord,
     Scenario,
     Status,
+    StudyRecord,
 )
 from bitladder.results import Results, item_name
 from bitladder.rungs import rung_title
@@ -54,6 +55,7 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         baseline=study.baseline,
         default_margin_points=default_margin_points(study.suite),
         margin_points=margin,
+        all_questions_asked=_all_asked(study),
         rungs=tuple(_rung_summary(results, rows, ends, rung, margin) for rung in ends),
         notes=_notes(results, rows),
         measured_on=results.measured_on,
@@ -188,7 +190,7 @@ def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> Sce
         new_tokens=item.new_tokens,
         stopped_by=outcome.stopped_by,
         metrics=metrics,
-        notes=notes_on(outcome, item.planned_requests(outcome.batch_size)),
+        notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap),
     )
 
 
@@ -217,7 +219,12 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
             if record.outcome.truncated_documents:
                 count = record.outcome.truncated_documents
                 notes.append(f"{about}: {count} prompts were longer than the model's context and lost their beginning.")
-    return tuple(notes + _remarks(results) + _batch_dependence(results))
+    return tuple(notes + _remarks(results) + _batch_dependence(results) + _about_suite(results))
+
+
+def _all_asked(study: StudyRecord) -> bool:
+    tasks = [item for item in study.items if isinstance(item, AccuracyTask)]
+    return bool(tasks) and all(task.limit is None for task in tasks)
 
 
 def _remarks(results: Results) -> list[str]:
@@ -242,5 +249,18 @@ def _batch_dependence(results: Results) -> list[str]:
         return []
     return [
         f"Accuracy of {', '.join(names)}: LLM.int8 takes for outliers the columns where any row of a batch has one, so "
-        "an answer depends on what else is in its batch, and other batches give slightly other scores."
+        "an answer depends on what else is in its batch. A large batch, as here, has more columns computed in 16 bits "
+        "than a single request: at batch 1 the score can be lower."
+    ]
+
+
+def _about_suite(results: Results) -> list[str]:
+    """What an interval over questions doesn't cover."""
+    if results.study.suite != "builtin" or not results.study.groups:
+        return []
+    return [
+        "The built-in questions are variations on 82 templates, chosen, like the worked examples before them, by what "
+        "the BF16 model answers well, which favours it. Intervals are over questions as if each were its own template: "
+        "they say what holds for these, not for others. For a decision of consequence take --suite paper or your own "
+        "--tasks."
     ]

@@ -122,6 +122,8 @@ class Summary(Record):
     """the suite's"""
     margin_points: float
     """in force: how many points of the aggregate a rung may lose"""
+    all_questions_asked: bool = False
+    """whether no task was limited, so that its data set has no more"""
     rungs: tuple[RungSummary, ...]
     notes: tuple[str, ...]
     """facts every report shows first, such as a source that was already quantized"""

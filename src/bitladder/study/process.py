@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bitladder.forkserver import ForkServer
 from bitladder.records import Record, Status
-from bitladder.study.job import MESSAGE, Job, Started, Stopped
+from bitladder.study.job import MESSAGE, Job, Measured, Started, Stopped
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Worker:
                     if isinstance(message, Started):
                         self._in_flight = message.measurement_id
                         deadline = time.monotonic() + self._timeout_s
+                    elif isinstance(message, Measured):
+                        self._in_flight = None
                     elif isinstance(message, Stopped):
                         self.ended = Ended(message.status, message.reason, self._in_flight)
                     yield message

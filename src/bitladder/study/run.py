@@ -145,9 +145,12 @@ class _Run:
         left = {measurement_id(rung.content_hash, item): item for item in self._missing(rung, items)}
         while left:
             started_at, started = datetime.now(UTC), time.perf_counter()
+            before = len(left)
             ended = self._run_worker(rung, left)
             if ended is None:
                 return
+            if ended.in_flight is None and len(left) < before:
+                continue  # it ended between two measurements
             # without one in flight the worker could not even begin, and a second would not either
             lost = [ended.in_flight] if ended.in_flight in left else list(left)
             for identity in lost:
