@@ -173,7 +173,7 @@ def test_command_prints_cells_and_asks_before_another_models(tmp_path: Path) -> 
     altered(Path(other), model="builtin:smollm2-135m", kind="builtin")
     refused = run(app, ["compare", other])
     assert refused.exit_code == 0
-    assert refused.stdout.startswith("nothing is compared: the published numbers are LLaMA 3.2 1B's, and this study is")
+    assert refused.stdout.startswith("Nothing is compared: the published numbers are LLaMA 3.2 1B's, and this study is")
     asked = run(app, ["compare", other, "--any-model"]).stdout
     assert asked.startswith("The published numbers are LLaMA 3.2 1B's, and this is builtin:smollm2-135m")
     assert "| INT8         | int8 |                     0.4099 |" in asked
@@ -182,15 +182,15 @@ def test_command_prints_cells_and_asks_before_another_models(tmp_path: Path) -> 
     unplanned = write_replay(tmp_path / "unplanned", suite="builtin", only="accuracy")
     altered(unplanned, model="meta-llama/Llama-3.2-1B", kind="hub")
     assert run(app, ["compare", str(unplanned)]).stdout == (
-        "nothing is compared: this study plans no task and no scenario that was published\n"
+        "Nothing is compared: this study plans no task and no scenario that was published.\n"
     )
 
 
 def test_make_paper_runs_with_another_model(tiny_llama: Path, tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks")
     flags = (
-        f"--rungs fp32,bf16 --tasks {tasks / 'tiny_choice.yaml'} --datasets {tasks} --limit 4 --requests 2 "
-        "--max-batch-cap 2 --prompt-tokens 8 --new-tokens 4 --device cpu"
+        f"--rungs bf16 --scenarios batch1 --tasks {tasks / 'tiny_choice.yaml'} --datasets {tasks} --limit 4 "
+        "--requests 2 --prompt-tokens 8 --new-tokens 4 --device cpu"
     )
     ran = subprocess.run(
         [
@@ -205,6 +205,6 @@ def test_make_paper_runs_with_another_model(tiny_llama: Path, tmp_path: Path) ->
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert [record.status for record in load_results(tmp_path / "out").records] == ["ok"] * 6
-    assert "Published speed-up and memory beside ours: largest batch" in ran.stdout
+    assert [record.status for record in load_results(tmp_path / "out").records] == ["ok", "ok"]
+    assert "Published speed-up and memory beside ours: batch size 1" in ran.stdout
     assert f"and this is {tiny_llama}" in ran.stdout

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitladder.report.machine_pages import MachinePage, machine_pages
+from bitladder.report.markdown import table_to_markdown
 from bitladder.report.performance_tables import SCENARIOS
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
 from bitladder.results import Results
 from bitladder.stats.machines import default_place, to_decide
-from bitladder.stats.published import PublishedComparison, compare_with_published
+from bitladder.stats.published import PublishedComparison, compare_with_published, likeness_of, published_study
 from bitladder.stats.summarize import summarize
 from bitladder.units import MIB, format_count, format_mib, format_percent, format_ratio
 
@@ -53,6 +54,21 @@ def published_tables(comparisons: Sequence[PublishedComparison]) -> tuple[Table,
             for scenario in dict.fromkeys(cell.scenario for cell in one.speeds)
         ]
     return tuple(tables)
+
+
+def comparison_text(results: Results, *, any_model: bool = False) -> str:
+    """`compare_published` as Markdown that reads as plain text; where nothing is compared, why."""
+    compared = compare_published(results, any_model=any_model)
+    if compared:
+        tables = (f"{table.title}\n\n{table_to_markdown(table)}" for table in published_tables(compared))
+        return "\n\n".join([*published_paragraphs(compared), *tables])
+    if likeness_of(results) == "other":
+        # Another model's figures differ from these whatever it does: side by side they would read as a finding.
+        return (
+            f"Nothing is compared: the published numbers are {published_study().title}'s, and this study is of "
+            f"{results.study.source.model}. --any-model prints them side by side."
+        )
+    return "Nothing is compared: this study plans no task and no scenario that was published."
 
 
 def published_paragraphs(comparisons: Sequence[PublishedComparison]) -> tuple[str, ...]:
