@@ -95,6 +95,9 @@ def test_every_cell_runs_with_another_model(
     }
     environment.setenv("BITLADDER_MODEL", str(tiny_llama))
     environment.setenv("BITLADDER_SETTINGS", json.dumps(settings))
+    environment.setenv(
+        "BITLADDER_PACKAGE", "pip"
+    )  # at hand, and so fast to install: bitladder itself is what is tested
     ran = run(list(CODE))
     assert [record.status for record in ran["results"].records] == ["ok"] * 4
     images = [Path(text) for kind, text in shown if kind == "image"]

@@ -1,7 +1,6 @@
 """The published study beside ours: its numbers, which models they are compared with, and what is said of the rest."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bitladder import compare_published, load_results
+from bitladder import compare_published, load_results, merge_results
 from bitladder.cli.main import app
 from bitladder.report import ResultsFile, write_report
-from bitladder.report.published_tables import published_tables
+from bitladder.report.published_tables import comparison_text, published_tables
 from bitladder.stats.published import PublishedComparison, likeness_of, published_study
 from bitladder.store import Store
-from harness_tasks import write_tasks
 from replay import RUNGS, write_replay
 
 FOUR = {"fp32": RUNGS["bf16"], **RUNGS}
@@ -152,8 +150,9 @@ def test_which_models_are_compared(
 
 
 def test_report_shows_it_for_this_model_alone(tmp_path: Path) -> None:
-    for suite, shown in (("paper", True), ("builtin", False)):
-        directory = write_replay(tmp_path / suite, suite=suite, rungs=FOUR)  # type: ignore[arg-type]
+    paper = write_replay(tmp_path / "paper", suite="paper", rungs=FOUR)
+    builtin = write_replay(tmp_path / "builtin", rungs=FOUR, only="accuracy")
+    for directory, shown in ((paper, True), (builtin, False)):
         written = {path.name: path for path in write_report(directory)}
         assert ("The published study" in written["report.md"].read_text()) == shown
         assert ('id="published-accuracy"' in written["report.html"].read_text()) == shown
@@ -186,25 +185,49 @@ def test_command_prints_cells_and_asks_before_another_models(tmp_path: Path) -> 
     )
 
 
+def test_each_machine_has_tables_of_its_own(tmp_path: Path) -> None:
+    accuracy = write_replay(tmp_path / "accuracy", suite="paper", rungs=FOUR, only="accuracy")
+    performance = write_replay(tmp_path / "performance", suite="paper", rungs=FOUR, only="performance", gpu=True)
+    merged = merge_results([accuracy, performance], tmp_path / "merged")
+    compared = compare_published(merged)
+    assert [(one.machine, len(one.scores), len(one.speeds)) for one in compared] == [
+        ("Replayed CPU", 36, 0),
+        ("NVIDIA T4, Replayed CPU", 0, 8),
+    ]
+    tables = published_tables(compared)
+    assert [table.name for table in tables] == [
+        *("published-accuracy", "published-table3-machine2", "published-table4-machine2"),
+    ]
+    assert tables[0].title == "Published accuracy beside ours, on Replayed CPU"
+    assert "cells that have one on Replayed CPU." in comparison_text(merged)
+
+
 def test_make_paper_runs_with_another_model(tiny_llama: Path, tmp_path: Path) -> None:
-    tasks = write_tasks(tmp_path / "tasks")
     flags = (
-        f"--rungs bf16 --scenarios batch1 --tasks {tasks / 'tiny_choice.yaml'} --datasets {tasks} --limit 4 "
-        "--requests 2 --prompt-tokens 8 --new-tokens 4 --device cpu"
+        "--rungs bf16 --only performance --scenarios batch1 --requests 2 --prompt-tokens 8 --new-tokens 4 "
+        f"--device cpu --datasets {tmp_path}"
     )
-    ran = subprocess.run(
-        [
-            *("make", "--no-print-directory", "--old-file=setup", "paper", f"BIN={Path(sys.executable).parent}"),
-            *(f"MODEL={tiny_llama}", f"OUT={tmp_path / 'out'}", f"PAPER_FLAGS={flags}", "COMPARE_FLAGS=--any-model"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = [
+        *("make", "--no-print-directory", "--old-file=setup", "paper", f"BIN={Path(sys.executable).parent}"),
+        *(f"MODEL={tiny_llama}", f"OUT={tmp_path / 'out'}", f"PAPER_FLAGS={flags}", "COMPARE_FLAGS=--any-model"),
+    ]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert [record.status for record in load_results(tmp_path / "out").records] == ["ok", "ok"]
-    assert "Published speed-up and memory beside ours: batch size 1" in ran.stdout
+    assert [record.status for record in load_results(tmp_path / "out").records] == ["ok"]
+    assert f"report: {tmp_path / 'out' / 'report' / 'report.html'}" in ran.stdout
     assert f"and this is {tiny_llama}" in ran.stdout
+    assert "Published speed-up and memory beside ours: batch size 1" in ran.stdout
+
+
+@pytest.mark.parametrize(("study", "compared", "code"), [(0, 0, 0), (1, 0, 1), (0, 2, 2), (2, 0, 2)])
+def test_make_paper_compares_what_there_is(study: int, compared: int, code: int, tmp_path: Path) -> None:
+    """Exit 1 is a study of which some did not end well; after bad input there is nothing to compare."""
+    fake = tmp_path / "bitladder"
+    fake.write_text(f'#!/bin/sh\necho "$@"\ntest "$1" = study && exit {study}\nexit {compared}\n')
+    fake.chmod(0o755)
+    command = ["make", "--no-print-directory", "--silent", "--old-file=setup", "paper", f"BIN={tmp_path}"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode == 0) == (code == 0)
+    assert f"Error {code}" in ran.stderr or code == 0
+    expected = ["study meta-llama/Llama-3.2-1B --config examples/paper.yaml --out paper", "compare paper"]
+    assert [line.strip() for line in ran.stdout.splitlines()] == expected[: 1 if study == 2 else 2]
