@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from bitladder import compare_published, load_results, merge_results
+from bitladder.checkpoint.expected import expect
 from bitladder.cli.main import app
+from bitladder.models.builtin import LLAMA_1B_SHAPE
 from bitladder.report import ResultsFile, write_report
 from bitladder.report.published_tables import comparison_text, published_tables
+from bitladder.rungs import find_rung
 from bitladder.stats.published import PublishedComparison, likeness_of, published_study
 from bitladder.store import Store
 from replay import RUNGS, write_replay
@@ -51,6 +55,12 @@ def test_published_numbers_agree_with_each_other() -> None:
     batch1 = study.scenarios[0].vram_mib
     weights = 4 * study.parameters / 2**20
     assert batch1["BF16"] - weights == pytest.approx(batch1["FP16"] - weights / 2, abs=1.5), "FP32 and FP16 weights"
+
+
+def test_its_models_configuration_is_known_by_the_weights_it_makes(tmp_path: Path) -> None:
+    LlamaConfig(**LLAMA_1B_SHAPE.config, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    for rung in published_study().rungs.values():
+        assert expect(tmp_path, find_rung(rung).scheme).parameters == published_study().parameters
 
 
 def test_each_cell_says_whether_the_published_score_is_inside(tmp_path: Path) -> None:
