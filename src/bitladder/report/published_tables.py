@@ -9,8 +9,15 @@ from bitladder.report.markdown import table_to_markdown
 from bitladder.report.performance_tables import SCENARIOS
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
 from bitladder.results import Results
+from bitladder.rungs import BASELINE
 from bitladder.stats.machines import default_place, to_decide
-from bitladder.stats.published import PublishedComparison, compare_with_published, likeness_of, published_study
+from bitladder.stats.published import (
+    CONTROL,
+    PublishedComparison,
+    compare_with_published,
+    likeness_of,
+    published_study,
+)
 from bitladder.stats.summarize import summarize
 from bitladder.units import MIB, format_count, format_mib, format_percent, format_ratio
 
@@ -129,8 +136,8 @@ def _speed_table(one: PublishedComparison, scenario: str, suffix: str, where: st
     columns = (
         *_PRECISION_COLUMNS,
         Column("Published speed-up", "ratio", interval=False),
-        Column("Ours over fp32", "ratio"),
-        Column("Ours over the baseline", "ratio"),
+        Column(f"Ours over {CONTROL}", "ratio"),
+        Column(f"Ours over {BASELINE}", "ratio"),
         Column("Published VRAM", "MiB", interval=False),
         Column("Our VRAM", "MiB", interval=False, help="average of device memory less idle"),
     )
