@@ -3,11 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= study
+MODEL ?= meta-llama/Llama-3.2-1B
+OUT ?= paper
+PAPER_FLAGS ?=
+COMPARE_FLAGS ?=
 
-.PHONY: help setup study test check format clean
+.PHONY: help setup study paper test check format clean
 
 help:
 	@echo "make study   set up, then answer for the built-in model: which precision should it be deployed in?"
+	@echo "make paper   set up, then run the published study of LLaMA 3.2 1B on a GPU, beside its numbers; MODEL=, OUT=,"
+	@echo "             PAPER_FLAGS= (of bitladder study), COMPARE_FLAGS= (of bitladder compare)"
 	@echo "make test    set up, then run the tests"
 	@echo "make check   set up, then lint and type-check"
 
@@ -21,6 +27,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 study: setup
 	$(BIN)/bitladder study --config examples/smollm2.yaml --out $(STUDY)
+
+# What did not fit or failed (exit 1) is told, and the rest is compared.
+paper: setup
+	$(BIN)/bitladder study $(MODEL) --config examples/paper.yaml --out $(OUT) $(PAPER_FLAGS); \
+	status=$$?; test $$status -gt 1 || $(BIN)/bitladder compare $(OUT) $(COMPARE_FLAGS) || exit; exit $$status
 
 test: setup
 	$(BIN)/python -m pytest

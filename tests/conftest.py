@@ -22,7 +22,7 @@ _TOKENIZER_TEXT = (
 )
 
 
-SLOWEST = ("test_smollm2_study.py", "test_study_run.py")
+SLOWEST = ("test_smollm2_study.py", "test_study_run.py", "test_notebook.py")
 """Begun first, so that the rest runs beside them."""
 
 

@@ -12,7 +12,7 @@ import pytest
 from bitladder.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ("", "study", "quantize", "audit", "report", "recommend", "merge", "pack", "publish")
+COMMANDS = ("", "study", "quantize", "audit", "report", "recommend", "compare", "merge", "pack", "publish")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("report absent", "no study.json"),
         ("recommend absent --max-memory lots", "expected a size such as 2GiB"),
         ("recommend absent", "no study.json"),
+        ("compare absent", "no study.json"),
         ("merge absent --out merged", "no study.json"),
         ("pack absent", "no study.json"),
         ("publish absent --repo a/b", "absent: no such directory"),

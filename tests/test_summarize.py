@@ -11,6 +11,7 @@ from bitladder.stats.accuracy import Row, summarize_aggregate, summarize_task
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
+from bitladder.stats.published import published_study
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import RungSummary, Summary, TaskSummary
 from bitladder.store import Store, load_results
@@ -47,19 +48,20 @@ def metric(summary: Summary, rung: str, scenario: str, name: str) -> float:
     return value
 
 
-PUBLISHED = {  # Table 1, and Table 2 where it has the row
-    "arc_challenge": ((31.31, 31.31, 31.46, 30.38), (0.00, 0.48, -2.97)),
-    "arc_easy": ((65.49, 65.53, 64.84, 59.85), (0.06, -0.99, -8.61)),
-    "gsm8k": ((5.84, 5.61, 5.98, 2.73), (-3.94, 2.40, -53.25)),
-    "hellaswag": ((47.72, 47.73, 47.41, 44.15), (0.02, -0.65, -7.49)),
-    "mmlu": ((37.70, 37.64, 36.72, 27.57), (-0.16, -2.60, -26.86)),
-    "mmlu_humanities": ((35.26, 35.38, 34.73, 27.86), (0.34, -1.50, -21.00)),
-    "mmlu_other": ((41.41, 41.35, 40.19, 29.74), (-0.14, -2.95, -28.19)),
-    "mmlu_social_sciences": ((41.24, 41.20, 40.39, 26.75), (-0.10, -2.06, -35.15)),
-    "mmlu_stem": ((34.23, 33.87, 32.71, 25.82), (-1.05, -4.43, -24.55)),
+PUBLISHED = {row.task: tuple(row.score_percent.values()) for row in published_study().tasks}
+PUBLISHED_DROPS = {  # Table 2
+    "arc_challenge": (0.00, 0.48, -2.97),
+    "arc_easy": (0.06, -0.99, -8.61),
+    "gsm8k": (-3.94, 2.40, -53.25),
+    "hellaswag": (0.02, -0.65, -7.49),
+    "mmlu": (-0.16, -2.60, -26.86),
+    "mmlu_humanities": (0.34, -1.50, -21.00),
+    "mmlu_other": (-0.14, -2.95, -28.19),
+    "mmlu_social_sciences": (-0.10, -2.06, -35.15),
+    "mmlu_stem": (-1.05, -4.43, -24.55),
 }
 MMLU_SIZES = {"mmlu_humanities": 4705, "mmlu_other": 3107, "mmlu_social_sciences": 3077, "mmlu_stem": 3153}
-COLUMNS = ("fp32", "fp16", "int8", "fp4")
+COLUMNS = tuple(published_study().rungs.values())
 
 
 def published_outcome(percent: float, questions: int, choices: int | None) -> AccuracyOutcome:
@@ -89,7 +91,7 @@ def published_rows() -> list[Row]:
     """The study's rows: ten thousand questions a task, so that two decimals are exact; MMLU's groups in their sizes."""
     leaves: dict[str, dict[str, AccuracyOutcome | str]] = {}
     for column, rung in enumerate(COLUMNS):
-        of = {name: row[0][column] for name, row in PUBLISHED.items()}
+        of = {name: row[column] for name, row in PUBLISHED.items()}
         leaves[rung] = {
             **{name: published_outcome(of[name], 10_000, 4) for name in ("arc_challenge", "arc_easy", "hellaswag")},
             **{name: published_outcome(of["gsm8k"], 10_000, None) for name in ("gsm8k", "gsm8k_cot")},
@@ -107,16 +109,16 @@ def published_rows() -> list[Row]:
 def test_pooled_groups_give_the_published_mmlu(published_rows: list[Row]) -> None:
     mmlu = next(row for row in published_rows if row.group.name == "mmlu")
     for column, rung in enumerate(COLUMNS):
-        assert 100 * mmlu.score(rung).value == pytest.approx(PUBLISHED["mmlu"][0][column], abs=0.01)
+        assert 100 * mmlu.score(rung).value == pytest.approx(PUBLISHED["mmlu"][column], abs=0.01)
 
 
 def test_published_table_2_follows_from_table_1(published_rows: list[Row]) -> None:
     for row in published_rows:
         name = row.group.name
-        scores = PUBLISHED[name][0]
+        scores = PUBLISHED[name]
         # A score is printed to 0.01, and MMLU's groups here are a whole number of questions.
         half = 0.005 + (50 / MMLU_SIZES[name] if name in MMLU_SIZES else 0)
-        for rung, score, expected in zip(COLUMNS[1:], scores[1:], PUBLISHED[name][1], strict=True):
+        for rung, score, expected in zip(COLUMNS[1:], scores[1:], PUBLISHED_DROPS[name], strict=True):
             rounding = 0.005 + 100 * half * (1 + score / scores[0]) / scores[0]
             found = summarize_task(row, rung).relative_drop_percent.value
             assert found == pytest.approx(expected, abs=rounding), (name, rung)

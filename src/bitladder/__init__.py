@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bitladder.publish import publish_checkpoint
     from bitladder.records import Settings
     from bitladder.report import write_report
+    from bitladder.report.published_tables import compare_published
     from bitladder.stats.summarize import summarize
     from bitladder.store import load_results
     from bitladder.study.run import run_study
@@ -32,6 +33,7 @@ _HOMES = {
     "Limits": "bitladder.decide",
     "Settings": "bitladder.records",
     "audit": "bitladder.checkpoint.audit",
+    "compare_published": "bitladder.report.published_tables",
     "load_results": "bitladder.store",
     "merge_results": "bitladder.merge",
     "pack": "bitladder.archive",
@@ -48,6 +50,7 @@ __all__ = [
     "Settings",
     "__version__",
     "audit",
+    "compare_published",
     "load_results",
     "merge_results",
     "pack",

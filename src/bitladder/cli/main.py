@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bitladder.cli.audit import audit_command
+from bitladder.cli.compare import compare_command
 from bitladder.cli.merge import merge_command
 from bitladder.cli.pack import pack_command
 from bitladder.cli.publish import publish_command
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command("study")(study_command)
 app.command("report")(report_command)
 app.command("recommend")(recommend_command)
+app.command("compare")(compare_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)
 app.command("merge")(merge_command)

@@ -19,8 +19,10 @@ from bitladder.report.provenance_tables import (
     settings_table,
     version_table,
 )
+from bitladder.report.published_tables import compare_pages, published_paragraphs, published_tables
 from bitladder.report.table import Cell, Column, Mark, Table, text_cell
 from bitladder.rungs import rung_title
+from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results
 
@@ -48,6 +50,7 @@ class Report:
     verdicts: Table
     sections: tuple[Section, ...]
     pages: tuple[MachinePage, ...]
+    published: tuple[PublishedComparison, ...]
 
     @property
     def tables(self) -> Iterator[Table]:
@@ -64,10 +67,12 @@ class Report:
 def compose(results: Results, summary: Summary, recommendation: Recommendation) -> Report:
     """The page. `summary` is what the recommendation compared; tables and figures are of one machine each."""
     pages = machine_pages(results, summary)
+    published = compare_pages(pages)
     sections = [
         _accuracy_section(pages),
         *(_scenario_section(pages, scenario) for scenario in SCENARIOS),
         _derived_section(pages),
+        _published_section(published),
         Section(
             "audit",
             "Checkpoints and their audit",
@@ -93,6 +98,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
         verdicts=_verdict_table(recommendation),
         sections=tuple(section for section in sections if section is not None),
         pages=tuple(pages),
+        published=published,
     )
 
 
@@ -155,6 +161,13 @@ def _scenario_section(pages: Sequence[MachinePage], scenario: str) -> Section:
 def _derived_section(pages: Sequence[MachinePage]) -> Section | None:
     tables = split_tables(pages, lambda page: [table] if (table := derived_table(page.summary)) else [])
     return Section("derived", "The study's workloads", tables=tables) if tables else None
+
+
+def _published_section(comparisons: Sequence[PublishedComparison]) -> Section | None:
+    if not comparisons:
+        return None
+    title = f"The published study of {comparisons[0].study.title}, cell by cell"
+    return Section("published", title, published_paragraphs(comparisons), tables=published_tables(comparisons))
 
 
 def _settings_tables(results: Results) -> list[Table]:

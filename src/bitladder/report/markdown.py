@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bitladder.markdown import escape
-from bitladder.report.content import Report
 from bitladder.report.figure import Figure
 from bitladder.report.table import Cell, Table, footnote_letter
+
+if TYPE_CHECKING:
+    from bitladder.report.content import Report
 
 
 def to_markdown(report: Report) -> str:

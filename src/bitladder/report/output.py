@@ -10,6 +10,7 @@ from bitladder.decide import Limits, Recommendation
 from bitladder.files import write_atomically
 from bitladder.records import SCHEMA_VERSION, Record
 from bitladder.report.stamp import current_files, source_hash, write_stamp
+from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results, load_results
 
@@ -23,6 +24,8 @@ class ResultsFile(Record):
     recommendation: Recommendation
     by_machine: dict[str, Summary] = Field(default_factory=dict)
     """of a study of several machines: what each of them measured, as the tables show it"""
+    published: tuple[PublishedComparison, ...] = ()
+    """where the model is LLaMA 3.2 1B: the published study beside each machine's figures; absent for other models"""
 
 
 def write_report(
@@ -66,11 +69,13 @@ def _render(results: Results, limits: Limits, machine: str | None) -> dict[str, 
     recommendation = recommend(summary, limits)
     report = compose(results, summary, recommendation)
     by_machine = {page.machine: page.summary for page in report.pages if page.machine}
-    numbers = ResultsFile(summary=summary, recommendation=recommendation, by_machine=by_machine)
+    numbers = ResultsFile(
+        summary=summary, recommendation=recommendation, by_machine=by_machine, published=report.published
+    )
     files: dict[str, str | bytes] = {
         "report.html": to_html(report),
         "report.md": to_markdown(report),
-        "results.json": numbers.model_dump_json(indent=1) + "\n",
+        "results.json": numbers.model_dump_json(indent=1, exclude=set() if report.published else {"published"}) + "\n",
     }
     files |= {f"{table.name}.csv": to_csv(table) for table in report.tables}
     for figure in report.figures:

@@ -1,0 +1,163 @@
+"""The published study's tables, cell by cell beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitladder.report.machine_pages import MachinePage, machine_pages
+from bitladder.report.markdown import table_to_markdown
+from bitladder.report.performance_tables import SCENARIOS
+from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
+from bitladder.results import Results
+from bitladder.rungs import BASELINE
+from bitladder.stats.machines import default_place, to_decide
+from bitladder.stats.published import (
+    CONTROL,
+    PublishedComparison,
+    compare_with_published,
+    likeness_of,
+    published_study,
+)
+from bitladder.stats.summarize import summarize
+from bitladder.units import MIB, format_count, format_mib, format_percent, format_ratio
+
+_PRECISION_COLUMNS = (
+    Column("Published as", numeric=False),
+    Column("Ours", numeric=False, help="the rung that the published precision is"),
+)
+_OURS = (
+    "The published BF16 is our fp32: its 4,880 MiB at batch size 1 are 4,714 MiB of FP32 weights and 166 MiB; BF16 "
+    "weights are 2,357 MiB. So every published speed-up is one over fp32. The published INT4, which load_in_4bit=True "
+    "gives, is our fp4."
+)
+
+
+def compare_published(results: Results, *, any_model: bool = False) -> tuple[PublishedComparison, ...]:
+    """The published study of LLaMA 3.2 1B beside this one, once a machine that measured.
+
+    Empty where the model is another one, unless ``any_model``, and where nothing published was planned.
+    """
+    summary = summarize(to_decide(results, default_place(results)))
+    return compare_pages(machine_pages(results, summary), any_model=any_model)
+
+
+def compare_pages(pages: Sequence[MachinePage], *, any_model: bool = False) -> tuple[PublishedComparison, ...]:
+    compared = (
+        compare_with_published(page.results, page.summary, machine=page.machine, any_model=any_model) for page in pages
+    )
+    return tuple(one for one in compared if one is not None)
+
+
+def published_tables(comparisons: Sequence[PublishedComparison]) -> tuple[Table, ...]:
+    """Scores, then each scenario; every machine has its own, which say whose they are."""
+    tables = []
+    for index, one in enumerate(comparisons):
+        suffix = f"-machine{index + 1}" if index else ""
+        where = f", on {one.machine}" if one.machine else ""
+        if one.scores:
+            tables.append(_score_table(one, suffix, where))
+        tables += [
+            _speed_table(one, scenario, suffix, where)
+            for scenario in dict.fromkeys(cell.scenario for cell in one.speeds)
+        ]
+    return tuple(tables)
+
+
+def comparison_text(results: Results, *, any_model: bool = False) -> str:
+    """`compare_published` as Markdown that reads as plain text; where nothing is compared, why."""
+    compared = compare_published(results, any_model=any_model)
+    if compared:
+        tables = (f"{table.title}\n\n{table_to_markdown(table)}" for table in published_tables(compared))
+        return "\n\n".join([*published_paragraphs(compared), *tables])
+    if likeness_of(results) == "other":
+        # Another model's figures differ from these whatever it does: side by side they would read as a finding.
+        return (
+            f"Nothing is compared: the published numbers are {published_study().title}'s, and this study is of "
+            f"{results.study.source.model}. --any-model prints them side by side."
+        )
+    return "Nothing is compared: this study plans no task and no scenario that was published."
+
+
+def published_paragraphs(comparisons: Sequence[PublishedComparison]) -> tuple[str, ...]:
+    """Where the numbers are from, what is beside what, and how many scores agree."""
+    study = comparisons[0].study
+    origin = (
+        f"Published: {study.citation}. Accuracy was measured on an {study.accuracy_gpu}, performance on an "
+        f"{study.performance_gpu}."
+    )
+    lines = [*(note for one in comparisons for note in one.notes), origin, _OURS]
+    for one in comparisons:
+        if one.scores:
+            where = f" on {one.machine}" if one.machine else ""
+            known = [cell.inside for cell in one.scores if cell.inside is not None]
+            missing = f"; {len(one.scores) - len(known)} more have none" if len(known) < len(one.scores) else ""
+            lines.append(
+                f"The published score lies inside our 95% interval in {sum(known)} of the {len(known)} cells that have "
+                f"one{where}{missing}."
+            )
+    return tuple(dict.fromkeys(lines))
+
+
+def _score_table(one: PublishedComparison, suffix: str, where: str) -> Table:
+    columns = (
+        Column("Task", numeric=False),
+        *_PRECISION_COLUMNS,
+        Column("Published", "%", interval=False),
+        Column("Measured", "%"),
+        Column("Questions", interval=False),
+        Column("Inside our interval", numeric=False),
+    )
+    rows = tuple(
+        (
+            text_cell(cell.title),
+            text_cell(cell.precision),
+            text_cell(cell.rung),
+            number_cell(cell.published_percent, format_percent),
+            estimate_cell(cell.score, format_percent),
+            number_cell(cell.questions, format_count),
+            _inside_cell(cell.inside, cell.score.reason),
+        )
+        for cell in one.scores
+    )
+    notes = (
+        "The interval is for drawing other questions. On all of a task's questions two careful runs of one model agree "
+        "far closer; 11 of the 36 published scores are no whole number of right answers.",
+    )
+    return Table(f"published-accuracy{suffix}", f"Published accuracy beside ours{where}", columns, rows, notes)
+
+
+def _inside_cell(inside: bool | None, reason: str | None) -> Cell:
+    if inside is None:
+        return text_cell(None, reason=reason or "no interval")
+    return text_cell("yes" if inside else "no", mark="plain" if inside else "clear")
+
+
+def _speed_table(one: PublishedComparison, scenario: str, suffix: str, where: str) -> Table:
+    columns = (
+        *_PRECISION_COLUMNS,
+        Column("Published speed-up", "ratio", interval=False),
+        Column(f"Ours over {CONTROL}", "ratio"),
+        Column(f"Ours over {BASELINE}", "ratio"),
+        Column("Published VRAM", "MiB", interval=False),
+        Column("Our VRAM", "MiB", interval=False, help="average of device memory less idle"),
+    )
+    rows = tuple(
+        (
+            text_cell(cell.precision),
+            text_cell(cell.rung),
+            number_cell(cell.published_speedup, format_ratio),
+            estimate_cell(cell.speedup_to_fp32, format_ratio),
+            estimate_cell(cell.speedup, format_ratio),
+            number_cell(cell.published_vram_mib * MIB, format_mib, unit_size=MIB),
+            estimate_cell(cell.vram_bytes, format_mib, unit_size=MIB),
+        )
+        for cell in one.speeds
+        if cell.scenario == scenario
+    )
+    number, name = SCENARIOS[scenario]
+    notes = (
+        "Ratios stand beside ratios: the published prompts have other lengths, and how many tokens were generated is "
+        "not said, so its requests/s are another workload's. VRAM: as in Tables 3 and 4; the published MB are MiB.",
+    )
+    title = f"Published speed-up and memory beside ours: {name}{where}"
+    return Table(f"published-table{number}{suffix}", title, columns, rows, notes)
