@@ -16,11 +16,11 @@ from bitladder.records import (
     TaskDocuments,
 )
 
-Phase = Literal["checkpoint", "accuracy", "performance"]
+Phase = Literal["checkpoint", "audit", "accuracy", "performance"]
 
 
 class Job(Record):
-    """One worker's work: a rung's checkpoint, or the items of one phase on it."""
+    """One worker's work: a rung's checkpoint, a ready one's audit, or the items of one phase on either."""
 
     phase: Phase
     rung: str
