@@ -10,6 +10,8 @@ import pytest
 
 from audit_checkpoints import CopyRung, edit_config, edit_weights
 from bitladder.archive import pack
+from bitladder.checkpoint.audit import audit
+from bitladder.checkpoint.declared import config_scheme
 from bitladder.checkpoint.format import require_format
 from bitladder.checkpoint.tokens import PROBES, probe_texts, require_same_tokens, same_rules
 from bitladder.cli.study import _added
@@ -18,7 +20,7 @@ from bitladder.errors import UserError
 from bitladder.merge import merge_results
 from bitladder.records import RungRecord, Settings
 from bitladder.report import write_report
-from bitladder.rungs import ready_title
+from bitladder.rungs import find_rung, ready_title
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from bitladder.study import worker
@@ -370,3 +372,32 @@ def test_another_model_of_the_same_architecture_has_other_shapes(
 ) -> None:
     wider = make_tiny_llama(tmp_path / "wider", hidden_size=128)
     assert "hidden_size 128, expected 64" in refusal(tiny_llama, wider)
+
+
+@pytest.mark.parametrize(
+    ("stated", "bits"),
+    [
+        ({"default": {"_type": "IntxWeightOnlyConfig", "_data": {"weight_dtype": {"_data": "int4"}}}}, "INT4"),
+        (
+            {"default": {"_type": "Float8WeightOnlyConfig", "_data": {"weight_dtype": {"_data": "float8_e4m3fn"}}}},
+            "FLOAT8",
+        ),
+        ({"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {"group_size": 32}}}, "INT4"),
+        ("int4_weight_only", "INT4"),
+        ({"default": {"_type": "AutoConfig"}}, "torchao"),
+        ({"default": None}, "torchao"),
+    ],
+)
+def test_torchao_settings_say_their_bits(stated: object, bits: str) -> None:
+    plain = find_rung("bf16").scheme
+    found = config_scheme({"quantization_config": {"quant_method": "torchao", "quant_type": stated}}, plain)
+    assert (found.method, found.stored_type) == ("other", bits)
+
+
+def test_what_it_is_comes_from_the_audit(tiny_copy: Path) -> None:
+    quantized(quant_method="compressed-tensors", config_groups={"g": {"weights": {"num_bits": 4, "type": "int"}}})(
+        tiny_copy
+    )
+    edit_weights(tiny_copy, pack_layers)
+    assert ready_title("x", audit(tiny_copy, load=False)) == "INT4 (compressed-tensors)"
+    assert ready_title("x", None) == "x"

@@ -30,8 +30,7 @@ def study_command(
     add: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=SOURCE",
-            help="A ready checkpoint, Hub id or directory, to measure beside the rungs. May be repeated.",
+            help="NAME=SOURCE: a ready checkpoint, Hub id or directory, to measure beside the rungs. May be repeated."
         ),
     ] = None,
     only: Annotated[str | None, typer.Option(help="accuracy or performance.")] = None,
