@@ -30,7 +30,8 @@ def study_command(
     add: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=SOURCE: a ready checkpoint, Hub id or directory, to measure beside the rungs. May be repeated."
+            metavar="<str>",
+            help="NAME=SOURCE: a ready checkpoint, Hub id or directory, to measure beside the rungs. May be repeated.",
         ),
     ] = None,
     only: Annotated[str | None, typer.Option(help="accuracy or performance.")] = None,

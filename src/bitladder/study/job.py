@@ -31,6 +31,8 @@ class Job(Record):
     threads: int | None
     machine: Machine
     content_hash: str | None
+    audited_bytes: int | None = None
+    """in memory after one forward, which some formats unpack in; None before the audit"""
     items: tuple[Item, ...] = ()
     prompts: Prompts | None = None
     """of a performance job: the token ids that all its scenarios use"""

@@ -174,7 +174,8 @@ class _Run:
         first = next(iter(left.values()))
         phase: Phase = "accuracy" if isinstance(first, AccuracyTask) else "performance"
         self._progress.phase(rung.rung, "accuracy" if isinstance(first, AccuracyTask) else first.scenario)
-        worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()))
+        audited_bytes = rung.audit.loaded_bytes if rung.audit else None
+        worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
         for message in worker.messages():
             if isinstance(message, Progress):
                 self._progress.step(message.done, message.total)
@@ -186,7 +187,14 @@ class _Run:
                 self._progress.measured(message.record)
         return worker.ended
 
-    def _worker(self, phase: Phase, rung: str, content_hash: str | None, items: tuple[Item, ...]) -> Worker:
+    def _worker(
+        self,
+        phase: Phase,
+        rung: str,
+        content_hash: str | None,
+        items: tuple[Item, ...],
+        audited_bytes: int | None = None,
+    ) -> Worker:
         calibration = self._study.calibration
         first = items[0] if items else None
         job = Job(
@@ -198,6 +206,7 @@ class _Run:
             threads=calibration.threads,
             machine=calibration.machine,
             content_hash=content_hash,
+            audited_bytes=audited_bytes,
             items=items,
             prompts=self._store.read_prompts(first.prompts_hash) if isinstance(first, Scenario) else None,
         )

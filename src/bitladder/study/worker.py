@@ -146,7 +146,14 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
 
     def run(item: Scenario) -> Outcome:
         trust = job.settings.trust_remote_code
-        return measure(Path(job.directory), item, prompts, trust_remote_code=trust, progress=pipe.progress)
+        return measure(
+            Path(job.directory),
+            item,
+            prompts,
+            audited_bytes=job.audited_bytes,
+            trust_remote_code=trust,
+            progress=pipe.progress,
+        )
 
     for item in job.items:
         assert isinstance(item, Scenario)
