@@ -19,15 +19,16 @@ from bitladder.decide import recommend
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.merge import merge_results
-from bitladder.records import RungRecord, Settings
-from bitladder.report import write_report
+from bitladder.records import Record, RungRecord, Settings
+from bitladder.report.content import compose
+from bitladder.report.markdown import to_markdown
 from bitladder.rungs import find_rung, ready_title
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from bitladder.study import worker
 from bitladder.study.added import find_added, require_same_prompts
 from bitladder.study.estimate import estimate_study
-from bitladder.study.job import RungMade
+from bitladder.study.job import Job, RungMade
 from bitladder.study.prepare import prepare
 from bitladder.study.run import _Run, run_study
 from bitladder.study.settings import load_settings
@@ -93,6 +94,11 @@ def quantized(**fields: object) -> Edit:
         (lambda d: edit_config(d, rope_parameters={"rope_type": "default", "rope_theta": 5e5}), "rope_parameters"),
         (lambda d: edit_config(d, model_type="mistral", architectures=[]), "model_type mistral, expected llama"),
         (lambda d: edit_config(d, hidden_act="gelu"), "hidden_act gelu, expected silu"),
+        (lambda d: (d / "tokenizer.json").write_text("{}"), "no tokenizer that transformers can load"),
+        (
+            lambda d: edit_tokenizer(d, lambda rules: rules.update(padding={})),
+            "no tokenizer that transformers can load",
+        ),
         (say_lower, "another tokenizer than the baseline's: '"),
         (lambda d: edit_config(d, rms_norm_eps=1e-5), "rms_norm_eps 1e-05, expected 1e-06"),
         (quantized(quant_method="auto-round", bits=4), "`pip install 'auto-round>=0.5'`"),
@@ -108,7 +114,9 @@ def test_what_is_refused_before_anything_is_planned(edit: Edit, says: str, tiny_
 
 def test_types_quantization_and_what_changes_no_answer_are_let_in(tiny_llama: Path, tiny_copy: Path) -> None:
     edit_config(tiny_copy, dtype="float16", transformers_version="4.0", use_cache=False, rms_norm_eps=1.0000000001e-06)
-    edit_tokenizer(tiny_copy, lambda rules: rules.update(padding=None, truncation=None))
+    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|end|>"}
+    edit_tokenizer(tiny_copy, lambda rules: rules.update(padding=padding))
     added = find_added(Settings(model="m", add={"x": str(tiny_copy)}), tiny_llama, "cpu")
     assert added["x"].same_rules
     assert added["x"].directory.is_absolute()
@@ -207,12 +215,7 @@ def test_a_difference_in_a_prompt_of_the_study_alone_is_refused(
     edit_tokenizer(tiny_copy, replace_text("zzzzz", "y"))
     assert prepare(settings, Store(tmp_path / "out")).added == {"other": tiny_copy}
     same = find_added(settings.model_copy(update={"add": {"same": str(tiny_llama)}}), tiny_llama, "cpu")
-
-    def unread() -> "object":
-        raise AssertionError("nothing needs to be read")
-        yield ""
-
-    require_same_prompts(settings, tiny_llama, same, unread())  # type: ignore[arg-type]
+    require_same_prompts(settings, tiny_llama, same, map(pytest.fail, ["no text needs to be tried"]))
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +235,52 @@ def bnb_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -
     return directory
 
 
+class Sent:
+    """The worker's way back to its parent, kept."""
+
+    def __init__(self) -> None:
+        self.messages: list[Record] = []
+
+    def send(self, message: Record) -> None:
+        self.messages.append(message)
+
+    def progress(self, done: int, total: int) -> None:
+        assert done <= total
+
+
+def work(job: Job) -> list[Record]:
+    """What a worker sends of a job, done here."""
+    sent = Sent()
+    worker._PHASES[job.phase](job, sent)  # type: ignore[arg-type]
+    return sent.messages
+
+
+def audited(directory: Path) -> RungRecord:
+    """What a worker says of a ready checkpoint."""
+    (message,) = work(job_for(directory, phase="audit", rung="x"))
+    assert isinstance(message, RungMade)
+    return message.record
+
+
+class WorkerHere:
+    """A study's worker, in this process."""
+
+    ended = None
+
+    def __init__(self, server: ForkServer, job: Job, log: Path, timeout_s: float) -> None:
+        self.job = job
+
+    def messages(self) -> list[Record]:
+        return work(self.job)
+
+
+@pytest.fixture
+def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitladder.study.run.Worker", WorkerHere)
+    monkeypatch.setattr(ForkServer, "start", lambda server: None)
+
+
+@pytest.mark.usefixtures("workers_here")
 def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
     out, theirs = tmp_path / "out", tmp_path / "theirs"
     shutil.copytree(bnb_checkpoint, theirs)
@@ -259,8 +308,7 @@ def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, task
     summary = summarize(results)
     assert [rung.title for rung in summary.rungs] == ["BF16", "NF4 (bnb-4bit)", "NF4 (bnb-4bit)"]
     assert [verdict.rung for verdict in recommend(summary).verdicts] == list(results.rungs)
-    write_report(out)
-    page = (out / "report" / "report.md").read_text()
+    page = to_markdown(compose(results, summary, recommend(summary)))
     assert "NF4 (bnb-4bit)" in page
     assert record.source is not None
     assert f"theirs: {theirs} (content {record.source.content_hash[:12]})" in page
@@ -280,24 +328,6 @@ def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, task
 def scale_first_absmax(tensors: "dict[str, torch.Tensor]") -> None:
     name = next(name for name in sorted(tensors) if name.endswith(".absmax"))
     tensors[name] *= 1.5
-
-
-class Sent:
-    """The worker's way back to its parent, kept."""
-
-    def __init__(self) -> None:
-        self.records: list[RungRecord] = []
-
-    def send(self, message: RungMade) -> None:
-        self.records.append(message.record)
-
-
-def audited(directory: Path) -> RungRecord:
-    """What a worker says of a ready checkpoint."""
-    sent = Sent()
-    worker._audit_ready(job_for(directory, phase="audit", rung="x"), sent)  # type: ignore[arg-type]
-    (record,) = sent.records
-    return record
 
 
 def test_one_that_does_not_load_is_an_outcome(tiny_copy: Path) -> None:
@@ -380,7 +410,7 @@ def test_another_model_of_the_same_architecture_has_other_shapes(
         ({"default": {"_type": "IntxWeightOnlyConfig", "_data": {"weight_dtype": {"_data": "int4"}}}}, "INT4"),
         (
             {"default": {"_type": "Float8WeightOnlyConfig", "_data": {"weight_dtype": {"_data": "float8_e4m3fn"}}}},
-            "FLOAT8",
+            "FP8",
         ),
         ({"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {"group_size": 32}}}, "INT4"),
         ("int4_weight_only", "INT4"),

@@ -143,7 +143,7 @@ def _other_type(quantization: Mapping[str, Any]) -> str:
     bits = quantization.get("bits") or quantization.get("w_bit") or weights.get("num_bits")
     if bits is None:
         return _torchao_type(quantization) or str(quantization.get("quant_method", "unknown"))
-    return f"{weights.get('type', 'int')}{bits}".upper()
+    return _number_type(str(weights.get("type", "int")), bits)
 
 
 def _torchao_type(quantization: Mapping[str, Any]) -> str | None:
@@ -156,4 +156,9 @@ def _torchao_type(quantization: Mapping[str, Any]) -> str | None:
     found = re.match(r"(float|int)(\d+)", str(stated_type.get("_data"))) or _TORCHAO_WEIGHTS.search(
         str(default.get("_type"))
     )
-    return f"{found[1]}{found[2]}".upper() if found else None
+    return _number_type(found[1], found[2]) if found else None
+
+
+def _number_type(kind: str, bits: object) -> str:
+    """INT4, FP8, as the ladder calls its own."""
+    return f"{'FP' if kind.lower() == 'float' else kind.upper()}{bits}"

@@ -19,7 +19,7 @@ def require_format(directory: Path, device: str) -> None:
 
     method = quantization.get("quant_method")
     try:
-        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=True)  # type: ignore[no-untyped-call]
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=True)
         quantizer.validate_environment(device_map={"": device}, weights_only=True)
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0].replace("_", "-")

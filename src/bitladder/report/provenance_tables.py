@@ -12,6 +12,8 @@ from bitladder.store import Results
 from bitladder.units import MIB, format_bytes, format_mib
 
 _SEVERITY_MARKS: dict[str, Mark] = {"error": "bad", "warning": "warning", "info": "plain"}
+_UNPACKED = {"INT8": "I8", "FP8": "F8_E4M3"}
+"""how a file calls other libraries' types where each weight has a place of its own"""
 
 
 def checkpoint_table(summary: Summary) -> Table:
@@ -43,7 +45,7 @@ def _checkpoint_row(rung: RungSummary) -> tuple[Cell, ...]:
 
 def _scheme_cells(audit: Audit) -> tuple[Cell, ...]:
     scheme = audit.found or audit.declared
-    packed = audit.declared.method == "other" and audit.declared.stored_type != scheme.stored_type
+    packed = audit.declared.method == "other" and _UNPACKED.get(audit.declared.stored_type) != scheme.stored_type
     stored = f"{audit.declared.stored_type} in {scheme.stored_type}" if packed else scheme.stored_type
     stored += ", double quantization" if scheme.double_quantization else ""
     if scheme.int8_threshold is not None:
