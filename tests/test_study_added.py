@@ -114,7 +114,7 @@ def test_what_is_refused_before_anything_is_planned(edit: Edit, says: str, tiny_
 
 def test_types_quantization_and_what_changes_no_answer_are_let_in(tiny_llama: Path, tiny_copy: Path) -> None:
     edit_config(tiny_copy, dtype="float16", transformers_version="4.0", use_cache=False, rms_norm_eps=1.0000000001e-06)
-    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    padding: dict[str, object] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|end|>"}
     edit_tokenizer(tiny_copy, lambda rules: rules.update(padding=padding))
     added = find_added(Settings(model="m", add={"x": str(tiny_copy)}), tiny_llama, "cpu")
