@@ -143,6 +143,24 @@ def test_dense_in_memory(made_rungs: CopyRung, before: float, after: float, seve
     assert words in finding.message
 
 
+@pytest.mark.parametrize(("share", "words"), [(0.0, "stays packed"), (1.0, "becomes dense")])
+def test_dense_beside_a_large_embedding(made_rungs: CopyRung, share: float, words: str) -> None:
+    """Unpacked INT8 layers are told even where the embedding makes nine tenths of the model."""
+    subject = subject_of(made_rungs("int8"))
+    embedding = "model.embed_tokens.weight"
+    layers = sum(tensor.size_bytes for name, tensor in subject.tensors.items() if "proj" in name)
+    large = replace(subject.tensors[embedding], size_bytes=9 * layers)
+    subject = replace(
+        subject,
+        declared=subject.declared.model_copy(update={"method": "other"}),
+        tensors={**subject.tensors, embedding: large},
+    )
+    first, then = ({"BF16": int(subject.tensor_bytes + times * layers)} for times in (0.0, share))
+    assert then["BF16"] < 1.2 * first["BF16"]
+    (finding,) = check_memory(subject, loaded(first, then))
+    assert finding.message.startswith(words)
+
+
 @pytest.mark.parametrize("rung", ["bf16", "int8", "nf4"])
 def test_the_profiler_sees_each_schemes_own_operators(made_rungs: CopyRung, rung: str) -> None:
     subject = subject_of(made_rungs(rung))

@@ -64,6 +64,19 @@ def test_few_rows_and_fp32_stay_as_they_are(seen: list[torch.dtype]) -> None:
     assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
 
 
+def test_weights_that_know_their_own_product_keep_it(seen: list[torch.dtype]) -> None:
+    """torchao's weights are tensors of classes of their own, which quantize the inputs, too."""
+
+    class Own(torch.Tensor):
+        pass
+
+    inputs, weight, bias = make(32, torch.bfloat16)
+    with torch.inference_mode(), widened_products(CPU):
+        product = linear(inputs, weight.as_subclass(Own), bias)
+    assert type(product) is Own
+    assert seen == [torch.bfloat16]
+
+
 def test_a_cpu_with_instructions_uses_them(monkeypatch: pytest.MonkeyPatch, seen: list[torch.dtype]) -> None:
     flags = frozenset({"avx512_bf16"})
     monkeypatch.setattr(hardware, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=flags))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from bitladder import forkserver
+from bitladder.checkpoint.loading import predicted_load_bytes
 from bitladder.errors import DoesNotFitError
 from bitladder.perf import maxbatch, probe
 from bitladder.perf.maxbatch import ProbeJob, choose_batch, largest_fitting, running_probe, search_largest_batch
@@ -120,6 +121,9 @@ def test_batch_on_a_cpu_is_predicted_and_capped(tiny_llama: Path, monkeypatch: p
     monkeypatch.setattr("bitladder.checkpoint.loading.available_bytes", lambda device: needed[2])
     size, probes = choose_batch(tiny_llama, scenario, prompts)
     assert (size, [entry.fits for entry in probes[:4]]) == (4, [True, True, True, False])
+    dense_bytes = predicted_load_bytes(tiny_llama) + needed[2] - needed[1]
+    size, _ = choose_batch(tiny_llama, scenario, prompts, audited_bytes=dense_bytes)
+    assert size == 2, "what becomes dense leaves room for fewer rows"
     monkeypatch.setattr("bitladder.checkpoint.loading.available_bytes", lambda device: needed[0] - 1)
     with pytest.raises(DoesNotFitError, match=r"batch of 1: .* needed, .* available; choose"):
         choose_batch(tiny_llama, scenario, prompts)

@@ -17,6 +17,7 @@ from bitladder.markdown import escape
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.content import Report, compose
 from bitladder.report.markdown import to_markdown
+from bitladder.report.provenance_tables import checkpoint_table
 from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, Summary
@@ -182,3 +183,22 @@ def test_footnote_letters_go_on_after_z() -> None:
 )
 def test_markdown_shows_text_as_it_is(text: str, escaped: str) -> None:
     assert escape(text) == escaped
+
+
+def test_a_ready_checkpoint_is_called_by_what_its_audit_found(reports: Mapping[str, tuple[Summary, Report]]) -> None:
+    """Stored 4-bit weights of another library stand as what they are and what holds them."""
+    summary, _ = reports["builtin"]
+    last = summary.rungs[-1]
+    assert last.audit is not None and last.audit.found is not None
+    other = {"method": "other", "stored_type": "INT4"}
+    audit = last.audit.model_copy(
+        update={
+            "declared": last.audit.declared.model_copy(update=other),
+            "found": last.audit.found.model_copy(update={"method": "other", "stored_type": "I32"}),
+        }
+    )
+    added = last.model_copy(update={"rung": "theirs", "title": "INT4 (auto-round)", "audit": audit})
+    found = checkpoint_table(summary.model_copy(update={"rungs": (*summary.rungs, added)}))
+    assert cell(found, "theirs", "What it is").text == "INT4 (auto-round)"
+    assert cell(found, "theirs", "Stored").text == "INT4 in I32"
+    assert cell(found, last.rung, "Stored").text == "NF4"

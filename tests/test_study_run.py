@@ -27,8 +27,11 @@ QUESTIONS = 6
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+def write_tasks(folder: Path) -> Path:
     """A folder with two multiple-choice tasks."""
-    folder = tmp_path_factory.mktemp("tasks")
     for name in ("left", "right"):
         rows = [{"question": f"{name} {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(QUESTIONS)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitladder.errors import UserError
-from bitladder.records import AccuracyOutcome, AccuracyTask, Item, MeasurementRecord, RungRecord, StudyRecord, TaskGroup
+from bitladder.records import (
+    AccuracyOutcome,
+    AccuracyTask,
+    Item,
+    MeasurementRecord,
+    RungRecord,
+    Source,
+    StudyRecord,
+    TaskGroup,
+)
 
 _MAY_DIFFER = {"device", "batch_size", "token_budget"}
 """Settings of a task that belong to the machine: they change no prompt and no way of scoring."""
@@ -66,9 +75,11 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
     first = next((part.study for part in parts if part.study.groups), parts[0].study)
     suites = {part.study.suite for part in parts if part.study.groups}
     names = dict.fromkeys(name for part in parts for name in part.study.settings.rungs)
-    study = first.model_copy(
+    added: dict[str, Source] = {}
+    for part in parts:
+        added = {**part.study.added, **added}
+    study = first.with_rungs(names, added).model_copy(
         update={
-            "settings": first.settings.model_copy(update={"rungs": tuple(names)}),
             "suite": first.suite if len(suites) < 2 else "custom",
             "groups": groups,
             "items": tuple(dict.fromkeys(item for part in parts for item in part.study.items)),

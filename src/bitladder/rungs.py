@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bitladder.errors import UnknownNameError
-from bitladder.records import Scheme
+from bitladder.records import Audit, Scheme
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,18 @@ def find_rung(name: str) -> Rung:
     if name not in RUNGS:
         raise UnknownNameError("rung", name, RUNGS)
     return RUNGS[name]
+
+
+def ready_title(name: str, audit: Audit | None) -> str:
+    """`rung_title`, where a ready checkpoint under a name of its own is called by what its audit found."""
+    if name in RUNGS or audit is None:
+        return rung_title(name)
+    scheme = audit.found if audit.found is not None and audit.declared.method != "other" else audit.declared
+    if scheme.method == "other":
+        methods = (finding.data.get("quant_method") for finding in audit.findings if finding.check == "scheme")
+        return f"{scheme.stored_type} ({next(filter(None, methods), 'unknown format')})"
+    known = (rung.title for rung in RUNGS.values() if rung.scheme == scheme)
+    return next(known, f"{scheme.stored_type} ({scheme.method})")
 
 
 def rung_title(name: str) -> str:

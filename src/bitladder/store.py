@@ -100,7 +100,7 @@ class Store:
         study = self.read_study()
         rungs: dict[str, RungRecord] = {}
         records: list[MeasurementRecord] = []
-        for rung in study.settings.rungs:
+        for rung in study.rungs:
             rung_record = self.read_rung(rung)
             if rung_record is None:
                 continue

@@ -1,5 +1,6 @@
 """The scheme that a checkpoint says it has, and the one that its tensors have; imports no torch."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from bitladder.rungs import find_rung
 DeclaredBy = Literal["manifest", "config", "--as"]
 
 _TYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_TORCHAO_WEIGHTS = re.compile(r"(float|int)(\d+)_?weight", re.IGNORECASE)
+"""``Int8DynamicActivationInt4WeightConfig``, and ``int4_weight_only`` as it was written before"""
 _INT8_THRESHOLD = 6.0
 """transformers' default where the config leaves it out"""
 
@@ -139,5 +142,23 @@ def _other_type(quantization: Mapping[str, Any]) -> str:
     weights = (groups[0].get("weights") if groups else None) or {}
     bits = quantization.get("bits") or quantization.get("w_bit") or weights.get("num_bits")
     if bits is None:
-        return str(quantization.get("quant_method", "unknown"))
-    return f"{weights.get('type', 'int')}{bits}".upper()
+        return _torchao_type(quantization) or str(quantization.get("quant_method", "unknown"))
+    return _number_type(str(weights.get("type", "int")), bits)
+
+
+def _torchao_type(quantization: Mapping[str, Any]) -> str | None:
+    """The weights' type in torchao's settings: its own field, else as the name of the settings says it."""
+    stated = quantization.get("quant_type")
+    default = stated.get("default") if isinstance(stated, dict) else {"_type": stated}
+    if not isinstance(default, dict):
+        return None
+    stated_type = (default.get("_data") or {}).get("weight_dtype") or {}
+    found = re.match(r"(float|int)(\d+)", str(stated_type.get("_data"))) or _TORCHAO_WEIGHTS.search(
+        str(default.get("_type"))
+    )
+    return _number_type(found[1], found[2]) if found else None
+
+
+def _number_type(kind: str, bits: object) -> str:
+    """INT4, FP8, as the ladder calls its own."""
+    return f"{'FP' if kind.lower() == 'float' else kind.upper()}{bits}"

@@ -96,7 +96,11 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError) as error:
+        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from None
+    except Exception as error:
+        if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read
+            raise
         raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from None
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

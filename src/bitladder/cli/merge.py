@@ -22,7 +22,7 @@ def merge_command(
 
     results = merge_results(inputs, out)
     names = list(place_names(places(results)).values())
-    rungs = results.study.settings.rungs
+    rungs = results.study.rungs
     if json_output:
         answer = {
             "directory": str(out),

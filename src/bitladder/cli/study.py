@@ -27,6 +27,13 @@ def study_command(
     rungs: Annotated[
         str | None, typer.Option(help=f"Comma-separated rungs of the ladder. {_default(','.join(defaults.RUNGS))}")
     ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<str>",
+            help="NAME=SOURCE: a ready checkpoint, Hub id or directory, to measure beside the rungs. May be repeated.",
+        ),
+    ] = None,
     only: Annotated[str | None, typer.Option(help="accuracy or performance.")] = None,
     suite: Annotated[
         str | None, typer.Option(help="paper or builtin. (default: builtin for a built-in model, else paper)")
@@ -108,6 +115,7 @@ def study_command(
         "model": model,
         "revision": revision,
         "rungs": _names(rungs),
+        "add": _added(add),
         "only": only,
         "suite": suite,
         "tasks": _names(tasks),
@@ -146,6 +154,22 @@ def study_command(
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text is not None else None
+
+
+def _added(pairs: list[str] | None) -> dict[str, str] | None:
+    from bitladder.errors import UserError
+
+    if not pairs:
+        return None
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, _, source = (part.strip() for part in pair.partition("="))
+        if not name or not source:
+            raise UserError(f"--add: found {pair!r}, expected NAME=REPO_OR_DIR such as fp8=my-org/my-model-FP8")
+        if name in found:
+            raise UserError(f"--add: {name!r} stands more than once; give each checkpoint a name of its own")
+        found[name] = source
+    return found
 
 
 def _limits(text: str | None) -> dict[str, str] | None:

@@ -93,7 +93,12 @@ def largest_fitting(probes: list[BatchProbe] | tuple[BatchProbe, ...]) -> int | 
 
 
 def choose_batch(
-    directory: Path, scenario: Scenario, prompts: Prompts, *, trust_remote_code: bool = False
+    directory: Path,
+    scenario: Scenario,
+    prompts: Prompts,
+    *,
+    audited_bytes: int | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[int, tuple[BatchProbe, ...]]:
     """The scenario's batch size, and the search that found it (none where the size is given).
 
@@ -102,7 +107,7 @@ def choose_batch(
     if scenario.scenario == "batch1":
         return 1, ()
     if scenario.device == "cpu":
-        probe = predicting_probe(directory, scenario, trust_remote_code=trust_remote_code)
+        probe = predicting_probe(directory, scenario, audited_bytes, trust_remote_code=trust_remote_code)
         probes = search_largest_batch(probe, scenario.batch_size_cap)
     else:
         with running_probe(directory, scenario, prompts, trust_remote_code=trust_remote_code) as probe:
@@ -119,12 +124,17 @@ def choose_batch(
     return largest, probes
 
 
-def predicting_probe(directory: Path, scenario: Scenario, *, trust_remote_code: bool = False) -> Probe:
-    """Predicts from weights, cache, activations and logits against the main memory that is available now."""
+def predicting_probe(
+    directory: Path, scenario: Scenario, audited_bytes: int | None = None, *, trust_remote_code: bool = False
+) -> Probe:
+    """Predicts from weights, cache, activations and logits against the main memory that is available now.
+
+    ``audited_bytes``: of the weights after a forward, where that is known: another library's may be dense by then.
+    """
     from bitladder.checkpoint.loading import available_bytes, load_config, predicted_load_bytes
 
     config = load_config(directory, trust_remote_code=trust_remote_code)
-    load_bytes = predicted_load_bytes(directory)
+    load_bytes = max(predicted_load_bytes(directory), audited_bytes or 0)
     free_bytes = available_bytes(scenario.device)
     if scenario.memory_limit_bytes is not None:
         free_bytes = min(free_bytes, scenario.memory_limit_bytes)
@@ -178,7 +188,7 @@ def _ask(server: ForkServer, job: ProbeJob) -> tuple[bytes, int]:
     read_stdin, write_stdin = os.pipe()
     read_answer, write_answer = os.pipe()
     # the standard input stays open: a probe ends when this process does
-    with os.fdopen(write_stdin, "wb") as stdin, os.fdopen(read_answer, "rb") as answers:
+    with os.fdopen(write_stdin, "wb", buffering=0) as stdin, os.fdopen(read_answer, "rb") as answers:
         try:
             server.fork(read_stdin, STDERR, write_answer)
         finally:
@@ -186,5 +196,4 @@ def _ask(server: ForkServer, job: ProbeJob) -> tuple[bytes, int]:
             os.close(write_answer)
         with suppress(BrokenPipeError):
             stdin.write(job.model_dump_json().encode() + b"\n")
-            stdin.flush()
         return answers.read(), server.wait()

@@ -34,10 +34,13 @@ def measure(
     scenario: Scenario,
     prompts: Prompts,
     *,
+    audited_bytes: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> PerformanceOutcome:
     """Measure a checkpoint in one scenario. Expects a process that has loaded no other model.
+
+    ``audited_bytes``: what it was seen to hold after one forward, where that is known.
 
     Raises DoesNotFitError where weights or batch don't fit, predicted or seen, and UserError for prompts that are
     not the plan's, or longer than the model's context together with the new tokens.
@@ -46,7 +49,9 @@ def measure(
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
     _require_context(directory, scenario, trust_remote_code)
     _set_up_torch(scenario)
-    batch_size, search = choose_batch(directory, scenario, prompts, trust_remote_code=trust_remote_code)
+    batch_size, search = choose_batch(
+        directory, scenario, prompts, audited_bytes=audited_bytes, trust_remote_code=trust_remote_code
+    )
     idle_process_bytes = resident_bytes()
     gpu = gpu_of(scenario.device)
     idle_device_bytes = device_bytes(gpu)

@@ -31,7 +31,7 @@ def load_prompts(
     Raises UserError for a mirror that lacks the split, a Hub that can't be reached, and a text too short for one
     window.
     """
-    text, origin = _read_text(datasets, builtin)
+    text, origin = read_text(datasets, builtin)
     token_ids: Sequence[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     windows = cut_windows(token_ids, prompt_tokens)
     if not windows:
@@ -45,8 +45,8 @@ def cut_windows(token_ids: Sequence[int], window_tokens: int) -> tuple[tuple[int
     return tuple(tuple(token_ids[i * window_tokens : (i + 1) * window_tokens]) for i in range(whole))
 
 
-def _read_text(mirror: str | None, builtin: bool) -> tuple[str, str]:
-    """The text and its origin."""
+def read_text(mirror: str | None, builtin: bool) -> tuple[str, str]:
+    """The text that prompts are cut from, and its origin. Raises as `load_prompts`."""
     if mirror is None:
         if builtin:
             return _read_prose(), "built-in prose"

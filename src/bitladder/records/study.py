@@ -1,6 +1,7 @@
 """A study: what was asked, what this machine can do, the plan, and what became of each rung."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -21,6 +22,8 @@ class Settings(Record):
     model: str
     revision: str | None = None
     rungs: tuple[str, ...] = defaults.RUNGS
+    add: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = Field(default_factory=dict)
+    """ready checkpoints, Hub ids or directories by name, measured beside the rungs"""
     only: Literal["accuracy", "performance"] | None = None
     suite: str | None = None
     """named set of tasks: ``paper`` or ``builtin``; the default is ``builtin`` for a builtin model, else ``paper``"""
@@ -106,6 +109,18 @@ class StudyRecord(Record):
     groups: tuple[TaskGroup, ...]
     """table rows, in order; every leaf task is in at least one"""
     items: tuple[Item, ...]
+    added: dict[str, Source] = Field(default_factory=dict)
+    """ready checkpoints by name, as found; they come after the ladder's rungs"""
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """All that is measured, in order."""
+        return (*self.settings.rungs, *self.added)
+
+    def with_rungs(self, rungs: Iterable[str], added: Mapping[str, Source]) -> Self:
+        """The same study of these rungs: the ladder's, and ready checkpoints."""
+        settings = {"rungs": tuple(rungs), "add": {name: source.model for name, source in added.items()}}
+        return self.model_copy(update={"settings": self.settings.model_copy(update=settings), "added": dict(added)})
 
 
 class MergeRecord(Record):
@@ -125,3 +140,5 @@ class RungRecord(Record):
     content_hash: str | None
     manifest: Manifest | None
     audit: Audit | None
+    source: Source | None = None
+    """of a ready checkpoint: the files that were audited"""

@@ -21,7 +21,6 @@ from bitladder.report.provenance_tables import (
 )
 from bitladder.report.published_tables import compare_pages, published_paragraphs, published_tables
 from bitladder.report.table import Cell, Column, Mark, Table, text_cell
-from bitladder.rungs import rung_title
 from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results
@@ -95,7 +94,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
         subtitle=_subtitle(results, pages),
         notes=(*summary.notes, *split_notes(pages)),
         recommendation=recommendation,
-        verdicts=_verdict_table(recommendation),
+        verdicts=_verdict_table(recommendation, summary),
         sections=tuple(section for section in sections if section is not None),
         pages=tuple(pages),
         published=published,
@@ -114,8 +113,9 @@ def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
     return " · ".join(parts)
 
 
-def _verdict_table(recommendation: Recommendation) -> Table:
+def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
     marks: dict[str, Mark] = {"picked": "good", "within": "plain", "out": "bad"}
+    known = {rung.rung: rung.title for rung in summary.rungs}
     titles = {"picked": "deploy", "within": "within limits, not best", "out": "out"}
     rows: list[tuple[Cell, ...]] = []
     for verdict in recommendation.verdicts:
@@ -123,7 +123,7 @@ def _verdict_table(recommendation: Recommendation) -> Table:
         rows.append(
             (
                 text_cell(verdict.rung),
-                text_cell(rung_title(verdict.rung)),
+                text_cell(known[verdict.rung]),
                 text_cell(f"{titles[verdict.outcome]}{goals}", mark=marks[verdict.outcome]),
                 text_cell("; ".join(verdict.reasons) or None),
             )

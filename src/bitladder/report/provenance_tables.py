@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bitladder.records import Finding, Machine, Scenario, Scheme, StudyRecord
+from bitladder.records import Audit, Finding, Machine, Scenario, Source, StudyRecord
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
-from bitladder.rungs import rung_title
 from bitladder.stats.summary import RungSummary, Summary
 from bitladder.store import Results
 from bitladder.units import MIB, format_bytes, format_mib
 
 _SEVERITY_MARKS: dict[str, Mark] = {"error": "bad", "warning": "warning", "info": "plain"}
+_UNPACKED = {"INT8": "I8", "FP8": "F8_E4M3"}
+"""how a file calls other libraries' types where each weight has a place of its own"""
 
 
 def checkpoint_table(summary: Summary) -> Table:
@@ -31,11 +32,10 @@ def checkpoint_table(summary: Summary) -> Table:
 def _checkpoint_row(rung: RungSummary) -> tuple[Cell, ...]:
     missing = "not loaded" if rung.audit else "not audited"
     why = f"{rung.rung}: {missing if rung.status == 'ok' else rung.reason or rung.status}"
-    scheme = (rung.audit.found or rung.audit.declared) if rung.audit else None
     return (
         text_cell(rung.rung),
-        text_cell(rung_title(rung.rung)),
-        *(_scheme_cells(scheme) if scheme else (text_cell(None, reason=why) for _ in range(3))),
+        text_cell(rung.title),
+        *(_scheme_cells(rung.audit) if rung.audit else (text_cell(None, reason=why) for _ in range(3))),
         number_cell(rung.stored_bytes, format_mib, why if rung.stored_bytes is None else None, unit_size=MIB),
         number_cell(rung.loaded_bytes, format_mib, why if rung.loaded_bytes is None else None, unit_size=MIB),
         _audit_cell(rung, why),
@@ -43,8 +43,11 @@ def _checkpoint_row(rung: RungSummary) -> tuple[Cell, ...]:
     )
 
 
-def _scheme_cells(scheme: Scheme) -> tuple[Cell, ...]:
-    stored = scheme.stored_type + (", double quantization" if scheme.double_quantization else "")
+def _scheme_cells(audit: Audit) -> tuple[Cell, ...]:
+    scheme = audit.found or audit.declared
+    packed = audit.declared.method == "other" and _UNPACKED.get(audit.declared.stored_type) != scheme.stored_type
+    stored = f"{audit.declared.stored_type} in {scheme.stored_type}" if packed else scheme.stored_type
+    stored += ", double quantization" if scheme.double_quantization else ""
     if scheme.int8_threshold is not None:
         stored += f", threshold {scheme.int8_threshold:g}"
     return text_cell(stored), text_cell(scheme.compute_type), text_cell(scheme.rest_type)
@@ -102,6 +105,7 @@ def settings_table(study: StudyRecord) -> Table:
     source = study.source
     values: dict[str, Any] = {
         **study.settings.model_dump(mode="json"),
+        "add": [_describe_source(name, added) for name, added in study.added.items()],
         "suite": study.suite,
         "revision": source.revision,
         "device": study.calibration.device,
@@ -112,6 +116,11 @@ def settings_table(study: StudyRecord) -> Table:
         "source_content_hash": source.content_hash,
     }
     return _pairs("settings", "Effective settings", {name: _plain(value) for name, value in values.items()})
+
+
+def _describe_source(name: str, source: Source) -> str:
+    revision = f" at {source.revision}" if source.revision else ""
+    return f"{name}: {source.model}{revision} (content {source.content_hash[:12]})"
 
 
 def _plain(value: Any) -> str:

@@ -138,7 +138,7 @@ def at_place(results: Results, place: Place) -> Results:
     names |= {task for group in groups for task in group.tasks}
     own = {record.rung for record in here} | {results.study.baseline}
     measured = {rung for rung, _ in anywhere}
-    rungs = tuple(rung for rung in results.study.settings.rungs if rung in own or rung not in measured)
+    rungs = tuple(rung for rung in results.study.rungs if rung in own or rung not in measured)
     return _restricted(results, here, place, rungs=rungs, groups=groups, wanted=names.__contains__)
 
 
@@ -166,7 +166,7 @@ def to_decide(results: Results, place: Place) -> Results:
         results,
         records,
         place,
-        rungs=results.study.settings.rungs,
+        rungs=results.study.rungs,
         groups=results.study.groups,
         wanted=lambda name: name in chosen or name in here or name not in anywhere,
     )
@@ -186,9 +186,12 @@ def _restricted(
     records = tuple(records)
     items: dict[str, Item] = {item_name(record.item): record.item for record in records}
     planned = {item_name(item): items.get(item_name(item), item) for item in results.study.items}
-    study = results.study.model_copy(
+    study = results.study
+    study = study.with_rungs(
+        (rung for rung in study.settings.rungs if rung in rungs),
+        {name: source for name, source in study.added.items() if name in rungs},
+    ).model_copy(
         update={
-            "settings": results.study.settings.model_copy(update={"rungs": rungs}),
             "calibration": _calibration_at(results, place),
             "groups": groups,
             "items": tuple(item for name, item in planned.items() if wanted(name)),

@@ -12,7 +12,7 @@ from bitladder.records import (
     StudyRecord,
 )
 from bitladder.results import Results, item_name
-from bitladder.rungs import rung_title
+from bitladder.rungs import ready_title
 from bitladder.stats import scores
 from bitladder.stats.accuracy import Leaf, Row, summarize_aggregate, summarize_task
 from bitladder.stats.machines import find_place, to_decide
@@ -45,7 +45,7 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     margin = default_margin_points(study.suite) if margin_points is None else margin_points
     if margin <= 0:
         raise ValueError(f"the margin must be more than 0 points, got {margin}")
-    ends = {rung: _Ends(results, rung) for rung in study.settings.rungs}
+    ends = {rung: _Ends(results, rung) for rung in study.rungs}
     tasks = [item.task for item in study.items if isinstance(item, AccuracyTask)]
     leaves = {rung: {task: end.leaf(task) for task in tasks} for rung, end in ends.items()}
     rows = [Row(group, study.baseline, leaves) for group in study.groups if tasks]
@@ -127,7 +127,7 @@ def _rung_summary(
     )
     return RungSummary(
         rung=rung,
-        title=rung_title(rung),
+        title=ready_title(rung, audit),
         status=end.status,
         reason=end.reason,
         content_hash=record.content_hash if record else None,

@@ -19,7 +19,7 @@ def calibrate(settings: Settings, model_directory: Path, stored: Calibration | N
     if stored is not None and stored.machine == machine and settings.device in ("auto", stored.device):
         device, threads, rates = stored.device, stored.threads, stored.layer_rates
     else:
-        device, threads = _find_device(settings.device, machine)
+        device, threads = find_device(settings.device, machine)
         rates = ()
     return Calibration(
         device=device,
@@ -44,8 +44,8 @@ def _missing_rates(
     return time_layers(missing, device, hidden, int(config.get("intermediate_size", 4 * hidden)))
 
 
-def _find_device(wanted: str, machine: Machine) -> tuple[str, int | None]:
-    """Resolved device name, and threads on a CPU."""
+def find_device(wanted: str, machine: Machine) -> tuple[str, int | None]:
+    """Resolved device name, and threads on a CPU. Raises UserError for a device that isn't there."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

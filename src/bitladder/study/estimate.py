@@ -3,12 +3,17 @@
 Times are rough, within about a factor of two: attention, tokenizing and the first touch of memory are left out.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitladder.records import AccuracyTask, Calibration, Item, LayerRate, Scenario, Settings, StudyRecord
 from bitladder.rungs import BASELINE, find_rung
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESS_START_S = 3.0
 """forking, loading, and the monitor's start"""
@@ -21,14 +26,20 @@ _SAMPLED_DOCUMENTS = 16
 class RungEstimate:
     rung: str
     disk_bytes: int
-    memory_bytes: int
-    """loaded weights and the largest batch's cache and activations, the process's own libraries left out"""
+    """that the study writes; a ready checkpoint is read where it lies"""
+    memory_bytes: int | None
+    """loaded weights and the largest batch's cache and activations, the process's own libraries left out; None for
+    another library's format, which may become dense"""
     quantize_s: float
-    accuracy_s: float
-    performance_s: float
+    """the audit's share included"""
+    accuracy_s: float | None
+    """None for a ready checkpoint: no layer of its format was timed"""
+    performance_s: float | None
 
     @property
-    def total_s(self) -> float:
+    def total_s(self) -> float | None:
+        if self.accuracy_s is None or self.performance_s is None:
+            return None
         return self.quantize_s + self.accuracy_s + self.performance_s
 
 
@@ -41,34 +52,56 @@ class TaskLoad:
     generated_tokens: float
 
 
-def estimate_study(study: StudyRecord, directory: Path) -> tuple[RungEstimate, ...]:
-    """One estimate a rung, for the model in ``directory``."""
+def estimate_study(study: StudyRecord, directory: Path, added: Mapping[str, Path]) -> tuple[RungEstimate, ...]:
+    """One estimate a rung, for the model in ``directory``, then one for each ready checkpoint."""
     loads = {item.task: _task_load(study.settings, item) for item in study.items if isinstance(item, AccuracyTask)}
-    return tuple(_estimate_rung(study, rung, directory, loads) for rung in study.settings.rungs)
+    rungs = (_estimate_rung(study, rung, directory, loads) for rung in study.settings.rungs)
+    return (*rungs, *(_estimate_ready(study, name, place) for name, place in added.items()))
+
+
+def _estimate_ready(study: StudyRecord, name: str, directory: Path) -> RungEstimate:
+    from bitladder.checkpoint.config import read_config
+    from bitladder.checkpoint.declared import found_scheme
+    from bitladder.checkpoint.loading import load_config, predicted_load_bytes
+    from bitladder.checkpoint.tensors import read_tensors
+
+    scheme = found_scheme(read_config(directory), read_tensors(directory))
+    config = load_config(directory, trust_remote_code=study.settings.trust_remote_code)
+    return RungEstimate(
+        rung=name,
+        disk_bytes=0,
+        memory_bytes=None if scheme.method == "other" else predicted_load_bytes(directory) + _working(study, config),
+        quantize_s=PROCESS_START_S,
+        accuracy_s=None if any(isinstance(item, AccuracyTask) for item in study.items) else 0.0,
+        performance_s=None if any(isinstance(item, Scenario) for item in study.items) else 0.0,
+    )
+
+
+def _working(study: StudyRecord, config: "PretrainedConfig") -> int:
+    """Bytes that the largest batch needs beside the weights."""
+    from bitladder.perf.memory import predict_working_memory
+
+    scenarios = [item for item in study.items if isinstance(item, Scenario)]
+    batches = ((_batch(item), item.prompt_tokens, item.new_tokens) for item in scenarios)
+    return max((predict_working_memory(config, *batch).total_bytes for batch in batches), default=0)
 
 
 def _estimate_rung(study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad]) -> RungEstimate:
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.loading import load_config
-    from bitladder.perf.memory import predict_working_memory
 
     trust = study.settings.trust_remote_code
     expected = expect(directory, find_rung(rung).scheme, trust_remote_code=trust)
     config = load_config(directory, trust_remote_code=trust)
     head_weights = config.vocab_size * config.hidden_size
     clock = _Clock(study.calibration, rung, expected.parameters - head_weights, head_weights)
-    scenarios = [item for item in study.items if isinstance(item, Scenario)]
-    working = [
-        predict_working_memory(config, _batch(item), item.prompt_tokens, item.new_tokens).total_bytes
-        for item in scenarios
-    ]
     return RungEstimate(
         rung=rung,
         disk_bytes=expected.stored_bytes,
-        memory_bytes=expected.stored_bytes + max(working, default=0),
+        memory_bytes=expected.stored_bytes + _working(study, config),
         quantize_s=2 * PROCESS_START_S,
         accuracy_s=_accuracy_s(study.items, loads, clock),
-        performance_s=sum(_scenario_s(item, clock) for item in scenarios),
+        performance_s=sum(_scenario_s(item, clock) for item in study.items if isinstance(item, Scenario)),
     )
 
 

@@ -16,11 +16,11 @@ from bitladder.records import (
     TaskDocuments,
 )
 
-Phase = Literal["checkpoint", "accuracy", "performance"]
+Phase = Literal["checkpoint", "audit", "accuracy", "performance"]
 
 
 class Job(Record):
-    """One worker's work: a rung's checkpoint, or the items of one phase on it."""
+    """One worker's work: a rung's checkpoint, a ready one's audit, or the items of one phase on either."""
 
     phase: Phase
     rung: str
@@ -31,6 +31,8 @@ class Job(Record):
     threads: int | None
     machine: Machine
     content_hash: str | None
+    audited_bytes: int | None = None
+    """in memory after one forward, which some formats unpack in; None before the audit"""
     items: tuple[Item, ...] = ()
     prompts: Prompts | None = None
     """of a performance job: the token ids that all its scenarios use"""

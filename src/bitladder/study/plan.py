@@ -1,5 +1,7 @@
 """The plan: a pure function of settings, source, calibration, resolved tasks and prompts."""
 
+from collections.abc import Mapping
+
 from bitladder.records import (
     AccuracyTask,
     Calibration,
@@ -21,8 +23,9 @@ def plan_study(
     groups: tuple[TaskGroup, ...],
     tasks: tuple[AccuracyTask, ...],
     scenarios: tuple[Scenario, ...],
+    added: Mapping[str, Source] | None = None,
 ) -> StudyRecord:
-    """The study's record: every rung gets every item, accuracy first."""
+    """The study's record: every rung and every ready checkpoint gets every item, accuracy first."""
     items: tuple[Item, ...] = (*tasks, *scenarios)
     return StudyRecord(
         settings=settings,
@@ -32,6 +35,7 @@ def plan_study(
         calibration=calibration,
         groups=groups,
         items=items,
+        added=dict(added or {}),
     )
 
 

@@ -1,12 +1,15 @@
 """Everything the plan needs: the source, this machine's calibration, the tasks, the prompts."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.environment import describe_machine
 from bitladder.errors import UserError
-from bitladder.records import AccuracyTask, Calibration, Prompts, Scenario, Settings, StudyRecord, TaskGroup
+from bitladder.records import AccuracyTask, Calibration, Item, Prompts, Scenario, Settings, StudyRecord, TaskGroup
 from bitladder.store import MergedStore, Store
-from bitladder.study.calibration import calibrate
+from bitladder.study.added import Added, find_added, require_same_prompts
+from bitladder.study.calibration import calibrate, find_device
 from bitladder.study.plan import plan_study
 
 BUILTIN = "builtin:"
@@ -18,6 +21,8 @@ class Prepared:
 
     study: StudyRecord
     prompts: Prompts | None
+    added: dict[str, Path]
+    """where each ready checkpoint lies"""
 
 
 def prepare(settings: Settings, store: Store) -> Prepared:
@@ -37,10 +42,12 @@ def prepare(settings: Settings, store: Store) -> Prepared:
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
     if model.source.speed_only:
         settings = _without_accuracy(settings)
+    added = _added(settings, model.directory)
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
 
     suite, groups, tasks = _accuracy(settings, calibration, kept)
     scenarios, prompts = _scenarios(settings, calibration, model.directory, kept, store)
+    require_same_prompts(settings, model.directory, added, _texts(settings, (*tasks, *scenarios)))
     study = plan_study(
         settings=settings,
         suite=suite,
@@ -49,8 +56,27 @@ def prepare(settings: Settings, store: Store) -> Prepared:
         groups=groups,
         tasks=tasks,
         scenarios=scenarios,
+        added={name: one.source for name, one in added.items()},
     )
-    return Prepared(study, prompts)
+    return Prepared(study, prompts, {name: one.directory for name, one in added.items()})
+
+
+def _added(settings: Settings, baseline: Path) -> dict[str, Added]:
+    if not settings.add:
+        return {}
+    device, _ = find_device(settings.device, describe_machine())
+    return find_added(settings, baseline, device)
+
+
+def _texts(settings: Settings, items: Iterable[Item]) -> Iterator[str]:
+    """What the study puts to a model: every accuracy prompt, and the lines that performance prompts are cut from."""
+    from bitladder.accuracy.texts import accuracy_texts
+    from bitladder.perf.prompts import read_text
+
+    items = tuple(items)
+    if any(isinstance(item, Scenario) for item in items):
+        yield read_text(settings.datasets, settings.model.startswith(BUILTIN))[0]
+    yield from accuracy_texts(settings, (item for item in items if isinstance(item, AccuracyTask)))
 
 
 def _without_accuracy(settings: Settings) -> Settings:

@@ -22,13 +22,12 @@ from bitladder.records import (
     Scenario,
     Settings,
     Status,
-    StudyRecord,
     measurement_id,
 )
 from bitladder.store import Results, Store
 from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import phase_items
-from bitladder.study.prepare import prepare
+from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
 from bitladder.study.progress import StudyProgress
 
@@ -52,7 +51,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
         if prepared.prompts is not None:
             store.write_prompts(prepared.prompts)
         store.write_study(study)
-        _Run(study, store, progress or StudyProgress(), server).run()
+        _Run(prepared, store, progress or StudyProgress(), server).run()
         return store.load()
 
 
@@ -70,15 +69,16 @@ def _only_writer(out: Path) -> Iterator[None]:
 class _Run:
     """One run over the plan."""
 
-    def __init__(self, study: StudyRecord, store: Store, progress: StudyProgress, server: ForkServer) -> None:
+    def __init__(self, prepared: Prepared, store: Store, progress: StudyProgress, server: ForkServer) -> None:
         self._server = server
-        self._study = study
+        self._study = prepared.study
+        self._added = prepared.added
         self._store = store
         self._progress = progress
         self._finished: set[str] = set()
 
     def run(self) -> None:
-        rungs = {name: self._known_rung(name) for name in self._study.settings.rungs}
+        rungs = {name: self._known_rung(name) for name in self._study.rungs}
         total = len(rungs) * len(self._study.items)
         missing = sum(len(self._missing(record, self._study.items)) for record in rungs.values())
         self._progress.planned(total, total - missing)
@@ -95,6 +95,9 @@ class _Run:
         from bitladder.checkpoint.quantize import expected_recipe_hash
 
         record = self._store.read_rung(name)
+        if name in self._added:  # an audit costs little, and what it refused may be put right by another library
+            same = record is not None and record.source == self._study.added[name]
+            return record if record is not None and same and record.status == "ok" else None
         if record is None or record.status in RETRIED or record.manifest is None:
             return None
         recipe = expected_recipe_hash(self._study.source, name)
@@ -102,7 +105,7 @@ class _Run:
 
     def _needs_weights(self, record: RungRecord) -> bool:
         """Whether something is left to measure and the checkpoint isn't there, or is no longer what was audited."""
-        if record.status != "ok" or not self._missing(record, self._study.items):
+        if record.status != "ok" or record.rung in self._added or not self._missing(record, self._study.items):
             return False
         from bitladder.checkpoint.manifest import read_manifest, verify_files
 
@@ -125,16 +128,18 @@ class _Run:
         return False
 
     def _make_checkpoint(self, name: str) -> RungRecord:
-        self._progress.phase(name, "quantize and audit")
+        source = self._study.added.get(name)
+        self._progress.phase(name, "audit" if source else "quantize and audit")
         record = RungRecord(
             rung=name, status="failed", reason="the worker sent no record", content_hash=None, manifest=None, audit=None
         )
-        worker = self._worker("checkpoint", name, None, ())
+        worker = self._worker("audit" if source else "checkpoint", name, None, ())
         for message in worker.messages():
             if isinstance(message, RungMade):
                 record = message.record
         if worker.ended is not None:
             record = record.model_copy(update={"status": worker.ended.status, "reason": worker.ended.reason})
+        record = record.model_copy(update={"source": source})
         self._store.write_rung(record)
         self._progress.rung(record)
         return record
@@ -173,7 +178,8 @@ class _Run:
         first = next(iter(left.values()))
         phase: Phase = "accuracy" if isinstance(first, AccuracyTask) else "performance"
         self._progress.phase(rung.rung, "accuracy" if isinstance(first, AccuracyTask) else first.scenario)
-        worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()))
+        audited_bytes = rung.audit.loaded_bytes if rung.audit else None
+        worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
         for message in worker.messages():
             if isinstance(message, Progress):
                 self._progress.step(message.done, message.total)
@@ -185,18 +191,26 @@ class _Run:
                 self._progress.measured(message.record)
         return worker.ended
 
-    def _worker(self, phase: Phase, rung: str, content_hash: str | None, items: tuple[Item, ...]) -> Worker:
+    def _worker(
+        self,
+        phase: Phase,
+        rung: str,
+        content_hash: str | None,
+        items: tuple[Item, ...],
+        audited_bytes: int | None = None,
+    ) -> Worker:
         calibration = self._study.calibration
         first = items[0] if items else None
         job = Job(
             phase=phase,
             rung=rung,
-            directory=str(self._store.checkpoint_directory(rung)),
+            directory=str(self._added.get(rung) or self._store.checkpoint_directory(rung)),
             settings=self._study.settings,
             device=calibration.device,
             threads=calibration.threads,
             machine=calibration.machine,
             content_hash=content_hash,
+            audited_bytes=audited_bytes,
             items=items,
             prompts=self._store.read_prompts(first.prompts_hash) if isinstance(first, Scenario) else None,
         )

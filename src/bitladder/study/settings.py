@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.records import Settings
-from bitladder.rungs import find_rung
+from bitladder.rungs import RUNGS, find_rung
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
@@ -29,10 +29,18 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if key.startswith("add.") and key.endswith(".[key]"):
+            raise UserError(
+                f"{origin}: add: found the name {first['input']!r}; expected letters, digits, `.`, `_` and `-`, "
+                "the first a letter or digit"
+            ) from None
         raise UserError(f"{origin}: {key}: found {first['input']!r}; {first['msg'].lower()}") from None
     for rung in settings.rungs:
         find_rung(rung)
     repeated = {rung for rung in settings.rungs if settings.rungs.count(rung) > 1}
+    taken = [name for name in settings.add if name in RUNGS]
+    if taken:
+        raise UserError(f"{origin}: add: {taken[0]!r} is a rung of the ladder; give the checkpoint another name")
     if repeated:
         raise UserError(f"{origin}: rungs: {', '.join(sorted(repeated))} stands more than once; name each rung once")
     return settings

@@ -17,6 +17,8 @@ from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
+    Audit,
+    Manifest,
     MeasurementRecord,
     PerformanceOutcome,
     Record,
@@ -85,18 +87,33 @@ def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
         replace=True,
     )
     found = audit(directory, device=job.device, trust_remote_code=settings.trust_remote_code)
-    reason = None if found.passed else "; ".join(finding.message for finding in found.errors)
-    pipe.send(
-        RungMade(
-            record=RungRecord(
-                rung=job.rung,
-                status="ok" if found.passed else "refused",
-                reason=reason,
-                content_hash=checkpoint.manifest.content_hash,
-                manifest=checkpoint.manifest,
-                audit=found,
-            )
-        )
+    pipe.send(RungMade(record=_to_record(job.rung, found, checkpoint.manifest)))
+
+
+def _audit_ready(job: Job, pipe: _Pipe) -> None:
+    """A ready checkpoint has to load: nothing but its own library knows whether it can."""
+    from bitladder.checkpoint.audit import audit
+    from bitladder.checkpoint.loading import require_memory
+    from bitladder.checkpoint.manifest import read_manifest
+
+    directory = Path(job.directory)
+    require_memory(directory, job.device)
+    found = audit(directory, device=job.device, trust_remote_code=job.settings.trust_remote_code)
+    record = _to_record(job.rung, found, read_manifest(directory))
+    if record.status == "ok" and found.loaded_bytes is None:
+        reason = next(finding.message for finding in found.findings if finding.check == "load")
+        record = record.model_copy(update={"status": "failed", "reason": reason})
+    pipe.send(RungMade(record=record))
+
+
+def _to_record(rung: str, found: Audit, manifest: Manifest | None) -> RungRecord:
+    return RungRecord(
+        rung=rung,
+        status="ok" if found.passed else "refused",
+        reason=None if found.passed else "; ".join(finding.message for finding in found.errors),
+        content_hash=found.content_hash,
+        manifest=manifest,
+        audit=found,
     )
 
 
@@ -129,7 +146,14 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
 
     def run(item: Scenario) -> Outcome:
         trust = job.settings.trust_remote_code
-        return measure(Path(job.directory), item, prompts, trust_remote_code=trust, progress=pipe.progress)
+        return measure(
+            Path(job.directory),
+            item,
+            prompts,
+            audited_bytes=job.audited_bytes,
+            trust_remote_code=trust,
+            progress=pipe.progress,
+        )
 
     for item in job.items:
         assert isinstance(item, Scenario)
@@ -176,4 +200,9 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-_PHASES = {"checkpoint": _make_checkpoint, "accuracy": _measure_accuracy, "performance": _measure_performance}
+_PHASES = {
+    "checkpoint": _make_checkpoint,
+    "audit": _audit_ready,
+    "accuracy": _measure_accuracy,
+    "performance": _measure_performance,
+}

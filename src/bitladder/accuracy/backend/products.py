@@ -49,13 +49,19 @@ def _emulated(device: "device") -> "frozenset[dtype]":
 
 
 def _linear_mode(emulated: "frozenset[dtype]") -> "TorchFunctionMode":
+    from torch import Tensor
+    from torch.nn import Parameter
     from torch.nn.functional import linear
     from torch.overrides import TorchFunctionMode
+
+    plain = (Tensor, Parameter)
 
     class Widened(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            if function is not linear or args[0].dtype not in emulated or args[0].shape[:-1].numel() < _LEAST_ROWS:
+            if function is not linear or any(type(part) not in plain for part in args[1:2]):  # torchao's know how
+                return function(*args, **kwargs)
+            if args[0].dtype not in emulated or args[0].shape[:-1].numel() < _LEAST_ROWS:
                 return function(*args, **kwargs)
             wide = [part if part is None else part.float() for part in (*args, *kwargs.values())]
             return linear(*wide).to(args[0].dtype)

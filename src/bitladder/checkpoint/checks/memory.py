@@ -4,14 +4,16 @@ import re
 
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
+from bitladder.checkpoint.kinds import kind_of
 from bitladder.checkpoint.tensors import bytes_by_dtype
 from bitladder.records import Finding, Severity
 from bitladder.units import format_bytes
 
 CONVERTED_SHARE = 0.02
 """share of the stored bytes that may appear in another type: rotary frequencies and other buffers are FP32"""
-DENSE_GROWTH = 1.2
-"""times its packed size, from which on a model in memory is called dense"""
+DENSE_GROWTH = 0.5
+"""share of the quantized layers' stored bytes that memory may hold beside them; unpacking 8 bits to 16 adds all of them
+once, and the embedding, however large, adds nothing"""
 
 _PRODUCTS = re.compile(r"::\w*(mm|matmul|linear|gemm|gemv|quant|scaled_dot_product)\w*")
 _INT8_PRODUCTS = re.compile(r"_int_mm|int8_(scaled_mm|linear_matmul)|cutlass_scaled_mm")
@@ -50,9 +52,17 @@ def check_memory(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     }
     severity: Severity = "info"
     message = f"{format_bytes(after)} in memory after one forward ({types}), {format_bytes(stored_bytes)} stored"
-    if subject.declared.method != "plain" and after > DENSE_GROWTH * stored_bytes:
+    packed_bytes = sum(
+        tensor.size_bytes
+        for name, tensor in subject.tensors.items()
+        if kind_of(name, tensor) in ("linear", "quantization state")
+    )
+    dense_bytes = stored_bytes + DENSE_GROWTH * packed_bytes
+    if subject.declared.method == "other":
+        message = f"stays packed: {message}"
+    if subject.declared.method != "plain" and after > dense_bytes:
         severity = "warning"
-        when = "loads dense" if before > DENSE_GROWTH * stored_bytes else "becomes dense at the first forward"
+        when = "loads dense" if before > dense_bytes else "becomes dense at the first forward"
         message = (
             f"{when}: {format_bytes(stored_bytes)} stored as {subject.declared.stored_type}, {format_bytes(before)} "
             f"after loading, {format_bytes(after)} after one forward ({types}); it saves disk, not memory"

@@ -1,0 +1,20 @@
+"""The texts that a study's accuracy tasks put to a model, before they are tokenized."""
+
+from collections.abc import Iterable, Iterator
+
+from bitladder.accuracy.harness import quiet, seeded
+from bitladder.accuracy.library import task_library
+from bitladder.records import AccuracyTask, Settings
+
+
+def accuracy_texts(settings: Settings, items: Iterable[AccuracyTask]) -> Iterator[str]:
+    """Every prompt, with each of its continuations, as lm-eval builds them; a chat template is not applied."""
+    library = task_library(settings)
+    for item in items:
+        task = library.task(item.task)
+        with quiet(), seeded(item.seed):
+            task.set_fewshot_seed(seed=item.seed)
+            task.build_all_requests(limit=item.limit)
+        for instance in task.instances:
+            context, *rest = instance.args
+            yield context + "".join(part for part in rest if isinstance(part, str))

@@ -1,0 +1,90 @@
+"""Ready checkpoints that a study measures beside its rungs: found, and held to the baseline before anything is planned.
+
+They are read where they lie. Compared figures need the same network and the same token ids.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitladder.errors import UserError
+from bitladder.records import Settings, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Added:
+    """A checkpoint that may be measured beside the baseline."""
+
+    source: Source
+    directory: Path
+    same_rules: bool
+    """whether its tokenizer is the baseline's, so that no prompt needs to be tried"""
+
+
+def find_added(settings: Settings, baseline: Path, device: str) -> dict[str, Added]:
+    """The checkpoints of ``settings.add`` by name, in order.
+
+    Raises UserError, naming the checkpoint, for one that isn't there, has no SafeTensors, is another network than the
+    model in ``baseline``, tokenizes the probes in another way, or has a format that can't be loaded on ``device``.
+    """
+    return {name: _find(settings, name, baseline, device) for name in settings.add}
+
+
+def _find(settings: Settings, name: str, baseline: Path, device: str) -> Added:
+    from bitladder.checkpoint.format import require_format
+    from bitladder.checkpoint.network import require_same_network
+    from bitladder.checkpoint.tokens import probe_texts, require_same_ends, require_same_tokens, same_rules
+    from bitladder.models.source import resolve_model
+
+    trust = settings.trust_remote_code
+    with _naming(name):
+        model = resolve_model(settings.add[name])
+        require_same_network(baseline, model.directory, trust_remote_code=trust)
+        require_format(model.directory, device)
+        ours, theirs = _tokenizers(baseline, model.directory, trust)
+        same = same_rules(ours, theirs)
+        if not same:
+            require_same_tokens(ours, theirs, probe_texts())
+        require_same_ends(ours, theirs)
+        if settings.chat_template and ours.chat_template != theirs.chat_template:
+            raise UserError("another chat template than the baseline's; leave --chat-template out, or give it the same")
+    return Added(model.source, model.directory.absolute(), same)
+
+
+def require_same_prompts(settings: Settings, baseline: Path, added: dict[str, Added], texts: Iterable[str]) -> None:
+    """Raise UserError where a checkpoint gives other token ids than the baseline on a text of the study.
+
+    ``texts`` are read only where a tokenizer isn't the baseline's own.
+    """
+    others = {name: one for name, one in added.items() if not one.same_rules}
+    if not others:
+        return
+    from bitladder.checkpoint.tokens import require_same_tokens
+
+    distinct = list(dict.fromkeys(texts))
+    for name, one in others.items():
+        with _naming(name):
+            ours, theirs = _tokenizers(baseline, one.directory, settings.trust_remote_code)
+            require_same_tokens(ours, theirs, distinct)
+
+
+def _tokenizers(
+    baseline: Path, directory: Path, trust_remote_code: bool
+) -> "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]":
+    from bitladder.checkpoint.loading import load_tokenizer
+
+    ours, theirs = (load_tokenizer(place, trust_remote_code=trust_remote_code) for place in (baseline, directory))
+    return ours, theirs
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--add {name}: {error}") from None

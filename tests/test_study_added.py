@@ -1,0 +1,433 @@
+"""Ready checkpoints beside the rungs: which are let in, and a study of them from audit to report."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from audit_checkpoints import CopyRung, edit_config, edit_weights
+from bitladder.archive import pack
+from bitladder.checkpoint.audit import audit
+from bitladder.checkpoint.declared import config_scheme
+from bitladder.checkpoint.format import require_format
+from bitladder.checkpoint.tokens import PROBES, probe_texts, require_same_tokens, same_rules
+from bitladder.cli.study import _added
+from bitladder.decide import recommend
+from bitladder.errors import UserError
+from bitladder.forkserver import ForkServer
+from bitladder.merge import merge_results
+from bitladder.records import Record, RungRecord, Settings
+from bitladder.report.content import compose
+from bitladder.report.markdown import to_markdown
+from bitladder.rungs import find_rung, ready_title
+from bitladder.stats.summarize import summarize
+from bitladder.store import Store, load_results
+from bitladder.study import worker
+from bitladder.study.added import find_added, require_same_prompts
+from bitladder.study.estimate import estimate_study
+from bitladder.study.job import Job, RungMade
+from bitladder.study.prepare import prepare
+from bitladder.study.run import _Run, run_study
+from bitladder.study.settings import load_settings
+from conftest import MakeTinyLlama
+from test_study_run import Counting, job_for, settings_for, write_tasks
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+pytest_plugins = ("audit_fixtures",)
+
+Edit = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+def refusal(baseline: Path, directory: Path, **settings: object) -> str:
+    """The line that refuses ``directory`` beside the baseline."""
+    with pytest.raises(UserError) as caught:
+        find_added(Settings.model_validate({"model": "m", "add": {"x": str(directory)}, **settings}), baseline, "cpu")
+    line = str(caught.value)
+    assert line.startswith("--add x: ")
+    assert "\n" not in line
+    return line
+
+
+def pickle_weights(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def edit_tokenizer(directory: Path, edit: Callable[[dict[str, dict[str, object]]], None]) -> None:
+    path = directory / "tokenizer.json"
+    rules = json.loads(path.read_text())
+    edit(rules)
+    path.write_text(json.dumps(rules))
+
+
+def say_lower(directory: Path) -> None:
+    edit_tokenizer(directory, lambda rules: rules.update(normalizer={"type": "Lowercase"}))
+
+
+def replace_text(old: str, new: str) -> Callable[[dict[str, dict[str, object]]], None]:
+    """A tokenizer that reads one text as another."""
+    return lambda rules: rules.update(normalizer={"type": "Replace", "pattern": {"String": old}, "content": new})
+
+
+def quantized(**fields: object) -> Edit:
+    return lambda directory: edit_config(directory, quantization_config=fields)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda d: (d / "config.json").unlink(), "no config.json; expected a model saved with save_pretrained"),
+        (lambda d: (d / "model.safetensors").unlink(), "no weights; expected model.safetensors"),
+        (pickle_weights, "only pickle weights (pytorch_model.bin)"),
+        (lambda d: edit_config(d, num_hidden_layers=3), "num_hidden_layers 3, expected 2"),
+        (lambda d: edit_config(d, tie_word_embeddings=False), "tie_word_embeddings False, expected True"),
+        (lambda d: edit_config(d, rope_parameters={"rope_type": "default", "rope_theta": 5e5}), "rope_parameters"),
+        (lambda d: edit_config(d, model_type="mistral", architectures=[]), "model_type mistral, expected llama"),
+        (lambda d: edit_config(d, hidden_act="gelu"), "hidden_act gelu, expected silu"),
+        (lambda d: (d / "tokenizer.json").write_text("{}"), "no tokenizer that transformers can load"),
+        (
+            lambda d: edit_tokenizer(d, lambda rules: rules.update(padding={})),
+            "no tokenizer that transformers can load",
+        ),
+        (say_lower, "another tokenizer than the baseline's: '"),
+        (lambda d: edit_config(d, rms_norm_eps=1e-5), "rms_norm_eps 1e-05, expected 1e-06"),
+        (quantized(quant_method="auto-round", bits=4), "`pip install 'auto-round>=0.5'`"),
+        (quantized(quant_method="gptq", bits=4), "its format 'gptq' can't be loaded on cpu"),
+        (quantized(quant_method="mine"), "Unknown quantization type, got mine"),
+        (quantized(bits=4), "has no `quant_method`"),
+    ],
+)
+def test_what_is_refused_before_anything_is_planned(edit: Edit, says: str, tiny_llama: Path, tiny_copy: Path) -> None:
+    edit(tiny_copy)
+    assert says in refusal(tiny_llama, tiny_copy)
+
+
+def test_types_quantization_and_what_changes_no_answer_are_let_in(tiny_llama: Path, tiny_copy: Path) -> None:
+    edit_config(tiny_copy, dtype="float16", transformers_version="4.0", use_cache=False, rms_norm_eps=1.0000000001e-06)
+    padding: dict[str, object] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|end|>"}
+    edit_tokenizer(tiny_copy, lambda rules: rules.update(padding=padding))
+    added = find_added(Settings(model="m", add={"x": str(tiny_copy)}), tiny_llama, "cpu")
+    assert added["x"].same_rules
+    assert added["x"].directory.is_absolute()
+
+
+def test_another_end_and_another_chat_template_are_refused(tiny_llama: Path, tiny_copy: Path) -> None:
+    path = tiny_copy / "tokenizer_config.json"
+    (tiny_copy / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert "another chat template" in refusal(tiny_llama, tiny_copy, chat_template=True)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|start|>"}))
+    assert "eos_token_id 0, expected 1" in refusal(tiny_llama, tiny_copy)
+
+
+class NoPackage:
+    """A quantizer whose library is not installed, as transformers' own fail: at import, or when asked."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def from_config(self, settings: object, *, pre_quantized: bool) -> "NoPackage":
+        assert pre_quantized
+        return self
+
+    def validate_environment(self, **options: object) -> None:
+        assert options["device_map"] == {"": "cpu"}
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ModuleNotFoundError("No module named 'compressed_tensors'", name="compressed_tensors.compressors"), "`pip in"),
+        (
+            ImportError("Loading it requires torchao\n(`pip install torchao`)"),
+            "requires torchao (`pip install torchao`)",
+        ),
+        (RuntimeError("GPU is required to run it"), "can't be loaded on cpu: GPU is required to run it"),
+    ],
+)
+def test_what_a_format_needs_is_one_line(
+    error: Exception, says: str, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantized(quant_method="torchao")(tiny_copy)
+    monkeypatch.setattr("transformers.quantizers.auto.AutoHfQuantizer", NoPackage(error))
+    with pytest.raises(UserError) as caught:
+        require_format(tiny_copy, "cpu")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert ("`pip install compressed-tensors`" in str(caught.value)) == isinstance(error, ModuleNotFoundError)
+
+
+@pytest.fixture
+def two_tokenizers(tiny_llama: Path, tiny_copy: Path) -> "Callable[[], list[PreTrainedTokenizerBase]]":
+    from bitladder.checkpoint.loading import load_tokenizer
+
+    return lambda: [load_tokenizer(directory) for directory in (tiny_llama, tiny_copy)]
+
+
+def test_probes_are_a_thousand_of_every_kind() -> None:
+    texts = probe_texts()
+    assert len(texts) == PROBES == 1000
+    assert texts == probe_texts()
+    together = "".join(texts)
+    for part in ("quick", "42", "def", "é", "数字", "😀", "<|im_start|>", "    ", "\t", "\r\n"):
+        assert part in together
+
+
+def test_a_difference_is_shown_with_its_place(
+    tiny_copy: Path, two_tokenizers: "Callable[[], list[PreTrainedTokenizerBase]]"
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    ours, theirs = two_tokenizers()
+    assert same_rules(ours, theirs)
+    require_same_tokens(ours, theirs, probe_texts())
+    assert isinstance(theirs, PreTrainedTokenizerFast)
+    theirs.add_tokens(["brown fox"])
+    assert not same_rules(ours, theirs)
+    with pytest.raises(
+        UserError, match=r"'the brown fox' gives token ids [0-9, ]+, expected [0-9, ]+ \(at position \d+\)"
+    ):
+        require_same_tokens(ours, theirs, ["the quick fox", "the brown fox", "a brown fox"])
+    with pytest.raises(UserError, match="…' gives token ids no more, expected"):
+        require_same_tokens(ours, lambda texts, **_: {"input_ids": [[] for _ in texts]}, ["long " * 20])  # type: ignore[arg-type]
+
+
+def test_a_difference_in_a_prompt_of_the_study_alone_is_refused(
+    tiny_llama: Path, tiny_copy: Path, tasks: Path, tmp_path: Path
+) -> None:
+    """Where the rules differ and no probe does, the study's own prompts are tried, and only then."""
+    add = {"other": str(tiny_copy)}
+    settings = settings_for(tiny_llama, tasks, add=add)
+    edit_tokenizer(tiny_copy, replace_text("left 3", "right 3"))
+    with pytest.raises(UserError, match=r"--add other: .*'left 3\?.* gives token ids"):
+        prepare(settings, Store(tmp_path / "out"))
+    edit_tokenizer(tiny_copy, replace_text("zzzzz", "y"))
+    assert prepare(settings, Store(tmp_path / "out")).added == {"other": tiny_copy}
+    same = find_added(settings.model_copy(update={"add": {"same": str(tiny_llama)}}), tiny_llama, "cpu")
+    require_same_prompts(settings, tiny_llama, same, map(pytest.fail, ["no text needs to be tried"]))
+
+
+@pytest.fixture(scope="module")
+def bnb_checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What plain transformers writes with bitsandbytes: NF4 with products in FP16, in no rung of the ladder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    directory = tmp_path_factory.mktemp("ready") / "nf4-fp16"
+    settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16
+    )
+    AutoModelForCausalLM.from_pretrained(
+        tiny_llama, quantization_config=settings, dtype=torch.float16, device_map={"": "cpu"}
+    ).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(directory)
+    return directory
+
+
+class Sent:
+    """The worker's way back to its parent, kept."""
+
+    def __init__(self) -> None:
+        self.messages: list[Record] = []
+
+    def send(self, message: Record) -> None:
+        self.messages.append(message)
+
+    def progress(self, done: int, total: int) -> None:
+        assert done <= total
+
+
+def work(job: Job) -> list[Record]:
+    """What a worker sends of a job, done here."""
+    sent = Sent()
+    worker._PHASES[job.phase](job, sent)  # type: ignore[arg-type]
+    return sent.messages
+
+
+def audited(directory: Path) -> RungRecord:
+    """What a worker says of a ready checkpoint."""
+    (message,) = work(job_for(directory, phase="audit", rung="x"))
+    assert isinstance(message, RungMade)
+    return message.record
+
+
+class WorkerHere:
+    """A study's worker, in this process."""
+
+    ended = None
+
+    def __init__(self, server: ForkServer, job: Job, log: Path, timeout_s: float) -> None:
+        self.job = job
+
+    def messages(self) -> list[Record]:
+        return work(self.job)
+
+
+@pytest.fixture
+def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitladder.study.run.Worker", WorkerHere)
+    monkeypatch.setattr(ForkServer, "start", lambda server: None)
+
+
+@pytest.mark.usefixtures("workers_here")
+def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    shutil.copytree(bnb_checkpoint, theirs)
+    broken = Path(shutil.copytree(bnb_checkpoint, tmp_path / "broken"))
+    edit_config(broken, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    add = {"theirs": str(theirs), "broken": str(broken)}
+    settings = settings_for(tiny_llama, tasks, add=add, only="performance")
+    first = Counting()
+    results = run_study(settings, out, first)
+
+    assert first.made == list(results.rungs) == ["bf16", "theirs", "broken"]
+    assert {name: rung.status for name, rung in results.rungs.items()} == {
+        "bf16": "ok",
+        "theirs": "ok",
+        "broken": "refused",
+    }
+    assert [(record.rung, record.status) for record in results.records] == [("bf16", "ok"), ("theirs", "ok")]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["bf16"], "the others are read where they lie"
+    record = results.rungs["theirs"]
+    assert record.manifest is None
+    assert record.audit is not None
+    assert record.content_hash == record.audit.content_hash
+    assert record.source == results.study.added["theirs"]
+
+    summary = summarize(results)
+    assert [rung.title for rung in summary.rungs] == ["BF16", "NF4 (bnb-4bit)", "NF4 (bnb-4bit)"]
+    assert [verdict.rung for verdict in recommend(summary).verdicts] == list(results.rungs)
+    page = to_markdown(compose(results, summary, recommend(summary)))
+    assert "NF4 (bnb-4bit)" in page
+    assert record.source is not None
+    assert f"theirs: {theirs} (content {record.source.content_hash[:12]})" in page
+
+    edit_weights(theirs, scale_first_absmax)
+    again = _Run(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))
+    known = [name for name in results.rungs if again._known_rung(name) is not None]
+    assert known == ["bf16"], "bytes changed; what was refused is audited again, which costs little"
+    assert audited(theirs).content_hash != record.content_hash
+
+    merged = merge_results([pack(out, tmp_path / "out.tar.gz")], tmp_path / "merged")
+    assert merged.study.rungs == results.study.rungs
+    assert len(merged.records) == len(results.records) == 2
+    assert summarize(load_results(tmp_path / "merged")).rungs == summarize(results).rungs
+
+
+def scale_first_absmax(tensors: "dict[str, torch.Tensor]") -> None:
+    name = next(name for name in sorted(tensors) if name.endswith(".absmax"))
+    tensors[name] *= 1.5
+
+
+def test_one_that_does_not_load_is_an_outcome(tiny_copy: Path) -> None:
+    """A format that passed transformers' check, and whose library then refuses."""
+    quantized(quant_method="gptq", bits=4)(tiny_copy)
+    edit_weights(tiny_copy, pack_layers)
+    record = audited(tiny_copy)
+    assert record.audit is not None
+    assert record.audit.passed
+    assert record.status == "failed"
+    assert "its format's library refuses" in (record.reason or "")
+
+
+def pack_layers(tensors: "dict[str, torch.Tensor]") -> None:
+    """Name the linear layers' tensors as GPTQ does."""
+    import torch
+
+    for name in [name for name in tensors if "proj" in name]:
+        weight = tensors.pop(name)
+        module = name.removesuffix(".weight")
+        tensors[f"{module}.qweight"] = torch.zeros(weight.shape[1] // 8, weight.shape[0], dtype=torch.int32)
+        tensors[f"{module}.scales"] = torch.ones(1, weight.shape[0], dtype=torch.float16)
+
+
+def test_ours_under_another_name_is_known_for_what_it_is(made_rungs: CopyRung) -> None:
+    record = audited(made_rungs("nf4"))
+    assert (record.rung, record.status) == ("x", "ok")
+    assert record.manifest is not None
+    assert ready_title("x", record.audit) == "INT4 (NF4)"
+
+
+def test_a_dry_run_guesses_no_time_of_an_unknown_format(
+    tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    prepared = prepare(settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)}), Store(tmp_path / "out"))
+    ladder, ready = estimate_study(prepared.study, tiny_llama, prepared.added)
+    assert ladder.total_s is not None
+    assert (ready.rung, ready.disk_bytes, ready.accuracy_s, ready.total_s) == ("theirs", 0, None, None)
+    assert ready.memory_bytes is not None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (["a"], "found 'a', expected NAME=REPO_OR_DIR"),
+        (["=b"], "expected NAME=REPO_OR_DIR"),
+        (["a=b", "a=c"], "'a' stands more than once"),
+    ],
+)
+def test_bad_flags(pairs: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        _added(pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nf4", "'nf4' is a rung of the ladder"), ("../x", r"found the name '../x'; expected letters"), ("", "name ''")],
+)
+def test_bad_names(name: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_settings(None, {"model": "m", "add": {name: "somewhere"}})
+
+
+def test_flags_and_file_mean_the_same(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("model: m\nadd:\n  fp8: org/name=x\n  b.1: ./here\n")
+    settings = load_settings(tmp_path / "study.yaml", {})
+    assert settings.add == _added(["fp8=org/name=x", "b.1=./here"]) == {"fp8": "org/name=x", "b.1": "./here"}
+
+
+def test_another_model_of_the_same_architecture_has_other_shapes(
+    tiny_llama: Path, make_tiny_llama: MakeTinyLlama, tmp_path: Path
+) -> None:
+    wider = make_tiny_llama(tmp_path / "wider", hidden_size=128)
+    assert "hidden_size 128, expected 64" in refusal(tiny_llama, wider)
+
+
+@pytest.mark.parametrize(
+    ("stated", "bits"),
+    [
+        ({"default": {"_type": "IntxWeightOnlyConfig", "_data": {"weight_dtype": {"_data": "int4"}}}}, "INT4"),
+        (
+            {"default": {"_type": "Float8WeightOnlyConfig", "_data": {"weight_dtype": {"_data": "float8_e4m3fn"}}}},
+            "FP8",
+        ),
+        ({"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {"group_size": 32}}}, "INT4"),
+        ("int4_weight_only", "INT4"),
+        ({"default": {"_type": "AutoConfig"}}, "torchao"),
+        ({"default": None}, "torchao"),
+    ],
+)
+def test_torchao_settings_say_their_bits(stated: object, bits: str) -> None:
+    plain = find_rung("bf16").scheme
+    found = config_scheme({"quantization_config": {"quant_method": "torchao", "quant_type": stated}}, plain)
+    assert (found.method, found.stored_type) == ("other", bits)
+
+
+def test_what_it_is_comes_from_the_audit(tiny_copy: Path) -> None:
+    quantized(quant_method="compressed-tensors", config_groups={"g": {"weights": {"num_bits": 4, "type": "int"}}})(
+        tiny_copy
+    )
+    edit_weights(tiny_copy, pack_layers)
+    assert ready_title("x", audit(tiny_copy, load=False)) == "INT4 (compressed-tensors)"
+    assert ready_title("x", None) == "x"
