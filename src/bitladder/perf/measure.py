@@ -52,6 +52,7 @@ def measure(
     batch_size, search = choose_batch(
         directory, scenario, prompts, audited_bytes=audited_bytes, trust_remote_code=trust_remote_code
     )
+    give_back_freed()
     idle_process_bytes = resident_bytes()
     gpu = gpu_of(scenario.device)
     idle_device_bytes = device_bytes(gpu)
