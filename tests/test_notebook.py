@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +76,7 @@ def test_login_is_asked_for_where_there_is_none(environment: pytest.MonkeyPatch)
         assert len(asked) == times
 
 
-def test_every_cell_runs_with_another_model(
+def test_every_cell_and_make_paper_run_with_another_model(
     tiny_llama: Path,
     tmp_path: Path,
     environment: pytest.MonkeyPatch,
@@ -95,9 +96,8 @@ def test_every_cell_runs_with_another_model(
     }
     environment.setenv("BITLADDER_MODEL", str(tiny_llama))
     environment.setenv("BITLADDER_SETTINGS", json.dumps(settings))
-    environment.setenv(
-        "BITLADDER_PACKAGE", "pip"
-    )  # at hand, and so fast to install: bitladder itself is what is tested
+    # at hand, and so fast to install: bitladder itself is what is tested
+    environment.setenv("BITLADDER_PACKAGE", "pip")
     ran = run(list(CODE))
     assert [record.status for record in ran["results"].records] == ["ok"] * 4
     images = [Path(text) for kind, text in shown if kind == "image"]
@@ -112,3 +112,20 @@ def test_every_cell_runs_with_another_model(
     assert "model.safetensors" in printed
     assert set(ran["publication"].files) >= {"bitladder.json", "README.md", "model.safetensors"}
     assert ran["publication"].card in printed
+
+    flags = " ".join(f"--{name.replace('_', '-')} {as_flag(value)}" for name, value in settings.items())
+    command = [
+        *("make", "--no-print-directory", "--old-file=setup", "paper", f"BIN={Path(sys.executable).parent}"),
+        *(f"MODEL={tiny_llama}", f"OUT={ran['results'].directory.absolute()}", f"PAPER_FLAGS={flags}"),
+        "COMPARE_FLAGS=--any-model",
+    ]
+    stamps = {path: path.stat().st_mtime_ns for path in (ran["results"].directory / "records").iterdir()}
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert made.returncode == 0, made.stderr
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "the same settings: nothing is measured again"
+    assert f"and this is {tiny_llama}" in made.stdout
+    assert "Published speed-up and memory beside ours: batch size 1" in made.stdout
+
+
+def as_flag(value: object) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)

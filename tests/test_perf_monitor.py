@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +25,7 @@ def spin(seconds: float) -> None:
 
 def test_monitor_reads_this_process_on_our_clock() -> None:
     with watching(None, interval_s=0.02) as watch:
-        wait_for_monitor()
-        time.sleep(0.5)
+        wait_for_readings()
         started_s = time.perf_counter()
         spin(0.5)
         ended_s = time.perf_counter()
@@ -49,8 +49,7 @@ def test_measured_too_short_for_a_reading() -> None:
 
 def test_monitor_that_dies_costs_its_readings_only() -> None:
     with watching(None, interval_s=0.02) as watch:
-        monitor = wait_for_monitor()
-        time.sleep(0.6)
+        monitor = wait_for_readings()
         monitor.kill()
     samples, unavailable = watch.between(0.0, time.perf_counter())
     assert samples
@@ -59,8 +58,7 @@ def test_monitor_that_dies_costs_its_readings_only() -> None:
 
 def test_monitor_of_nobody_says_so() -> None:
     with watching("no such GPU", pid=psutil.Process().pid, interval_s=0.02) as watch:
-        wait_for_monitor()
-        time.sleep(0.6)
+        wait_for_readings()
     _, unavailable = watch.between(0.0, time.perf_counter())
     assert all(unavailable[field].startswith("NVML: ") for field in GPU_FIELDS)
 
@@ -180,6 +178,17 @@ def wait_for_monitor(parent: int | None = None) -> psutil.Process:
                 return child
         time.sleep(0.02)
     raise AssertionError("no monitor was started")
+
+
+def wait_for_readings() -> psutil.Process:
+    """The monitor, once it has written its first line and a reading."""
+    monitor = wait_for_monitor()
+    ends = time.monotonic() + 30
+    output = Path(f"/proc/{monitor.pid}/fd/1")
+    while len(output.read_bytes().splitlines()) < 3:
+        assert time.monotonic() < ends, "the monitor wrote no reading"
+        time.sleep(0.02)
+    return monitor
 
 
 def assert_ends(process: psutil.Process) -> None:

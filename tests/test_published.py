@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,23 +210,6 @@ def test_each_machine_has_tables_of_its_own(tmp_path: Path) -> None:
     ]
     assert tables[0].title == "Published accuracy beside ours, on Replayed CPU"
     assert "cells that have one on Replayed CPU." in comparison_text(merged)
-
-
-def test_make_paper_runs_with_another_model(tiny_llama: Path, tmp_path: Path) -> None:
-    flags = (
-        "--rungs bf16 --only performance --scenarios batch1 --requests 2 --prompt-tokens 8 --new-tokens 4 "
-        f"--device cpu --datasets {tmp_path}"
-    )
-    command = [
-        *("make", "--no-print-directory", "--old-file=setup", "paper", f"BIN={Path(sys.executable).parent}"),
-        *(f"MODEL={tiny_llama}", f"OUT={tmp_path / 'out'}", f"PAPER_FLAGS={flags}", "COMPARE_FLAGS=--any-model"),
-    ]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert [record.status for record in load_results(tmp_path / "out").records] == ["ok"]
-    assert f"report: {tmp_path / 'out' / 'report' / 'report.html'}" in ran.stdout
-    assert f"and this is {tiny_llama}" in ran.stdout
-    assert "Published speed-up and memory beside ours: batch size 1" in ran.stdout
 
 
 @pytest.mark.parametrize(("study", "compared", "code"), [(0, 0, 0), (1, 0, 1), (0, 2, 2), (2, 0, 2)])
