@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import MeasurementRecord, RungRecord, Settings
 from bitladder.rungs import RUNGS
@@ -199,10 +200,17 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
+def test_folder_of_something_else_and_a_file_are_refused(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt and no study"):
+        run_study(settings_for(tiny_llama, tasks), tmp_path)
+    with pytest.raises(UserError, match="a file; expected a new folder"):
+        run_study(settings_for(tiny_llama, tasks), tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_two_studies_do_not_write_to_one_folder(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
     import fcntl
-
-    from bitladder.errors import UserError
 
     (tmp_path / "out").mkdir()
     with (tmp_path / "out" / ".lock").open("w") as lock:

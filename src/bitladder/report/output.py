@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from bitladder.decide import Limits, Recommendation
+from bitladder.errors import UserError
 from bitladder.files import write_atomically
 from bitladder.records import SCHEMA_VERSION, Record
 from bitladder.report.stamp import current_files, source_hash, write_stamp
@@ -41,6 +42,8 @@ def write_report(
     results = load_results(directory)
     limits = limits or Limits()
     out = Path(directory) / "report" if out is None else Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: a file; expected a folder")
     source = source_hash(results, limits, machine)
     current = current_files(out, source)
     if current is not None:

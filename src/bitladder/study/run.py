@@ -31,6 +31,9 @@ from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
 from bitladder.study.progress import StudyProgress
 
+BEGUN = (".lock", "logs")
+"""what a study leaves that ended before its plan was made"""
+
 RETRIED: tuple[Status, ...] = ("failed", "timeout", "does_not_fit")
 """Outcomes that a second run tries again: their cause may have gone."""
 
@@ -57,6 +60,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
+    _require_own_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -64,6 +68,17 @@ def _only_writer(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{out}: another study is writing here; wait for it, or use another --out") from None
         yield
+
+
+def _require_own_folder(out: Path) -> None:
+    """Raise UserError for a file, and for a folder that holds something else than a study."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: a file; expected a new folder, or one of an earlier study")
+    if not out.is_dir() or (out / "study.json").is_file() or (out / "merge.json").is_file():
+        return
+    others = sorted(path.name for path in out.iterdir() if path.name not in BEGUN)
+    if others:
+        raise UserError(f"{out}: holds {others[0]} and no study; name a new folder, or one of an earlier study")
 
 
 class _Run:
