@@ -169,11 +169,11 @@ def test_killed_worker_is_said_to_be_killed(server: ForkServer, tiny_llama: Path
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """The server and its worker, in the middle of a job, are gone soon after the owner was killed."""
     (tmp_path / "sleeper.py").write_text(
-        "import os, threading, time\n"
+        "import os, time\n"
         "from bitladder.study.job import Started\n"
-        "from bitladder.study.worker import end_with_parent\n\n"
+        "from bitladder.forkserver import take_job\n\n"
         "def work(descriptor):\n"
-        "    threading.Thread(target=end_with_parent, daemon=True).start()\n"
+        "    take_job()\n"
         "    os.write(descriptor, Started(measurement_id='m').model_dump_json().encode() + b'\\n')\n"
         "    time.sleep(60)\n"
     )

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from contextlib import suppress
@@ -104,6 +105,18 @@ class ForkServer:
         if len(received) < NUMBER_BYTES:
             raise ConnectionError(f"the process that starts the workers has ended; log: {self._log or 'stderr'}")
         return int.from_bytes(received, signed=True)
+
+
+def take_job() -> str:
+    """The line that a worker gets on standard input, which its owner then holds open: with it ends the worker."""
+    job = sys.stdin.readline()
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+    return job
+
+
+def _end_with_owner() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _serve(control: socket.socket, target: str, modules: list[str]) -> None:

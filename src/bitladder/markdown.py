@@ -1,6 +1,28 @@
-"""Text from outside, made harmless in Markdown."""
+"""Markdown from templates, with text from outside made harmless."""
+
+from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def markdown_environment(package: str) -> Environment:
+    """The templates of a package; text from outside goes through the filter `md`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown is escaped by the filter
+    )
+    environment.filters["md"] = escape
+    return environment
 
 
 def escape(text: str) -> str:

@@ -1,13 +1,12 @@
 """A process that tries one batch: reads a ``ProbeJob`` line, runs the batch, writes a ``BatchProbe`` line."""
 
 import os
-import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
+from bitladder.forkserver import take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.maxbatch import ProbeJob
 from bitladder.perf.memory import limit_memory, out_of_memory_does_not_fit
@@ -20,15 +19,9 @@ RUNS = 2
 
 def work(descriptor: int) -> None:
     """Do the job on standard input, with the answer to ``descriptor``."""
-    job = ProbeJob.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job = ProbeJob.model_validate_json(take_job())
     with os.fdopen(descriptor, "w") as file:
         file.write(try_batch(job).model_dump_json())
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 def try_batch(job: ProbeJob) -> BatchProbe:

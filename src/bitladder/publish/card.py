@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from bitladder.checkpoint.declared import describe_scheme
-from bitladder.markdown import escape
+from bitladder.markdown import markdown_environment
 from bitladder.publish.measured import CardTable, Measured, measured_tables
 from bitladder.publish.origin import Origin
 from bitladder.records import Audit, Finding, Manifest, Scheme
@@ -20,15 +18,7 @@ _OF_THE_AUDITING_MACHINE = ("hardware", "load")
 
 def to_card(repository: str, manifest: Manifest, audit: Audit, origin: Origin, measured: Measured | None) -> str:
     """README.md of a model repository. The same input gives the same text; text from outside is escaped."""
-    environment = Environment(
-        loader=PackageLoader("bitladder.publish"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown is escaped by the filter `md`
-    )
-    environment.filters["md"] = escape
+    environment = markdown_environment("bitladder.publish")
     tables = [_checkpoint_table(manifest, audit), *(measured_tables(measured) if measured else [])]
     return environment.get_template("card.md.jinja").render(
         header=_header(manifest, origin),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from bitladder.markdown import escape
+from bitladder.markdown import escape, markdown_environment
 from bitladder.report.figure import Figure
 from bitladder.report.table import Cell, Table, footnote_letter
 
@@ -15,15 +13,7 @@ if TYPE_CHECKING:
 
 
 def to_markdown(report: Report) -> str:
-    environment = Environment(
-        loader=PackageLoader("bitladder.report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown is escaped by the filter `md`
-    )
-    environment.filters["md"] = escape
+    environment = markdown_environment("bitladder.report")
     environment.filters["table"] = table_to_markdown
     environment.tests["drawn"] = lambda figure: isinstance(figure, Figure)
     return environment.get_template("report.md.jinja").render(report=report)

@@ -5,8 +5,6 @@ Standard input stays open for as long as the parent lives: when it ends, so does
 """
 
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bitladder.errors import DoesNotFitError, UserError
+from bitladder.forkserver import take_job
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
@@ -54,8 +53,7 @@ class _Pipe:
 
 def work(descriptor: int) -> None:
     """Do the job on standard input, with messages to ``descriptor``."""
-    job = Job.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    job = Job.model_validate_json(take_job())
     with os.fdopen(descriptor, "w") as file:
         pipe = _Pipe(file)
         try:
@@ -64,12 +62,6 @@ def work(descriptor: int) -> None:
             pipe.send(Stopped(status="does_not_fit", reason=str(error)))
         except UserError as error:
             pipe.send(Stopped(status="failed", reason=str(error)))
-
-
-def end_with_parent() -> None:
-    """Wait for the end of standard input, which the parent holds open, and end the process."""
-    sys.stdin.read()
-    os._exit(1)
 
 
 def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
