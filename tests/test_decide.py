@@ -189,6 +189,19 @@ def test_unknown_memory_is_not_within_a_limit(tmp_path: Path) -> None:
     assert verdict(answer, "bf16").reasons == ("its memory at batch 1 is unknown: timeout: no answer",)
 
 
+def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
+    directory = write_replay(tmp_path)
+    planned = len(load_results(directory).study.items) * len(load_results(directory).study.rungs)
+    for path in sorted((directory / "records").iterdir())[:7]:
+        path.unlink()
+    answer = recommend(summarize(load_results(directory)))
+    assert answer.sentence.startswith(f"Unfinished, {planned - 7} of {planned} measurements so far: ")
+    for path in (*(directory / "records").iterdir(), *(directory / "rungs").iterdir()):
+        path.unlink()
+    answer = recommend(summarize(load_results(directory)))
+    assert answer.sentence.startswith(f"Unfinished, 0 of {planned} measurements so far: No rung is left")
+
+
 def test_performance_alone_still_decides_and_says_what_is_missing(tmp_path: Path) -> None:
     found = summarize(load_results(write_replay(tmp_path, only="performance")))
     answer = recommend(found)

@@ -146,14 +146,23 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     wanted = [limits.optimize] if limits.optimize else [goal for goal in CRITERIA if _is_planned(summary, goal)]
     picks = tuple(pick for goal in wanted if (pick := _pick(summary, within, CRITERIA[goal])) is not None)
     blame = None if picks else _blame(summary, limits, objections, within, wanted)
+    sentence = _sentence(summary, limits, picks, within) if picks else f"No rung is left: {blame}"
     return Recommendation(
-        sentence=_sentence(summary, limits, picks, within) if picks else f"No rung is left: {blame}",
+        sentence=_unfinished(summary) + sentence,
         limits=limits,
         picks=picks,
         reasons=_reasons(summary, limits, picks, within),
         verdicts=tuple(_verdict(summary, rung, objections[rung.rung], picks, wanted) for rung in summary.rungs),
         blame=blame,
     )
+
+
+def _unfinished(summary: Summary) -> str:
+    """What goes before an answer that may change when the study goes on."""
+    if not summary.missing_measurements:
+        return ""
+    planned = summary.planned_measurements
+    return f"Unfinished, {planned - summary.missing_measurements} of {planned} measurements so far: "
 
 
 def _is_planned(summary: Summary, goal: Goal) -> bool:

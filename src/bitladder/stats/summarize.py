@@ -56,6 +56,8 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         default_margin_points=default_margin_points(study.suite),
         margin_points=margin,
         all_questions_asked=_all_asked(study),
+        planned_measurements=len(ends) * len(study.items),
+        missing_measurements=sum(end.is_missing(item) for end in ends.values() for item in study.items),
         rungs=tuple(_rung_summary(results, rows, ends, rung, margin) for rung in ends),
         notes=_notes(results, rows),
         measured_on=results.measured_on,
@@ -78,6 +80,10 @@ class _Ends:
     @property
     def reason(self) -> str | None:
         return NOT_MADE if self.record is None else self.record.reason
+
+    def is_missing(self, item: Item) -> bool:
+        """Whether the study has not come to it: neither its own end nor its rung's is known."""
+        return self.measurement(item)[2] in (NOT_MADE, NOT_MEASURED)
 
     def measurement(self, item: Item) -> tuple[MeasurementRecord | None, Status, str | None]:
         """Its record if there is one, how it ended, and why not well."""

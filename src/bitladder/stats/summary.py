@@ -124,6 +124,9 @@ class Summary(Record):
     """in force: how many points of the aggregate a rung may lose"""
     all_questions_asked: bool = False
     """whether no task was limited, so that its data set has no more"""
+    planned_measurements: int = 0
+    missing_measurements: int = 0
+    """planned ones that the study has not come to"""
     rungs: tuple[RungSummary, ...]
     notes: tuple[str, ...]
     """facts every report shows first, such as a source that was already quantized"""
