@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from bitladder.allocator import map_large_blocks
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.expected import expect, expected_bytes, quantization_config, torch_dtype
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer, require_bytes, require_device
@@ -231,6 +232,7 @@ def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, tru
 
     # Written and dropped first: it fails early, and takes no memory while the weights do.
     pad_token_id = _save_tokenizer(directory, resolved, trust_remote_code)
+    map_large_blocks()
     options = {} if (config := quantization_config(rung.scheme)) is None else {"quantization_config": config}
     model = load_pretrained(
         resolved.directory,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.allocator import give_back_freed
 from bitladder.errors import UserError
 from bitladder.perf.batches import Run, run_batches, to_sample
 from bitladder.perf.engines import Engine, LaunchFacts, StepTimes, start_engine
@@ -12,7 +13,6 @@ from bitladder.perf.maxbatch import choose_batch
 from bitladder.perf.memory import (
     PeakDevice,
     PeakResident,
-    give_back_freed,
     limit_memory,
     out_of_memory_does_not_fit,
     resident_bytes,

@@ -1,6 +1,5 @@
 """Memory: what a batch is predicted to need, and what a process and its device really used."""
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,13 +92,6 @@ def _ran_out(what: str, error: BaseException) -> str:
     return (
         f"{what}: ran out of memory ({first_line}); choose a smaller batch, fewer tokens or a device with more memory"
     )
-
-
-def give_back_freed() -> None:
-    """Return to the system what loading and warm-up freed, so that the peak is what requests need (glibc only)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def resident_bytes() -> int:
