@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,12 @@ from bitladder.checkpoint import quantize as quantize_module
 from bitladder.checkpoint.expected import quantization_config
 from bitladder.checkpoint.loading import load_model, load_tokenizer, predicted_load_bytes
 from bitladder.checkpoint.manifest import MANIFEST_NAME, read_manifest, verify_files
-from bitladder.checkpoint.quantize import Checkpoint, expected_bytes, expected_recipe_hash, quantize
+from bitladder.checkpoint.quantize import expected_bytes, expected_recipe_hash, quantize
 from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, DoesNotFitError, UnknownNameError, UserError
 from bitladder.rungs import RUNGS
 from conftest import MakeTinyLlama
-
-TOKEN_IDS = [[5, 17, 250, 301, 9, 44, 3, 120], [7, 7, 300, 12, 66, 1, 2, 299]]
-
-RELOAD = """
-import sys
-from pathlib import Path
-import torch
-from bitladder.checkpoint.loading import load_model
-ids = torch.tensor({ids})
-for directory in sys.argv[1:]:
-    with torch.inference_mode():
-        torch.save(load_model(Path(directory), "cpu")(ids).logits, directory + ".logits")
-"""
+from reloading import forward, made_models, reloaded_logits
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,38 +34,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "checkpoints"
+def saves() -> Iterator[list[Any]]:
+    with made_models() as models:
+        yield models
 
 
 @pytest.fixture
-def saves(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models that were loaded to be quantized, one for each checkpoint that was really made."""
-    models: list[Any] = []
-
-    def load(*args: Any, **options: Any) -> Any:
-        models.append(loading.load_pretrained(*args, **options))
-        return models[-1]
-
-    monkeypatch.setattr(quantize_module, "load_pretrained", load)
-    return models
-
-
-def forward(model: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model(torch.tensor(TOKEN_IDS)).logits
-
-
-def reloaded_logits(checkpoints: list[Checkpoint], folder: Path) -> list[Any]:
-    """Logits of the checkpoints, loaded in one new process from copies: nothing of this process helps."""
-    import torch
-
-    places = [shutil.copytree(made.directory, folder / made.manifest.rung) for made in checkpoints]
-    subprocess.run([sys.executable, "-c", RELOAD.format(ids=TOKEN_IDS), *map(str, places)], check=True, timeout=150)
-    return [torch.load(f"{place}.logits") for place in places]
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "checkpoints"
 
 
 def test_every_rung_comes_back_bit_for_bit(tiny_llama: Path, tmp_path: Path, own_cache: Path, saves: list[Any]) -> None:
@@ -93,16 +58,6 @@ def test_every_rung_comes_back_bit_for_bit(tiny_llama: Path, tmp_path: Path, own
     for one, other in (("bf16", "fp16"), ("bf16", "int8"), ("fp4", "nf4"), ("nf4", "nf4-dq")):
         assert not torch.equal(by_rung[one].float(), by_rung[other].float()), f"{one} and {other} answer the same"
     assert len({made.manifest.content_hash for made in checkpoints}) == len(RUNGS)
-
-
-@pytest.mark.smollm2
-def test_smollm2_comes_back_bit_for_bit(smollm2: Path, tmp_path: Path, saves: list[Any], own_cache: Path) -> None:
-    import torch
-
-    checkpoints = [quantize(str(smollm2), "nf4")]
-    before = [forward(model) for model in saves]
-    for saved, reloaded in zip(before, reloaded_logits(checkpoints, tmp_path / "reloaded"), strict=True):
-        assert torch.equal(saved, reloaded)
 
 
 @pytest.mark.smollm2

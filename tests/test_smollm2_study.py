@@ -1,11 +1,17 @@
-"""The main job on the real built-in model, by the command line: bf16 and nf4, a few questions, two requests."""
+"""The main job on the real built-in model: NF4 comes back bit for bit, and a study by the command line takes it."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from audit_checkpoints import WEIGHTS
+from bitladder.checkpoint.quantize import Checkpoint, quantize
+from reloading import forward, made_models, reloaded_logits
 
 pytestmark = pytest.mark.smollm2
 
@@ -23,7 +29,36 @@ def bitladder(*arguments: str, code: int = 0) -> str:
     return ran.stdout
 
 
-def test_study_answers_and_a_second_one_measures_nothing(smollm2: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cache(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One without checkpoints, where the converted model is that of the user's."""
+    place = tmp_path_factory.mktemp("cache")
+    (place / "models").symlink_to(smollm2.parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITLADDER_CACHE", str(place))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def nf4(smollm2: Path, cache: Path) -> tuple[Checkpoint, Any]:
+    """The checkpoint, and the model that it was saved from."""
+    with made_models() as models:
+        made = quantize("builtin:smollm2-135m", "nf4")
+    assert made.directory.is_relative_to(cache)
+    (model,) = models
+    return made, model
+
+
+def test_nf4_comes_back_bit_for_bit(nf4: tuple[Checkpoint, Any], tmp_path: Path) -> None:
+    import torch
+
+    made, model = nf4
+    (reloaded,) = reloaded_logits([made], tmp_path / "reloaded")
+    assert torch.equal(forward(model), reloaded)
+
+
+def test_study_answers_and_a_second_one_measures_nothing(nf4: tuple[Checkpoint, Any], tmp_path: Path) -> None:
+    made, _ = nf4
     out = tmp_path / "study"
     answer = json.loads(bitladder(*COMMAND.split(), "--out", str(out)))
     rungs = {rung["rung"]: rung for rung in answer["summary"]["rungs"]}
@@ -39,6 +74,7 @@ def test_study_answers_and_a_second_one_measures_nothing(smollm2: Path, tmp_path
         assert (scenario["requests"], scenario["prompt_tokens"], scenario["new_tokens"]) == (2, 16, 4)
         assert scenario["metrics"]["requests_per_s"]["value"] > 0
         assert scenario["metrics"]["latency_s"]["value"] > scenario["metrics"]["ttft_s"]["value"] > 0
+    assert (made.directory / WEIGHTS).samefile(out / "checkpoints" / "nf4" / WEIGHTS), "never quantized twice"
     assert answer["recommendation"]["sentence"]
     assert (out / "report" / "report.html").stat().st_size > 100_000
 

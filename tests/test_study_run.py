@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -82,8 +83,20 @@ def kill_after(path: Path, process: subprocess.Popen[bytes], count: int, pattern
     process.wait()
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(WORKER, tmp_path_factory.mktemp("server") / "log", with_gpu=False) as server:
+        yield server
+
+
+@pytest.fixture
+def ready_server(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies of this process take a server that has done its imports."""
+    monkeypatch.setattr("bitladder.study.run.ForkServer", lambda *_, **__: nullcontext(server))
+
+
 def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
-    tiny_llama: Path, tasks: Path, tmp_path: Path
+    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None
 ) -> None:
     out = tmp_path / "out"
     settings = settings_for(tiny_llama, tasks)
@@ -115,12 +128,6 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert ends["accuracy"] == ("ok", "")
     assert ends["performance"][0] == "failed"
     assert "context" in ends["performance"][1]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(WORKER, tmp_path_factory.mktemp("server") / "log", with_gpu=False) as server:
-        yield server
 
 
 def job_for(directory: Path, **changes: object) -> Job:

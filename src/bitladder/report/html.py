@@ -9,14 +9,19 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import logging
+from importlib.metadata import version
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bitladder.files import cache_directory, write_atomically
 from bitladder.report.content import Report
 from bitladder.report.figure import Figure
 from bitladder.report.table import footnote_letter
+
+log = logging.getLogger(__name__)
 
 
 def to_html(report: Report) -> str:
@@ -47,10 +52,17 @@ def to_html(report: Report) -> str:
 
 @functools.cache
 def _vega() -> str:
-    """Vega, Vega-Lite and vega-embed in one script without dependencies."""
+    """Vega, Vega-Lite and vega-embed in one script without dependencies; bundled once, since it takes seconds."""
+    kept = cache_directory() / "vega" / f"{version('vl-convert-python')}.js"
+    if kept.is_file():
+        return kept.read_text()
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     if "</script" in bundle.lower():
         raise ValueError("vl_convert's bundle holds </script and can't stand inside a page")
+    try:
+        write_atomically(kept, bundle)
+    except OSError as error:
+        log.info("%s: not kept for the next report (%s)", kept, error)
     return bundle
 
 
