@@ -344,7 +344,7 @@ print(time.process_time())
 
 @needs_shared_data
 def test_building_tasks_is_quick_and_silent(tmp_path: Path) -> None:
-    """lm-eval's index alone takes 14 to 18 core-seconds; the whole process here a few, after the first."""
+    """lm-eval's index alone takes 14 to 18 core-seconds; the whole process here a few, once the data are cached."""
     for _ in range(2):
         ran = subprocess.run(
             [sys.executable, "-c", BUILD_TIME, str(SHARED_DATA)],
@@ -356,4 +356,6 @@ def test_building_tasks_is_quick_and_silent(tmp_path: Path) -> None:
             timeout=100,
         )
         assert ran.stderr == ""
+        if float(ran.stdout) < 6:
+            break
     assert float(ran.stdout) < 6

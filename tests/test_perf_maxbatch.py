@@ -9,14 +9,7 @@ from bitladder import forkserver
 from bitladder.checkpoint.loading import predicted_load_bytes
 from bitladder.errors import DoesNotFitError
 from bitladder.perf import maxbatch, probe
-from bitladder.perf.maxbatch import (
-    GPU_GROWTH,
-    ProbeJob,
-    choose_batch,
-    largest_fitting,
-    running_probe,
-    search_largest_batch,
-)
+from bitladder.perf.maxbatch import ProbeJob, choose_batch, largest_fitting, running_probe, search_largest_batch
 from bitladder.perf.memory import cache_bytes_per_token, out_of_memory_does_not_fit, predict_working_memory
 from bitladder.records import BatchProbe
 from perf_fakes import FakeEngine, make_prompts, make_scenario
@@ -217,25 +210,3 @@ class _EndsIn(FakeEngine):
         if self._error is not None:
             raise self._error
         return super().run(token_ids, new_tokens)
-
-
-@pytest.mark.parametrize(("limit", "runs"), [(4096, 6), (2048, 7), (4700, 11)])
-def test_what_kernels_refuse_is_closed_in_on_by_powers_of_two(limit: int, runs: int) -> None:
-    """Memory would take about 5,300 rows; a kernel takes ``limit``."""
-
-    def probe(batch_size: int) -> BatchProbe:
-        fits = batch_size <= limit
-        return BatchProbe(
-            batch_size=batch_size,
-            fits=fits,
-            how="run",
-            needed_bytes=(3000 + 15 * batch_size) << 20 if fits else None,
-            available_bytes=80_000 << 20,
-            reason=None if fits else "RuntimeError: mha_graph",
-        )
-
-    probes = search_largest_batch(probe, None, GPU_GROWTH)
-    largest = largest_fitting(probes)
-    assert largest is not None
-    assert limit - max(1, largest // 32) < largest <= limit
-    assert len(probes) <= runs

@@ -8,7 +8,7 @@ from pathlib import Path
 from bitladder.errors import DoesNotFitError
 from bitladder.forkserver import STDERR, ForkServer
 from bitladder.perf.memory import predict_working_memory
-from bitladder.perf.resources import gpu_of
+from bitladder.perf.resources import device_bytes, device_capacity_bytes, gpu_of
 from bitladder.records import BatchProbe, Prompts, Record, Scenario
 from bitladder.units import format_bytes
 
@@ -53,12 +53,9 @@ def search_largest_batch(probe: Probe, cap: int | None, growth: int = 2) -> tupl
 def _next_size(probes: list[BatchProbe], cap: int | None, growth: int) -> int | None:
     """The batch to try next, None at the end."""
     fitting = largest_fitting(probes)
-    first_failing = min((probe for probe in probes if not probe.fits), key=lambda probe: probe.batch_size, default=None)
-    failing = None if first_failing is None else first_failing.batch_size
+    failing = min((probe.batch_size for probe in probes if not probe.fits), default=None)
     if fitting is None or fitting == cap or (failing is not None and failing - fitting <= _step(fitting)):
         return None
-    if first_failing is not None and first_failing.reason is not None:
-        return _below_refused(fitting, first_failing.batch_size)
     failures = sum(not probe.fits for probe in probes)
     likely = _likely_largest(probes) if failures <= TRUSTED_FAILURES else None
     if likely is None or (failing is not None and likely >= failing):
@@ -70,14 +67,6 @@ def _next_size(probes: list[BatchProbe], cap: int | None, growth: int) -> int | 
     if failing is not None:
         return min(size, failing - 1)
     return size if cap is None else min(size, cap)
-
-
-def _below_refused(fitting: int, refused: int) -> int:
-    """Where not memory but a kernel says no: what kernels can index ends at powers of two."""
-    power = 1 << ((refused - 1).bit_length() - 1)
-    if fitting > power:
-        return (fitting + refused) // 2
-    return power if fitting < power else min(fitting + _step(fitting), refused - 1)
 
 
 def _step(fitting: int) -> int:
@@ -169,6 +158,10 @@ def running_probe(
     directory: Path, scenario: Scenario, prompts: Prompts, *, trust_remote_code: bool = False
 ) -> Iterator[Probe]:
     """Runs each batch in a process of its own, so that a failure leaves nothing behind."""
+    gpu = gpu_of(scenario.device)
+    idle_bytes, capacity_bytes = device_bytes(gpu), device_capacity_bytes(gpu)
+    free_bytes = None if idle_bytes is None or capacity_bytes is None else capacity_bytes - idle_bytes
+    limits = [limit for limit in (free_bytes, scenario.memory_limit_bytes) if limit is not None]
 
     def probe(batch_size: int) -> BatchProbe:
         job = ProbeJob(
@@ -179,12 +172,14 @@ def running_probe(
         )
         answer, code = _ask(server, job)
         if answer:
-            return BatchProbe.model_validate_json(answer)
-        if code == KILLED:
-            return BatchProbe(batch_size=batch_size, fits=False, how="run", needed_bytes=None, available_bytes=None)
-        raise RuntimeError(f"the probe of batch {batch_size} ended with {code} and no answer")
+            found = BatchProbe.model_validate_json(answer)
+        elif code == KILLED:
+            found = BatchProbe(batch_size=batch_size, fits=False, how="run", needed_bytes=None, available_bytes=None)
+        else:
+            raise RuntimeError(f"the probe of batch {batch_size} ended with {code} and no answer")
+        return found.model_copy(update={"available_bytes": min(limits, default=None)})
 
-    with ForkServer(PROBE, None, with_gpu=gpu_of(scenario.device) is not None) as server:
+    with ForkServer(PROBE, None, with_gpu=gpu is not None) as server:
         yield probe
 
 

@@ -25,12 +25,6 @@ Progress = Callable[[int, int], None]
 HOOK_PAIRS, HOOK_TOKENS = 5, 32
 """runs with and without stamps, short ones: their difference is small beside what hosts drift in a long one"""
 
-LEAST_HOOK_PAIRS, HOOK_TIME_S = 2, 10.0
-"""no further pair after so long"""
-
-HOOK_ROWS = 64
-"""What a wait for the device costs is the launch of one step that could not overlap: no more with more rows."""
-
 CPU_WARMUP_TOKENS = 8
 """On a CPU later steps bring nothing new, and one can take half a second."""
 
@@ -137,7 +131,7 @@ def _load_and_run(
     rows = [prompts.row(index) for index in range(batch_size)]
     on_cpu = scenario.device == "cpu"
     warmup = engine.run(rows, min(scenario.new_tokens, CPU_WARMUP_TOKENS) if on_cpu else scenario.new_tokens)
-    pairs = () if on_cpu else stamp_pairs(engine, rows[:HOOK_ROWS], min(scenario.new_tokens, HOOK_TOKENS))
+    pairs = () if on_cpu else stamp_pairs(engine, rows, min(scenario.new_tokens, HOOK_TOKENS))
     bytes_held = loaded_bytes(model)
     give_back_freed()
     peak_resident, peak_device = PeakResident(), PeakDevice(scenario.device)
@@ -157,15 +151,12 @@ def _load_and_run(
 
 
 def stamp_pairs(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> tuple[tuple[float, float], ...]:
-    """Seconds a step of a stamped run and of an unstamped one, in turn: HOOK_PAIRS times, or until HOOK_TIME_S.
+    """Seconds a step of a stamped run and of an unstamped one, HOOK_PAIRS times in turn.
 
     On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap that the wait prevents.
     """
-    pairs: list[tuple[float, float]] = []
-    started_s = time.perf_counter()
-    while len(pairs) < HOOK_PAIRS:
-        if len(pairs) >= LEAST_HOOK_PAIRS and time.perf_counter() - started_s > HOOK_TIME_S:
-            break
+    pairs = []
+    for _ in range(HOOK_PAIRS):
         unstamped_s = engine.run_unstamped(token_ids, new_tokens)
         stamped = engine.run(token_ids, new_tokens)
         pairs.append(((stamped.step_end_s[-1] - stamped.started_s) / new_tokens, unstamped_s / new_tokens))

@@ -10,11 +10,11 @@ from bitladder.forkserver import take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.maxbatch import ProbeJob
 from bitladder.perf.memory import limit_memory, out_of_memory_does_not_fit
-from bitladder.perf.resources import device_bytes, device_capacity_bytes, gpu_of
+from bitladder.perf.resources import device_bytes, gpu_of
 from bitladder.records import BatchProbe
 
-ROOMY_SHARE = 0.75
-"""Above this share of the memory a second run is made, which meets the allocator as the first one left it."""
+RUNS = 2
+"""The second run meets the allocator as the first one left it."""
 
 
 def work(descriptor: int) -> None:
@@ -33,7 +33,6 @@ def try_batch(job: ProbeJob) -> BatchProbe:
     scenario = job.scenario
     gpu = gpu_of(scenario.device)
     idle_bytes = device_bytes(gpu)
-    available_bytes = _available_bytes(gpu, idle_bytes, scenario.memory_limit_bytes)
     needed_bytes = reason = None
     started_s = time.perf_counter()
     try:
@@ -41,12 +40,14 @@ def try_batch(job: ProbeJob) -> BatchProbe:
             limit_memory(scenario.device, scenario.memory_limit_bytes, idle_bytes)
             model = load_model(Path(job.directory), scenario.device, trust_remote_code=job.trust_remote_code)
             engine = start_engine(scenario.engine, model)
-            engine.run(job.token_ids, scenario.new_tokens)
-            needed_bytes = _held_bytes(gpu, idle_bytes)
-            if needed_bytes is None or available_bytes is None or needed_bytes > ROOMY_SHARE * available_bytes:
+            for _ in range(RUNS):
                 engine.run(job.token_ids, scenario.new_tokens)
-                needed_bytes = _held_bytes(gpu, idle_bytes)
-        fits = available_bytes is None or needed_bytes is None or needed_bytes <= available_bytes
+        # torch keeps what it reserved, so that this is the peak
+        held_bytes = device_bytes(gpu)
+        if held_bytes is not None and idle_bytes is not None:
+            needed_bytes = held_bytes - idle_bytes
+        limit_bytes = scenario.memory_limit_bytes
+        fits = limit_bytes is None or needed_bytes is None or needed_bytes <= limit_bytes
     except DoesNotFitError:
         fits = False
     except RuntimeError as error:
@@ -57,20 +58,7 @@ def try_batch(job: ProbeJob) -> BatchProbe:
         fits=fits,
         how="run",
         needed_bytes=needed_bytes,
-        available_bytes=available_bytes,
+        available_bytes=None,
         duration_s=time.perf_counter() - started_s,
         reason=reason,
     )
-
-
-def _available_bytes(gpu: str | None, idle_bytes: int | None, limit_bytes: int | None) -> int | None:
-    """What this process can take of the device, None where neither the driver nor the user says."""
-    capacity_bytes = device_capacity_bytes(gpu)
-    free_bytes = None if idle_bytes is None or capacity_bytes is None else capacity_bytes - idle_bytes
-    return min((limit for limit in (free_bytes, limit_bytes) if limit is not None), default=None)
-
-
-def _held_bytes(gpu: str | None, idle_bytes: int | None) -> int | None:
-    """The peak until now: torch keeps what it reserved."""
-    held_bytes = device_bytes(gpu)
-    return None if held_bytes is None or idle_bytes is None else held_bytes - idle_bytes
