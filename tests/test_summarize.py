@@ -7,7 +7,7 @@ import pytest
 
 from bitladder.errors import UserError
 from bitladder.records import AccuracyOutcome, BatchProbe, DocumentOutcome, MetricInfo, Scenario, TaskGroup
-from bitladder.stats.accuracy import Row, summarize_aggregate, summarize_task
+from bitladder.stats.accuracy import Row, summarize_aggregates, summarize_tasks
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
@@ -120,12 +120,12 @@ def test_published_table_2_follows_from_table_1(published_rows: list[Row]) -> No
         half = 0.005 + (50 / MMLU_SIZES[name] if name in MMLU_SIZES else 0)
         for rung, score, expected in zip(COLUMNS[1:], scores[1:], PUBLISHED_DROPS[name], strict=True):
             rounding = 0.005 + 100 * half * (1 + score / scores[0]) / scores[0]
-            found = summarize_task(row, rung).relative_drop_percent.value
+            found = summarize_tasks(row, 1.0)[rung].relative_drop_percent.value
             assert found == pytest.approx(expected, abs=rounding), (name, rung)
 
 
 def test_published_aggregate(published_rows: list[Row]) -> None:
-    found = [summarize_aggregate(published_rows, rung, "fp32", 1.0) for rung in COLUMNS]
+    found = list(summarize_aggregates(published_rows, COLUMNS, "fp32", 1.0).values())
     assert found[0].tasks == ("arc_challenge", "arc_easy", "gsm8k", "hellaswag", "mmlu")
     values = [aggregate.score_percent.value for aggregate in found]
     assert values == pytest.approx([37.61, 37.56, 37.28, 32.94], abs=0.006)
@@ -133,7 +133,7 @@ def test_published_aggregate(published_rows: list[Row]) -> None:
 
 def test_recovery_shows_what_the_relative_drop_hides(published_rows: list[Row]) -> None:
     mmlu = next(row for row in published_rows if row.group.name == "mmlu")
-    assert summarize_task(mmlu, "fp4").recovery_percent.value == pytest.approx(100 - 79.8, abs=0.1)
+    assert summarize_tasks(mmlu, 1.0)["fp4"].recovery_percent.value == pytest.approx(100 - 79.8, abs=0.1)
 
 
 def test_replayed_answers_come_back(builtin: Summary) -> None:

@@ -11,6 +11,9 @@ from bitladder.records import AccuracyOutcome, Document, DocumentOutcome, Metric
 
 Sample = Mapping[str, Any]
 
+CLUSTER_FIELDS = {"hellaswag": "source_id", "bitladder_": "template"}
+"""beginning of a task's name -> the field of its documents that is shared by those which resemble each other"""
+
 
 def collect_samples(
     task: Any, results: Mapping[str, Any], truncated: Collection[str]
@@ -25,10 +28,13 @@ def collect_samples(
     for sample in results["samples"][name]:
         by_document.setdefault(sample["doc_id"], []).append(sample)
     samples = list(by_document.values())
-    outcomes = tuple(_outcome(task, filtered) for filtered in samples)
+    outcomes = tuple(document_outcome(name, task.OUTPUT_TYPE, filtered) for filtered in samples)
     _require_numbers(name, outcomes)
     metrics = _metrics(task, samples, outcomes)
-    documents = tuple(_document(task, filtered[0]) for filtered in samples)
+    documents = tuple(
+        make_document(task.OUTPUT_TYPE, {**sample, "doc": _plain(sample["doc"])}, _target_of(task, sample))
+        for sample, *_ in samples
+    )
     documents_hash = hash_json([name, [document.model_dump(mode="json") for document in documents]])
     outcome = AccuracyOutcome(
         documents_hash=documents_hash,
@@ -43,16 +49,16 @@ def collect_samples(
     return outcome, TaskDocuments(task=name, documents_hash=documents_hash, documents=documents)
 
 
-def _outcome(task: Any, filtered: Sequence[Sample]) -> DocumentOutcome:
-    """One document's answer; ``filtered`` holds the same answer once a filter of the task."""
+def document_outcome(name: str, output_type: str, filtered: Sequence[Sample]) -> DocumentOutcome:
+    """One document's answer; ``filtered`` holds the same answer once a filter of the task ``name``."""
     first = filtered[0]
     responses = [repeats[0] for repeats in first["resps"]]
     loglikelihoods: tuple[float, ...] | None = None
     greedy: tuple[bool, ...] | None = None
     text = None
-    if task.OUTPUT_TYPE == "generate_until":
+    if output_type == "generate_until":
         text = str(responses[0])
-    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
+    elif output_type == "loglikelihood_rolling":
         loglikelihoods = tuple(float(response) for response in responses)
     else:
         scored = responses[: _choice_count(first)]
@@ -70,8 +76,15 @@ def _outcome(task: Any, filtered: Sequence[Sample]) -> DocumentOutcome:
         loglikelihoods=loglikelihoods,
         greedy=greedy,
         text=text,
+        cluster=_cluster(name, first["doc"]),
         metrics=metrics,
     )
+
+
+def _cluster(name: str, doc: Any) -> str | None:
+    field = next((field for start, field in CLUSTER_FIELDS.items() if name.startswith(start)), None)
+    value = doc.get(field) if isinstance(doc, Mapping) and field else None
+    return None if value is None else str(value)
 
 
 def _choice_count(sample: Sample) -> int:
@@ -143,11 +156,12 @@ def _harness_results(results: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _document(task: Any, sample: Sample) -> Document:
-    """Where each choice has a context of its own, the prompt is what these have in common."""
-    from lm_eval.utils import handle_non_serializable
+def make_document(output_type: str, sample: Sample, target: Any) -> Document:
+    """What was asked; ``target`` is the right choice's index, or a text.
 
-    if task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood"):
+    Where each choice has a context of its own, the prompt is what these have in common.
+    """
+    if output_type in ("multiple_choice", "loglikelihood"):
         scored = sample["arguments"][: _choice_count(sample)]
         prompt = os.path.commonprefix([context for context, _ in scored])  # noqa: RUF071 - texts, not paths
         choices = tuple(f"{context[len(prompt) :]}{continuation}" for context, continuation in scored)
@@ -159,14 +173,24 @@ def _document(task: Any, sample: Sample) -> Document:
         prompt_hash=sample["prompt_hash"],
         prompt=prompt,
         choices=choices,
-        target=_target(task, sample, choices),
-        doc=json.loads(json.dumps(doc, default=handle_non_serializable)),
+        target=_target(target, choices),
+        doc=dict(doc),
     )
 
 
-def _target(task: Any, sample: Sample, choices: tuple[str, ...] | None) -> str:
-    """The right choice's text where lm-eval gives its index, else lm-eval's target as text."""
-    target = task.doc_to_text(sample["doc"]) if getattr(task, "multiple_input", 0) else sample["target"]
+def _plain(doc: Any) -> Any:
+    """A data set's document as JSON has it."""
+    from lm_eval.utils import handle_non_serializable
+
+    return json.loads(json.dumps(doc, default=handle_non_serializable))
+
+
+def _target_of(task: Any, sample: Sample) -> Any:
+    return task.doc_to_text(sample["doc"]) if getattr(task, "multiple_input", 0) else sample["target"]
+
+
+def _target(target: Any, choices: tuple[str, ...] | None) -> str:
+    """The right choice's text where its index is known, else the target as text."""
     if choices is not None and isinstance(target, int) and 0 <= target < len(choices):
         return choices[target]
     return str(target)
