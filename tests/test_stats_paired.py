@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import special, stats
 
-from bitladder.stats.interval import Interval, NoInterval
+from bitladder.stats.interval import NoInterval
 from bitladder.stats.paired import (
     PairedCounts,
     PairedMean,

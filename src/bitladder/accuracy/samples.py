@@ -29,7 +29,7 @@ def collect_samples(
         by_document.setdefault(sample["doc_id"], []).append(sample)
     samples = list(by_document.values())
     outcomes = tuple(document_outcome(name, task.OUTPUT_TYPE, filtered) for filtered in samples)
-    _require_numbers(name, outcomes)
+    require_numbers(name, outcomes)
     metrics = _metrics(task, samples, outcomes)
     documents = tuple(
         make_document(task.OUTPUT_TYPE, {**sample, "doc": _plain(sample["doc"])}, _target_of(task, sample))
@@ -40,7 +40,7 @@ def collect_samples(
         documents_hash=documents_hash,
         output_type=task.OUTPUT_TYPE,
         metrics=metrics,
-        harness_results=_harness_results(results["results"][name]),
+        harness_results=harness_results(results["results"][name]),
         documents=outcomes,
         truncated_documents=sum(
             any(arguments[0] in truncated for arguments in filtered[0]["arguments"]) for filtered in samples
@@ -63,13 +63,13 @@ def document_outcome(name: str, output_type: str, filtered: Sequence[Sample]) ->
     else:
         scored = responses[: _choice_count(first)]
         loglikelihoods = tuple(float(loglikelihood) for loglikelihood, _ in scored)
-        greedy = tuple(bool(is_greedy) for _, is_greedy in scored)
+        greedy = tuple(str(is_greedy) == "True" for _, is_greedy in scored)  # lm-eval's logs have it as text
     metrics: dict[str, float | tuple[float, float]] = {}
     for sample in filtered:
-        for name in sample["metrics"]:
-            value = _metric_value(sample[name])
+        for metric in sample["metrics"]:
+            value = _metric_value(sample[metric])
             if value is not None:
-                metrics[f"{name},{sample['filter']}"] = value
+                metrics[f"{metric},{sample['filter']}"] = value
     return DocumentOutcome(
         doc_hash=first["doc_hash"],
         prompt_hash=first["prompt_hash"],
@@ -107,7 +107,7 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float | numpy.bool_ | numpy.number) else None
 
 
-def _require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
+def require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
     """A model that overflows its type answers NaN, which no table may turn into a score."""
     outcomes = list(outcomes)
     broken = sum(not all(map(math.isfinite, outcome.loglikelihoods or ())) for outcome in outcomes)
@@ -147,7 +147,7 @@ def _metrics(
     return tuple(found)
 
 
-def _harness_results(results: Mapping[str, Any]) -> dict[str, float]:
+def harness_results(results: Mapping[str, Any]) -> dict[str, float]:
     """lm-eval's aggregates by ``metric,filter``; its standard errors are not asked for."""
     return {
         key: float(value)

@@ -19,6 +19,7 @@ from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
 from bitladder.cli.study import study_command
+from bitladder.cli.verdict import verdict_command
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("study")(study_command)
 app.command("report")(report_command)
 app.command("recommend")(recommend_command)
+app.command("verdict")(verdict_command)
 app.command("compare")(compare_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)

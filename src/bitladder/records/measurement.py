@@ -112,6 +112,11 @@ class MetricInfo(Record):
         """The key in ``DocumentOutcome.metrics``: lm-eval's own ``name,filter``."""
         return f"{self.name},{self.filter}"
 
+    @property
+    def title(self) -> str:
+        """For people: the name, and the filter where the task has one of its own."""
+        return self.name if self.filter == "none" else f"{self.name} ({self.filter})"
+
 
 class DocumentOutcome(Record):
     """What one model answered to one document."""

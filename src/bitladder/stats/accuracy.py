@@ -57,7 +57,7 @@ class Row:
 
     @cached_property
     def metric(self) -> str:
-        return " / ".join(dict.fromkeys(scores.primary_metric(outcome.metrics).name for outcome in self._known))
+        return " / ".join(dict.fromkeys(scores.primary_metric(outcome.metrics).title for outcome in self._known))
 
     @cached_property
     def pots(self) -> dict[str, tuple[Pot, ...] | str]:
@@ -123,9 +123,7 @@ def summarize_tasks(row: Row, margin_points: float) -> dict[str, TaskSummary]:
     return {rung: _summarize_task(row, rung, judged.get(rung)) for rung in row.leaves}
 
 
-def _judge_all(
-    compared: Mapping[str, RowComparison | str], baseline: str, margin_points: float
-) -> dict[str, Judged]:
+def _judge_all(compared: Mapping[str, RowComparison | str], baseline: str, margin_points: float) -> dict[str, Judged]:
     """Of the rungs that have an interval; the baseline is no rung to be judged."""
     return judge(
         {
@@ -218,35 +216,23 @@ def _against(
     else:
         difference = Estimate(value=100 * judged.value, low=100 * judged.low, high=100 * judged.high)
 
-    def ratio(above: float) -> Estimate:
-        """Of what both score above `above`, in per cent."""
-        over, under = score(CONFIDENCE).value - above, baseline(CONFIDENCE).value - above
+    def ratio(above: float, less: float) -> Estimate:
+        """Of what both score above `above`, in per cent, `less` so many."""
+        under = baseline(CONFIDENCE).value - above
         if not under:
             return Estimate.unknown("the baseline scores 0")
+        found = 100 * value / under + 100 - less
         if judged is None or isinstance(comparison, NoInterval):
-            return Estimate(value=100 * over / under, reason=difference.reason)
-        low, high = (
-            _ratio_interval(score(level), baseline(level), comparison.interval(level), above)
-            for level in (judged.levels.low, judged.levels.high)
-        )
-        if isinstance(low, NoInterval) or isinstance(high, NoInterval):
-            reason = low.reason if isinstance(low, NoInterval) else high.reason  # type: ignore[union-attr]
-            return Estimate(value=100 * over / under, reason=reason)
-        return Estimate(value=100 * over / under, low=100 * low.low, high=100 * high.high)
+            return Estimate(value=found, reason=difference.reason)
+        limits: list[Interval] = []
+        for level in judged.levels:
+            one = _ratio_interval(score(level), baseline(level), comparison.interval(level), above)
+            if isinstance(one, NoInterval):
+                return Estimate(value=found, reason=one.reason)
+            limits.append(one)
+        return Estimate(value=found, low=100 * limits[0].low - less, high=100 * limits[1].high - less)
 
-    return Against(difference, _less_all(ratio(0.0)), ratio(chance))
-
-
-def _less_all(ratio: Estimate) -> Estimate:
-    """A ratio in per cent as a change."""
-    if ratio.value is None:
-        return ratio
-    return Estimate(
-        value=ratio.value - 100,
-        low=None if ratio.low is None else ratio.low - 100,
-        high=None if ratio.high is None else ratio.high - 100,
-        reason=ratio.reason,
-    )
+    return Against(difference, relative_drop=ratio(0.0, less=100.0), recovery=ratio(chance, less=0.0))
 
 
 def _unknown(reason: str) -> Against:

@@ -18,7 +18,15 @@ from typing import NamedTuple
 from bitladder.records import AccuracyOutcome, MetricInfo, TaskGroup
 from bitladder.stats.aggregate import SameQuestions, combine_dependent
 from bitladder.stats.clusters import clustering_of
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval, spread, t_interval, wilson_interval
+from bitladder.stats.interval import (
+    CONFIDENCE,
+    Interval,
+    NoInterval,
+    mean_interval,
+    spread,
+    t_interval,
+    wilson_interval,
+)
 from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_counts, paired_mean
 from bitladder.stats.ratio import ratio_interval
 from bitladder.stats.summary import Estimate
@@ -82,7 +90,7 @@ class Pot:
     clusters: tuple[str, ...] | None = None
     """by question; None where no two resemble each other"""
     choices: tuple[int, ...] | None = None
-    """the likeliest of each question's answers; None where they are not given to choose from"""
+    """of ``acc`` the likeliest of each question's answers; None where another metric chooses, or nothing is chosen"""
 
     @property
     def score(self) -> float:
@@ -104,6 +112,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
     clusters: list[str] = []
     choices: list[int] = []
     for task, outcome in outcomes.items():
+        primary = primary_metric(outcome.metrics)
         seen: Counter[tuple[str, str]] = Counter()
         for document in outcome.documents:
             hashes = (document.doc_hash, document.prompt_hash)
@@ -113,8 +122,9 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
             answers = document.loglikelihoods
             if answers and outcome.output_type == "multiple_choice":
                 chances.append(1 / len(answers))
-                choices.append(answers.index(max(answers)))
-        values += _values(outcome, primary_metric(outcome.metrics))
+                if primary.name == "acc":
+                    choices.append(answers.index(max(answers)))
+        values += _values(outcome, primary)
         norm = norm_metric(outcome.metrics)
         norm_values += _values(outcome, norm) if norm else []
     return Pot(

@@ -43,8 +43,9 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     """Derive every figure of a study, with its interval or the reason for none.
 
     `margin_points`: how many points of the aggregate a rung may lose; the suite's default where None. It enters the
-    verdicts, with the limits that they are judged by, and how many more questions would decide. `machine`: part of the name of the one whose performance counts, needed where
-    several measured it. Raises ValueError for a margin that is not positive, UserError where a machine must be chosen.
+    verdicts, with the limits that they are judged by, and how many more questions would decide. `machine`: part of the
+    name of the one whose performance counts, needed where several measured it. Raises ValueError for a margin that is
+    not positive, UserError where a machine must be chosen.
     """
     if results.measured_on is None:
         results = to_decide(results, find_place(results, machine))

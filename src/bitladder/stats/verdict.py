@@ -6,9 +6,9 @@ is first taken at Bonferroni's level, 0.025 over the number of rungs; those whos
 leave, and the rest are taken again at 0.025 over *their* number, until none clears.
 
 **What is drawn is the limit by which a rung was judged**: Bonferroni's over the rungs that were still open at its step.
-Therefore picture and verdict cannot contradict each other, as Holm's verdicts and limits at Bonferroni's level for all
-rungs would where only a later step decides. The limits clear at the level they are drawn at, and those of the rungs that
-stay open do not.
+So picture and verdict cannot contradict each other, as Holm's verdicts beside limits at Bonferroni's level over all
+rungs would where only a later step decides: a limit that clears does so at the level it is drawn at, and those of the
+rungs that stay open do not. Drawn limits are Bonferroni's over all rungs unless a later step had to decide.
 
 The chance of any wrong *within the margin* is at most 0.025 (Holm, on the hypotheses d <= -m, whatever the dependence).
 The upper limits are spent on d >= -m. That covers *lower but within* too: say t rungs have d >= -m in truth. Until one
@@ -87,7 +87,9 @@ def _judged(comparison: Comparison, levels: Levels, margin: float) -> Judged:
     lower, upper = comparison.interval(levels.low), comparison.interval(levels.high)
     verdict = verdict_of(lower.low, upper.high, margin)
     if verdict == "undecided":
-        more = questions_to_decide([comparison], margin, confidence=levels.low if lower.value > -margin else levels.high)
+        more = questions_to_decide(
+            [comparison], margin, confidence=levels.low if lower.value > -margin else levels.high
+        )
     else:
         more = QuestionsToDecide(more=0)
     return Judged(lower.low, lower.value, upper.high, levels, verdict, more)
