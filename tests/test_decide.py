@@ -58,7 +58,10 @@ def test_without_limits_every_goal_has_its_pick_within_the_default_margin(summar
     assert verdict(answer, "fp4").outcome == "out"
     assert verdict(answer, "fp4").reasons == ("-11.43 points [-15.42, -7.33]: a drop of more than 5 points",)
     assert verdict(answer, "nf4").goals == ("memory",)
-    assert "nf4: within the margin, -1.43 points [-4.78, +1.95] against bf16 rules out a drop of 5 points" in answer.reasons
+    assert (
+        "nf4: within the margin, -1.43 points [-4.78, +1.95] against bf16 rules out a drop of 5 points"
+        in answer.reasons
+    )
 
 
 def test_one_goal_is_one_sentence(summary: Summary) -> None:

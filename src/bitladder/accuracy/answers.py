@@ -22,8 +22,10 @@ class Answers:
     """rows of a table, in order; every task is in at least one"""
     asked: Mapping[str, Mapping[str, str]]
     """task -> what shapes its prompts and scores, such as ``few-shot``; only what is known"""
-    read_documents: Callable[[str], TaskDocuments | None]
-    """the questions of a task, where they are kept"""
+    read_documents: Callable[[str], TaskDocuments]
+    """the questions of a task. Raises UserError where they are not kept"""
+    notes: tuple[str, ...] = ()
+    """what the reader has to know of how they were found"""
 
 
 def read_answers(source: str) -> Answers:
@@ -41,6 +43,14 @@ def read_answers(source: str) -> Answers:
     return log_answers(directory)
 
 
+def read_pair(base: str, rung: str) -> tuple[Answers, Answers]:
+    """The answers of a study's baseline and of one of its rungs, or those in two folders of logs."""
+    if not is_study(Path(base)):
+        return read_answers(base), read_answers(rung)
+    results = load_results(Path(base))
+    return study_answers(results, results.study.baseline), study_answers(results, rung)
+
+
 def is_study(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("study.json", MERGE_FILE))
 
@@ -55,6 +65,7 @@ def log_answers(directory: Path) -> Answers:
         groups=folder.groups(outcomes),
         asked={task: folder.asked(task) for task in outcomes},
         read_documents=folder.documents,
+        notes=folder.notes,
     )
 
 
@@ -72,14 +83,17 @@ def study_answers(results: Results, rung: str) -> Answers:
     if not outcomes:
         raise UserError(f"{results.directory}: {rung} has no answers; run the study with accuracy first")
 
-    def documents(task: str) -> TaskDocuments | None:
+    def read_documents(task: str) -> TaskDocuments:
         merged = MergedStore(results.directory)
         record = merged.read()
         stores = [merged.part(part) for part in record.parts] if record else [Store(results.directory)]
         found = (store.read_documents(outcomes[task].documents_hash) for store in stores)
-        return next((one for one in found if one is not None), None)
+        documents = next((one for one in found if one is not None), None)
+        if documents is None:
+            raise UserError(f"{results.directory}: no questions of {task} in documents/; run the study again")
+        return documents
 
-    return Answers(rung, outcomes, results.study.groups, asked, documents)
+    return Answers(rung, outcomes, results.study.groups, asked, read_documents)
 
 
 def take_tasks(answers: Answers, names: Collection[str]) -> Answers:

@@ -49,12 +49,17 @@ class LogFolder:
             raise UserError(f"{directory}: no such folder; expected lm-eval's --output_path, or DIR:RUNG of a study")
         self.directory = _samples_folder(directory)
         self._runs: dict[str, Json] = {}
-        newest: dict[str, str] = {}
+        dates: dict[str, list[str]] = {}
         for path in self.directory.iterdir():
             match = _SAMPLES.fullmatch(path.name)
-            if match and match["date"] > newest.get(match["task"], ""):
-                newest[match["task"]] = match["date"]
-        self._dates = dict(sorted(newest.items(), key=lambda item: (item[1], item[0])))
+            if match:
+                dates.setdefault(match["task"], []).append(match["date"])
+        self._dates = dict(sorted(((task, max(found)) for task, found in dates.items()), key=lambda item: item[::-1]))
+        self.notes = tuple(
+            f"{self.directory}: {len(found)} logs of {task}, of which the newest is read, of {max(found)}"
+            for task, found in dates.items()
+            if len(found) > 1
+        )
 
     @cached_property
     def _results_files(self) -> dict[str, Path]:

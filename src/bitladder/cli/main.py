@@ -12,6 +12,7 @@ import typer
 
 from bitladder.cli.audit import audit_command
 from bitladder.cli.compare import compare_command
+from bitladder.cli.diff import diff_command
 from bitladder.cli.merge import merge_command
 from bitladder.cli.pack import pack_command
 from bitladder.cli.publish import publish_command
@@ -41,6 +42,7 @@ app.command("study")(study_command)
 app.command("report")(report_command)
 app.command("recommend")(recommend_command)
 app.command("verdict")(verdict_command)
+app.command("diff")(diff_command)
 app.command("compare")(compare_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)

@@ -44,7 +44,7 @@ def verdict_command(
     if json_output:
         typer.echo(compared.model_dump_json(indent=2))
     else:
-        for note in compared.notes:
+        for note in (*(note for one in (first, *others) for note in one.notes), *compared.notes):
             typer.echo(f"note: {note}", err=True)
         for table in verdict_tables(compared):
             typer.echo(f"{table.title}\n\n{table_to_markdown(table)}\n")

@@ -6,7 +6,7 @@ from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, num
 from bitladder.stats.compare import Compared
 from bitladder.stats.summary import AggregateSummary, TaskSummary
 from bitladder.stats.verdict import Verdict
-from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
+from bitladder.units import format_count, format_percent, format_points, points_text
 
 MARKS: dict[Verdict | None, Mark] = {
     "within the margin": "good",
@@ -74,8 +74,8 @@ def _secondary(compared: Compared) -> Table:
         Column("Metric", numeric=False),
         Column("Documents", interval=False),
         Column("Precision", numeric=False),
-        Column(compared.baseline, interval=False),
-        Column("Score", interval=False),
+        Column(compared.baseline, "%", interval=False),
+        Column("Score", "%", interval=False),
         Column("Difference", "points"),
         *_COUNTS,
         Column("Verdict", numeric=False),
@@ -117,7 +117,7 @@ def _secondary(compared: Compared) -> Table:
 def _score_cell(task: TaskSummary | None) -> Cell:
     if task is None:
         return text_cell(None)
-    return number_cell(task.score.value, format_percent if task.unit == "percent" else format_raw, task.score.reason)
+    return number_cell(task.score.value, format_percent, task.score.reason)
 
 
 def _counts(found: TaskSummary | AggregateSummary) -> tuple[Cell, ...]:

@@ -46,8 +46,7 @@ def compare_answers(
 
     Beside each group's primary metric, which alone enters the aggregate, its others are rows of their own.
     """
-    rows = [Row(group, baseline, answers) for group in groups]
-    rows += [row for group in groups for row in _other_rows(group, answers, baseline)]
+    rows = [row for group in groups for row in (Row(group, baseline, answers), *_other_rows(group, answers, baseline))]
     tasks = [summarize_tasks(row, margin_points) for row in rows]
     aggregates = summarize_aggregates(rows, tuple(answers), baseline, margin_points)
     return Compared(
