@@ -32,8 +32,8 @@ _ASKED = {
     "multi-turn few-shot": "fewshot_as_multiturn",
 }
 """What of a run's results, beside a task's own, shapes its prompts."""
-_HASHES = ("doc_hash", "prompt_hash")
-_NEEDED = ("doc_id", "doc", "arguments", "resps", "filter", "metrics")
+_NEEDED = dict.fromkeys(("doc_hash", "prompt_hash", "doc_id", "doc", "arguments", "resps", "filter", "metrics"))
+"""keys of a sample, those that an old lm-eval lacks first"""
 
 Json = dict[str, Any]
 
@@ -149,7 +149,7 @@ class LogFolder:
         return str(self._run(task)["configs"][task]["output_type"])
 
     def _documents_hash(self, task: str, documents: Any) -> str:
-        return hash_json([task, [[one.doc_hash, one.prompt_hash] for one in documents]])
+        return hash_json([task, "".join(part for one in documents for part in (one.doc_hash, one.prompt_hash))])
 
     def _by_document(self, task: str) -> list[list[Sample]]:
         """The samples of each document, one a filter."""
@@ -170,9 +170,9 @@ class LogFolder:
                     raise BrokenFileError(
                         f"{path}: line {number} is no whole JSON: the log is cut off, run the task again"
                     ) from None
-                if not isinstance(sample, dict) or not all(key in sample for key in (*_HASHES, *_NEEDED)):
+                if not isinstance(sample, dict) or not sample.keys() >= _NEEDED.keys():
                     keys = sample if isinstance(sample, dict) else ()
-                    missing = [key for key in (*_HASHES, *_NEEDED) if key not in keys]
+                    missing = [key for key in _NEEDED if key not in keys]
                     version = self._run(task).get("lm_eval_version") or "of a version that it doesn't say"
                     raise BrokenFileError(
                         f"{path}: no {missing[0]} in line {number}: written by lm-eval {version}, and pairing needs "

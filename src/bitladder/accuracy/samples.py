@@ -82,9 +82,10 @@ def document_outcome(name: str, output_type: str, filtered: Sequence[Sample]) ->
 
 
 def _cluster(name: str, doc: Any) -> str | None:
-    field = next((field for start, field in CLUSTER_FIELDS.items() if name.startswith(start)), None)
-    value = doc.get(field) if isinstance(doc, Mapping) and field else None
-    return None if value is None else str(value)
+    for start, field in CLUSTER_FIELDS.items():
+        if name.startswith(start) and isinstance(doc, Mapping) and doc.get(field) is not None:
+            return str(doc[field])
+    return None
 
 
 def _choice_count(sample: Sample) -> int:

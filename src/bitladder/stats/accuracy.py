@@ -171,7 +171,8 @@ def _scores(row: Row, rung: str) -> tuple[Estimate, Estimate, int]:
     if not row.is_share:
         documents = sum(len(outcome.documents) for outcome in outcomes.values())
         return scores.raw_score(list(outcomes.values())), _NO_NORM, documents
-    pots = scores.make_pots(row.group, outcomes)
+    pots = row.pots[rung]
+    assert not isinstance(pots, str)  # the outcomes are there
     norm = scores.row_norm_score(pots)
     questions = max(len(pot.questions) for pot in pots)
     return scores.row_score(pots).percent(), _NO_NORM if norm is None else norm.percent(), questions

@@ -69,8 +69,9 @@ def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:
         metric = primary_metric(outcome.metrics)
         if not metric.higher_is_better or metric.aggregation != "mean":
             return False
+        key = metric.key
         for document in outcome.documents:
-            value = document.metrics[metric.key]
+            value = document.metrics[key]
             if isinstance(value, tuple) or not 0 <= value <= 1:
                 return False
     return True
@@ -111,6 +112,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
     chances: list[float] = []
     clusters: list[str] = []
     choices: list[int] = []
+    clustered = any(document.cluster for outcome in outcomes.values() for document in outcome.documents)
     for task, outcome in outcomes.items():
         primary = primary_metric(outcome.metrics)
         seen: Counter[tuple[str, str]] = Counter()
@@ -118,7 +120,8 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
             hashes = (document.doc_hash, document.prompt_hash)
             questions.append((task, *hashes, seen[hashes]))
             seen[hashes] += 1
-            clusters.append(f"{task} {document.cluster or document.doc_hash}")
+            if clustered:
+                clusters.append(f"{task} {document.cluster or document.doc_hash}")
             answers = document.loglikelihoods
             if answers and outcome.output_type == "multiple_choice":
                 chances.append(1 / len(answers))
@@ -133,13 +136,14 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
         values=tuple(values),
         norm_values=tuple(norm_values) if len(norm_values) == len(values) else None,
         chance=sum(chances) / len(chances) if len(chances) == len(values) else None,
-        clusters=tuple(clusters) if any(one.cluster for each in outcomes.values() for one in each.documents) else None,
+        clusters=tuple(clusters) if clustered else None,
         choices=tuple(choices) if len(choices) == len(values) else None,
     )
 
 
 def _values(outcome: AccuracyOutcome, metric: MetricInfo) -> list[float]:
-    values = [document.metrics[metric.key] for document in outcome.documents]
+    key = metric.key
+    values = [document.metrics[key] for document in outcome.documents]
     return [value for value in values if not isinstance(value, tuple)]
 
 
@@ -311,7 +315,7 @@ def _same_questions(parts: Sequence[PairedCounts | PairedMean | NoInterval]) -> 
 
 
 def is_binary(values: Sequence[float]) -> bool:
-    return all(value in (0.0, 1.0) for value in values)
+    return {0.0, 1.0}.issuperset(values)
 
 
 def raw_score(outcomes: Sequence[AccuracyOutcome]) -> Estimate:
