@@ -29,7 +29,8 @@ CHANGED = {"bf16": 0.0, "fp16": 0.004, "int8": 0.02, "int8-t0": 0.03, "nf4": 0.0
 def write_set(directory: Path, changed: float, characters: int) -> int:
     """One model's logs; returns their bytes. A changed answer turns from right to wrong, or the other way."""
     baseline, flips = random.Random(0), random.Random(changed)
-    tasks, groups = [], {group: [] for group in GROUPS}
+    tasks: list[LoggedTask] = []
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for subject in range(SUBJECTS):
         count = DOCUMENTS // SUBJECTS + (subject < DOCUMENTS % SUBJECTS)
         right = [baseline.random() < 0.45 for _ in range(count)]

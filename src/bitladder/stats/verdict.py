@@ -57,11 +57,14 @@ class Judged:
     to_decide: QuestionsToDecide
 
 
-def judge(comparisons: Mapping[str, Comparison], margin: float) -> dict[str, Judged]:
-    """The verdict on each rung that is compared with the baseline, all of them together; see the module."""
+def judge(comparisons: Mapping[str, Comparison], margin: float, *, count_more: bool = True) -> dict[str, Judged]:
+    """The verdict on each rung that is compared with the baseline, all of them together; see the module.
+
+    `count_more`: whether to work out how many more questions would decide an open one.
+    """
     low = _levels(comparisons, lambda interval: interval.low > -margin)
     high = _levels(comparisons, lambda interval: interval.high < -margin)
-    return {rung: _judged(one, Levels(low[rung], high[rung]), margin) for rung, one in comparisons.items()}
+    return {rung: _judged(one, Levels(low[rung], high[rung]), margin, count_more) for rung, one in comparisons.items()}
 
 
 def _levels(comparisons: Mapping[str, Comparison], clears: Callable[[Interval], bool]) -> dict[str, float]:
@@ -83,15 +86,15 @@ def shared_confidence(rungs: int) -> float:
     return 1 - (1 - CONFIDENCE) / rungs
 
 
-def _judged(comparison: Comparison, levels: Levels, margin: float) -> Judged:
+def _judged(comparison: Comparison, levels: Levels, margin: float, count_more: bool) -> Judged:
     lower, upper = comparison.interval(levels.low), comparison.interval(levels.high)
     verdict = verdict_of(lower.low, upper.high, margin)
-    if verdict == "undecided":
+    if verdict == "undecided" and count_more:
         more = questions_to_decide(
             [comparison], margin, confidence=levels.low if lower.value > -margin else levels.high
         )
     else:
-        more = QuestionsToDecide(more=0)
+        more = QuestionsToDecide(more=None if verdict == "undecided" else 0)
     return Judged(lower.low, lower.value, upper.high, levels, verdict, more)
 
 
