@@ -30,6 +30,7 @@ app = typer.Typer(
         "Which numeric precision should I deploy this language model in?\n\n"
         "bitladder study builtin:smollm2-135m --out study\n\n"
         "bitladder recommend study --max-memory 2GiB --max-drop 1pt\n\n"
+        "bitladder verdict logs/bf16 logs/nf4 --max-drop 1pt\n\n"
         "bitladder quantize meta-llama/Llama-3.2-1B --rung nf4 --out llama-nf4\n\n"
         "bitladder audit llama-nf4\n\n"
         "bitladder publish llama-nf4 --repo my-org/llama-nf4"

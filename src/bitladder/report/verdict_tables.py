@@ -122,7 +122,7 @@ def _score_cell(task: TaskSummary | None) -> Cell:
 
 def _counts(found: TaskSummary | AggregateSummary) -> tuple[Cell, ...]:
     absent = found.difference_points.reason
-    known = absent or "answers are not just right or wrong", absent or "not chosen by acc"
+    known = absent or "answers are not just right or wrong", absent or "not all chosen by acc"
     return (
         number_cell(found.gained, format_count, known[0] if found.gained is None else None),
         number_cell(found.lost, format_count, known[0] if found.lost is None else None),
