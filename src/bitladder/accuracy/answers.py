@@ -93,7 +93,10 @@ def study_answers(results: Results, rung: str) -> Answers:
             raise UserError(f"{results.directory}: no questions of {task} in documents/; run the study again")
         return documents
 
-    return Answers(rung, outcomes, results.study.groups, asked, read_documents)
+    groups = tuple(group for group in results.study.groups if outcomes.keys() >= set(group.tasks))
+    missing = [group.name for group in results.study.groups if group not in groups]
+    notes = (f"{rung} has no result of {', '.join(missing)}, left out",) if missing else ()
+    return Answers(rung, outcomes, groups, asked, read_documents, notes)
 
 
 def take_tasks(answers: Answers, names: Collection[str]) -> Answers:
@@ -146,6 +149,12 @@ def _require_same_task(task: str, base: Answers, other: Answers) -> None:
                 f"{task}: not the same {what}: {value} in {base.name}, {theirs[what]} in {other.name}; "
                 "compare answers to the same prompts"
             )
+    metrics, others_metrics = ({one.key for one in set_.outcomes[task].metrics} for set_ in (base, other))
+    if metrics != others_metrics:
+        raise UserError(
+            f"{task}: not the same metrics: {', '.join(sorted(metrics))} in {base.name}, "
+            f"{', '.join(sorted(others_metrics))} in {other.name}; compare runs of one version of the task"
+        )
     documents, others = (Counter(one.doc_hash for one in set_.outcomes[task].documents) for set_ in (base, other))
     if documents != others:
         raise UserError(

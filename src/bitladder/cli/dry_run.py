@@ -79,9 +79,8 @@ def _print_resolutions(console: Console, resolved: tuple[Resolution, ...], rungs
     console.print(
         f"what accuracy can show of rungs equal to the baseline, {rungs} judged together, with {POWER:.0%} power:"
     )
-    margin = points_text(margin_points)
     table = Table(
-        "answers that change", "resolved margin", f"documents of one task for {margin}", "by the textbook", box=None
+        "answers changed", "margin", f"documents for {points_text(margin_points)}", "by the textbook", box=None
     )
     for one in resolved:
         table.add_row(
@@ -92,6 +91,6 @@ def _print_resolutions(console: Console, resolved: tuple[Resolution, ...], rungs
         )
     console.print(table)
     console.print(
-        "the textbook's formula leaves out the variance that a difference on the margin has, and promises a little "
-        "more power than there is; documents that resemble each other (of one template, of one source) resolve less"
+        "documents: of one task, with the variance that a difference on the margin has; the textbook's formula leaves "
+        "it out and promises power that there is not. Documents that resemble each other (of one template) resolve less"
     )
