@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitladder.accuracy.logs import LogFolder
+from bitladder.accuracy.rows import count_once
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, TaskDocuments, TaskGroup
 from bitladder.results import Results
@@ -106,11 +107,9 @@ def take_tasks(answers: Answers, names: Collection[str]) -> Answers:
         if name not in known:
             raise UnknownNameError("task", name, known, f"in {answers.name}")
     wanted = {task for name in names for task in known[name]}
-    groups = tuple(group for group in answers.groups if wanted.issuperset(group.tasks))
-    rows = {task for group in groups if group.in_aggregate for task in group.tasks}
-    # A part of a group is a row of its own where the whole is not wanted.
-    groups = tuple(
-        group.model_copy(update={"in_aggregate": True}) if rows.isdisjoint(group.tasks) else group for group in groups
+    # A part of a group counts by itself where the whole is not wanted.
+    groups = count_once(
+        group.model_copy(update={"in_aggregate": True}) for group in answers.groups if wanted.issuperset(group.tasks)
     )
     named = {task for group in groups for task in group.tasks}
     alone = tuple(

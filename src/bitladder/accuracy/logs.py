@@ -5,13 +5,14 @@ files is needed to read them.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import from_json
 
+from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.samples import Sample, document_outcome, harness_results, make_document, require_numbers
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.records import (
@@ -110,6 +111,7 @@ class LogFolder:
     def groups(self, outcomes: Mapping[str, AccuracyOutcome]) -> tuple[TaskGroup, ...]:
         """A row for each group that lm-eval has a score of, and for each task in none; each question counts once.
 
+        A group's documents are pooled, as lm-eval does where it weighs tasks by their size.
         Tasks with the same documents (GSM8K with and without chain of thought) are a row together, and one each.
         """
         members: dict[str, list[str]] = {}
@@ -117,15 +119,11 @@ class LogFolder:
             scored = run.get("groups") or {}
             members |= {name: inner for name, inner in run.get("group_subtasks", {}).items() if name in scored}
         leaves = {name: tuple(task for task in _leaves(name, members) if task in outcomes) for name in members}
-        leaves = {name: tasks for name, tasks in leaves.items() if tasks}
-        inner = {name for group in leaves for name in members[group]}
         grouped = {task for tasks in leaves.values() for task in tasks}
         alone = [task for task in outcomes if task not in grouped]
-        together = _same_documents({task: outcomes[task] for task in alone})
-        rows = [_row(name, tasks, name not in inner) for name, tasks in leaves.items()]
-        rows += [_row(" + ".join(tasks), tasks, True, "mean") for tasks in together]
-        joined = {task for tasks in together for task in tasks}
-        return tuple(rows + [_row(task, (task,), task not in joined) for task in alone])
+        rows = [_row(name, tasks) for name, tasks in leaves.items() if tasks]
+        rows += [_row(" + ".join(tasks), tasks, "mean") for tasks in _same_documents(alone, outcomes)]
+        return count_once([*rows, *(_row(task, (task,)) for task in alone)])
 
     def _outcome(self, task: str) -> AccuracyOutcome:
         run, output_type = self._run(task), self._output_type(task)
@@ -243,13 +241,13 @@ def _leaves(name: str, members: Mapping[str, list[str]]) -> Iterator[str]:
             yield inner
 
 
-def _same_documents(outcomes: Mapping[str, AccuracyOutcome]) -> list[tuple[str, ...]]:
+def _same_documents(tasks: Iterable[str], outcomes: Mapping[str, AccuracyOutcome]) -> list[tuple[str, ...]]:
     """Tasks that ask the same documents, where there are several such."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for task, outcome in outcomes.items():
-        found.setdefault(tuple(sorted(document.doc_hash for document in outcome.documents)), []).append(task)
-    return [tuple(tasks) for tasks in found.values() if len(tasks) > 1]
+    for task in tasks:
+        found.setdefault(tuple(sorted(one.doc_hash for one in outcomes[task].documents)), []).append(task)
+    return [tuple(same) for same in found.values() if len(same) > 1]
 
 
-def _row(name: str, tasks: tuple[str, ...], in_aggregate: bool, pooling: Any = "documents") -> TaskGroup:
-    return TaskGroup(name=name, title=name, tasks=tasks, pooling=pooling, in_aggregate=in_aggregate)
+def _row(name: str, tasks: tuple[str, ...], pooling: Literal["documents", "mean"] = "documents") -> TaskGroup:
+    return TaskGroup(name=name, title=name, tasks=tasks, pooling=pooling, in_aggregate=True)
