@@ -1,7 +1,8 @@
 """Prints how well bitladder's intervals keep their promise, simulated: python benchmarks/interval_coverage.py
 
-Coverage of Tango's interval and of the aggregate where few answers change, with Wald's beside it; the predicted number
-of further questions against the simulated one; the power at the planned number of documents. Same seed, same tables.
+Coverage of Tango's interval and of the aggregate where few answers change, with Wald's beside it; of four intervals for
+documents in clusters; how often any of several verdicts is wrong; the predicted number of further questions against the
+simulated one; the power at the planned number of documents. Same seed, same tables.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from bitladder.stats.paired import PairedCounts
 from bitladder.stats.power import documents_for_power, documents_for_power_many_changes, questions_to_decide
 from bitladder.stats.simulation import (
     ChangeRates,
+    ClusteredTask,
+    clustered_coverage,
     coverage,
     decided_share,
     simulated_questions_to_decide,
     wald_interval,
     within_share,
+    wrong_verdict_share,
 )
 
 CHANGED_SHARES = (0.0, 0.005, 0.01, 0.02, 0.05)
@@ -31,6 +35,19 @@ SIZES = (
     (100, 100, 100),
     (150, 150, 150, 150),
     (1172, 2376, 1319, 10042, 14042),
+)
+CLUSTERS = {
+    "30 templates of 8 to 26": (8, 10, 12, 14, 16, 18, 20, 22, 24, 26) * 3,
+    "1,000 sources of 1 or 2": (1,) * 838 + (2,) * 162,
+}
+CORRELATIONS = (0.0, 0.05, 0.2, 0.5)
+CLUSTERED_CHANGES = ((0.002, 0.002), (0.01, 0.01), (0.0, 0.02), (0.05, 0.05), (0.02, 0.1))
+JUDGED = (
+    ((0.0, 0.02),),
+    ((0.0, 0.02),) * 4,
+    ((0.02, 0.04),) * 4,
+    ((0.0, 0.02), (0.02, 0.04), (0.02, 0.02), (0.0, 0.0)),
+    ((0.02, 0.02),) * 4,
 )
 UNDECIDED = (
     (((15, 28, 400),), 0.05),
@@ -66,6 +83,39 @@ def print_coverage(draws: int, seed: int) -> None:
         tasks = [ChangeRates(share * gained, share * (1 - gained), n) for n in sizes]
         shares = [coverage(tasks, draws, seed), coverage(tasks, draws, seed, wald_interval)]
         print_row([", ".join(map(str, sizes)), 100 * share, 100 * gained, *(f"{covered:.3f}" for covered in shares)])
+
+
+def print_clusters(draws: int, seed: int) -> None:
+    print_header(
+        f"Coverage of the 95% interval where documents come in clusters ({draws} runs a row)",
+        [
+            "clusters",
+            "correlation within one",
+            "gained, %",
+            "lost, %",
+            "Tango's on the effective sample (ours)",
+            "cluster-robust t",
+            "the wider of that and Tango's",
+            "Tango's",
+        ],
+    )
+    for name, sizes in CLUSTERS.items():
+        for correlation, (gained, lost) in product(CORRELATIONS, CLUSTERED_CHANGES):
+            found = clustered_coverage(ClusteredTask(sizes, gained, lost, correlation), draws, seed)
+            shares = [f"{covered:.3f}" for covered in found]
+            print_row([name, correlation, f"{100 * gained:g}", f"{100 * lost:g}", *shares])
+
+
+def print_wrong_verdicts(draws: int, seed: int) -> None:
+    print_header(
+        f"Any verdict wrong, of rungs judged together against a margin of 2 points, 5% allowed ({draws} runs a row)",
+        ["true differences, points", "changed answers, %", "documents", "wrong"],
+    )
+    for rungs, n in product(JUDGED, (400, 1172, 5000)):
+        rates = [ChangeRates(gained, lost, n) for gained, lost in rungs]
+        truths = ", ".join(f"{100 * (gained - lost):+g}" for gained, lost in rungs)
+        changed = ", ".join(f"{100 * (gained + lost):g}" for gained, lost in rungs)
+        print_row([truths, changed, n, f"{wrong_verdict_share(rates, 0.02, draws, seed):.3f}"])
 
 
 def print_questions_to_decide(draws: int, seed: int) -> None:
@@ -114,6 +164,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     print_coverage(options.draws, options.seed)
+    print_clusters(min(options.draws, 1000), options.seed)
+    print_wrong_verdicts(min(options.draws, 2000), options.seed)
     print_questions_to_decide(min(options.draws, 1000), options.seed)
     print_power(options.draws, options.seed)
 

@@ -12,7 +12,20 @@ import pytest
 from bitladder.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ("", "study", "quantize", "audit", "report", "recommend", "compare", "merge", "pack", "publish")
+COMMANDS = (
+    "",
+    "study",
+    "quantize",
+    "audit",
+    "report",
+    "recommend",
+    "verdict",
+    "diff",
+    "compare",
+    "merge",
+    "pack",
+    "publish",
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,8 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("recommend absent --max-memory lots", "expected a size such as 2GiB"),
         ("recommend absent", "no study.json"),
         ("compare absent", "no study.json"),
+        ("verdict absent other", "absent: no such folder; expected lm-eval's --output_path, or DIR:RUNG of a study"),
+        ("diff absent other", "absent: no such folder"),
         ("merge absent --out merged", "no study.json"),
         ("pack absent", "no study.json"),
         ("publish absent --repo a/b", "absent: no such directory"),

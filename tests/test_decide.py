@@ -56,9 +56,12 @@ def test_without_limits_every_goal_has_its_pick_within_the_default_margin(summar
     assert answer.limits.max_drop_points == 5.0
     assert answer.sentence.startswith("Of the 4 rungs within 5 points of bf16, deploy bf16 for latency (")
     assert verdict(answer, "fp4").outcome == "out"
-    assert verdict(answer, "fp4").reasons == ("-8.57 points [-12.08, -5.93]: a drop of more than 5 points",)
+    assert verdict(answer, "fp4").reasons == ("-11.43 points [-15.42, -7.33]: a drop of more than 5 points",)
     assert verdict(answer, "nf4").goals == ("memory",)
-    assert "nf4: -1.43 points [-4.01, +0.89] against bf16 rules out a drop of 5 points" in answer.reasons
+    assert (
+        "nf4: within the margin, -1.43 points [-4.78, +1.95] against bf16 rules out a drop of 5 points"
+        in answer.reasons
+    )
 
 
 def test_one_goal_is_one_sentence(summary: Summary) -> None:
@@ -87,7 +90,7 @@ def test_differences_within_the_noise_are_told(summary: Summary) -> None:
 def test_equal_memory_goes_to_the_higher_score(summary: Summary) -> None:
     answer = recommend(summary, Limits(optimize="memory", max_drop_points=20.0))
     assert picked(answer) == {"memory": "nf4"}
-    assert "fp4 is exactly equal in memory; nf4 scores higher (-1.43 against -8.57 points)" in answer.reasons
+    assert "fp4 is exactly equal in memory; nf4 scores higher (-1.43 against -11.43 points)" in answer.reasons
 
 
 def test_an_undecided_rung_is_not_picked_and_says_what_would_decide(directory: Path) -> None:
@@ -95,8 +98,8 @@ def test_an_undecided_rung_is_not_picked_and_says_what_would_decide(directory: P
     answer = recommend(strict, Limits(optimize="memory", max_drop_points=1.0))
     assert picked(answer) == {"memory": "bf16"}
     (reason,) = verdict(answer, "int8").reasons
-    assert reason.startswith("undecided: +0.00 points [-1.90, +1.90], so a drop of 1 point is neither shown nor ruled")
-    assert "about 559 more questions would decide, and all of this suite were asked" in reason
+    assert reason.startswith("undecided: +0.00 points [-3.20, +2.96], so a drop of 1 point is neither shown nor ruled")
+    assert "about 1,241 more questions would decide, and all of this suite were asked" in reason
 
 
 def test_another_margin_than_the_summarys_has_no_count(summary: Summary) -> None:
@@ -241,7 +244,7 @@ def test_command_prints_sentence_reasons_and_table(directory: Path) -> None:
     lines = ran.stdout.splitlines()
     assert lines[0].startswith("Deploy nf4 for memory: 110.6 MiB of weights in memory")
     assert lines[1].startswith("- nf4: 110.6 MiB")
-    assert "[-12.08, -5.93]" in ran.stdout
+    assert "[-15.42, -7.33]" in ran.stdout
 
 
 def test_command_exits_1_where_no_rung_is_left(directory: Path) -> None:
@@ -255,7 +258,7 @@ def test_command_prints_json_and_counts_for_its_own_margin(directory: Path) -> N
     answer = json.loads(ran.stdout)
     assert answer["limits"]["max_drop_points"] == 1.0
     assert Recommendation.model_validate(answer).picks
-    assert "559 more questions" in ran.stdout
+    assert "1,241 more questions" in ran.stdout
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ import pytest
 from pydantic import ValidationError
 from scipy import special, stats
 
-from bitladder.stats.interval import Interval, NoInterval
+from bitladder.stats.interval import NoInterval
 from bitladder.stats.paired import (
     PairedCounts,
     PairedMean,
     midp_mcnemar,
     paired_mean,
-    paired_mean_interval,
     tango_interval,
     tango_statistic,
 )
@@ -126,10 +125,11 @@ def test_midp_mcnemar_does_not_care_which_rung_is_first() -> None:
 def test_paired_mean_is_the_t_interval_of_the_differences() -> None:
     differences = [0.1, -0.2, 0.0, 0.3, -0.4, 0.05]
     expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    interval = paired_mean_interval(differences)
-    assert isinstance(interval, Interval)
+    mean = paired_mean(differences)
+    assert isinstance(mean, PairedMean)
+    interval = mean.interval()
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
-    assert isinstance(paired_mean_interval([0.0, 0.0]), NoInterval)
+    assert isinstance(paired_mean([0.0, 0.0]), NoInterval)
 
 
 def test_growth_keeps_the_difference_and_narrows_the_interval() -> None:

@@ -9,8 +9,10 @@ from bitladder.stats.paired import Comparison, PairedCounts, PairedMean
 from bitladder.stats.power import (
     documents_for_power,
     documents_for_power_many_changes,
+    equivalent_documents,
     is_decided,
     questions_to_decide,
+    resolutions,
     resolvable_margin,
 )
 from bitladder.stats.simulation import ChangeRates, decided_share, simulated_questions_to_decide, within_share
@@ -115,3 +117,21 @@ def test_margins_and_documents_that_mean_nothing_are_refused() -> None:
         documents_for_power_many_changes(5, 0.05)
     with pytest.raises(ValueError, match="got 0"):
         resolvable_margin(0, 0.05)
+
+
+def test_a_mean_over_tasks_tells_as_much_as_its_equivalent() -> None:
+    """Of two tasks of one size, whose errors average, as much as one task of both together."""
+    assert equivalent_documents([500, 500]) == 1000
+    assert equivalent_documents([100, 10_000]) == pytest.approx(396, abs=0.1)  # the small one limits the mean
+    with pytest.raises(ValueError, match="at least 1 task"):
+        equivalent_documents([])
+
+
+def test_the_plan_says_which_margin_it_resolves() -> None:
+    """One point, equal rungs, 80% power, 5% changed: 4,020 documents with the variance at the margin, else 3,924."""
+    (alone,) = resolutions([4020], 1, 0.01, changed_shares=[0.05])
+    assert (alone.documents, alone.documents_many_changes) == (4020, 3924)
+    assert alone.resolvable_margin == pytest.approx(0.01, rel=1e-3)
+    (four,) = resolutions([4020], 4, 0.01, changed_shares=[0.05])
+    assert four.resolvable_margin > alone.resolvable_margin
+    assert four.documents == documents_for_power(0.01, 0.05, one_sided_alpha=0.025 / 4)

@@ -14,6 +14,7 @@ from bitladder.checkpoint.audit import audit
 from bitladder.checkpoint.declared import config_scheme
 from bitladder.checkpoint.format import require_format
 from bitladder.checkpoint.tokens import PROBES, probe_texts, require_same_tokens, same_rules
+from bitladder.cli.dry_run import print_plan
 from bitladder.cli.study import _added
 from bitladder.decide import recommend
 from bitladder.errors import UserError
@@ -367,6 +368,21 @@ def test_a_dry_run_guesses_no_time_of_an_unknown_format(
     assert ladder.total_s is not None
     assert (ready.rung, ready.disk_bytes, ready.accuracy_s, ready.total_s) == ("theirs", 0, None, None)
     assert ready.memory_bytes is not None
+
+
+def test_the_plan_says_which_margins_its_documents_resolve(
+    tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)})
+    print_plan(settings, tmp_path / "out", json_output=True)
+    plan = json.loads(capsys.readouterr().out)
+    margins = [one["resolvable_margin"] for one in plan["resolutions"]]
+    assert margins == sorted(margins) and margins[0] > 0.05  # a dozen documents resolve little
+    assert (plan["margin_points"], plan["resolutions"][2]["changed_share"]) == (1.0, 0.05)
+    assert (plan["resolutions"][2]["documents"], plan["resolutions"][2]["documents_many_changes"]) == (4020, 3924)
+    print_plan(settings, tmp_path / "out", json_output=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "rungs equal to the baseline, 1 judged together, with 80% power" in shown and "4,020" in shown
 
 
 @pytest.mark.parametrize(

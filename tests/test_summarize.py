@@ -7,13 +7,14 @@ import pytest
 
 from bitladder.errors import UserError
 from bitladder.records import AccuracyOutcome, BatchProbe, DocumentOutcome, MetricInfo, Scenario, TaskGroup
-from bitladder.stats.accuracy import Row, summarize_aggregate, summarize_task
+from bitladder.stats.accuracy import Row, summarize_aggregates, summarize_tasks
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.paired import tango_interval
+from bitladder.stats.paired import PairedCounts
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.published import published_study
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import RungSummary, Summary, TaskSummary
+from bitladder.stats.verdict import shared_confidence
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
 from replay import PAPER_GROUPS, RUNGS, machine, scenario_items, write_broken_replay, write_replay
@@ -120,12 +121,12 @@ def test_published_table_2_follows_from_table_1(published_rows: list[Row]) -> No
         half = 0.005 + (50 / MMLU_SIZES[name] if name in MMLU_SIZES else 0)
         for rung, score, expected in zip(COLUMNS[1:], scores[1:], PUBLISHED_DROPS[name], strict=True):
             rounding = 0.005 + 100 * half * (1 + score / scores[0]) / scores[0]
-            found = summarize_task(row, rung).relative_drop_percent.value
+            found = summarize_tasks(row, 1.0)[rung].relative_drop_percent.value
             assert found == pytest.approx(expected, abs=rounding), (name, rung)
 
 
 def test_published_aggregate(published_rows: list[Row]) -> None:
-    found = [summarize_aggregate(published_rows, rung, "fp32", 1.0) for rung in COLUMNS]
+    found = list(summarize_aggregates(published_rows, COLUMNS, "fp32", 1.0).values())
     assert found[0].tasks == ("arc_challenge", "arc_easy", "gsm8k", "hellaswag", "mmlu")
     values = [aggregate.score_percent.value for aggregate in found]
     assert values == pytest.approx([37.61, 37.56, 37.28, 32.94], abs=0.006)
@@ -133,26 +134,28 @@ def test_published_aggregate(published_rows: list[Row]) -> None:
 
 def test_recovery_shows_what_the_relative_drop_hides(published_rows: list[Row]) -> None:
     mmlu = next(row for row in published_rows if row.group.name == "mmlu")
-    assert summarize_task(mmlu, "fp4").recovery_percent.value == pytest.approx(100 - 79.8, abs=0.1)
+    assert summarize_tasks(mmlu, 1.0)["fp4"].recovery_percent.value == pytest.approx(100 - 79.8, abs=0.1)
 
 
 def test_replayed_answers_come_back(builtin: Summary) -> None:
     task = task_of(builtin, "fp4", "bitladder_knowledge")
-    assert (task.questions, task.gained, task.lost) == (140, 1, 13)
-    assert task.score.value == pytest.approx(100 * (112 + 1 - 13) / 140)
-    interval = tango_interval(1, 13, 140)
+    assert (task.questions, task.gained, task.lost, task.changed) == (140, 1, 17, 18)
+    assert task.score.value == pytest.approx(100 * (112 + 1 - 17) / 140)
     found = task.difference_points
-    assert (found.low, found.value, found.high) == pytest.approx(
-        (100 * interval.low, 100 * interval.value, 100 * interval.high)
-    )
-    assert task.relative_drop_percent.value == pytest.approx(-100 * 12 / 112)
-    assert task.recovery_percent.value == pytest.approx(100 * (100 - 35) / (112 - 35))
+    assert found.value == pytest.approx(100 * -16 / 140)
+    # No template has more than one of the changes, so only t instead of z tells its 28 templates from 140.
+    counts = PairedCounts(gained=1, lost=17, n=140, degrees=27)
+    assert found.high == pytest.approx(100 * counts.interval(shared_confidence(4)).high)
+    assert found.low == pytest.approx(100 * counts.interval(shared_confidence(3)).low)  # fp16 is within and left
+    assert task.relative_drop_percent.value == pytest.approx(-100 * 16 / 112)
+    assert task.recovery_percent.value == pytest.approx(100 * (96 - 35) / (112 - 35))
 
 
 def test_aggregate_is_the_mean_of_the_tasks_with_its_own_interval(builtin: Summary) -> None:
     aggregate = rung_of(builtin, "fp4").aggregate
     assert aggregate.tasks == ("bitladder_knowledge", "bitladder_language", "bitladder_arithmetic")
-    one = tango_interval(1, 13, 140)
+    assert (aggregate.gained, aggregate.lost, aggregate.verdict) == (3, 51, "beyond the margin")
+    one = PairedCounts(gained=1, lost=17, n=140, degrees=27).interval()  # the other three are within and left
     difference = aggregate.difference_points
     assert difference.value is not None and difference.low is not None
     assert difference.value == pytest.approx(100 * one.value)
@@ -184,7 +187,7 @@ def test_paper_suite_has_its_rows_and_gpu_figures(tmp_path: Path) -> None:
     assert rows == [group.name for group in PAPER_GROUPS]
     gsm8k, mmlu = task_of(summary, "fp4", "gsm8k"), task_of(summary, "fp4", "mmlu")
     assert (gsm8k.questions, gsm8k.chance_percent, mmlu.questions) == (100, None, 280)
-    assert gsm8k.gained == 2 and gsm8k.lost == 18
+    assert gsm8k.gained == 2 and gsm8k.lost == 24
     arc = task_of(summary, "fp4", "arc_easy")
     assert arc.score_norm.value is not None and arc.score.value is not None
     assert arc.score_norm.value > arc.score.value

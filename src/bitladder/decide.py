@@ -14,7 +14,8 @@ from bitladder.errors import UserError
 from bitladder.records import Record
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Estimate, RungSummary, Summary
-from bitladder.units import format_bytes, format_count, format_points, format_raw, format_seconds
+from bitladder.stats.verdict import Verdict, verdict_of
+from bitladder.units import format_bytes, format_count, format_points, format_raw, format_seconds, points_text
 
 Goal = Literal["latency", "throughput", "memory"]
 
@@ -107,6 +108,8 @@ class RungVerdict(Record):
     outcome: Literal["picked", "within", "out"]
     goals: tuple[Goal, ...]
     reasons: tuple[str, ...]
+    accuracy: Verdict | None = None
+    """on the aggregate against the margin in force; None for the baseline, and where nothing is compared"""
 
 
 class Recommendation(Record):
@@ -152,7 +155,12 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         limits=limits,
         picks=picks,
         reasons=_reasons(summary, limits, picks, within),
-        verdicts=tuple(_verdict(summary, rung, objections[rung.rung], picks, wanted) for rung in summary.rungs),
+        verdicts=tuple(
+            _verdict(rung, objections[rung.rung], picks, wanted).model_copy(
+                update={"accuracy": _accuracy(summary, rung, limits.max_drop_points)}
+            )
+            for rung in summary.rungs
+        ),
         blame=blame,
     )
 
@@ -221,24 +229,28 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
     if difference.low is None or difference.high is None:
         text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
         return Objection("missing", text)
-    if difference.low > -margin:
+    verdict = verdict_of(difference.low, difference.high, margin)
+    if verdict == "beyond the margin":
+        return Objection("drop", f"{describe_difference(difference)}: a drop of more than {points_text(margin)}")
+    if verdict != "undecided":
         return None
-    if difference.high < -margin:
-        return Objection("drop", f"{describe_difference(difference)}: a drop of more than {_points(margin)}")
-    text = (
-        f"undecided: {describe_difference(difference)}, so a drop of {_points(margin)} is neither shown nor ruled out"
+    open_text = (
+        f"a drop of {points_text(margin)} is neither shown nor ruled out; {_more_questions(summary, rung, margin)}"
     )
-    return Objection("drop", f"{text}; {_more_questions(summary, rung, margin)}")
+    return Objection("drop", f"undecided: {describe_difference(difference)}, so {open_text}")
+
+
+def _accuracy(summary: Summary, rung: RungSummary, margin: float | None) -> Verdict | None:
+    difference = rung.aggregate.difference_points
+    if margin is None or rung.rung == summary.baseline or difference.low is None or difference.high is None:
+        return rung.aggregate.verdict
+    return verdict_of(difference.low, difference.high, margin)
 
 
 def describe_difference(difference: Estimate) -> str:
     """A difference in points with its interval, for people."""
     low, high = format_points(difference.low), format_points(difference.high)
     return f"{format_points(difference.value)} points [{low}, {high}]"
-
-
-def _points(points: float) -> str:
-    return f"{points:g} point{'' if points == 1 else 's'}"
 
 
 def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
@@ -304,7 +316,6 @@ def _count(rungs: int) -> str:
 
 
 def _verdict(
-    summary: Summary,
     rung: RungSummary,
     objections: Sequence[Objection],
     picks: Sequence[Pick],
@@ -339,7 +350,7 @@ def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
 def _bounds(summary: Summary, limits: Limits) -> str:
     bounds = []
     if limits.max_drop_points is not None:
-        bounds.append(f"{_points(limits.max_drop_points)} of {summary.baseline}")
+        bounds.append(f"{points_text(limits.max_drop_points)} of {summary.baseline}")
     if limits.max_memory_bytes is not None:
         bounds.append(f"{format_bytes(limits.max_memory_bytes)} of memory")
     return " and ".join(bounds)
@@ -373,8 +384,9 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         rung = rungs[name]
         if limits.max_drop_points is not None and name != summary.baseline:
             difference = describe_difference(rung.aggregate.difference_points)
-            margin = _points(limits.max_drop_points)
-            reasons.append(f"{name}: {difference} against {summary.baseline} rules out a drop of {margin}")
+            margin = points_text(limits.max_drop_points)
+            verdict = _accuracy(summary, rung, limits.max_drop_points)
+            reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} rules out a drop of {margin}")
         if limits.max_memory_bytes is not None:
             reasons.append(f"{name}: takes {format_bytes(_peak_memory(rung).value)} at batch 1")
     if summary.measured_on:

@@ -25,6 +25,11 @@ def parse_points(text: str) -> float:
     return float(match[1])
 
 
+def points_text(points: float) -> str:
+    """A margin in words: ``1 point``, ``0.5 points``."""
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
 def _or_unknown(format_value: Callable[[float], str]) -> Callable[[float | None], str]:
     return lambda value: UNKNOWN if value is None else format_value(value)
 

@@ -11,6 +11,9 @@ from bitladder.records import AccuracyOutcome, Document, DocumentOutcome, Metric
 
 Sample = Mapping[str, Any]
 
+CLUSTER_FIELDS = {"hellaswag": "source_id", "bitladder_": "template"}
+"""beginning of a task's name -> the field of its documents that is shared by those which resemble each other"""
+
 
 def collect_samples(
     task: Any, results: Mapping[str, Any], truncated: Collection[str]
@@ -25,16 +28,19 @@ def collect_samples(
     for sample in results["samples"][name]:
         by_document.setdefault(sample["doc_id"], []).append(sample)
     samples = list(by_document.values())
-    outcomes = tuple(_outcome(task, filtered) for filtered in samples)
-    _require_numbers(name, outcomes)
+    outcomes = tuple(document_outcome(name, task.OUTPUT_TYPE, filtered) for filtered in samples)
+    require_numbers(name, outcomes)
     metrics = _metrics(task, samples, outcomes)
-    documents = tuple(_document(task, filtered[0]) for filtered in samples)
+    documents = tuple(
+        make_document(task.OUTPUT_TYPE, {**sample, "doc": _plain(sample["doc"])}, _target_of(task, sample))
+        for sample, *_ in samples
+    )
     documents_hash = hash_json([name, [document.model_dump(mode="json") for document in documents]])
     outcome = AccuracyOutcome(
         documents_hash=documents_hash,
         output_type=task.OUTPUT_TYPE,
         metrics=metrics,
-        harness_results=_harness_results(results["results"][name]),
+        harness_results=harness_results(results["results"][name]),
         documents=outcomes,
         truncated_documents=sum(
             any(arguments[0] in truncated for arguments in filtered[0]["arguments"]) for filtered in samples
@@ -43,35 +49,43 @@ def collect_samples(
     return outcome, TaskDocuments(task=name, documents_hash=documents_hash, documents=documents)
 
 
-def _outcome(task: Any, filtered: Sequence[Sample]) -> DocumentOutcome:
-    """One document's answer; ``filtered`` holds the same answer once a filter of the task."""
+def document_outcome(name: str, output_type: str, filtered: Sequence[Sample]) -> DocumentOutcome:
+    """One document's answer; ``filtered`` holds the same answer once a filter of the task ``name``."""
     first = filtered[0]
     responses = [repeats[0] for repeats in first["resps"]]
     loglikelihoods: tuple[float, ...] | None = None
     greedy: tuple[bool, ...] | None = None
     text = None
-    if task.OUTPUT_TYPE == "generate_until":
+    if output_type == "generate_until":
         text = str(responses[0])
-    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
+    elif output_type == "loglikelihood_rolling":
         loglikelihoods = tuple(float(response) for response in responses)
     else:
         scored = responses[: _choice_count(first)]
         loglikelihoods = tuple(float(loglikelihood) for loglikelihood, _ in scored)
-        greedy = tuple(bool(is_greedy) for _, is_greedy in scored)
+        greedy = tuple(str(is_greedy) == "True" for _, is_greedy in scored)  # lm-eval's logs have it as text
     metrics: dict[str, float | tuple[float, float]] = {}
     for sample in filtered:
-        for name in sample["metrics"]:
-            value = _metric_value(sample[name])
+        for metric in sample["metrics"]:
+            value = _metric_value(sample[metric])
             if value is not None:
-                metrics[f"{name},{sample['filter']}"] = value
+                metrics[f"{metric},{sample['filter']}"] = value
     return DocumentOutcome(
         doc_hash=first["doc_hash"],
         prompt_hash=first["prompt_hash"],
         loglikelihoods=loglikelihoods,
         greedy=greedy,
         text=text,
+        cluster=_cluster(name, first["doc"]),
         metrics=metrics,
     )
+
+
+def _cluster(name: str, doc: Any) -> str | None:
+    for start, field in CLUSTER_FIELDS.items():
+        if name.startswith(start) and isinstance(doc, Mapping) and doc.get(field) is not None:
+            return str(doc[field])
+    return None
 
 
 def _choice_count(sample: Sample) -> int:
@@ -94,7 +108,7 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float | numpy.bool_ | numpy.number) else None
 
 
-def _require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
+def require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
     """A model that overflows its type answers NaN, which no table may turn into a score."""
     outcomes = list(outcomes)
     broken = sum(not all(map(math.isfinite, outcome.loglikelihoods or ())) for outcome in outcomes)
@@ -134,7 +148,7 @@ def _metrics(
     return tuple(found)
 
 
-def _harness_results(results: Mapping[str, Any]) -> dict[str, float]:
+def harness_results(results: Mapping[str, Any]) -> dict[str, float]:
     """lm-eval's aggregates by ``metric,filter``; its standard errors are not asked for."""
     return {
         key: float(value)
@@ -143,11 +157,12 @@ def _harness_results(results: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _document(task: Any, sample: Sample) -> Document:
-    """Where each choice has a context of its own, the prompt is what these have in common."""
-    from lm_eval.utils import handle_non_serializable
+def make_document(output_type: str, sample: Sample, target: Any) -> Document:
+    """What was asked; ``target`` is the right choice's index, or a text.
 
-    if task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood"):
+    Where each choice has a context of its own, the prompt is what these have in common.
+    """
+    if output_type in ("multiple_choice", "loglikelihood"):
         scored = sample["arguments"][: _choice_count(sample)]
         prompt = os.path.commonprefix([context for context, _ in scored])  # noqa: RUF071 - texts, not paths
         choices = tuple(f"{context[len(prompt) :]}{continuation}" for context, continuation in scored)
@@ -159,14 +174,24 @@ def _document(task: Any, sample: Sample) -> Document:
         prompt_hash=sample["prompt_hash"],
         prompt=prompt,
         choices=choices,
-        target=_target(task, sample, choices),
-        doc=json.loads(json.dumps(doc, default=handle_non_serializable)),
+        target=_target(target, choices),
+        doc=dict(doc),
     )
 
 
-def _target(task: Any, sample: Sample, choices: tuple[str, ...] | None) -> str:
-    """The right choice's text where lm-eval gives its index, else lm-eval's target as text."""
-    target = task.doc_to_text(sample["doc"]) if getattr(task, "multiple_input", 0) else sample["target"]
+def _plain(doc: Any) -> Any:
+    """A data set's document as JSON has it."""
+    from lm_eval.utils import handle_non_serializable
+
+    return json.loads(json.dumps(doc, default=handle_non_serializable))
+
+
+def _target_of(task: Any, sample: Sample) -> Any:
+    return task.doc_to_text(sample["doc"]) if getattr(task, "multiple_input", 0) else sample["target"]
+
+
+def _target(target: Any, choices: tuple[str, ...] | None) -> str:
+    """The right choice's text where its index is known, else the target as text."""
     if choices is not None and isinstance(target, int) and 0 <= target < len(choices):
         return choices[target]
     return str(target)

@@ -7,6 +7,7 @@ from itertools import chain
 from bitladder.accuracy.expansion import Group, Leaf, Member
 from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.registry import harness_version
+from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.suites import find_suite, published_title
 from bitladder.defaults import TOKEN_BUDGET
 from bitladder.errors import UnknownNameError
@@ -88,13 +89,7 @@ def _custom_rows(library: TaskLibrary) -> list[TaskGroup]:
     for member in chain.from_iterable(library.requested.values()):
         for row in _rows(member):
             rows.setdefault(row.name, row)
-    counted: set[str] = set()
-    for row in sorted(rows.values(), key=lambda row: -len(row.tasks)):
-        if row.in_aggregate and counted.isdisjoint(row.tasks):
-            counted.update(row.tasks)
-        else:
-            rows[row.name] = row.model_copy(update={"in_aggregate": False})
-    return list(rows.values())
+    return list(count_once(rows.values()))
 
 
 def _rows(member: Member, prefix: str = "", in_aggregate: bool = True) -> Iterator[TaskGroup]:

@@ -12,6 +12,7 @@ import typer
 
 from bitladder.cli.audit import audit_command
 from bitladder.cli.compare import compare_command
+from bitladder.cli.diff import diff_command
 from bitladder.cli.merge import merge_command
 from bitladder.cli.pack import pack_command
 from bitladder.cli.publish import publish_command
@@ -19,6 +20,7 @@ from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
 from bitladder.cli.study import study_command
+from bitladder.cli.verdict import verdict_command
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -28,6 +30,7 @@ app = typer.Typer(
         "Which numeric precision should I deploy this language model in?\n\n"
         "bitladder study builtin:smollm2-135m --out study\n\n"
         "bitladder recommend study --max-memory 2GiB --max-drop 1pt\n\n"
+        "bitladder verdict logs/bf16 logs/nf4 --max-drop 1pt\n\n"
         "bitladder quantize meta-llama/Llama-3.2-1B --rung nf4 --out llama-nf4\n\n"
         "bitladder audit llama-nf4\n\n"
         "bitladder publish llama-nf4 --repo my-org/llama-nf4"
@@ -39,6 +42,8 @@ app = typer.Typer(
 app.command("study")(study_command)
 app.command("report")(report_command)
 app.command("recommend")(recommend_command)
+app.command("verdict")(verdict_command)
+app.command("diff")(diff_command)
 app.command("compare")(compare_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)

@@ -46,6 +46,7 @@ def print_recommendation(answer: "Recommendation") -> None:
     table = Table("Precision", "Verdict", "Why", show_edge=False, show_lines=True)
     for verdict in answer.verdicts:
         goals = f" for {', '.join(verdict.goals)}" if verdict.goals else ""
-        table.add_row(verdict.rung, f"{verdict.outcome}{goals}", "\n".join(verdict.reasons))
+        accuracy = f"\n{verdict.accuracy}" if verdict.accuracy else ""
+        table.add_row(verdict.rung, f"{verdict.outcome}{goals}{accuracy}", "\n".join(verdict.reasons))
     typer.echo()
     Console(markup=False, highlight=False).print(table)

@@ -76,7 +76,8 @@ def _accuracy_table(measured: Measured) -> CardTable:
     if baseline:
         header += [baseline.rung, "Difference (points)"]
         notes.append(
-            f"Difference: to {baseline.rung}, paired by question; where its interval holds 0, none is shown to exist."
+            f"Difference: to {baseline.rung}, paired by question, with an interval that holds with 95% for all "
+            "precisions of the study together; where it holds 0, none is shown to exist."
         )
     rows = [_task_row(task, baseline) for task in rung.tasks]
     if rung.aggregate.tasks:

@@ -112,6 +112,11 @@ class MetricInfo(Record):
         """The key in ``DocumentOutcome.metrics``: lm-eval's own ``name,filter``."""
         return f"{self.name},{self.filter}"
 
+    @property
+    def title(self) -> str:
+        """For people: the name, and the filter where the task has one of its own."""
+        return self.name if self.filter == "none" else f"{self.name} ({self.filter})"
+
 
 class DocumentOutcome(Record):
     """What one model answered to one document."""
@@ -124,6 +129,8 @@ class DocumentOutcome(Record):
     """whether the choice is the greedy continuation"""
     text: str | None = None
     """what was generated"""
+    cluster: str | None = None
+    """shared by documents that resemble each other, such as those of one source or template; None: like no other"""
     metrics: dict[str, float | tuple[float, float]]
     """lm-eval's per-document values; a pair is (sum, weight) of a weighted mean such as bits per byte"""
 

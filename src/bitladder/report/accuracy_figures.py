@@ -68,9 +68,13 @@ def _drop_figure(summary: Summary) -> Figure | MissingFigure:
     rungs = _rungs(summary, rows)
     title_of_panel = "(score - baseline) / baseline (%), negative is a loss"
     parts = _grouped_bars(rows, rungs, _step(rows, len(rungs)), title_of_panel, "relative drop (%)")
-    whiskers_note = "Whiskers: 95% interval. " if any(row["low"] is not None for row in rows) else ""
+    whiskers_note = (
+        "Whiskers: interval that holds with 95% for all precisions of a task. "
+        if any(row["low"] is not None for row in rows)
+        else ""
+    )
     caption = (
-        "Filled: the paired 95% interval of the difference excludes 0. Outlined: it holds 0, so no difference is "
+        "Filled: the paired interval of the difference excludes 0. Outlined: it holds 0, so no difference is "
         f"shown. {whiskers_note}Tasks without signal are left out. {AGGREGATE}: mean of "
         f"{', '.join(aggregate_tasks(summary))}."
     )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitladder.report.table import Cell, Column, Formatter, Table, estimate_cell, excludes_zero, number_cell, text_cell
+from bitladder.report.verdict_tables import verdict_tables
+from bitladder.stats.compare import compared_rungs
 from bitladder.stats.summary import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
 from bitladder.units import format_count, format_percent, format_points, format_raw
 
@@ -28,6 +30,7 @@ def accuracy_tables(summary: Summary) -> list[Table]:
     if raw_tasks(summary):
         tables.append(_raw_table(summary))
     if tasks and len(summary.rungs) > 1:
+        tables += verdict_tables(compared_rungs(summary))
         tables += [_comparison_table(summary, tasks, comparison) for comparison in _COMPARISONS]
     return tables
 
@@ -176,7 +179,7 @@ class _Comparison:
     format: Formatter
 
 
-_BOLD = "Bold: the paired 95% interval of the difference (Table 2b) excludes 0. No other is shown to be a difference."
+_BOLD = "Bold: the paired interval of the difference (Table 2b) excludes 0. No other is shown to be a difference."
 _COMPARISONS = (
     _Comparison(
         "table2",
@@ -191,7 +194,11 @@ _COMPARISONS = (
         "table2-points",
         "Table 2b. Difference to {baseline}, paired by question (percentage points)",
         "points",
-        ("Brackets: paired 95% interval, Tango's score interval for one task. Negative is a loss.", _BOLD),
+        (
+            "Brackets: paired interval, Tango's score interval for one task, that holds with 95% for all precisions of "
+            "a row together (see the verdicts). Negative is a loss.",
+            _BOLD,
+        ),
         lambda task: task.difference_points,
         lambda aggregate: aggregate.difference_points,
         format_points,

@@ -125,10 +125,11 @@ def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
                 text_cell(verdict.rung),
                 text_cell(known[verdict.rung]),
                 text_cell(f"{titles[verdict.outcome]}{goals}", mark=marks[verdict.outcome]),
+                text_cell(verdict.accuracy or ""),
                 text_cell("; ".join(verdict.reasons) or None),
             )
         )
-    columns = tuple(Column(title, numeric=False) for title in ("Precision", "What it is", "Verdict", "Why"))
+    columns = tuple(Column(title, numeric=False) for title in ("Precision", "What it is", "Verdict", "Accuracy", "Why"))
     return Table("recommendation", "Every precision, and why or why not", columns, tuple(rows))
 
 

@@ -1,21 +1,25 @@
 """The accuracy side of a summary: every row of every rung, and the aggregate over the rows with signal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, TaskGroup
 from bitladder.stats import scores
-from bitladder.stats.aggregate import aggregate, combine
-from bitladder.stats.interval import Interval, NoInterval
+from bitladder.stats.aggregate import MeanOfTasks, combine
+from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.power import QuestionsToDecide, questions_to_decide
+from bitladder.stats.power import QuestionsToDecide
 from bitladder.stats.ratio import paired_ratio_interval
 from bitladder.stats.scores import Pot, RowComparison, Score
 from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
+from bitladder.stats.verdict import Judged, judge
 
 Leaf = AccuracyOutcome | str
 """what a rung answered in one lm-eval task, or why there is nothing"""
+
+ScoreAt = Callable[[float], Score]
+"""confidence -> a score with its interval"""
 
 _NO_NORM = Estimate.unknown("the task has no length-normalised accuracy")
 
@@ -53,7 +57,7 @@ class Row:
 
     @cached_property
     def metric(self) -> str:
-        return " / ".join(dict.fromkeys(scores.primary_metric(outcome.metrics).name for outcome in self._known))
+        return " / ".join(dict.fromkeys(scores.primary_metric(outcome.metrics).title for outcome in self._known))
 
     @cached_property
     def pots(self) -> dict[str, tuple[Pot, ...] | str]:
@@ -91,15 +95,19 @@ class Row:
         pots = next((pots for pots in self.pots.values() if not isinstance(pots, str)), None)
         return scores.chance_of(pots) if pots else None
 
-    def score(self, rung: str) -> Score:
+    def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
         """Raises KeyError where there is none: ask `pots` first."""
         pots = self.pots[rung]
         if isinstance(pots, str):
             raise KeyError(f"{self.group.name} on {rung}: {pots}")
-        return scores.row_score(pots)
+        return scores.row_score(pots, confidence)
 
-    def compare(self, rung: str) -> RowComparison | str:
-        """Difference to the baseline, or why there is none."""
+    @cached_property
+    def compared(self) -> dict[str, RowComparison | str]:
+        """Each rung's difference to the baseline, or why there is none."""
+        return {rung: self._compare(rung) for rung in self.leaves}
+
+    def _compare(self, rung: str) -> RowComparison | str:
         if self.no_signal_reason is not None:
             return self.no_signal_reason
         pots, baseline = self.pots[rung], self.pots[self.baseline]
@@ -109,11 +117,28 @@ class Row:
         return scores.unpaired_reason(pots, baseline) or scores.compare(pots, baseline)
 
 
-def summarize_task(row: Row, rung: str) -> TaskSummary:
-    """One row on one rung."""
-    compared = row.compare(rung)
+def summarize_tasks(row: Row, margin_points: float) -> dict[str, TaskSummary]:
+    """One row on each rung, all judged together against the margin."""
+    judged = _judge_all(row.compared, row.baseline, margin_points)
+    return {rung: _summarize_task(row, rung, judged.get(rung)) for rung in row.leaves}
+
+
+def _judge_all(compared: Mapping[str, RowComparison | str], baseline: str, margin_points: float) -> dict[str, Judged]:
+    """Of the rungs that have an interval; the baseline is no rung to be judged."""
+    return judge(
+        {
+            rung: one.comparison
+            for rung, one in compared.items()
+            if rung != baseline and not isinstance(one, str) and not isinstance(one.comparison, NoInterval)
+        },
+        margin_points / 100,
+    )
+
+
+def _summarize_task(row: Row, rung: str, judged: Judged | None) -> TaskSummary:
+    compared = row.compared[rung]
     score, norm, questions = _scores(row, rung)
-    difference, relative, recovery = _against_baseline(row, rung, compared)
+    against = _against_baseline(row, rung, compared, judged)
     return TaskSummary(
         name=row.group.name,
         title=row.group.title,
@@ -128,9 +153,13 @@ def summarize_task(row: Row, rung: str) -> TaskSummary:
         in_aggregate=row.counts,
         gained=None if isinstance(compared, str) else compared.gained,
         lost=None if isinstance(compared, str) else compared.lost,
-        difference_points=difference,
-        relative_drop_percent=relative,
-        recovery_percent=recovery,
+        changed=None if isinstance(compared, str) else compared.changed,
+        difference_points=against.difference,
+        relative_drop_percent=against.relative_drop,
+        recovery_percent=against.recovery,
+        verdict="no signal" if row.is_share and row.no_signal_reason else judged.verdict if judged else None,
+        more_questions=judged.to_decide.more if judged else None,
+        more_questions_reason=judged.to_decide.reason if judged else None,
     )
 
 
@@ -142,25 +171,74 @@ def _scores(row: Row, rung: str) -> tuple[Estimate, Estimate, int]:
     if not row.is_share:
         documents = sum(len(outcome.documents) for outcome in outcomes.values())
         return scores.raw_score(list(outcomes.values())), _NO_NORM, documents
-    pots = scores.make_pots(row.group, outcomes)
+    pots = row.pots[rung]
+    assert not isinstance(pots, str)  # the outcomes are there
     norm = scores.row_norm_score(pots)
     questions = max(len(pot.questions) for pot in pots)
     return scores.row_score(pots).percent(), _NO_NORM if norm is None else norm.percent(), questions
 
 
-def _against_baseline(row: Row, rung: str, compared: RowComparison | str) -> tuple[Estimate, Estimate, Estimate]:
-    """Difference in points, relative drop in per cent, recovery above chance in per cent."""
+@dataclass(frozen=True)
+class Against:
+    """What is said of a rung in comparison: points, per cent, per cent above chance."""
+
+    difference: Estimate
+    relative_drop: Estimate
+    recovery: Estimate
+
+
+def _against_baseline(row: Row, rung: str, compared: RowComparison | str, judged: Judged | None) -> Against:
     if isinstance(compared, str):
-        unknown = Estimate.unknown(compared)
-        return unknown, unknown, unknown
+        return _unknown(compared)
     if rung == row.baseline:
-        return _known(0.0), _known(0.0), _known(100.0)
-    score, baseline = row.score(rung), row.score(row.baseline)
-    return (
-        compared.difference.percent(),
-        _relative_drop(score, baseline, compared.difference),
-        _recovery(score, baseline, compared.difference, row.chance or 0.0),
+        return _SELF
+    return _against(
+        lambda confidence: row.score(rung, confidence),
+        lambda confidence: row.score(row.baseline, confidence),
+        compared.value,
+        compared.comparison,
+        judged,
+        row.chance or 0.0,
     )
+
+
+def _against(
+    score: ScoreAt,
+    baseline: ScoreAt,
+    value: float,
+    comparison: Comparison | NoInterval,
+    judged: Judged | None,
+    chance: float,
+) -> Against:
+    """All three between limits of the same confidence, those that the rung is judged by."""
+    if judged is None or isinstance(comparison, NoInterval):
+        reason = comparison.reason if isinstance(comparison, NoInterval) else "not judged"
+        difference = Estimate(value=100 * value, reason=reason)
+    else:
+        difference = Estimate(value=100 * judged.value, low=100 * judged.low, high=100 * judged.high)
+
+    def ratio(above: float, less: float) -> Estimate:
+        """Of what both score above `above`, in per cent, `less` so many."""
+        under = baseline(CONFIDENCE).value - above
+        if not under:
+            return Estimate.unknown("the baseline scores 0")
+        found = 100 * value / under + 100 - less
+        if judged is None or isinstance(comparison, NoInterval):
+            return Estimate(value=found, reason=difference.reason)
+        limits: list[Interval] = []
+        for level in judged.levels:
+            one = _ratio_interval(score(level), baseline(level), comparison.interval(level), above)
+            if isinstance(one, NoInterval):
+                return Estimate(value=found, reason=one.reason)
+            limits.append(one)
+        return Estimate(value=found, low=100 * limits[0].low - less, high=100 * limits[1].high - less)
+
+    return Against(difference, relative_drop=ratio(0.0, less=100.0), recovery=ratio(chance, less=0.0))
+
+
+def _unknown(reason: str) -> Against:
+    unknown = Estimate.unknown(reason)
+    return Against(unknown, unknown, unknown)
 
 
 def _known(value: float) -> Estimate:
@@ -168,27 +246,14 @@ def _known(value: float) -> Estimate:
     return Estimate(value=value, low=value, high=value)
 
 
-def _relative_drop(score: Score, baseline: Score, difference: Score) -> Estimate:
-    """(score - baseline) / baseline in per cent; unknown where the baseline scores 0 and has nothing to lose."""
-    if not baseline.value:
-        return Estimate.unknown("the baseline scores 0")
-    ratio = _ratio(score, baseline, difference, 0.0)
-    return Score(ratio.value - 1, _shift(ratio.interval, -1)).percent()
+_SELF = Against(_known(0.0), _known(0.0), _known(100.0))
 
 
-def _recovery(score: Score, baseline: Score, difference: Score, chance: float) -> Estimate:
-    return _ratio(score, baseline, difference, chance).percent()
-
-
-def _ratio(score: Score, baseline: Score, difference: Score, chance: float) -> Score:
-    """Of what both score above chance."""
-    value = (score.value - chance) / (baseline.value - chance)
-    intervals: list[Interval] = []
-    for part in (_shift(score.interval, -chance), _shift(baseline.interval, -chance), difference.interval):
-        if isinstance(part, NoInterval):
-            return Score(value, part)
-        intervals.append(part)
-    return Score(value, paired_ratio_interval(*intervals))
+def _ratio_interval(score: Score, baseline: Score, difference: Interval, above: float) -> Interval | NoInterval:
+    over, under = _shift(score.interval, -above), _shift(baseline.interval, -above)
+    if isinstance(over, NoInterval):
+        return over
+    return under if isinstance(under, NoInterval) else paired_ratio_interval(over, under, difference)
 
 
 def _shift(interval: Interval | NoInterval, by: float) -> Interval | NoInterval:
@@ -199,45 +264,89 @@ def _shift(interval: Interval | NoInterval, by: float) -> Interval | NoInterval:
     )
 
 
-def summarize_aggregate(rows: Sequence[Row], rung: str, baseline: str, margin_points: float) -> AggregateSummary:
-    """Mean over the rows with signal, the same rows for every rung; unknown where a rung or the baseline lacks one."""
+def summarize_aggregates(
+    rows: Sequence[Row], rungs: Sequence[str], baseline: str, margin_points: float
+) -> dict[str, AggregateSummary]:
+    """Mean over the rows with signal, the same rows for every rung; unknown where a rung or the baseline lacks one.
+
+    The rungs are judged together against the margin.
+    """
     counted = [row for row in rows if row.counts]
-    names = tuple(row.group.name for row in counted)
-    reason = _no_aggregate_reason(rows, counted, rung, baseline)
-    if reason is not None:
-        return _unknown_aggregate(names, Estimate.unknown(reason), reason)
-    score = _mean([row.score(rung) for row in counted])
-    if rung == baseline:
-        return AggregateSummary(
-            tasks=names,
-            score_percent=score.percent(),
-            difference_points=_known(0.0),
-            relative_drop_percent=_known(0.0),
-            recovery_percent=_known(100.0),
-            more_questions=0,
-            more_questions_reason=None,
-        )
-    compared: list[RowComparison] = []
+    compared = {rung: _compare_all(counted, rung) for rung in rungs if not _no_aggregate(rows, counted, rung, baseline)}
+    judged = _judge_all(compared, baseline, margin_points)
+    return {
+        rung: _summarize_aggregate(rows, counted, rung, baseline, compared.get(rung), judged.get(rung))
+        for rung in rungs
+    }
+
+
+def _compare_all(counted: Sequence[Row], rung: str) -> RowComparison | str:
+    """The mean difference, or why there is none."""
+    found: list[RowComparison] = []
     for row in counted:
-        comparison = row.compare(rung)
-        if isinstance(comparison, str):
-            return _unknown_aggregate(names, score.percent(), f"{row.group.title}: {comparison}")
-        compared.append(comparison)
-    baseline_score = _mean([row.score(baseline) for row in counted])
-    chance = sum(row.chance or 0.0 for row in counted) / len(counted)
-    difference, more = _difference(compared, margin_points)
-    return AggregateSummary(
-        tasks=names,
-        score_percent=score.percent(),
-        difference_points=difference.percent(),
-        relative_drop_percent=_relative_drop(score, baseline_score, difference),
-        recovery_percent=_recovery(score, baseline_score, difference, chance),
-        more_questions=more.more,
-        more_questions_reason=more.reason,
+        one = row.compared[rung]
+        if isinstance(one, str):
+            return f"{row.group.title}: {one}"
+        found.append(one)
+    parts = [one.comparison for one in found]
+    missing = next((part for part in parts if isinstance(part, NoInterval)), None)
+    return RowComparison(
+        value=sum(one.value for one in found) / len(found),
+        comparison=missing or MeanOfTasks(parts=tuple(parts)),  # type: ignore[arg-type]  # no part is missing
+        gained=_total([one.gained for one in found]),
+        lost=_total([one.lost for one in found]),
+        changed=_total([one.changed for one in found]),
     )
 
 
-def _no_aggregate_reason(rows: Sequence[Row], counted: Sequence[Row], rung: str, baseline: str) -> str | None:
+def _total(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _summarize_aggregate(
+    rows: Sequence[Row],
+    counted: Sequence[Row],
+    rung: str,
+    baseline: str,
+    compared: RowComparison | str | None,
+    judged: Judged | None,
+) -> AggregateSummary:
+    reason = _no_aggregate(rows, counted, rung, baseline)
+    score = Estimate.unknown(reason) if reason else _mean(counted, rung, CONFIDENCE).percent()
+    if compared is None or isinstance(compared, str):
+        against = _unknown(reason or str(compared))
+    elif rung == baseline:
+        against = _SELF
+    else:
+        against = _against(
+            lambda confidence: _mean(counted, rung, confidence),
+            lambda confidence: _mean(counted, baseline, confidence),
+            compared.value,
+            compared.comparison,
+            judged,
+            sum(row.chance or 0.0 for row in counted) / len(counted),
+        )
+    known = compared if isinstance(compared, RowComparison) else None
+    decided = QuestionsToDecide(more=0) if rung == baseline and known else None
+    to_decide = decided or (judged.to_decide if judged else None)
+    return AggregateSummary(
+        tasks=tuple(row.group.name for row in counted),
+        score_percent=score,
+        gained=known.gained if known else None,
+        lost=known.lost if known else None,
+        changed=known.changed if known else None,
+        difference_points=against.difference,
+        relative_drop_percent=against.relative_drop,
+        recovery_percent=against.recovery,
+        verdict="no signal" if rows and not counted else judged.verdict if judged else None,
+        more_questions=to_decide.more if to_decide else None,
+        more_questions_reason=to_decide.reason if to_decide else against.difference.reason,
+    )
+
+
+def _no_aggregate(rows: Sequence[Row], counted: Sequence[Row], rung: str, baseline: str) -> str | None:
+    """Why there is no mean over the rows."""
     if not rows:
         return "accuracy was not measured"
     if not counted:
@@ -250,32 +359,9 @@ def _no_aggregate_reason(rows: Sequence[Row], counted: Sequence[Row], rung: str,
     return None
 
 
-def _unknown_aggregate(names: tuple[str, ...], score: Estimate, reason: str) -> AggregateSummary:
-    unknown = Estimate.unknown(reason)
-    return AggregateSummary(
-        tasks=names,
-        score_percent=score,
-        difference_points=unknown,
-        relative_drop_percent=unknown,
-        recovery_percent=unknown,
-        more_questions=None,
-        more_questions_reason=reason,
-    )
-
-
-def _mean(parts: Sequence[Score]) -> Score:
+def _mean(rows: Sequence[Row], rung: str, confidence: float) -> Score:
     """Mean of scores on different questions."""
+    parts = [row.score(rung, confidence) for row in rows]
     intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
     missing = next((part.interval for part in parts if isinstance(part.interval, NoInterval)), None)
     return Score(sum(part.value for part in parts) / len(parts), missing or combine(intervals))
-
-
-def _difference(compared: Sequence[RowComparison], margin_points: float) -> tuple[Score, QuestionsToDecide]:
-    """Mean difference, and how many more questions would decide it."""
-    value = sum(part.value for part in compared) / len(compared)
-    comparisons: list[Comparison] = []
-    for part in compared:
-        if isinstance(part.comparison, NoInterval):
-            return Score(value, part.comparison), QuestionsToDecide(more=None, reason=part.comparison.reason)
-        comparisons.append(part.comparison)
-    return Score(value, aggregate(comparisons)), questions_to_decide(comparisons, margin_points / 100)

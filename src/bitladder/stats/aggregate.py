@@ -76,3 +76,18 @@ class SameQuestions(BaseModel):
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
         return combine_dependent([part.interval(confidence, growth) for part in self.parts])
+
+
+class MeanOfTasks(BaseModel):
+    """The mean over tasks with questions of their own; a `Comparison` of them all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[PairedCounts | PairedMean | SameQuestions, ...] = Field(min_length=1)
+
+    @property
+    def n_questions(self) -> int:
+        return sum(part.n_questions for part in self.parts)
+
+    def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
+        return aggregate(self.parts, confidence=confidence, growth=growth)

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 """Two-sided confidence of every interval that does not ask for another."""
@@ -43,15 +43,29 @@ class NoInterval(BaseModel):
     reason: str
 
 
-def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+def quantile(confidence: float, degrees: float | None = None) -> float:
+    """Two-sided quantile of Student's t, or of the normal distribution where `degrees` is None."""
+    upper = (1 + confidence) / 2
+    return float(special.ndtri(upper) if degrees is None else special.stdtrit(degrees, upper))
+
+
+def wilson_interval(
+    successes: float, n: float, confidence: float = CONFIDENCE, degrees: float | None = None
+) -> Interval:
     """Wilson's score interval for one proportion (Wilson 1927, JASA 22:209-212).
 
-    Raises ValueError unless 0 <= successes <= n and n >= 1.
+    Clustered documents enter as the counts of their effective sample with the `degrees` of freedom of its size, so
+    counts may be fractional (Korn and Graubard 1998, Survey Methodology 24:193-201). Raises ValueError unless
+    0 <= successes <= n and n > 0.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    limits = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(low=float(limits.low), value=successes / n, high=float(limits.high), confidence=confidence)
+    if n <= 0 or not 0 <= successes <= n * (1 + 1e-9):
+        raise ValueError(f"needs 0 <= successes <= n and n > 0, got {successes} of {n}")
+    z = quantile(confidence, degrees)
+    share = min(successes / n, 1.0)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
+    return Interval(low=low, value=share, high=high, confidence=confidence)
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | NoInterval:
@@ -75,7 +89,12 @@ def spread(values: Sequence[float]) -> tuple[float, float] | NoInterval:
     return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
-def t_interval(mean: float, sd: float, n: float, confidence: float = CONFIDENCE) -> Interval:
-    """Student's t interval from a mean and a sample standard deviation; `n` may be fractional (extrapolated)."""
-    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
+def t_interval(
+    mean: float, sd: float, n: float, confidence: float = CONFIDENCE, degrees: float | None = None
+) -> Interval:
+    """Student's t interval from a mean and a sample standard deviation; `n` may be fractional (extrapolated).
+
+    `degrees` of freedom are n - 1 by default.
+    """
+    half = quantile(confidence, n - 1 if degrees is None else degrees) * sd / math.sqrt(n)
     return Interval(low=mean - half, value=mean, high=mean + half, confidence=confidence)

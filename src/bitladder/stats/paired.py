@@ -11,22 +11,25 @@ from collections.abc import Sequence
 from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, spread, t_interval
+from bitladder.stats.clusters import clustering_of
+from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile, spread, t_interval
 
 
-def tango_interval(gained: float, lost: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+def tango_interval(
+    gained: float, lost: float, n: float, confidence: float = CONFIDENCE, degrees: float | None = None
+) -> Interval:
     """Tango's score interval for the difference of paired proportions, (gained - lost) / n.
 
     All differences that the score test does not reject (Tango 1998, Statistics in Medicine 17:891-908). Unlike Wald's
     it keeps its coverage when few answers changed, and has a width when none did: z^2 / (n + z^2) on either side.
-    Counts may be fractional, for rates extrapolated to another n. Raises ValueError for counts that no n questions
-    can give.
+    Counts may be fractional, for rates extrapolated to another n and for the effective sample of clustered documents,
+    whose `degrees` of freedom put Student's t for z. Raises ValueError for counts that no n questions can give.
     """
     if min(gained, lost) < 0 or n <= 0 or gained + lost > n * (1 + 1e-9):
         raise ValueError(f"needs 0 <= gained + lost <= n and n > 0, got {gained} + {lost} of {n}")
-    z = float(special.ndtri((1 + confidence) / 2))
+    z = quantile(confidence, degrees)
     return Interval(
         low=-_upper_limit(lost, gained, n, z),
         value=(gained - lost) / n,
@@ -105,13 +108,25 @@ class Comparison(Protocol):
 
 
 class PairedCounts(BaseModel):
-    """A task whose answers are right or wrong."""
+    """A task whose answers are right or wrong.
+
+    Of clustered documents Tango's interval is taken on the effective sample, counts over the design effect, with
+    Student's t for z (Rao and Scott 1992, Biometrics 48:577-585; Korn and Graubard 1998, Survey Methodology
+    24:193-201). For many changes this is the cluster-robust t interval; for few, where that one's standard error is as
+    rare as they are, it keeps Tango's shape: benchmarks/interval_coverage.py holds both, and Tango's alone, side by
+    side.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gained: int = Field(ge=0)
     lost: int = Field(ge=0)
     n: int = Field(ge=1)
+    design_effect: float = Field(default=1.0, ge=1)
+    degrees: float | None = None
+    """of freedom of the design effect; None: every document is its own cluster"""
+    answers_a_question: int = Field(default=1, ge=1)
+    """more than 1 where the same questions were asked in several ways"""
 
     @model_validator(mode="after")
     def _within_n(self) -> Self:
@@ -121,39 +136,66 @@ class PairedCounts(BaseModel):
 
     @property
     def n_questions(self) -> int:
-        return self.n
+        return self.n // self.answers_a_question
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
-        return tango_interval(self.gained * growth, self.lost * growth, self.n * growth, confidence)
+        scale = growth / self.design_effect
+        degrees = None if self.degrees is None else self.degrees * growth
+        return tango_interval(self.gained * scale, self.lost * scale, self.n * scale, confidence, degrees)
 
 
 class PairedMean(BaseModel):
-    """A task whose questions score on a scale: mean and standard deviation of (variant - baseline) by question."""
+    """A task whose questions score on a scale: mean and standard deviation of (variant - baseline) by question.
+
+    Of clustered documents `sd` is inflated by the square root of their design effect.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mean: float
     sd: float = Field(gt=0)
     n: int = Field(ge=2)
+    degrees: float | None = None
+    """of freedom; None: n - 1"""
+    answers_a_question: int = Field(default=1, ge=1)
 
     @property
     def n_questions(self) -> int:
-        return self.n
+        return self.n // self.answers_a_question
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
-        return t_interval(self.mean, self.sd, self.n * growth, confidence)
+        degrees = None if self.degrees is None else self.degrees * growth
+        return t_interval(self.mean, self.sd, self.n * growth, confidence, degrees)
 
 
-def paired_mean(differences: Sequence[float]) -> PairedMean | NoInterval:
-    """Summary of the differences (variant - baseline) of independent questions, or why they give no interval."""
+def paired_counts(
+    differences: Sequence[float], clusters: Sequence[str] | None = None, answers_a_question: int = 1
+) -> PairedCounts:
+    """Counts of differences that are -1, 0 or 1; `clusters` has the cluster of each."""
+    clustering = clustering_of(differences, clusters)
+    return PairedCounts(
+        gained=sum(value > 0 for value in differences),
+        lost=sum(value < 0 for value in differences),
+        n=len(differences),
+        design_effect=clustering.design_effect if clustering else 1.0,
+        degrees=clustering.degrees if clustering else None,
+        answers_a_question=answers_a_question,
+    )
+
+
+def paired_mean(
+    differences: Sequence[float], clusters: Sequence[str] | None = None, answers_a_question: int = 1
+) -> PairedMean | NoInterval:
+    """Summary of the differences (variant - baseline) of questions, or why they give no interval."""
     summary = spread(differences)
     if isinstance(summary, NoInterval):
         return summary
     mean, sd = summary
-    return PairedMean(mean=mean, sd=sd, n=len(differences))
-
-
-def paired_mean_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval | NoInterval:
-    """Student's t interval of a mean paired difference, for scores that are not just right or wrong."""
-    summary = paired_mean(differences)
-    return summary if isinstance(summary, NoInterval) else summary.interval(confidence)
+    clustering = clustering_of(differences, clusters)
+    return PairedMean(
+        mean=mean,
+        sd=sd * math.sqrt(clustering.design_effect) if clustering else sd,
+        n=len(differences),
+        degrees=clustering.degrees if clustering else None,
+        answers_a_question=answers_a_question,
+    )

@@ -18,6 +18,8 @@ from bitladder.stats.paired import Comparison, score_variance
 
 POWER = 0.8
 ONE_SIDED_ALPHA = (1 - CONFIDENCE) / 2
+CHANGED_SHARES = (0.01, 0.02, 0.05, 0.1)
+"""of the answers, that 16-bit types, INT8 and 4-bit types change or so"""
 _MAX_GROWTH = 2.0**40
 
 
@@ -91,7 +93,7 @@ def documents_for_power_many_changes(
 
 
 def resolvable_margin(
-    documents: int, changed_share: float, power: float = POWER, one_sided_alpha: float = ONE_SIDED_ALPHA
+    documents: float, changed_share: float, power: float = POWER, one_sided_alpha: float = ONE_SIDED_ALPHA
 ) -> float:
     """Smallest margin within which `documents` can place an equal rung with probability `power`.
 
@@ -104,6 +106,51 @@ def resolvable_margin(
         return documents - _documents(margin, changed_share, power, one_sided_alpha)
 
     return float(optimize.brentq(surplus, 1e-9, 1 - 1e-9))
+
+
+def equivalent_documents(tasks: Sequence[int]) -> float:
+    """Documents of a single task that tell as much as the mean over tasks of so many: T^2 / sum(1 / n).
+
+    Where the same share of answers changes in each. Raises ValueError for no tasks.
+    """
+    if not tasks:
+        raise ValueError("needs at least 1 task")
+    return len(tasks) ** 2 / math.fsum(1 / documents for documents in tasks)
+
+
+class Resolution(BaseModel):
+    """What a plan can show of rungs equal to the baseline, if they change this share of the answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    changed_share: float
+    resolvable_margin: float
+    """smallest margin that each rung is found within, with probability `POWER`"""
+    documents: int
+    """of a single task, for the wanted margin"""
+    documents_many_changes: int
+    """the textbook's number, see `documents_for_power_many_changes`"""
+
+
+def resolutions(
+    tasks: Sequence[int], rungs: int, margin: float, changed_shares: Sequence[float] = CHANGED_SHARES
+) -> tuple[Resolution, ...]:
+    """For an aggregate over tasks of so many documents, and rungs that are judged together.
+
+    Documents are taken as unlike each other: clusters of them resolve less. Bonferroni's share of the error over the
+    rungs is what Holm's procedure spends at first, so a little more is resolved. Raises ValueError for no tasks.
+    """
+    alpha = ONE_SIDED_ALPHA / rungs
+    equivalent = equivalent_documents(tasks)
+    return tuple(
+        Resolution(
+            changed_share=share,
+            resolvable_margin=resolvable_margin(equivalent, share, one_sided_alpha=alpha),
+            documents=documents_for_power(margin, share, one_sided_alpha=alpha),
+            documents_many_changes=documents_for_power_many_changes(margin, share, one_sided_alpha=alpha),
+        )
+        for share in changed_shares
+    )
 
 
 def _documents(margin: float, changed_share: float, power: float, one_sided_alpha: float) -> float:

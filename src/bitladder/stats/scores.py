@@ -3,6 +3,10 @@
 A row is a group of lm-eval tasks. Its questions lie in *pots*: one pot for all of them (MMLU, or a single task), or one
 a task where the tasks put the same questions in different words (GSM8K strict and chain-of-thought). A pot's score is
 its mean over questions, a row's the mean over its pots.
+
+Documents that resemble each other are clusters: HellaSwag's by source, the built-in suite's by template, and the
+answers to one question in several pots. The tasks of one pot (MMLU's subjects) are strata: pooling them as if they were
+drawn together takes in what lies between them too, so the interval is at most a little too wide.
 """
 
 import math
@@ -13,8 +17,17 @@ from typing import NamedTuple
 
 from bitladder.records import AccuracyOutcome, MetricInfo, TaskGroup
 from bitladder.stats.aggregate import SameQuestions, combine_dependent
-from bitladder.stats.interval import Interval, NoInterval, mean_interval, wilson_interval
-from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_mean
+from bitladder.stats.clusters import clustering_of
+from bitladder.stats.interval import (
+    CONFIDENCE,
+    Interval,
+    NoInterval,
+    mean_interval,
+    spread,
+    t_interval,
+    wilson_interval,
+)
+from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_counts, paired_mean
 from bitladder.stats.ratio import ratio_interval
 from bitladder.stats.summary import Estimate
 
@@ -56,8 +69,9 @@ def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:
         metric = primary_metric(outcome.metrics)
         if not metric.higher_is_better or metric.aggregation != "mean":
             return False
+        key = metric.key
         for document in outcome.documents:
-            value = document.metrics[metric.key]
+            value = document.metrics[key]
             if isinstance(value, tuple) or not 0 <= value <= 1:
                 return False
     return True
@@ -74,6 +88,10 @@ class Pot:
     """acc_norm by question, where every task of the pot has it"""
     chance: float | None
     """mean over the questions of 1 / choices; None where the answers are not given to choose from"""
+    clusters: tuple[str, ...] | None = None
+    """by question; None where no two resemble each other"""
+    choices: tuple[int, ...] | None = None
+    """of ``acc`` the likeliest of each question's answers; None where another metric chooses, or nothing is chosen"""
 
     @property
     def score(self) -> float:
@@ -92,28 +110,40 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
     values: list[float] = []
     norm_values: list[float] = []
     chances: list[float] = []
+    clusters: list[str] = []
+    choices: list[int] = []
+    clustered = any(document.cluster for outcome in outcomes.values() for document in outcome.documents)
     for task, outcome in outcomes.items():
+        primary = primary_metric(outcome.metrics)
         seen: Counter[tuple[str, str]] = Counter()
         for document in outcome.documents:
             hashes = (document.doc_hash, document.prompt_hash)
             questions.append((task, *hashes, seen[hashes]))
             seen[hashes] += 1
-        values += _values(outcome, primary_metric(outcome.metrics))
+            if clustered:
+                clusters.append(f"{task} {document.cluster or document.doc_hash}")
+            answers = document.loglikelihoods
+            if answers and outcome.output_type == "multiple_choice":
+                chances.append(1 / len(answers))
+                if primary.name == "acc":
+                    choices.append(answers.index(max(answers)))
+        values += _values(outcome, primary)
         norm = norm_metric(outcome.metrics)
         norm_values += _values(outcome, norm) if norm else []
-        if outcome.output_type == "multiple_choice":
-            chances += [1 / len(document.loglikelihoods) for document in outcome.documents if document.loglikelihoods]
     return Pot(
         title=title,
         questions=tuple(questions),
         values=tuple(values),
         norm_values=tuple(norm_values) if len(norm_values) == len(values) else None,
         chance=sum(chances) / len(chances) if len(chances) == len(values) else None,
+        clusters=tuple(clusters) if clustered else None,
+        choices=tuple(choices) if len(choices) == len(values) else None,
     )
 
 
 def _values(outcome: AccuracyOutcome, metric: MetricInfo) -> list[float]:
-    values = [document.metrics[metric.key] for document in outcome.documents]
+    key = metric.key
+    values = [document.metrics[key] for document in outcome.documents]
     return [value for value in values if not isinstance(value, tuple)]
 
 
@@ -130,30 +160,57 @@ class Score(NamedTuple):
         return Estimate(value=100 * self.value, low=100 * self.interval.low, high=100 * self.interval.high)
 
 
-def row_score(pots: Sequence[Pot]) -> Score:
+def row_score(pots: Sequence[Pot], confidence: float = CONFIDENCE) -> Score:
     """Wilson's interval, or Student's t where answers are not just right or wrong."""
-    return _mean_of_pots([pot.values for pot in pots])
+    return _mean_of_pots(pots, [pot.values for pot in pots], confidence)
 
 
 def row_norm_score(pots: Sequence[Pot]) -> Score | None:
     """Length-normalised accuracy; None where a task lacks it."""
     values = [pot.norm_values for pot in pots if pot.norm_values is not None]
-    return _mean_of_pots(values) if len(values) == len(pots) else None
+    return _mean_of_pots(pots, values, CONFIDENCE) if len(values) == len(pots) else None
 
 
-def _mean_of_pots(pots: Sequence[Sequence[float]]) -> Score:
-    value = sum(sum(values) / len(values) for values in pots) / len(pots)
-    intervals = [score_interval(values) for values in pots]
+def _mean_of_pots(pots: Sequence[Pot], values: Sequence[Sequence[float]], confidence: float) -> Score:
+    """Over all pots together where they ask the same questions, else as if they rose and fell together."""
+    value = sum(sum(part) / len(part) for part in values) / len(values)
+    if len(pots) == 1 or ask_the_same(pots):
+        return Score(value, score_interval([one for part in values for one in part], _clusters(pots), confidence))
+    intervals = [score_interval(part, pot.clusters, confidence) for part, pot in zip(values, pots, strict=True)]
     known = [interval for interval in intervals if isinstance(interval, Interval)]
     missing = next((interval for interval in intervals if isinstance(interval, NoInterval)), None)
     return Score(value, missing or combine_dependent(known))
 
 
-def score_interval(values: Sequence[float]) -> Interval | NoInterval:
-    """95% interval of a mean score: Wilson's for right and wrong answers, Student's t for any others."""
+def score_interval(
+    values: Sequence[float], clusters: Sequence[str] | None = None, confidence: float = CONFIDENCE
+) -> Interval | NoInterval:
+    """Interval of a mean score: Wilson's for right and wrong answers, Student's t for any others.
+
+    Of clustered documents both are those of the effective sample, see `PairedCounts`.
+    """
+    clustering = clustering_of(values, clusters)
+    effect, degrees = clustering or (1.0, None)
     if is_binary(values):
-        return wilson_interval(round(sum(values)), len(values))
-    return mean_interval(values)
+        return wilson_interval(sum(values) / effect, len(values) / effect, confidence, degrees)
+    summary = spread(values)
+    if isinstance(summary, NoInterval):
+        return summary
+    mean, sd = summary
+    return t_interval(mean, sd * math.sqrt(effect), len(values), confidence, degrees)
+
+
+def ask_the_same(pots: Sequence[Pot]) -> bool:
+    """Whether all pots have the same documents, in whatever words and order."""
+    first, *others = (sorted(doc_hash for _, doc_hash, _, _ in pot.questions) for pot in pots)
+    return all(documents == first for documents in others)
+
+
+def _clusters(pots: Sequence[Pot]) -> list[str] | tuple[str, ...] | None:
+    """The cluster of each answer of pots that `ask_the_same`: of several, the question."""
+    if len(pots) == 1:
+        return pots[0].clusters
+    return [doc_hash for pot in pots for _, doc_hash, _, _ in pot.questions]
 
 
 def chance_of(pots: Sequence[Pot]) -> float | None:
@@ -173,7 +230,7 @@ def no_signal_reason(baseline: Sequence[Pot]) -> str | None:
             if right < FEWEST_RIGHT:
                 return f"{where}the baseline has {right} right, fewer than {FEWEST_RIGHT}"
             continue
-        interval = score_interval(pot.values)
+        interval = score_interval(pot.values, pot.clusters)
         if isinstance(interval, NoInterval):
             return f"{where}no interval to hold against chance: {interval.reason}"
         if interval.low <= pot.chance:
@@ -193,12 +250,8 @@ class RowComparison:
     gained: int | None
     """right here and wrong on the baseline, over all pots; None where answers are not just right or wrong"""
     lost: int | None
-
-    @property
-    def difference(self) -> Score:
-        if isinstance(self.comparison, NoInterval):
-            return Score(self.value, self.comparison)
-        return Score(self.value, self.comparison.interval())
+    changed: int | None
+    """questions with another choice than on the baseline, right or wrong; None where nothing is chosen"""
 
 
 def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
@@ -217,39 +270,52 @@ def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
 def compare(pots: Sequence[Pot], baseline: Sequence[Pot]) -> RowComparison:
     """Difference to the baseline, paired by document and prompt. The pots have the same questions, in any order.
 
-    Interval: Tango's for right and wrong answers, paired Student's t for others; the mean of several pots takes the
-    widest that their common questions allow. Raises KeyError for unpaired questions.
+    Interval: Tango's for right and wrong answers, paired Student's t for others; several pots with the same questions
+    are compared by question, others as if they rose and fell together. Raises KeyError for unpaired questions.
     """
-    parts: list[PairedCounts | PairedMean] = []
-    no_interval: NoInterval | None = None
-    changes: list[tuple[int, int]] = []
-    means: list[float] = []
-    for pot, other in zip(pots, baseline, strict=True):
-        before = dict(zip(other.questions, other.values, strict=True))
-        differences = [value - before[question] for question, value in zip(pot.questions, pot.values, strict=True)]
-        means.append(sum(differences) / len(differences))
-        part: PairedCounts | PairedMean | NoInterval
-        if is_binary(pot.values) and is_binary(other.values):
-            gained, lost = differences.count(1.0), differences.count(-1.0)
-            changes.append((gained, lost))
-            part = PairedCounts(gained=gained, lost=lost, n=len(differences))
-        else:
-            part = paired_mean(differences)
-        if isinstance(part, NoInterval):
-            no_interval = part
-        else:
-            parts.append(part)
-    binary = len(changes) == len(pots)
+    differences = [_paired(pot, other, pot.values, other.values) for pot, other in zip(pots, baseline, strict=True)]
+    binary = all(is_binary(pot.values) for pot in (*pots, *baseline))
+    comparison: Comparison | NoInterval
+    if len(pots) == 1 or ask_the_same(pots):
+        everything = [one for part in differences for one in part]
+        comparison = _comparison(everything, binary, _clusters(pots), len(pots))
+    else:
+        comparison = _same_questions(
+            [_comparison(part, binary, pot.clusters) for part, pot in zip(differences, pots, strict=True)]
+        )
+    choices = [
+        _paired(pot, other, pot.choices, other.choices) if pot.choices and other.choices else None
+        for pot, other in zip(pots, baseline, strict=True)
+    ]
     return RowComparison(
-        value=sum(means) / len(means),
-        comparison=no_interval or (parts[0] if len(parts) == 1 else SameQuestions(parts=tuple(parts))),
-        gained=sum(gained for gained, _ in changes) if binary else None,
-        lost=sum(lost for _, lost in changes) if binary else None,
+        value=sum(sum(part) / len(part) for part in differences) / len(pots),
+        comparison=comparison,
+        gained=sum(part.count(1.0) for part in differences) if binary else None,
+        lost=sum(part.count(-1.0) for part in differences) if binary else None,
+        changed=None if None in choices else sum(bool(one) for part in choices for one in part or ()),
     )
 
 
+def _paired(pot: Pot, other: Pot, values: Sequence[float], before: Sequence[float]) -> list[float]:
+    """This pot's values less the other's, in the order of this one's questions."""
+    known = dict(zip(other.questions, before, strict=True))
+    return [value - known[question] for question, value in zip(pot.questions, values, strict=True)]
+
+
+def _comparison(
+    differences: Sequence[float], binary: bool, clusters: Sequence[str] | None, answers_a_question: int = 1
+) -> PairedCounts | PairedMean | NoInterval:
+    make = paired_counts if binary else paired_mean
+    return make(differences, clusters, answers_a_question)
+
+
+def _same_questions(parts: Sequence[PairedCounts | PairedMean | NoInterval]) -> SameQuestions | NoInterval:
+    missing = next((part for part in parts if isinstance(part, NoInterval)), None)
+    return missing or SameQuestions(parts=tuple(part for part in parts if not isinstance(part, NoInterval)))
+
+
 def is_binary(values: Sequence[float]) -> bool:
-    return all(value in (0.0, 1.0) for value in values)
+    return {0.0, 1.0}.issuperset(values)
 
 
 def raw_score(outcomes: Sequence[AccuracyOutcome]) -> Estimate:

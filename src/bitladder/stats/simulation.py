@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from scipy import special
 
 from bitladder.stats.aggregate import combine
-from bitladder.stats.interval import CONFIDENCE, Interval
-from bitladder.stats.paired import PairedCounts, tango_interval
+from bitladder.stats.clusters import cluster_spread
+from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile
+from bitladder.stats.paired import PairedCounts, paired_counts, tango_interval
 from bitladder.stats.power import is_decided
+from bitladder.stats.verdict import Verdict, judge
 
 PairedInterval = Callable[[int, int, int], Interval]
 """(gained, lost, n) -> interval of (gained - lost) / n."""
@@ -108,3 +110,97 @@ def within_share(rates: ChangeRates, margin: float, draws: int, seed: int) -> fl
     outcomes, times = np.unique(changes, axis=0, return_counts=True)
     within = [tango_interval(gained, lost, rates.n).low > -margin for gained, lost in outcomes.tolist()]
     return float(np.average(within, weights=times))
+
+
+def wrong_verdict_share(rungs: Sequence[ChangeRates], margin: float, draws: int, seed: int) -> float:
+    """Share of simulated comparisons of several rungs, judged together, in which any verdict is wrong.
+
+    The rungs are drawn independently of each other, which is no easier than that they share a baseline: Bonferroni's
+    bound is nearly reached.
+    """
+    rng = np.random.default_rng(seed)
+    changes = np.hstack([draw_changes(rates, draws, rng) for rates in rungs])
+    wrong = 0
+    for outcome in changes.tolist():
+        pairs = zip(outcome[::2], outcome[1::2], rungs, strict=True)
+        counts = {str(index): PairedCounts(gained=g, lost=b, n=one.n) for index, (g, b, one) in enumerate(pairs)}
+        judged = judge(counts, margin, count_more=False)
+        wrong += any(_is_wrong(judged[str(index)].verdict, one, margin) for index, one in enumerate(rungs))
+    return wrong / draws
+
+
+def _is_wrong(verdict: Verdict, rates: ChangeRates, margin: float) -> bool:
+    truth = rates.gained - rates.lost
+    on_margin = math.isclose(truth, -margin)
+    if verdict == "beyond the margin":
+        return truth > -margin or on_margin
+    if verdict == "lower but within":
+        return truth >= 0 or truth < -margin or on_margin
+    return verdict == "within the margin" and (truth < -margin or on_margin)
+
+
+class ClusteredTask(NamedTuple):
+    """A task whose documents come in clusters of these sizes, each with shares of its own that it gains and loses.
+
+    A cluster's shares are drawn from beta distributions of these means; `correlation` is that of two of its documents.
+    """
+
+    sizes: tuple[int, ...]
+    gained: float
+    lost: float
+    correlation: float
+
+
+def draw_clusters(
+    task: ClusteredTask, draws: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(draws, clusters) counts of gained and of lost documents."""
+    sizes = np.asarray(task.sizes)
+
+    def share(mean: float) -> NDArray[np.float64]:
+        if mean == 0 or task.correlation == 0:
+            return np.full((draws, len(sizes)), mean)
+        concentration = (1 - task.correlation) / task.correlation
+        return rng.beta(mean * concentration, (1 - mean) * concentration, size=(draws, len(sizes)))
+
+    lost = rng.binomial(sizes, share(task.lost))
+    return np.minimum(rng.binomial(sizes, share(task.gained)), sizes - lost), lost
+
+
+class ClusteredCoverage(NamedTuple):
+    """Share of simulated runs whose 95% interval holds the truth, by the way it was made."""
+
+    effective_sample: float
+    """ours: Tango's on the effective sample, with t"""
+    robust_t: float
+    """the mean +- t times the cluster-robust error"""
+    wider: float
+    """from the lower of both other ways' lower limits to the upper of their upper ones"""
+    tango: float
+    """as if every document were its own cluster"""
+
+
+def clustered_coverage(task: ClusteredTask, draws: int, seed: int) -> ClusteredCoverage:
+    gained, lost = draw_clusters(task, draws, np.random.default_rng(seed))
+    clusters = [str(index) for index, size in enumerate(task.sizes) for _ in range(size)]
+    truth = task.gained - task.lost
+    covered = np.zeros(4)
+    for up, down in zip(gained, lost, strict=True):
+        rest = np.asarray(task.sizes) - up - down
+        values = np.repeat(
+            np.tile([1.0, -1.0, 0.0], len(task.sizes)), np.stack([up, down, rest], axis=1).ravel()
+        ).tolist()
+        counts = paired_counts(values, clusters)
+        spread = cluster_spread(values, clusters)
+        assert not isinstance(spread, NoInterval)
+        half = quantile(CONFIDENCE, spread.degrees) * spread.standard_error
+        mean = (counts.gained - counts.lost) / counts.n
+        tango = _remembering(tango_interval)(counts.gained, counts.lost, counts.n)
+        low, high = min(tango.low, mean - half), max(tango.high, mean + half)
+        covered += [
+            counts.interval().contains(truth),
+            abs(mean - truth) <= half,
+            low <= truth <= high,
+            tango.contains(truth),
+        ]
+    return ClusteredCoverage(*(covered / draws).tolist())

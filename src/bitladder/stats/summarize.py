@@ -14,10 +14,17 @@ from bitladder.records import (
 from bitladder.results import Results, item_name
 from bitladder.rungs import ready_title
 from bitladder.stats import scores
-from bitladder.stats.accuracy import Leaf, Row, summarize_aggregate, summarize_task
+from bitladder.stats.accuracy import Leaf, Row, summarize_aggregates, summarize_tasks
 from bitladder.stats.machines import find_place, to_decide
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
+from bitladder.stats.summary import (
+    AggregateSummary,
+    Estimate,
+    RungSummary,
+    ScenarioSummary,
+    Summary,
+    TaskSummary,
+)
 
 MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
 """--max-drop by suite: what its questions can resolve"""
@@ -35,9 +42,10 @@ def default_margin_points(suite: str) -> float:
 def summarize(results: Results, margin_points: float | None = None, machine: str | None = None) -> Summary:
     """Derive every figure of a study, with its interval or the reason for none.
 
-    `margin_points`: how many points of the aggregate a rung may lose; the suite's default where None. It only enters
-    how many more questions would decide. `machine`: part of the name of the one whose performance counts, needed where
-    several measured it. Raises ValueError for a margin that is not positive, UserError where a machine must be chosen.
+    `margin_points`: how many points of the aggregate a rung may lose; the suite's default where None. It enters the
+    verdicts, with the limits that they are judged by, and how many more questions would decide. `machine`: part of the
+    name of the one whose performance counts, needed where several measured it. Raises ValueError for a margin that is
+    not positive, UserError where a machine must be chosen.
     """
     if results.measured_on is None:
         results = to_decide(results, find_place(results, machine))
@@ -49,6 +57,8 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     tasks = [item.task for item in study.items if isinstance(item, AccuracyTask)]
     leaves = {rung: {task: end.leaf(task) for task in tasks} for rung, end in ends.items()}
     rows = [Row(group, study.baseline, leaves) for group in study.groups if tasks]
+    found = [summarize_tasks(row, margin) for row in rows]
+    aggregates = summarize_aggregates(rows, study.rungs, study.baseline, margin)
     return Summary(
         source=study.source,
         suite=study.suite,
@@ -58,7 +68,9 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         all_questions_asked=_all_asked(study),
         planned_measurements=len(ends) * len(study.items),
         missing_measurements=sum(end.is_missing(item) for end in ends.values() for item in study.items),
-        rungs=tuple(_rung_summary(results, rows, ends, rung, margin) for rung in ends),
+        rungs=tuple(
+            _rung_summary(results, ends, rung, tuple(row[rung] for row in found), aggregates[rung]) for rung in ends
+        ),
         notes=_notes(results, rows),
         measured_on=results.measured_on,
     )
@@ -123,7 +135,7 @@ def _why(status: Status, reason: str | None) -> str:
 
 
 def _rung_summary(
-    results: Results, rows: list[Row], ends: dict[str, _Ends], rung: str, margin_points: float
+    results: Results, ends: dict[str, _Ends], rung: str, tasks: tuple[TaskSummary, ...], aggregate: AggregateSummary
 ) -> RungSummary:
     study, end = results.study, ends[rung]
     record = end.record
@@ -140,8 +152,8 @@ def _rung_summary(
         stored_bytes=audit.stored_bytes if audit else None,
         loaded_bytes=_loaded_bytes(end, scenarios),
         audit=audit,
-        tasks=tuple(summarize_task(row, rung) for row in rows),
-        aggregate=summarize_aggregate(rows, rung, study.baseline, margin_points),
+        tasks=tasks,
+        aggregate=aggregate,
         scenarios=scenarios,
         failures=_failures(end, study.items),
     )
@@ -261,12 +273,18 @@ def _batch_dependence(results: Results) -> list[str]:
 
 
 def _about_suite(results: Results) -> list[str]:
-    """What an interval over questions doesn't cover."""
+    """What an interval over templates, or of older records over questions, doesn't cover."""
     if results.study.suite != "builtin" or not results.study.groups:
         return []
+    outcomes = [record.outcome for record in results.records if isinstance(record.outcome, AccuracyOutcome)]
+    by_template = any(document.cluster for outcome in outcomes for document in outcome.documents)
+    over = (
+        "over templates, whose questions rise and fall together: they say what holds for such templates"
+        if by_template
+        else "over questions as if each were its own template, because these records don't say which it is of"
+    )
     return [
         "The built-in questions are variations on 82 templates, chosen, like the worked examples before them, by what "
-        "the BF16 model answers well, which favours it. Intervals are over questions as if each were its own template: "
-        "they say what holds for these, not for others. For a decision of consequence take --suite paper or your own "
-        "--tasks."
+        f"the BF16 model answers well, which favours it. Intervals are {over}. For a decision of consequence take "
+        "--suite paper or your own --tasks."
     ]

@@ -7,8 +7,7 @@ formats them.
 from typing import Literal
 
 from bitladder.records import Audit, Machine, Record, Source, Status
-
-CONFIDENCE = 0.95
+from bitladder.stats.verdict import Verdict
 
 
 class Estimate(Record):
@@ -49,12 +48,18 @@ class TaskSummary(Record):
     """answers right here and wrong on the baseline"""
     lost: int | None
     """answers wrong here and right on the baseline"""
+    changed: int | None
+    """questions with another choice than on the baseline, right or wrong; None where nothing is chosen"""
     difference_points: Estimate
-    """score minus the baseline's, paired by question"""
+    """score minus the baseline's, paired by question, between the limits that its verdict is judged by"""
     relative_drop_percent: Estimate
     """(score - baseline) / baseline, the study's Table 2: negative is a loss"""
     recovery_percent: Estimate
     """(score - chance) / (baseline - chance); generated answers have a chance of 0"""
+    verdict: Verdict | None
+    """secondary: judged for all rungs together, but for each task by itself; None where nothing is compared"""
+    more_questions: int | None
+    more_questions_reason: str | None
 
 
 class AggregateSummary(Record):
@@ -62,10 +67,15 @@ class AggregateSummary(Record):
 
     tasks: tuple[str, ...]
     score_percent: Estimate
+    gained: int | None
+    lost: int | None
+    changed: int | None
     difference_points: Estimate
     relative_drop_percent: Estimate
     recovery_percent: Estimate
     """mean score above chance over the baseline's"""
+    verdict: Verdict | None
+    """the one that counts, against the margin in force; None for the baseline, and where nothing is compared"""
     more_questions: int | None
     """about how many more would decide against the margin in force; 0: it is decided"""
     more_questions_reason: str | None

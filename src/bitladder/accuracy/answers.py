@@ -1,0 +1,172 @@
+"""One model's answers to lm-eval's tasks, from a study or from lm-eval's own logs; and what can't be compared."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bitladder.accuracy.logs import LogFolder
+from bitladder.accuracy.rows import count_once
+from bitladder.errors import UnknownNameError, UserError
+from bitladder.records import AccuracyOutcome, AccuracyTask, TaskDocuments, TaskGroup
+from bitladder.results import Results
+from bitladder.store import MERGE_FILE, MergedStore, Store, load_results
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered, by leaf task, and how it was asked."""
+
+    name: str
+    outcomes: dict[str, AccuracyOutcome]
+    groups: tuple[TaskGroup, ...]
+    """rows of a table, in order; every task is in at least one"""
+    asked: Mapping[str, Mapping[str, str]]
+    """task -> what shapes its prompts and scores, such as ``few-shot``; only what is known"""
+    read_documents: Callable[[str], TaskDocuments]
+    """the questions of a task. Raises UserError where they are not kept"""
+    notes: tuple[str, ...] = ()
+    """what the reader has to know of how they were found"""
+
+
+def read_answers(source: str) -> Answers:
+    """The answers in a folder of lm-eval's logs, or of one rung of a study, ``DIR:RUNG``.
+
+    Raises UserError for anything else, and for logs that are cut off or of an old lm-eval.
+    """
+    directory = Path(source)
+    if is_study(directory):
+        rungs = ", ".join(load_results(directory).study.rungs)
+        raise UserError(f"{source}: a study has several rungs ({rungs}); name one as {source}:RUNG")
+    folder, colon, rung = source.rpartition(":")
+    if colon and not directory.exists() and is_study(Path(folder)):
+        return study_answers(load_results(Path(folder)), rung)
+    return log_answers(directory)
+
+
+def read_pair(base: str, rung: str) -> tuple[Answers, Answers]:
+    """The answers of a study's baseline and of one of its rungs, or those in two folders of logs."""
+    if not is_study(Path(base)):
+        return read_answers(base), read_answers(rung)
+    results = load_results(Path(base))
+    return study_answers(results, results.study.baseline), study_answers(results, rung)
+
+
+def is_study(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("study.json", MERGE_FILE))
+
+
+def log_answers(directory: Path) -> Answers:
+    """The answers in lm-eval's logs, named after the folder."""
+    folder = LogFolder(directory)
+    outcomes = folder.outcomes()
+    return Answers(
+        name=directory.resolve().name,
+        outcomes=outcomes,
+        groups=folder.groups(outcomes),
+        asked={task: folder.asked(task) for task in outcomes},
+        read_documents=folder.documents,
+        notes=folder.notes,
+    )
+
+
+def study_answers(results: Results, rung: str) -> Answers:
+    """The answers of one rung of a study; tasks that did not end well are left out."""
+    if rung not in results.study.rungs:
+        raise UnknownNameError("rung", rung, results.study.rungs)
+    outcomes: dict[str, AccuracyOutcome] = {}
+    asked: dict[str, dict[str, str]] = {}
+    for record in results.of(rung):
+        if isinstance(record.item, AccuracyTask) and isinstance(record.outcome, AccuracyOutcome):
+            outcomes[record.item.task] = record.outcome
+            shots = record.item.num_fewshot
+            asked[record.item.task] = {} if shots is None else {"few-shot": str(shots)}
+    if not outcomes:
+        raise UserError(f"{results.directory}: {rung} has no answers; run the study with accuracy first")
+
+    def read_documents(task: str) -> TaskDocuments:
+        merged = MergedStore(results.directory)
+        record = merged.read()
+        stores = [merged.part(part) for part in record.parts] if record else [Store(results.directory)]
+        found = (store.read_documents(outcomes[task].documents_hash) for store in stores)
+        documents = next((one for one in found if one is not None), None)
+        if documents is None:
+            raise UserError(f"{results.directory}: no questions of {task} in documents/; run the study again")
+        return documents
+
+    groups = tuple(group for group in results.study.groups if outcomes.keys() >= set(group.tasks))
+    missing = [group.name for group in results.study.groups if group not in groups]
+    notes = (f"{rung} has no result of {', '.join(missing)}, left out",) if missing else ()
+    return Answers(rung, outcomes, groups, asked, read_documents, notes)
+
+
+def take_tasks(answers: Answers, names: Collection[str]) -> Answers:
+    """Only these tasks and groups. Raises UnknownNameError for one that isn't here."""
+    known = {**{task: (task,) for task in answers.outcomes}, **{group.name: group.tasks for group in answers.groups}}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("task", name, known, f"in {answers.name}")
+    wanted = {task for name in names for task in known[name]}
+    # A part of a group counts by itself where the whole is not wanted.
+    groups = count_once(
+        group.model_copy(update={"in_aggregate": True}) for group in answers.groups if wanted.issuperset(group.tasks)
+    )
+    named = {task for group in groups for task in group.tasks}
+    alone = tuple(
+        TaskGroup(name=task, title=task, tasks=(task,), pooling="documents", in_aggregate=True)
+        for task in answers.outcomes
+        if task in wanted - named
+    )
+    outcomes = {task: outcome for task, outcome in answers.outcomes.items() if task in wanted}
+    return replace(answers, outcomes=outcomes, groups=(*groups, *alone))
+
+
+def require_comparable(base: Answers, others: Sequence[Answers]) -> None:
+    """Raises UserError, naming what differs, unless all answered the baseline's documents under the same prompts."""
+    names = [answers.name for answers in (base, *others)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(
+                f"{count} of the result sets are named {name!r} after their folders; give each its own name"
+            )
+    for other in others:
+        missing = [task for task in base.outcomes if task not in other.outcomes]
+        if missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise UserError(
+                f"{other.name} has no {shown}, which {base.name} has; log the same tasks, or choose some with --tasks"
+            )
+        for task in base.outcomes:
+            _require_same_task(task, base, other)
+
+
+def _require_same_task(task: str, base: Answers, other: Answers) -> None:
+    ours, theirs = base.asked[task], other.asked[task]
+    for what, value in ours.items():
+        if theirs.get(what, value) != value:
+            raise UserError(
+                f"{task}: not the same {what}: {value} in {base.name}, {theirs[what]} in {other.name}; "
+                "compare answers to the same prompts"
+            )
+    metrics, others_metrics = ({one.key for one in set_.outcomes[task].metrics} for set_ in (base, other))
+    if metrics != others_metrics:
+        raise UserError(
+            f"{task}: not the same metrics: {', '.join(sorted(metrics))} in {base.name}, "
+            f"{', '.join(sorted(others_metrics))} in {other.name}; compare runs of one version of the task"
+        )
+    documents, others = (Counter(one.doc_hash for one in set_.outcomes[task].documents) for set_ in (base, other))
+    if documents != others:
+        raise UserError(
+            f"{task}: not the same documents: {(documents - others).total()} of {documents.total()} are {base.name}'s "
+            f"alone, {(others - documents).total()} of {others.total()} {other.name}'s alone; compare runs with one "
+            "--limit and data set"
+        )
+    prompts, other_prompts = (
+        Counter((one.doc_hash, one.prompt_hash) for one in set_.outcomes[task].documents) for set_ in (base, other)
+    )
+    if prompts != other_prompts:
+        raise UserError(
+            f"{task}: not the same prompts: {(prompts - other_prompts).total()} of {prompts.total()} documents were "
+            f"put in other words in {other.name} than in {base.name}; compare runs with one few-shot seed, chat "
+            "template and task version"
+        )

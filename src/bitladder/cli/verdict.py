@@ -1,0 +1,66 @@
+"""``bitladder verdict``: whether models score within a margin of a baseline, from lm-eval's logs of any backend."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from bitladder.cli.limits import MaxDrop
+
+
+def verdict_command(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="What the others are held against.")],
+    rungs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUNG...", help="lm-eval's --output_path with --log_samples; or DIR:RUNG of a bitladder study."
+        ),
+    ],
+    max_drop: MaxDrop = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks or groups of the logs, comma-separated; default all.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
+) -> None:
+    """Say of each RUNG whether its score lies within a margin of BASE's, on the same questions under the same prompts.
+
+    Reads what `lm_eval run --log_samples --output_path DIR` left, whatever the backend; needs no model and no GPU.
+    Exit 1 unless every RUNG is shown to be within the margin, --max-drop, of 1 point by default.
+    """
+    from bitladder.accuracy.answers import read_answers, require_comparable, take_tasks
+    from bitladder.cli.limits import parse_limits
+    from bitladder.report.markdown import table_to_markdown
+    from bitladder.report.verdict_tables import verdict_tables
+    from bitladder.stats.compare import compare_answers
+    from bitladder.stats.summarize import OTHER_MARGIN_POINTS
+    from bitladder.stats.verdict import all_acceptable
+
+    margin_points = parse_limits(None, max_drop, None).max_drop_points or OTHER_MARGIN_POINTS
+    with _without_collector():
+        first, *others = (read_answers(source) for source in (base, *rungs))
+        if tasks:
+            first = take_tasks(first, [name.strip() for name in tasks.split(",")])
+        require_comparable(first, others)
+        answers = {one.name: {task: one.outcomes[task] for task in first.outcomes} for one in (first, *others)}
+        compared = compare_answers(first.groups, answers, first.name, margin_points)
+    if json_output:
+        typer.echo(compared.model_dump_json(indent=2))
+    else:
+        for note in (*(note for one in (first, *others) for note in one.notes), *compared.notes):
+            typer.echo(f"note: {note}", err=True)
+        for table in verdict_tables(compared):
+            typer.echo(f"{table.title}\n\n{table_to_markdown(table)}\n")
+    if not all_acceptable(rung.aggregate.verdict for rung in compared.others):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A million objects that are all kept: looking for cycles among them takes a third of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,135 @@
+"""The verdicts: on the aggregate, which counts, and on each task, which doesn't."""
+
+from __future__ import annotations
+
+from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, number_cell, text_cell
+from bitladder.stats.compare import Compared
+from bitladder.stats.summary import AggregateSummary, TaskSummary
+from bitladder.stats.verdict import Verdict
+from bitladder.units import format_count, format_percent, format_points, points_text
+
+MARKS: dict[Verdict | None, Mark] = {
+    "within the margin": "good",
+    "lower but within": "good",
+    "beyond the margin": "bad",
+}
+_COUNTS = (
+    Column("Gained", interval=False, help="right here, wrong on the baseline"),
+    Column("Lost", interval=False, help="wrong here, right on the baseline"),
+    Column("Other choice", interval=False, help="right or wrong, another answer than the baseline's"),
+)
+
+
+def verdict_tables(compared: Compared) -> list[Table]:
+    """Empty where nothing is held against the baseline."""
+    if not compared.others:
+        return []
+    return [_primary(compared), _secondary(compared)]
+
+
+def verdict_text(found: TaskSummary | AggregateSummary) -> str | None:
+    """The verdict, with how many more documents an open one takes."""
+    if found.verdict != "undecided":
+        return found.verdict
+    if found.more_questions is None:
+        return f"undecided ({found.more_questions_reason})"
+    return f"undecided (about {format_count(found.more_questions)} more documents)"
+
+
+def _primary(compared: Compared) -> Table:
+    tasks = {task.name: task.title for rung in compared.rungs for task in rung.tasks}
+    columns = (
+        Column("Precision", numeric=False),
+        Column("Difference", "points"),
+        *_COUNTS,
+        Column("Verdict", numeric=False),
+    )
+    rows = tuple(
+        (
+            text_cell(rung.rung),
+            estimate_cell(rung.aggregate.difference_points, format_points),
+            *_counts(rung.aggregate),
+            _verdict_cell(rung.aggregate),
+        )
+        for rung in compared.others
+    )
+    margin = points_text(compared.margin_points)
+    names = next((rung.aggregate.tasks for rung in compared.rungs if rung.aggregate.tasks), ())
+    notes = (
+        f"Aggregate: mean of {', '.join(tasks[name] for name in names)}." if names else "No task has signal.",
+        f"Within the margin: the lower limit is above -{margin}; lower but within: and the upper limit is below 0. "
+        f"Beyond the margin: the upper limit is below -{margin}. Undecided: neither.",
+        f"Limits: the {len(compared.others)} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
+        "at the level it was judged at, Bonferroni's over the precisions still open then, so none contradicts its "
+        "verdict."
+        if len(compared.others) > 1
+        else "Limits: 95%.",
+    )
+    return Table("verdicts", f"Verdicts against {compared.baseline}, margin {margin}", columns, rows, notes)
+
+
+def _secondary(compared: Compared) -> Table:
+    columns = (
+        Column("Task", numeric=False),
+        Column("Metric", numeric=False),
+        Column("Documents", interval=False),
+        Column("Precision", numeric=False),
+        Column(compared.baseline, "%", interval=False),
+        Column("Score", "%", interval=False),
+        Column("Difference", "points"),
+        *_COUNTS,
+        Column("Verdict", numeric=False),
+    )
+    baseline = {
+        (task.name, task.metric): task
+        for rung in compared.rungs
+        if rung.rung == compared.baseline
+        for task in rung.tasks
+    }
+    rows = []
+    for index, task in enumerate(compared.others[0].tasks):
+        if task.unit == "raw":
+            continue  # nothing is compared, and the table of scores says why
+        for rung in compared.others:
+            found = rung.tasks[index]
+            rows.append(
+                (
+                    text_cell(task.title),
+                    text_cell(found.metric),
+                    number_cell(found.questions, format_count),
+                    text_cell(rung.rung),
+                    _score_cell(baseline.get((task.name, task.metric))),
+                    _score_cell(found),
+                    estimate_cell(found.difference_points, format_points),
+                    *_counts(found),
+                    _verdict_cell(found),
+                )
+            )
+    notes = (
+        "Secondary: each task is judged by itself, so of many one lies beyond the margin or within it by chance. What "
+        "counts is the aggregate.",
+        "Documents that resemble each other (HellaSwag's of one source, the built-in suite's of one template, one "
+        "question asked in two ways) count by their effective number.",
+    )
+    return Table("verdicts-tasks", "Verdicts by task", columns, tuple(rows), notes, secondary=True)
+
+
+def _score_cell(task: TaskSummary | None) -> Cell:
+    if task is None:
+        return text_cell(None)
+    return number_cell(task.score.value, format_percent, task.score.reason)
+
+
+def _counts(found: TaskSummary | AggregateSummary) -> tuple[Cell, ...]:
+    absent = found.difference_points.reason
+    known = absent or "answers are not just right or wrong", absent or "not all chosen by acc"
+    return (
+        number_cell(found.gained, format_count, known[0] if found.gained is None else None),
+        number_cell(found.lost, format_count, known[0] if found.lost is None else None),
+        number_cell(found.changed, format_count, known[1] if found.changed is None else None),
+    )
+
+
+def _verdict_cell(found: TaskSummary | AggregateSummary) -> Cell:
+    reason = found.difference_points.reason if found.verdict in (None, "no signal") else None
+    return text_cell(verdict_text(found), mark=MARKS.get(found.verdict, "plain"), reason=reason)

@@ -1,0 +1,66 @@
+"""Documents that resemble each other: what a cluster of them is worth, and how sure its spread is.
+
+Several documents from one source (HellaSwag), one template (the built-in suite), or answers to one question under two
+prompts (GSM8K) rise and fall together, so that n of them say less than n independent ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bitladder.stats.interval import NoInterval
+
+
+class ClusterSpread(NamedTuple):
+    """How far the mean of clustered values may be off."""
+
+    standard_error: float
+    degrees: float
+    """of freedom of the standard error: one less than the number of clusters where these are equal in size"""
+
+
+def cluster_spread(values: Sequence[float], clusters: Sequence[str]) -> ClusterSpread | NoInterval:
+    """Cluster-robust standard error of the mean of `values`, and its degrees of freedom.
+
+    CR2, unbiased for independent values (Bell and McCaffrey 2002, Survey Methodology 28:169-181), with Satterthwaite's
+    degrees of freedom in their closed form for a mean (Pustejovsky and Tipton 2018, JBES 36:672-683): with p the
+    clusters' shares of the values and b = p^2 / (1 - p), 1 / (sum p^2 + (sum b)^2 - sum b^2).
+    None for a single cluster. The error is 0 where no cluster departs from the mean.
+    """
+    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return NoInterval(reason="all documents are in one cluster, so they show no spread")
+    numbers = np.asarray(values, dtype=float)
+    shares = sizes / len(numbers)
+    departures = np.bincount(index, weights=numbers - numbers.mean())
+    variance = float(np.sum(departures**2 / (1 - shares))) / len(numbers) ** 2
+    leverage = shares**2 / (1 - shares)
+    degrees = 1 / float(np.sum(shares**2) + np.sum(leverage) ** 2 - np.sum(leverage**2))
+    return ClusterSpread(math.sqrt(variance), degrees)
+
+
+class Clustering(NamedTuple):
+    """What clusters do to an interval: by how much they inflate the variance, and the t that stands for z."""
+
+    design_effect: float
+    degrees: float
+
+
+def clustering_of(values: Sequence[float], clusters: Sequence[str] | None) -> Clustering | None:
+    """None without clusters, for clusters of one document each, and for a single cluster, which shows nothing.
+
+    The design effect is the cluster-robust variance over that of independent values, at least 1: a lower one is luck
+    more often than knowledge. 1 where the values are all equal.
+    """
+    if clusters is None or len(set(clusters)) in (1, len(clusters)):
+        return None
+    spread = cluster_spread(values, clusters)
+    if isinstance(spread, NoInterval):
+        return None
+    independent = float(np.var(values, ddof=1)) / len(values)
+    effect = spread.standard_error**2 / independent if independent > 0 else 1.0
+    return Clustering(max(effect, 1.0), spread.degrees)

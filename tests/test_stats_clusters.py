@@ -1,0 +1,113 @@
+"""Documents that resemble each other count for less: the robust error, its degrees, and what intervals make of them."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bitladder.stats.clusters import cluster_spread, clustering_of
+from bitladder.stats.interval import Interval, NoInterval, wilson_interval
+from bitladder.stats.paired import PairedCounts, PairedMean, paired_counts, paired_mean, tango_interval
+from bitladder.stats.scores import score_interval
+
+UNEQUAL = [("a", 1.0), ("a", 0.0), ("a", 1.0), ("b", -1.0), ("b", 0.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]
+CLUSTERS, VALUES = [name for name, _ in UNEQUAL], [value for _, value in UNEQUAL]
+
+
+def by_matrices(values: list[float], clusters: list[str]) -> tuple[float, float]:
+    """CR2 and Satterthwaite for an intercept by their general definition (Bell and McCaffrey 2002)."""
+    y, n = np.asarray(values), len(values)
+    hat = np.full((n, n), 1 / n)
+    rest = np.eye(n) - hat
+    vectors = []
+    for name in sorted(set(clusters)):
+        members = np.array([one == name for one in clusters])
+        block = np.eye(members.sum()) - hat[np.ix_(members, members)]
+        eigenvalues, basis = np.linalg.eigh(block)
+        root = basis @ np.diag(1 / np.sqrt(eigenvalues)) @ basis.T
+        vectors.append(rest[:, members] @ root @ np.ones(members.sum()) / n)
+    g = np.stack(vectors, axis=1)
+    variance = float(np.sum((g.T @ y) ** 2))
+    products = g.T @ g
+    return math.sqrt(variance), float(np.trace(products) ** 2 / np.sum(products**2))
+
+
+def test_closed_form_is_cr2_with_satterthwaites_degrees() -> None:
+    found = cluster_spread(VALUES, CLUSTERS)
+    assert not isinstance(found, NoInterval)
+    assert found == pytest.approx(by_matrices(VALUES, CLUSTERS))
+
+
+def test_clusters_of_equal_size_are_as_many_values() -> None:
+    means = [0.1, -0.2, 0.4, 0.0, 0.3]
+    found = cluster_spread([mean for mean in means for _ in range(4)], [str(i) for i in range(5) for _ in range(4)])
+    assert not isinstance(found, NoInterval)
+    assert found.degrees == pytest.approx(4)
+    assert found.standard_error == pytest.approx(np.std(means, ddof=1) / math.sqrt(5))
+
+
+def test_one_cluster_shows_nothing() -> None:
+    assert isinstance(cluster_spread([1.0, 0.0], ["a", "a"]), NoInterval)
+    assert clustering_of([1.0, 0.0], ["a", "a"]) is None
+
+
+@pytest.mark.parametrize("clusters", [None, ["a", "b", "c"]])
+def test_documents_that_resemble_no_other_are_as_they_were(clusters: list[str] | None) -> None:
+    assert paired_counts([1.0, 0.0, -1.0], clusters) == PairedCounts(gained=1, lost=1, n=3)
+
+
+def test_whole_clusters_that_flip_count_once() -> None:
+    """Ten templates of ten questions, of which two flip as wholes: as if two of ten questions had flipped."""
+    values = [-1.0] * 20 + [0.0] * 80
+    counts = paired_counts(values, [str(index // 10) for index in range(100)])
+    # Robust: 10 values with t(9); independent: 100 values.
+    assert counts.design_effect == pytest.approx((99 / 9), rel=1e-9)
+    assert counts.degrees == pytest.approx(9)
+    found, of_ten = counts.interval(), tango_interval(0, 2, 10, degrees=9)
+    assert found.value == -0.2
+    assert found.high - found.low == pytest.approx(of_ten.high - of_ten.low, rel=0.1)
+
+
+def test_many_changes_give_the_robust_t_interval() -> None:
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(20, 60, 300)
+    shares = rng.beta(2, 6, 300)
+    values = [-float(rng.random() < share) for size, share in zip(sizes, shares, strict=True) for _ in range(size)]
+    clusters = [str(index) for index, size in enumerate(sizes) for _ in range(size)]
+    spread = cluster_spread(values, clusters)
+    assert not isinstance(spread, NoInterval)
+    half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error
+    found = paired_counts(values, clusters).interval()
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.02)
+
+
+def test_no_change_still_has_a_width() -> None:
+    counts = paired_counts([0.0] * 40, [str(index // 4) for index in range(40)])
+    assert counts.design_effect == 1.0
+    assert counts.degrees == pytest.approx(9)
+    interval = counts.interval()
+    assert interval.low < 0 < interval.high
+
+
+def test_a_design_effect_below_1_is_luck() -> None:
+    spread_out = [-1.0, 0.0] * 10
+    assert paired_counts(spread_out, [str(index // 2) for index in range(20)]).design_effect == 1.0
+
+
+def test_scores_on_a_scale_take_the_robust_t_interval() -> None:
+    values = [value + 0.01 * index for index, value in enumerate(VALUES)]
+    found, spread = paired_mean(values, CLUSTERS), cluster_spread(values, CLUSTERS)
+    assert isinstance(found, PairedMean) and not isinstance(spread, NoInterval)
+    interval = found.interval()
+    half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error
+    assert (interval.high - interval.low) / 2 == pytest.approx(half)
+
+
+def test_a_clustered_score_is_wilsons_on_the_effective_sample() -> None:
+    values = [1.0] * 30 + [0.0] * 20
+    found = score_interval(values, [str(index // 5) for index in range(50)])
+    assert isinstance(found, Interval)
+    effect = clustering_of(values, [str(index // 5) for index in range(50)])
+    assert effect is not None and effect.design_effect > 4
+    assert found == wilson_interval(30 / effect.design_effect, 50 / effect.design_effect, degrees=effect.degrees)

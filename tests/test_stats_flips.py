@@ -1,0 +1,75 @@
+"""Whether a rung's flips are above what flips by itself."""
+
+import numpy as np
+import pytest
+
+from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo
+from bitladder.stats.flips import above_floor, flip_indicators, is_indistinguishable
+from bitladder.stats.paired import midp_mcnemar
+
+
+def flags(count: int, of: int, start: int = 0) -> list[bool]:
+    return [start <= index < start + count for index in range(of)]
+
+
+def test_above_floor_is_one_sided_midp() -> None:
+    flips, floor = flags(16, 100), flags(6, 100, start=50)
+    assert above_floor(flips, floor) == pytest.approx(midp_mcnemar(6, 16) / 2)
+    assert above_floor(floor, flips) == pytest.approx(1 - midp_mcnemar(6, 16) / 2)
+
+
+def test_the_same_documents_are_no_evidence_whatever_their_count() -> None:
+    assert above_floor(flags(30, 100), flags(30, 100)) == 1.0
+    assert above_floor([False] * 10, [False] * 10) == 1.0
+
+
+def test_documents_are_paired_not_counted() -> None:
+    """12 flips against 4 on the floor: shown where the 4 are among the 12, and not where all 16 are others."""
+    assert not is_indistinguishable(flags(12, 200), flags(4, 200), flags(0, 200))
+    assert is_indistinguishable(flags(12, 200), flags(5, 200, start=100), flags(0, 200))
+
+
+def test_both_floors_have_to_be_exceeded() -> None:
+    flips = flags(20, 200)
+    assert not is_indistinguishable(flips, flags(2, 200), flags(2, 200, start=100))
+    assert is_indistinguishable(flips, flags(2, 200), flags(15, 200, start=100))
+    assert is_indistinguishable(flips, flags(15, 200, start=100), flags(2, 200))
+
+
+def test_a_rung_that_only_flips_like_its_floor_is_seldom_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(400):
+        flips, own, other = (rng.random(500) < 0.05 for _ in range(3))
+        told += not is_indistinguishable(flips.tolist(), own.tolist(), other.tolist())
+    assert told / 400 <= 0.025
+
+
+def test_lengths_have_to_agree() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        above_floor([True], [True, False])
+
+
+def outcome(choices: list[int], scores: list[float]) -> AccuracyOutcome:
+    return AccuracyOutcome(
+        documents_hash="d",
+        output_type="multiple_choice",
+        metrics=(MetricInfo(name="acc", filter="none", aggregation="mean", higher_is_better=True),),
+        harness_results={},
+        documents=tuple(
+            DocumentOutcome(
+                doc_hash=str(index),
+                prompt_hash="p",
+                loglikelihoods=tuple(-1.0 if place == choice else -3.0 for place in range(3)),
+                metrics={"acc,none": score},
+            )
+            for index, (choice, score) in enumerate(zip(choices, scores, strict=True))
+        ),
+    )
+
+
+def test_an_answer_flips_by_its_choice_or_its_score() -> None:
+    first = outcome([0, 1, 2, 0], [1.0, 0.0, 0.0, 0.0])
+    second = outcome([0, 2, 1, 1], [1.0, 0.0, 1.0, 0.0])
+    shuffled = second.model_copy(update={"documents": second.documents[::-1]})
+    assert flip_indicators(first, shuffled) == [False, True, True, True]
