@@ -21,6 +21,7 @@ from bitladder.store import Store
 from replay import RUNGS, write_replay
 
 FOUR = {"fp32": RUNGS["bf16"], **RUNGS}
+TWO = {name: FOUR[name] for name in ("bf16", "nf4")}
 ROOT = Path(__file__).parents[1]
 
 
@@ -160,8 +161,8 @@ def test_which_models_are_compared(
 
 
 def test_report_shows_it_for_this_model_alone(tmp_path: Path) -> None:
-    paper = write_replay(tmp_path / "paper", suite="paper", rungs=FOUR[:2])
-    builtin = write_replay(tmp_path / "builtin", rungs=FOUR[:2], only="accuracy")
+    paper = write_replay(tmp_path / "paper", suite="paper", rungs=TWO)
+    builtin = write_replay(tmp_path / "builtin", rungs=TWO, only="accuracy")
     for directory, shown in ((paper, True), (builtin, False)):
         written = {path.name: path for path in write_report(directory)}
         assert ("The published study" in written["report.md"].read_text()) == shown
