@@ -238,7 +238,6 @@ def _document_outcome(task: TaskReplay, replay: RungReplay, index: int, right: b
         loglikelihoods=loglikelihoods,
         greedy=greedy,
         text=text,
-        cluster=f"template {index % 28}" if task.name.startswith("bitladder_") and task.kind == "choice" else None,
         metrics=metrics,
     )
 

@@ -143,8 +143,7 @@ def test_replayed_answers_come_back(builtin: Summary) -> None:
     assert task.score.value == pytest.approx(100 * (112 + 1 - 17) / 140)
     found = task.difference_points
     assert found.value == pytest.approx(100 * -16 / 140)
-    # No template has more than one of the changes, so only t instead of z tells its 28 templates from 140.
-    counts = PairedCounts(gained=1, lost=17, n=140, degrees=27)
+    counts = PairedCounts(gained=1, lost=17, n=140)
     assert found.high == pytest.approx(100 * counts.interval(shared_confidence(4)).high)
     assert found.low == pytest.approx(100 * counts.interval(shared_confidence(3)).low)  # fp16 is within and left
     assert task.relative_drop_percent.value == pytest.approx(-100 * 16 / 112)

@@ -11,8 +11,11 @@ from bitladder.records import AccuracyOutcome, Document, DocumentOutcome, Metric
 
 Sample = Mapping[str, Any]
 
-CLUSTER_FIELDS = {"hellaswag": "source_id", "bitladder_": "template"}
-"""beginning of a task's name -> the field of its documents that is shared by those which resemble each other"""
+CLUSTER_FIELDS = {"hellaswag": "source_id"}
+"""beginning of a task's name -> the field of its documents that is shared by those which resemble each other
+
+Not the templates of the built-in suite: all of a fixed list are asked, so that they are strata, as MMLU's subjects are.
+"""
 
 
 def collect_samples(

@@ -130,7 +130,7 @@ class DocumentOutcome(Record):
     text: str | None = None
     """what was generated"""
     cluster: str | None = None
-    """shared by documents that resemble each other, such as those of one source or template; None: like no other"""
+    """shared by documents that resemble each other, such as those of one source; None: like no other"""
     metrics: dict[str, float | tuple[float, float]]
     """lm-eval's per-document values; a pair is (sum, weight) of a weighted mean such as bits per byte"""
 

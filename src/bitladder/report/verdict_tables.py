@@ -108,8 +108,8 @@ def _secondary(compared: Compared) -> Table:
     notes = (
         "Secondary: each task is judged by itself, so of many one lies beyond the margin or within it by chance. What "
         "counts is the aggregate.",
-        "Documents that resemble each other (HellaSwag's of one source, the built-in suite's of one template, one "
-        "question asked in two ways) count by their effective number.",
+        "Documents that resemble each other (HellaSwag's of one source, one question asked in two ways) count by their "
+        "effective number.",
     )
     return Table("verdicts-tasks", "Verdicts by task", columns, tuple(rows), notes, secondary=True)
 

@@ -1,7 +1,7 @@
 """Documents that resemble each other: what a cluster of them is worth, and how sure its spread is.
 
-Several documents from one source (HellaSwag), one template (the built-in suite), or answers to one question under two
-prompts (GSM8K) rise and fall together, so that n of them say less than n independent ones.
+Several documents from one source (HellaSwag), or answers to one question under two prompts (GSM8K), rise and fall
+together, so that n of them say less than n independent ones.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ A row is a group of lm-eval tasks. Its questions lie in *pots*: one pot for all 
 a task where the tasks put the same questions in different words (GSM8K strict and chain-of-thought). A pot's score is
 its mean over questions, a row's the mean over its pots.
 
-Documents that resemble each other are clusters: HellaSwag's by source, the built-in suite's by template, and the
-answers to one question in several pots. The tasks of one pot (MMLU's subjects) are strata: pooling them as if they were
-drawn together takes in what lies between them too, so the interval is at most a little too wide.
+Documents that resemble each other are clusters: HellaSwag's by source, and the answers to one question in several pots.
+The tasks of one pot (MMLU's subjects) and the templates of the built-in suite are strata, a fixed list that is asked
+whole: pooling them as if they were drawn together takes in what lies between them too, so the interval is at most a
+little too wide.
 """
 
 import math

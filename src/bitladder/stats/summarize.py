@@ -273,18 +273,12 @@ def _batch_dependence(results: Results) -> list[str]:
 
 
 def _about_suite(results: Results) -> list[str]:
-    """What an interval over templates, or of older records over questions, doesn't cover."""
+    """What an interval over the questions of a fixed list of templates doesn't cover."""
     if results.study.suite != "builtin" or not results.study.groups:
         return []
-    outcomes = [record.outcome for record in results.records if isinstance(record.outcome, AccuracyOutcome)]
-    by_template = any(document.cluster for outcome in outcomes for document in outcome.documents)
-    over = (
-        "over templates, whose questions rise and fall together: they say what holds for such templates"
-        if by_template
-        else "over questions as if each were its own template, because these records don't say which it is of"
-    )
     return [
         "The built-in questions are variations on 82 templates, chosen, like the worked examples before them, by what "
-        f"the BF16 model answers well, which favours it. Intervals are {over}. For a decision of consequence take "
+        "the BF16 model answers well, which favours it. Intervals are over questions of these templates, as MMLU's are "
+        "over questions of its subjects: other templates may lose more or less. For a decision of consequence take "
         "--suite paper or your own --tasks."
     ]
