@@ -17,6 +17,7 @@ from bitladder.cli.report import report_command
 from bitladder.decide import Limits
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.report import ResultsFile, write_report
+from bitladder.report.stamp import mark_begun
 from bitladder.store import Store
 from replay import BUILTIN_GROUPS, write_replay
 
@@ -229,6 +230,21 @@ def test_limits_decide_and_set_the_margin(small: Path) -> None:
 def test_folder_without_a_study_is_a_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no study\.json; expected the --out folder"):
         write_report(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused_and_one_that_a_killed_report_left_is_not(
+    small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match=r"holds report\.html and no report; name a new folder, or one of an earlier"):
+        write_report(small, tmp_path)
+    with pytest.raises(UserError, match=r"report\.html: a file; expected a new folder"):
+        write_report(small, tmp_path / "report.html")
+    with pytest.raises(UserError, match="and no report"):
+        write_report(small, small)
+    assert (tmp_path / "report.html").read_text() == "mine"
+    mark_begun(tmp_path)
+    assert write_report(small, tmp_path)[0].read_text() != "mine"
 
 
 def test_broken_record_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
+from bitladder.files import require_own_folder
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
     AccuracyTask,
@@ -24,7 +25,7 @@ from bitladder.records import (
     Status,
     measurement_id,
 )
-from bitladder.store import Results, Store
+from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import phase_items
 from bitladder.study.prepare import Prepared, prepare
@@ -60,7 +61,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    _require_own_folder(out)
+    require_own_folder(out, "study", ("study.json", MERGE_FILE), BEGUN)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -68,17 +69,6 @@ def _only_writer(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{out}: another study is writing here; wait for it, or use another --out") from None
         yield
-
-
-def _require_own_folder(out: Path) -> None:
-    """Raise UserError for a file, and for a folder that holds something else than a study."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a file; expected a new folder, or one of an earlier study")
-    if not out.is_dir() or (out / "study.json").is_file() or (out / "merge.json").is_file():
-        return
-    others = sorted(path.name for path in out.iterdir() if path.name not in BEGUN)
-    if others:
-        raise UserError(f"{out}: holds {others[0]} and no study; name a new folder, or one of an earlier study")
 
 
 class _Run:
