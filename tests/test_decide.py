@@ -16,7 +16,7 @@ from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, Summary
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
-from replay import write_broken_replay, write_replay
+from replay import RUNGS, write_broken_replay, write_replay
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,9 @@ def test_an_undecided_rung_is_not_picked_and_says_what_would_decide(directory: P
     strict = summarize(load_results(directory), margin_points=1.0)
     answer = recommend(strict, Limits(optimize="memory", max_drop_points=1.0))
     assert picked(answer) == {"memory": "bf16"}
+    assert verdict(answer, "int8").outcome == "undecided"
     (reason,) = verdict(answer, "int8").reasons
-    assert reason.startswith("undecided: +0.00 points [-1.90, +1.90], so a drop of 1 point is neither shown nor ruled")
+    assert reason.startswith("+0.00 points [-1.90, +1.90], so a drop of 1 point is neither shown nor ruled")
     assert "about 559 more questions would decide, and all of this suite were asked" in reason
 
 
@@ -114,7 +115,9 @@ def test_no_number_of_questions_decides_on_the_margin(summary: Summary) -> None:
     assert verdict(answer, "nf4").reasons[0].endswith("; on the margin")
 
 
-@pytest.mark.parametrize(("low", "high", "outcome"), [(-4.99, 1.0, "within"), (-5.0, 1.0, "out"), (-9.0, -5.1, "out")])
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"), [(-4.99, 1.0, "within"), (-5.0, 1.0, "undecided"), (-9.0, -5.1, "out")]
+)
 def test_the_limit_is_held_against_the_unfavourable_end(
     summary: Summary, low: float, high: float, outcome: str
 ) -> None:
@@ -171,7 +174,7 @@ def test_a_rung_without_the_goals_measurement_is_out(tmp_path: Path) -> None:
     one = recommend(found, Limits(optimize="throughput"))
     assert picked(one) == {"throughput": "fp16"}
     assert verdict(one, "bf16").outcome == "out"
-    assert verdict(one, "bf16").reasons == ("throughput is unknown: does_not_fit: needs 9 GiB",)
+    assert verdict(one, "bf16").reasons == ("throughput is unknown: does not fit: needs 9 GiB",)
     assert picked(recommend(found)) == {"latency": "bf16", "throughput": "fp16", "memory": "nf4"}
 
 
@@ -199,7 +202,26 @@ def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     for path in (*(directory / "records").iterdir(), *(directory / "rungs").iterdir()):
         path.unlink()
     answer = recommend(summarize(load_results(directory)))
+    assert {found.outcome for found in answer.verdicts} == {"undecided"}
+    assert verdict(answer, "nf4").reasons == ("not made yet; run the study again to go on",)
     assert answer.sentence.startswith(f"Unfinished, 0 of {planned} measurements so far: No rung is left")
+
+
+def test_what_the_rest_of_the_study_decides_is_undecided_and_what_failed_is_out(tmp_path: Path) -> None:
+    absent = {("int8", "bitladder_language"), ("fp16", "batch1")}
+    ends = {("nf4", "bitladder_language"): ("failed", "killed")}
+    found = summarize(load_results(write_replay(tmp_path, absent=absent, ends=ends)))  # type: ignore[arg-type]
+    answer = recommend(found, Limits(max_memory_bytes=2000 * MIB))
+    outcomes = {rung.rung: rung.outcome for rung in answer.verdicts}
+    assert (outcomes["int8"], outcomes["fp16"], outcomes["nf4"]) == ("undecided", "undecided", "out")
+    assert "failed" not in " ".join(verdict(answer, "int8").reasons + verdict(answer, "fp16").reasons)
+
+
+def test_without_the_baseline_no_drop_is_known(tmp_path: Path) -> None:
+    found = summarize(load_results(write_replay(tmp_path, rungs={"nf4": RUNGS["nf4"]})))
+    assert found.rungs[0].aggregate.difference_points.reason == "bf16 has no Knowledge: it is not in the study"
+    assert found.rungs[0].tasks[0].score.value is not None
+    assert recommend(found).blame == "no drop is known without bf16; run the study with bf16 among its rungs."
 
 
 def test_performance_alone_still_decides_and_says_what_is_missing(tmp_path: Path) -> None:

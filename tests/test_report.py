@@ -19,7 +19,7 @@ from bitladder.errors import BrokenFileError, UserError
 from bitladder.report import ResultsFile, write_report
 from bitladder.report.stamp import mark_begun
 from bitladder.store import Store
-from replay import BUILTIN_GROUPS, write_replay
+from replay import BUILTIN_GROUPS, RUNGS, write_replay
 
 EVIL = "<script>alert(1)</script>"
 BREAKOUT = '</script><img src=x onerror="alert(2)">'
@@ -253,3 +253,9 @@ def test_broken_record_is_named(tmp_path: Path) -> None:
     record.write_text(record.read_text()[:100])
     with pytest.raises(BrokenFileError, match=re.escape(record.name)):
         write_report(directory)
+
+
+def test_a_study_without_the_baseline_has_a_report(tmp_path: Path) -> None:
+    page = write_report(write_replay(tmp_path, rungs={"nf4": RUNGS["nf4"]}))[1].read_text()
+    assert "no drop is known without bf16" in page
+    assert "the baseline is not in the study" in page

@@ -374,7 +374,7 @@ def test_two_machines_make_no_speedup(tmp_path: Path) -> None:
     scenario = rung_of(summarize(store.load(), machine="T4"), "nf4").scenario("batch1")
     assert scenario is not None
     assert scenario.metric("latency_s").value is not None
-    assert scenario.metric("speedup").reason == "bf16 has no batch1: failed: not measured on this machine"
+    assert scenario.metric("speedup").reason == "bf16 has no batch1: not measured on this machine"
 
 
 def test_short_gpu_measurements_have_no_utilisation_and_no_energy() -> None:
@@ -408,5 +408,6 @@ def test_unfinished_study(tmp_path: Path) -> None:
     store = Store(write_replay(tmp_path))
     (tmp_path / "rungs" / "nf4.json").unlink()
     nf4 = rung_of(summarize(store.load()), "nf4")
-    assert nf4.status == "failed" and nf4.reason == "not made yet; run the study again to go on"
-    assert nf4.failures == ("nf4: failed: not made yet; run the study again to go on",)
+    assert nf4.status == "missing" and nf4.reason == "not made yet; run the study again to go on"
+    assert nf4.failures == ()
+    assert "batch1" in nf4.missing

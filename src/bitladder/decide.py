@@ -13,7 +13,7 @@ from pydantic import Field
 from bitladder.errors import UserError
 from bitladder.records import Record
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.units import format_bytes, format_count, format_points, format_raw, format_seconds
 
 Goal = Literal["latency", "throughput", "memory"]
@@ -101,10 +101,13 @@ class Pick(Record):
 
 
 class RungVerdict(Record):
-    """What became of one rung: picked for these goals, within the limits but not the best, or out; and why."""
+    """What became of one rung and why: picked for these goals, within the limits but not the best, undecided, or out.
+
+    Undecided: nothing speaks against it but that more questions, or the rest of the study, may decide either way.
+    """
 
     rung: str
-    outcome: Literal["picked", "within", "out"]
+    outcome: Literal["picked", "within", "undecided", "out"]
     goals: tuple[Goal, ...]
     reasons: tuple[str, ...]
 
@@ -130,6 +133,7 @@ class Objection:
 
     cause: Cause
     reason: str
+    undecided: bool = False
 
 
 def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
@@ -148,21 +152,13 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     blame = None if picks else _blame(summary, limits, objections, within, wanted)
     sentence = _sentence(summary, limits, picks, within) if picks else f"No rung is left: {blame}"
     return Recommendation(
-        sentence=_unfinished(summary) + sentence,
+        sentence=": ".join(filter(None, (summary.unfinished, sentence))),
         limits=limits,
         picks=picks,
         reasons=_reasons(summary, limits, picks, within),
         verdicts=tuple(_verdict(summary, rung, objections[rung.rung], picks, wanted) for rung in summary.rungs),
         blame=blame,
     )
-
-
-def _unfinished(summary: Summary) -> str:
-    """What goes before an answer that may change when the study goes on."""
-    if not summary.missing_measurements:
-        return ""
-    planned = summary.planned_measurements
-    return f"Unfinished, {planned - summary.missing_measurements} of {planned} measurements so far: "
 
 
 def _is_planned(summary: Summary, goal: Goal) -> bool:
@@ -187,7 +183,7 @@ def _require_measured(summary: Summary, limits: Limits) -> None:
 
 def _objections(summary: Summary, rung: RungSummary, limits: Limits) -> tuple[Objection, ...]:
     if rung.status != "ok":
-        return (Objection("missing", f"{rung.status}: {rung.reason}" if rung.reason else rung.status),)
+        return (Objection("missing", describe_end(rung.status, rung.reason), undecided=rung.status == "missing"),)
     if rung.audit is not None and not rung.audit.passed:
         findings = "; ".join(finding.message for finding in rung.audit.errors)
         return (Objection("missing", f"failed its audit: {findings}"),)
@@ -200,7 +196,9 @@ def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Object
         return None
     peak = _peak_memory(rung)
     if peak.value is None:
-        return Objection("missing", f"its memory at batch 1 is unknown: {peak.reason}")
+        return Objection(
+            "missing", f"its memory at batch 1 is unknown: {peak.reason}", undecided="batch1" in rung.missing
+        )
     if peak.value > max_memory_bytes:
         text = f"takes {format_bytes(peak.value)} at batch 1, more than {format_bytes(max_memory_bytes)}"
         return Objection("memory", text)
@@ -217,7 +215,9 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
         return None
     difference = rung.aggregate.difference_points
     if difference.value is None:
-        return Objection("missing", f"its drop is unknown: {difference.reason}")
+        return Objection(
+            "missing", f"its drop is unknown: {difference.reason}", undecided=_lacks_accuracy(summary, rung)
+        )
     if difference.low is None or difference.high is None:
         text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
         return Objection("missing", text)
@@ -225,10 +225,14 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
         return None
     if difference.high < -margin:
         return Objection("drop", f"{describe_difference(difference)}: a drop of more than {_points(margin)}")
-    text = (
-        f"undecided: {describe_difference(difference)}, so a drop of {_points(margin)} is neither shown nor ruled out"
-    )
-    return Objection("drop", f"{text}; {_more_questions(summary, rung, margin)}")
+    text = f"{describe_difference(difference)}, so a drop of {_points(margin)} is neither shown nor ruled out"
+    return Objection("drop", f"{text}; {_more_questions(summary, rung, margin)}", undecided=True)
+
+
+def _lacks_accuracy(summary: Summary, rung: RungSummary) -> bool:
+    """Whether the study has still to come to questions of this rung, or of the baseline."""
+    compared = [one for one in (rung, summary.rung(summary.baseline)) if one]
+    return any(set(one.missing) - {scenario.scenario for scenario in one.scenarios} for one in compared)
 
 
 def describe_difference(difference: Estimate) -> str:
@@ -312,14 +316,16 @@ def _verdict(
 ) -> RungVerdict:
     if objections:
         reasons = tuple(objection.reason for objection in objections)
-        return RungVerdict(rung=rung.rung, outcome="out", goals=(), reasons=reasons)
+        undecided = all(objection.undecided for objection in objections)
+        return RungVerdict(rung=rung.rung, outcome="undecided" if undecided else "out", goals=(), reasons=reasons)
     goals = tuple(pick.goal for pick in picks if pick.rung == rung.rung)
     best = {pick.goal: pick for pick in picks}
     reasons = tuple(_against(CRITERIA[goal], rung, best.get(goal)) for goal in wanted)
     if goals:
         return RungVerdict(rung=rung.rung, outcome="picked", goals=goals, reasons=reasons)
-    missing = all(CRITERIA[goal].of(rung).value is None for goal in wanted)
-    return RungVerdict(rung=rung.rung, outcome="out" if missing else "within", goals=(), reasons=reasons)
+    if any(CRITERIA[goal].of(rung).value is not None for goal in wanted):
+        return RungVerdict(rung=rung.rung, outcome="within", goals=(), reasons=reasons)
+    return RungVerdict(rung=rung.rung, outcome="undecided" if rung.missing else "out", goals=(), reasons=reasons)
 
 
 def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
@@ -416,5 +422,9 @@ def _blame(
             + "."
         )
     if all({"missing"} & {objection.cause for objection in found} for found in objections.values()):
+        if summary.has_accuracy and summary.rung(summary.baseline) is None:
+            return (
+                f"no drop is known without {summary.baseline}; run the study with {summary.baseline} among its rungs."
+            )
         return "every rung failed or lacks a measurement that the limits need; run the study again."
     return f"lifting one limit would admit none; {flags['memory']} and {flags['drop']} are both in the way."

@@ -8,7 +8,7 @@ from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Machine, Manifest
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary
+from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
 from bitladder.store import load_results
 from bitladder.units import UNKNOWN, format_count, format_percent, format_points, format_raw
 
@@ -120,7 +120,7 @@ def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
     rows = [
         (
             "Status",
-            *(found.status.replace("_", " ") + (f": {found.reason}" if found.reason else "") for found in scenarios),
+            *(describe_end(found.status, found.reason) for found in scenarios),
         ),
         _counts("Batch size", scenarios, lambda found: found.batch_size),
         _counts("Requests", scenarios, lambda found: found.requests),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bitladder.report.table import Cell, Column, Formatter, estimate_cell, number_cell, text_cell
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary
+from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, describe_end
 from bitladder.units import (
     MIB,
     format_count,
@@ -64,7 +64,7 @@ def absence(rung: RungSummary, measured: ScenarioSummary | None) -> str | None:
     """Why a scenario has no figures; None where it ended well."""
     if measured is None:
         return f"{rung.rung}: {rung.reason or 'not measured'}"
-    return None if measured.status == "ok" else f"{rung.rung}: {measured.reason or measured.status}"
+    return None if measured.status == "ok" else f"{rung.rung}: {measured.reason or describe_end(measured.status, None)}"
 
 
 def _s(metric: str, title: str, unit: str = "s") -> MetricColumn:
@@ -91,7 +91,9 @@ def _count(title: str, unit: str | None, field: Callable[[ScenarioSummary], int 
 def _status_cell(rung: RungSummary, measured: ScenarioSummary | None) -> Cell:
     reason = absence(rung, measured)
     return text_cell(
-        measured.status.replace("_", " ") if measured else None, mark="bad" if reason else "plain", reason=reason
+        describe_end(measured.status, None) if measured else None,
+        mark="bad" if measured and measured.status not in ("ok", "missing") else "plain",
+        reason=reason,
     )
 
 
