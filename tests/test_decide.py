@@ -72,8 +72,18 @@ def test_one_goal_is_one_sentence(summary: Summary) -> None:
 def test_memory_limit_is_held_against_the_peak_at_batch_1(summary: Summary) -> None:
     answer = recommend(summary, Limits(max_memory_bytes=600 * MIB, optimize="throughput"))
     assert picked(answer) == {"throughput": "int8"}
-    assert verdict(answer, "bf16").reasons == ("takes 661.5 MiB at batch 1, more than 600.0 MiB",)
-    assert "int8: takes 560.4 MiB at batch 1" in answer.reasons
+    assert verdict(answer, "bf16").reasons == ("661.5 MiB of peak memory at batch 1, more than 600.0 MiB",)
+    assert "int8: 560.4 MiB of peak memory at batch 1" in answer.reasons
+
+
+def test_the_sentence_names_what_was_limited(summary: Summary) -> None:
+    one = recommend(summary, Limits(max_memory_bytes=600 * MIB, optimize="memory"))
+    assert one.sentence == (
+        "Deploy nf4 for memory: 110.6 MiB of weights in memory, the smallest of the 2 rungs within 5 points of bf16 "
+        "and 600.0 MiB of peak memory at batch 1; peak memory at batch 1: 515.6 MiB (nf4)."
+    )
+    several = recommend(summary, Limits(max_memory_bytes=600 * MIB))
+    assert several.sentence.endswith("; peak memory at batch 1: 560.4 MiB (int8) and 515.6 MiB (nf4).")
 
 
 def test_differences_within_the_noise_are_told(summary: Summary) -> None:
@@ -189,7 +199,7 @@ def test_unknown_memory_is_not_within_a_limit(tmp_path: Path) -> None:
     ends = {("bf16", "batch1"): ("timeout", "no answer")}
     found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
     answer = recommend(found, Limits(max_memory_bytes=2000 * MIB))
-    assert verdict(answer, "bf16").reasons == ("its memory at batch 1 is unknown: timeout: no answer",)
+    assert verdict(answer, "bf16").reasons == ("its peak memory at batch 1 is unknown: timeout: no answer",)
 
 
 def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
@@ -286,7 +296,7 @@ def test_command_prints_json_and_counts_for_its_own_margin(directory: Path) -> N
         (["--optimize", "memry"], UnknownNameError, "unknown goal 'memry'; nearest: memory"),
         (["--max-drop", "1%"], UserError, "--max-drop: found '1%', expected percentage points such as 1pt or 0.5pt"),
         (["--max-drop", "0"], UserError, "--max-drop: found '0', expected more than 0"),
-        (["--max-memory", "two"], UserError, "--max-memory: found 'two', expected a size such as 2GiB"),
+        (["--max-memory", "two"], UserError, "--max-memory: found 'two', expected a size with its unit such as 2GiB"),
         (["--max-memory", "0GiB"], UserError, "--max-memory: found '0GiB', expected more than 0"),
     ],
 )

@@ -251,7 +251,10 @@ def test_broken_record_is_named(tmp_path: Path) -> None:
     directory = write_replay(tmp_path, only="accuracy")
     record = next((directory / "records").glob("*.json"))
     record.write_text(record.read_text()[:100])
-    with pytest.raises(BrokenFileError, match=re.escape(record.name)):
+    with pytest.raises(BrokenFileError, match=re.escape(record.name) + ".*or delete it and run the same study again"):
+        write_report(directory)
+    (directory / "study.json").write_text("{")
+    with pytest.raises(BrokenFileError, match="restore it from a copy or an archive of `bitladder pack`, or run the"):
         write_report(directory)
 
 

@@ -196,13 +196,18 @@ def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Object
         return None
     peak = _peak_memory(rung)
     if peak.value is None:
-        return Objection(
-            "missing", f"its memory at batch 1 is unknown: {peak.reason}", undecided="batch1" in rung.missing
-        )
+        return Objection("missing", f"its {_PEAK} is unknown: {peak.reason}", undecided="batch1" in rung.missing)
     if peak.value > max_memory_bytes:
-        text = f"takes {format_bytes(peak.value)} at batch 1, more than {format_bytes(max_memory_bytes)}"
-        return Objection("memory", text)
+        return Objection("memory", f"{_describe_peak(peak)}, more than {format_bytes(max_memory_bytes)}")
     return None
+
+
+_PEAK = "peak memory at batch 1"
+"""how people call what ``--max-memory`` limits, which is more than the weights"""
+
+
+def _describe_peak(peak: Estimate) -> str:
+    return f"{format_bytes(peak.value)} of {_PEAK}"
 
 
 def _peak_memory(rung: RungSummary) -> Estimate:
@@ -347,17 +352,18 @@ def _bounds(summary: Summary, limits: Limits) -> str:
     if limits.max_drop_points is not None:
         bounds.append(f"{_points(limits.max_drop_points)} of {summary.baseline}")
     if limits.max_memory_bytes is not None:
-        bounds.append(f"{format_bytes(limits.max_memory_bytes)} of memory")
+        bounds.append(_describe_peak(Estimate(value=limits.max_memory_bytes)))
     return " and ".join(bounds)
 
 
 def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:
     bounds = _bounds(summary, limits)
+    peaks = _peaks(limits, picks, within)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
         rank = "the only rung" if len(within) == 1 else f"{criterion.best} of the {len(within)} rungs"
         place = f" within {bounds}" if bounds else ""
-        return f"Deploy {pick.rung} for {pick.goal}: {criterion.describe(pick.figure)}, {rank}{place}."
+        return f"Deploy {pick.rung} for {pick.goal}: {criterion.describe(pick.figure)}, {rank}{place}{peaks}."
     by_rung: dict[str, list[Pick]] = {}
     for pick in picks:
         by_rung.setdefault(pick.rung, []).append(pick)
@@ -365,7 +371,16 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
     for rung, own in by_rung.items():
         goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)})" for pick in own]
         parts.append(f"{rung} for {_list(goals)}")
-    return f"{f'Of {_count(len(within))} within {bounds}, deploy' if bounds else 'Deploy'} {'; '.join(parts)}."
+    return f"{f'Of {_count(len(within))} within {bounds}, deploy' if bounds else 'Deploy'} {'; '.join(parts)}{peaks}."
+
+
+def _peaks(limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:
+    """Where memory is limited, the limited figure of what is picked: the goal's own counts weights alone."""
+    if limits.max_memory_bytes is None:
+        return ""
+    picked = {pick.rung for pick in picks}
+    peaks = [f"{format_bytes(_peak_memory(rung).value)} ({rung.rung})" for rung in within if rung.rung in picked]
+    return f"; {_PEAK}: {_list(peaks)}"
 
 
 def _list(words: Sequence[str]) -> str:
@@ -382,7 +397,7 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
             margin = _points(limits.max_drop_points)
             reasons.append(f"{name}: {difference} against {summary.baseline} rules out a drop of {margin}")
         if limits.max_memory_bytes is not None:
-            reasons.append(f"{name}: takes {format_bytes(_peak_memory(rung).value)} at batch 1")
+            reasons.append(f"{name}: {_describe_peak(_peak_memory(rung))}")
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
     if not summary.has_accuracy:

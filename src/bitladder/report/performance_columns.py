@@ -183,12 +183,12 @@ def memory_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
     host = _mib("resident_peak_bytes", "Resident peak of the process")
     if not on_gpu:
         return (
-            _mib("loaded_bytes", "Weights"),
+            _mib("loaded_bytes", "Weights in memory"),
             _mib("study_vram_bytes", "Average, resident"),
             _mib("peak_memory_bytes", "Peak, resident"),
         )
     return (
-        _mib("loaded_bytes", "Weights"),
+        _mib("loaded_bytes", "Weights in memory"),
         _mib("study_vram_bytes", "Average, device less idle"),
         _mib("peak_memory_bytes", "Peak, device less idle"),
         _mib("allocated_peak_bytes", "Allocated peak"),

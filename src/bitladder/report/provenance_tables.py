@@ -25,7 +25,7 @@ def checkpoint_table(summary: Summary) -> Table:
         Column("Content hash", numeric=False),
     )
     rows = tuple(_checkpoint_row(rung) for rung in summary.rungs)
-    notes = ("The rest: embedding, norms and head, which are never quantized. In memory: after one forward.",)
+    notes = ("The rest: embedding, norms and head, which are never quantized. Weights in memory: after one forward.",)
     return Table("checkpoints", "Checkpoints", columns, rows, notes)
 
 

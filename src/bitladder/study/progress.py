@@ -6,6 +6,12 @@ from bitladder.records import MeasurementRecord, RungRecord
 class StudyProgress:
     """Receives a study's events. Subclass to show them."""
 
+    def preparing(self, what: str) -> None:
+        """A step before the plan is made."""
+
+    def warn(self, what: str) -> None:
+        """The study goes on, but its figures will say less than they might."""
+
     def planned(self, measurements: int, finished: int) -> None:
         """``finished`` of ``measurements`` have a record already."""
 

@@ -45,17 +45,18 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     Raises UserError for bad input, or where another process is writing to ``out``.
     """
     store = Store(out)
+    progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=bool(describe_machine().gpus)) as server:
         store.remove_unfinished()
         if not store.has_study():
             server.start()  # its imports take about as long as preparing does
-        prepared = prepare(settings, store)
+        prepared = prepare(settings, store, progress)
         study = prepared.study
         if prepared.prompts is not None:
             store.write_prompts(prepared.prompts)
         store.write_study(study)
-        _Run(prepared, store, progress or StudyProgress(), server).run()
+        _Run(prepared, store, progress, server).run()
         return store.load()
 
 
