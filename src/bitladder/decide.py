@@ -14,7 +14,7 @@ from bitladder.errors import UserError
 from bitladder.records import Record
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
-from bitladder.units import format_bytes, format_count, format_points, format_raw, format_seconds
+from bitladder.units import counted, format_bytes, format_count, format_points, format_raw, format_seconds
 
 Goal = Literal["latency", "throughput", "memory"]
 
@@ -281,9 +281,7 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     if not ranked:
         return None
     (best, figure), others = ranked[0], ranked[1:]
-    reasons = [
-        f"{best.rung}: {criterion.describe(figure)}, {criterion.best} of {_count(len(ranked))} within the limits"
-    ]
+    reasons = [f"{best.rung}: {criterion.describe(figure)}, {_rank(criterion, len(ranked))} within the limits"]
     for rung, estimate in others:
         if estimate.value == figure.value:
             reasons.append(f"{rung.rung} is exactly equal in {criterion.goal}; {_tie_reason(summary, best, rung)}")
@@ -308,8 +306,12 @@ def _overlap(criterion: Criterion, one: Estimate, other: Estimate) -> bool:
     return one.low <= other.high and other.low <= one.high
 
 
+def _rank(criterion: Criterion, rungs: int) -> str:
+    return "the only rung" if rungs == 1 else f"{criterion.best} of {_count(rungs)}"
+
+
 def _count(rungs: int) -> str:
-    return "the 1 rung" if rungs == 1 else f"the {rungs} rungs"
+    return f"the {counted(rungs, 'rung')}"
 
 
 def _verdict(
@@ -361,7 +363,7 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
     peaks = _peaks(limits, picks, within)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
-        rank = "the only rung" if len(within) == 1 else f"{criterion.best} of the {len(within)} rungs"
+        rank = _rank(criterion, len(within))
         place = f" within {bounds}" if bounds else ""
         return f"Deploy {pick.rung} for {pick.goal}: {criterion.describe(pick.figure)}, {rank}{place}{peaks}."
     by_rung: dict[str, list[Pick]] = {}

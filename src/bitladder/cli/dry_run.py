@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bitladder.cli.progress import TerminalProgress
-from bitladder.environment import describe_machine
+from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.forkserver import ForkServer
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
 from bitladder.study.prepare import prepare
+from bitladder.study.progress import busy_warning
 from bitladder.units import counted, format_bytes, format_seconds
 
 
@@ -29,6 +30,9 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         tempfile.TemporaryDirectory(prefix="bitladder-plan-") as logs,
         ForkServer(OVERHEAD, Path(logs) / "log", with_gpu=bool(describe_machine().gpus)) as server,
     ):
+        busy = busy_share()
+        if busy > BUSY_SHARE:
+            progress.warn(busy_warning(busy))
         server.start()  # its imports take about as long as preparing does
         prepared = prepare(settings, Store(out), progress)
         study = prepared.study

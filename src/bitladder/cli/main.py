@@ -12,7 +12,7 @@ import typer
 
 from bitladder.cli.audit import audit_command
 from bitladder.cli.compare import compare_command
-from bitladder.cli.merge import merge_command
+from bitladder.cli.merge import MergeCommand, merge_command
 from bitladder.cli.pack import pack_command
 from bitladder.cli.publish import publish_command
 from bitladder.cli.quantize import quantize_command
@@ -42,7 +42,7 @@ app.command("recommend")(recommend_command)
 app.command("compare")(compare_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)
-app.command("merge")(merge_command)
+app.command("merge", cls=MergeCommand)(merge_command)
 app.command("pack")(pack_command)
 app.command("publish")(publish_command)
 

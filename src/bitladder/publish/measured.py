@@ -92,8 +92,7 @@ def _accuracy_table(measured: Measured) -> CardTable:
 
 def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...]:
     format_score = _percent if task.unit == "percent" else format_raw
-    metric = task.metric.replace("_", " ")
-    name = task.title if task.unit == "percent" or metric in task.title else f"{task.title} ({metric})"
+    name = task.title_with_unit
     no_signal = "no signal" if baseline else f"no signal: {task.no_signal_reason}"  # the difference says why
     row = [
         name if task.signal or task.unit == "raw" else f"{name} ({no_signal})",

@@ -120,10 +120,12 @@ def study_metrics(on_gpu: bool) -> tuple[MetricColumn, ...]:
 
 
 def main_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
-    """The study's own, with the number of requests beside their total time and the peak beside the average."""
+    """The study's own, with the speed-up beside what it is of, the number of requests beside their total time and
+    the peak beside the average."""
     throughput, latency, utilisation, memory = study_metrics(on_gpu)
     return (
         throughput,
+        MetricColumn("speedup", "Speed-up", "ratio", format_ratio),
         MetricColumn("total_time_s", "Total", "s", format_percent),
         _count("Requests", None, lambda measured: measured.requests),
         latency,
@@ -131,7 +133,6 @@ def main_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
         utilisation,
         memory,
         _mib("allocated_peak_bytes", "Allocated peak") if on_gpu else _mib("resident_peak_bytes", "Resident peak"),
-        MetricColumn("speedup", "Speed-up", "ratio", format_ratio),
     )
 
 

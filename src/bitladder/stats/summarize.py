@@ -17,6 +17,7 @@ from bitladder.stats.accuracy import Leaf, Row, summarize_aggregate, summarize_t
 from bitladder.stats.machines import find_place, to_decide
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.summary import End, Estimate, RungSummary, ScenarioSummary, Summary, describe_end
+from bitladder.units import counted
 
 MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
 """--max-drop by suite: what its questions can resolve"""
@@ -222,8 +223,8 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
             about = f"{record.rung}, {record.item.task}"
             notes += [f"{about}: {text}" for text in scores.disagreements(record.outcome)]
             if record.outcome.truncated_documents:
-                count = record.outcome.truncated_documents
-                notes.append(f"{about}: {count} prompts were longer than the model's context and lost their beginning.")
+                count = counted(record.outcome.truncated_documents, "prompt")
+                notes.append(f"{about}: {count} longer than the model's context: the beginning was cut off.")
     return tuple(notes + _remarks(results) + _batch_dependence(results) + _about_suite(results))
 
 

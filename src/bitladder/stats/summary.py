@@ -66,6 +66,12 @@ class TaskSummary(Record):
     recovery_percent: Estimate
     """(score - chance) / (baseline - chance); generated answers have a chance of 0"""
 
+    @property
+    def title_with_unit(self) -> str:
+        """The title; where the score is no share of right answers, with its metric, unless the title has it."""
+        metric = self.metric.replace("_", " ")
+        return self.title if self.unit == "percent" or metric in self.title else f"{self.title} ({metric})"
+
 
 class AggregateSummary(Record):
     """Mean over the tasks with signal, the same for all rungs."""

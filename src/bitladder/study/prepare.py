@@ -64,7 +64,11 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         added={name: one.source for name, one in added.items()},
     )
     if study.baseline not in study.rungs:
-        progress.warn(f"without {study.baseline} among the rungs there is no drop and no speed-up, only plain figures")
+        names = ",".join((study.baseline, *settings.rungs))
+        progress.warn(
+            f"without {study.baseline} among the rungs there is no drop and no speed-up, only plain figures; "
+            f"add it, as --rungs {names}"
+        )
     return Prepared(study, prompts, {name: one.directory for name, one in added.items()})
 
 

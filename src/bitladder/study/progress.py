@@ -26,3 +26,7 @@ class StudyProgress:
 
     def measured(self, record: MeasurementRecord) -> None:
         """A measurement left its record."""
+
+
+def busy_warning(share: float) -> str:
+    return f"other programs keep {share:.0%} of the processors busy, and times measured now say little; end them first"

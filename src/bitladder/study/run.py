@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bitladder.environment import describe_machine
+from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
 from bitladder.files import require_own_folder
 from bitladder.forkserver import ForkServer
@@ -19,6 +19,7 @@ from bitladder.records import (
     AccuracyTask,
     Item,
     MeasurementRecord,
+    PerformanceOutcome,
     RungRecord,
     Scenario,
     Settings,
@@ -30,7 +31,7 @@ from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungM
 from bitladder.study.plan import phase_items
 from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
-from bitladder.study.progress import StudyProgress
+from bitladder.study.progress import StudyProgress, busy_warning
 
 BEGUN = (".lock", "logs")
 """what a study leaves that ended before its plan was made"""
@@ -82,6 +83,7 @@ class _Run:
         self._store = store
         self._progress = progress
         self._finished: set[str] = set()
+        self._warned = False
 
     def run(self) -> None:
         rungs = {name: self._known_rung(name) for name in self._study.rungs}
@@ -184,6 +186,7 @@ class _Run:
         first = next(iter(left.values()))
         phase: Phase = "accuracy" if isinstance(first, AccuracyTask) else "performance"
         self._progress.phase(rung.rung, "accuracy" if isinstance(first, AccuracyTask) else first.scenario)
+        busy = None if isinstance(first, AccuracyTask) else self._busy_share()
         audited_bytes = rung.audit.loaded_bytes if rung.audit else None
         worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
         for message in worker.messages():
@@ -192,10 +195,19 @@ class _Run:
             elif isinstance(message, Documents):
                 self._store.write_documents(message.documents)
             elif isinstance(message, Measured):
-                self._store.write_measurement(message.record)
-                left.pop(message.record.measurement_id)
-                self._progress.measured(message.record)
+                record = _with_busy_share(message.record, busy)
+                self._store.write_measurement(record)
+                left.pop(record.measurement_id)
+                self._progress.measured(record)
         return worker.ended
+
+    def _busy_share(self) -> float:
+        """How busy others keep the processors, told once where that spoils what is measured."""
+        share = busy_share()
+        if share > BUSY_SHARE and not self._warned:
+            self._warned = True
+            self._progress.warn(busy_warning(share))
+        return share
 
     def _worker(
         self,
@@ -222,3 +234,9 @@ class _Run:
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
         return Worker(self._server, job, log, self._study.settings.timeout_s)
+
+
+def _with_busy_share(record: MeasurementRecord, share: float | None) -> MeasurementRecord:
+    if not isinstance(record.outcome, PerformanceOutcome):
+        return record
+    return record.model_copy(update={"outcome": record.outcome.model_copy(update={"busy_share": share})})
