@@ -118,6 +118,19 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert "bug in bitladder" in ran.stderr
 
 
+def test_an_interrupted_command_says_how_to_go_on(
+    bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitladder import store
+
+    def interrupted(directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "load_results", interrupted)
+    ran = bitladder("recommend", ".")
+    assert (ran.returncode, ran.stderr) == (130, "interrupted; run the same command again to go on\n")
+
+
 def test_version(bitladder: Callable[..., Ran]) -> None:
     from bitladder import __version__
 

@@ -84,13 +84,9 @@ class Telling(Counting):
     def __init__(self) -> None:
         super().__init__()
         self.prepared: list[str] = []
-        self.warnings: list[str] = []
 
     def preparing(self, what: str) -> None:
         self.prepared.append(what)
-
-    def warn(self, what: str) -> None:
-        self.warnings.append(what)
 
 
 def test_a_plan_without_the_baseline_is_warned_of_and_its_times_may_be_the_most(

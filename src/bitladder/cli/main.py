@@ -72,6 +72,8 @@ def run() -> None:
     logging.getLogger("bitladder").setLevel(logging.INFO)
     try:
         code = app(prog_name="bitladder", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
