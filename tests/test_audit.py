@@ -57,7 +57,7 @@ def test_every_rung_is_what_it_says(made_rungs: CopyRung, rung: str) -> None:
     else:
         assert found.loaded_bytes == pytest.approx(found.stored_bytes, rel=0.03)
     assert {"bytes", "size", "memory", "operators", "hardware"} <= {finding.check for finding in found.findings}
-    assert parse_record(Audit, found.model_dump_json(), Path("audit")) == found
+    assert parse_record(Audit, found.model_dump_json(), Path("audit"), "") == found
 
 
 def test_a_tampered_dtype_loads_another_type_and_fails(tiny_copy: Path) -> None:

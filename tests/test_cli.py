@@ -70,6 +70,11 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("study builtin:smollm2-135n", "unknown built-in model 'builtin:smollm2-135n'; nearest: builtin:smollm2-135m"),
         ("study builtin:smollm2-135m --rungs bf16,nf5", "unknown rung 'nf5'; nearest: nf4"),
         ("study builtin:smollm2-135m --suite papper", "unknown suite 'papper'; nearest: paper"),
+        ("study builtin:smollm2-135m --device gpu", "--device: found 'gpu', expected auto, cpu, cuda or cuda:N"),
+        ("study builtin:smollm2-135m --rungs ,", "--rungs: found none, expected one name or several"),
+        ("study builtin:smollm2-135m --memory-limit lots", "error: --memory-limit: found 'lots', expected a size with"),
+        ("study builtin:smollm2-135m --limit 0", "--limit: found 0; input should be greater"),
+        ("study --config .", ".: a folder; expected a study.yaml"),
         ("study builtin:smollm2-135m --tasks arc_eazy", "unknown task 'arc_eazy'; nearest: arc_easy"),
         ("study builtin:smollm2-135m --device cuda:9", "device 'cuda:9' is not here; expected auto, cpu"),
         ("study builtin:smollm2-135m --limits arc_easy", "expected task=number pairs"),
@@ -83,7 +88,8 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("quantize builtin:smollm2-135m --rung nf9 --out x", "unknown rung 'nf9'; nearest: nf4"),
         ("audit absent", "absent"),
         ("report absent", "no study.json"),
-        ("recommend absent --max-memory lots", "expected a size such as 2GiB"),
+        ("recommend absent --max-memory lots", "expected a size with its unit such as 2GiB"),
+        ("recommend absent --max-memory 2", "--max-memory: found '2', expected a size with its unit such as 2GiB"),
         ("recommend absent", "no study.json"),
         ("compare absent", "no study.json"),
         ("verdict absent other", "absent: no such folder; expected lm-eval's --output_path, or DIR:RUNG of a study"),
@@ -104,7 +110,7 @@ def test_bad_input_is_one_line_and_exit_2(
     lines = ran.stderr.strip().splitlines()
     assert says in lines[-1]
     assert lines[-1].startswith("error: ")
-    assert len(lines) == 1
+    assert all(line.endswith(" ...") for line in lines[:-1]), "before it there is nothing but progress"
 
 
 def test_unknown_flag_is_exit_2(bitladder: Callable[..., Ran]) -> None:
@@ -125,6 +131,19 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert ran.returncode == 70
     assert "RuntimeError: ours" in ran.stderr
     assert "bug in bitladder" in ran.stderr
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitladder import store
+
+    def interrupted(directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "load_results", interrupted)
+    ran = bitladder("recommend", ".")
+    assert (ran.returncode, ran.stderr) == (130, "interrupted; run the same command again to go on\n")
 
 
 def test_version(bitladder: Callable[..., Ran]) -> None:

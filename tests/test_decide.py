@@ -16,7 +16,7 @@ from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, Summary
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
-from replay import write_broken_replay, write_replay
+from replay import RUNGS, write_broken_replay, write_replay
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def test_without_limits_every_goal_has_its_pick_within_the_default_margin(summar
     assert answer.limits.max_drop_points == 5.0
     assert answer.sentence.startswith("Of the 4 rungs within 5 points of bf16, deploy bf16 for latency (")
     assert verdict(answer, "fp4").outcome == "out"
-    assert verdict(answer, "fp4").reasons == ("-11.43 points [-15.42, -7.33]: a drop of more than 5 points",)
+    assert verdict(answer, "fp4").reasons == ("-11.43 points [-15.22, -7.65]: a drop of more than 5 points",)
     assert verdict(answer, "nf4").goals == ("memory",)
     assert (
-        "nf4: within the margin, -1.43 points [-4.78, +1.95] against bf16 rules out a drop of 5 points"
+        "nf4: within the margin, -1.43 points [-4.52, +1.64] against bf16 rules out a drop of 5 points"
         in answer.reasons
     )
 
@@ -75,8 +75,18 @@ def test_one_goal_is_one_sentence(summary: Summary) -> None:
 def test_memory_limit_is_held_against_the_peak_at_batch_1(summary: Summary) -> None:
     answer = recommend(summary, Limits(max_memory_bytes=600 * MIB, optimize="throughput"))
     assert picked(answer) == {"throughput": "int8"}
-    assert verdict(answer, "bf16").reasons == ("takes 661.5 MiB at batch 1, more than 600.0 MiB",)
-    assert "int8: takes 560.4 MiB at batch 1" in answer.reasons
+    assert verdict(answer, "bf16").reasons == ("661.5 MiB of peak memory at batch 1, more than 600.0 MiB",)
+    assert "int8: 560.4 MiB of peak memory at batch 1" in answer.reasons
+
+
+def test_the_sentence_names_what_was_limited(summary: Summary) -> None:
+    one = recommend(summary, Limits(max_memory_bytes=600 * MIB, optimize="memory"))
+    assert one.sentence == (
+        "Deploy nf4 for memory: 110.6 MiB of weights in memory, the smallest of the 2 rungs within 5 points of bf16 "
+        "and 600.0 MiB of peak memory at batch 1; peak memory at batch 1: 515.6 MiB (nf4)."
+    )
+    several = recommend(summary, Limits(max_memory_bytes=600 * MIB))
+    assert several.sentence.endswith("; peak memory at batch 1: 560.4 MiB (int8) and 515.6 MiB (nf4).")
 
 
 def test_differences_within_the_noise_are_told(summary: Summary) -> None:
@@ -97,9 +107,10 @@ def test_an_undecided_rung_is_not_picked_and_says_what_would_decide(directory: P
     strict = summarize(load_results(directory), margin_points=1.0)
     answer = recommend(strict, Limits(optimize="memory", max_drop_points=1.0))
     assert picked(answer) == {"memory": "bf16"}
+    assert verdict(answer, "int8").outcome == "undecided"
     (reason,) = verdict(answer, "int8").reasons
-    assert reason.startswith("undecided: +0.00 points [-3.20, +2.96], so a drop of 1 point is neither shown nor ruled")
-    assert "about 1,241 more questions would decide, and all of this suite were asked" in reason
+    assert reason.startswith("+0.00 points [-2.83, +2.64], so a drop of 1 point is neither shown nor ruled")
+    assert "about 1,169 more questions would decide, and all of this suite were asked" in reason
 
 
 def test_another_margin_than_the_summarys_has_no_count(summary: Summary) -> None:
@@ -117,7 +128,9 @@ def test_no_number_of_questions_decides_on_the_margin(summary: Summary) -> None:
     assert verdict(answer, "nf4").reasons[0].endswith("; on the margin")
 
 
-@pytest.mark.parametrize(("low", "high", "outcome"), [(-4.99, 1.0, "within"), (-5.0, 1.0, "out"), (-9.0, -5.1, "out")])
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"), [(-4.99, 1.0, "within"), (-5.0, 1.0, "undecided"), (-9.0, -5.1, "out")]
+)
 def test_the_limit_is_held_against_the_unfavourable_end(
     summary: Summary, low: float, high: float, outcome: str
 ) -> None:
@@ -174,7 +187,7 @@ def test_a_rung_without_the_goals_measurement_is_out(tmp_path: Path) -> None:
     one = recommend(found, Limits(optimize="throughput"))
     assert picked(one) == {"throughput": "fp16"}
     assert verdict(one, "bf16").outcome == "out"
-    assert verdict(one, "bf16").reasons == ("throughput is unknown: does_not_fit: needs 9 GiB",)
+    assert verdict(one, "bf16").reasons == ("throughput is unknown: does not fit: needs 9 GiB",)
     assert picked(recommend(found)) == {"latency": "bf16", "throughput": "fp16", "memory": "nf4"}
 
 
@@ -189,7 +202,7 @@ def test_unknown_memory_is_not_within_a_limit(tmp_path: Path) -> None:
     ends = {("bf16", "batch1"): ("timeout", "no answer")}
     found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
     answer = recommend(found, Limits(max_memory_bytes=2000 * MIB))
-    assert verdict(answer, "bf16").reasons == ("its memory at batch 1 is unknown: timeout: no answer",)
+    assert verdict(answer, "bf16").reasons == ("its peak memory at batch 1 is unknown: timeout: no answer",)
 
 
 def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
@@ -202,7 +215,26 @@ def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     for path in (*(directory / "records").iterdir(), *(directory / "rungs").iterdir()):
         path.unlink()
     answer = recommend(summarize(load_results(directory)))
+    assert {found.outcome for found in answer.verdicts} == {"undecided"}
+    assert verdict(answer, "nf4").reasons == ("not made yet; run the study again to go on",)
     assert answer.sentence.startswith(f"Unfinished, 0 of {planned} measurements so far: No rung is left")
+
+
+def test_what_the_rest_of_the_study_decides_is_undecided_and_what_failed_is_out(tmp_path: Path) -> None:
+    absent = {("int8", "bitladder_language"), ("fp16", "batch1")}
+    ends = {("nf4", "bitladder_language"): ("failed", "killed")}
+    found = summarize(load_results(write_replay(tmp_path, absent=absent, ends=ends)))  # type: ignore[arg-type]
+    answer = recommend(found, Limits(max_memory_bytes=2000 * MIB))
+    outcomes = {rung.rung: rung.outcome for rung in answer.verdicts}
+    assert (outcomes["int8"], outcomes["fp16"], outcomes["nf4"]) == ("undecided", "undecided", "out")
+    assert "failed" not in " ".join(verdict(answer, "int8").reasons + verdict(answer, "fp16").reasons)
+
+
+def test_without_the_baseline_no_drop_is_known(tmp_path: Path) -> None:
+    found = summarize(load_results(write_replay(tmp_path, rungs={"nf4": RUNGS["nf4"]})))
+    assert found.rungs[0].aggregate.difference_points.reason == "bf16 has no Knowledge: it is not in the study"
+    assert found.rungs[0].tasks[0].score.value is not None
+    assert recommend(found).blame == "no drop is known without bf16; run the study with bf16 among its rungs."
 
 
 def test_performance_alone_still_decides_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -244,7 +276,7 @@ def test_command_prints_sentence_reasons_and_table(directory: Path) -> None:
     lines = ran.stdout.splitlines()
     assert lines[0].startswith("Deploy nf4 for memory: 110.6 MiB of weights in memory")
     assert lines[1].startswith("- nf4: 110.6 MiB")
-    assert "[-15.42, -7.33]" in ran.stdout
+    assert "[-15.22, -7.65]" in ran.stdout
 
 
 def test_command_exits_1_where_no_rung_is_left(directory: Path) -> None:
@@ -258,7 +290,7 @@ def test_command_prints_json_and_counts_for_its_own_margin(directory: Path) -> N
     answer = json.loads(ran.stdout)
     assert answer["limits"]["max_drop_points"] == 1.0
     assert Recommendation.model_validate(answer).picks
-    assert "1,241 more questions" in ran.stdout
+    assert "1,169 more questions" in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -267,7 +299,7 @@ def test_command_prints_json_and_counts_for_its_own_margin(directory: Path) -> N
         (["--optimize", "memry"], UnknownNameError, "unknown goal 'memry'; nearest: memory"),
         (["--max-drop", "1%"], UserError, "--max-drop: found '1%', expected percentage points such as 1pt or 0.5pt"),
         (["--max-drop", "0"], UserError, "--max-drop: found '0', expected more than 0"),
-        (["--max-memory", "two"], UserError, "--max-memory: found 'two', expected a size such as 2GiB"),
+        (["--max-memory", "two"], UserError, "--max-memory: found 'two', expected a size with its unit such as 2GiB"),
         (["--max-memory", "0GiB"], UserError, "--max-memory: found '0GiB', expected more than 0"),
     ],
 )

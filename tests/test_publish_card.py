@@ -73,6 +73,15 @@ def test_baseline_is_not_compared_with_itself(study: Path) -> None:
     assert "Difference" not in card
 
 
+def test_the_card_of_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
+    study = write_replay(tmp_path, absent={("nf4", "max-batch"), ("bf16", "bitladder_language")})
+    manifest, audit, measured = checkpoint(study, "nf4")
+    card = to_card("lab/nf4", manifest, audit, Origin(None), measured)
+    first = next(line for line in card.splitlines() if line.startswith("> "))
+    assert first.startswith("> Unfinished, 28 of 30 measurements so far: ")
+    assert "failed" not in card
+
+
 def test_text_from_outside_is_inert(study: Path) -> None:
     manifest, audit, _ = checkpoint(study, "nf4")
     source = Source(model=EVIL, kind="hub", revision=EVIL, content_hash=EVIL, note=EVIL)

@@ -104,7 +104,7 @@ def test_what_is_not_measured_has_a_reason(tmp_path: Path) -> None:
     assert cells["arc_easy", "INT8"].score.reason == "failed: a cause"
     speeds = {(cell.scenario, cell.precision): cell for cell in one.speeds}
     assert speeds["batch1", "INT4"].speedup_to_fp32.reason == "fp32 is not among this study's precisions"
-    assert speeds["max-batch", "INT4"].speedup.reason == "does_not_fit: needs 9.1 GiB"
+    assert speeds["max-batch", "INT4"].speedup.reason == "does not fit: needs 9.1 GiB"
     assert speeds["batch1", "INT8"].vram_bytes.reason == "measured on a CPU, which has no VRAM"
 
 

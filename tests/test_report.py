@@ -17,8 +17,9 @@ from bitladder.cli.report import report_command
 from bitladder.decide import Limits
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.report import ResultsFile, write_report
+from bitladder.report.stamp import mark_begun
 from bitladder.store import Store
-from replay import BUILTIN_GROUPS, write_replay
+from replay import BUILTIN_GROUPS, RUNGS, write_replay
 
 EVIL = "<script>alert(1)</script>"
 BREAKOUT = '</script><img src=x onerror="alert(2)">'
@@ -231,9 +232,33 @@ def test_folder_without_a_study_is_a_users_error(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_a_folder_of_something_else_is_refused_and_one_that_a_killed_report_left_is_not(
+    small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match=r"holds report\.html and no report; name a new folder, or one of an earlier"):
+        write_report(small, tmp_path)
+    with pytest.raises(UserError, match=r"report\.html: a file; expected a new folder"):
+        write_report(small, tmp_path / "report.html")
+    with pytest.raises(UserError, match="and no report"):
+        write_report(small, small)
+    assert (tmp_path / "report.html").read_text() == "mine"
+    mark_begun(tmp_path)
+    assert write_report(small, tmp_path)[0].read_text() != "mine"
+
+
 def test_broken_record_is_named(tmp_path: Path) -> None:
     directory = write_replay(tmp_path, only="accuracy")
     record = next((directory / "records").glob("*.json"))
     record.write_text(record.read_text()[:100])
-    with pytest.raises(BrokenFileError, match=re.escape(record.name)):
+    with pytest.raises(BrokenFileError, match=re.escape(record.name) + ".*or delete it and run the same study again"):
         write_report(directory)
+    (directory / "study.json").write_text("{")
+    with pytest.raises(BrokenFileError, match="restore it from a copy or an archive of `bitladder pack`, or run the"):
+        write_report(directory)
+
+
+def test_a_study_without_the_baseline_has_a_report(tmp_path: Path) -> None:
+    page = write_report(write_replay(tmp_path, rungs={"nf4": RUNGS["nf4"]}))[1].read_text()
+    assert "no drop is known without bf16" in page
+    assert "the baseline is not in the study" in page

@@ -364,10 +364,10 @@ def test_a_dry_run_guesses_no_time_of_an_unknown_format(
     tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path
 ) -> None:
     prepared = prepare(settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)}), Store(tmp_path / "out"))
-    ladder, ready = estimate_study(prepared.study, tiny_llama, prepared.added)
+    ladder, ready = estimate_study(prepared.study, tiny_llama, prepared.added, overhead_bytes=1000)
     assert ladder.total_s is not None
     assert (ready.rung, ready.disk_bytes, ready.accuracy_s, ready.total_s) == ("theirs", 0, None, None)
-    assert ready.memory_bytes is not None
+    assert ready.peak_memory_bytes is not None
 
 
 def test_the_plan_says_which_margins_its_documents_resolve(

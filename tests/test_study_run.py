@@ -15,12 +15,12 @@ import pytest
 
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
-from bitladder.records import MeasurementRecord, RungRecord, Settings
+from bitladder.records import MeasurementRecord, PerformanceOutcome, RungRecord, Settings
 from bitladder.rungs import RUNGS
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
 from bitladder.study.process import WORKER, Worker
-from bitladder.study.progress import StudyProgress
+from bitladder.study.progress import StudyProgress, busy_warning
 from bitladder.study.run import run_study
 from test_study_settings import MACHINE, make_task
 
@@ -62,8 +62,12 @@ def settings_for(model: Path, tasks: Path, **changes: object) -> Settings:
 
 class Counting(StudyProgress):
     def __init__(self) -> None:
+        self.warnings: list[str] = []
         self.made: list[str] = []
         self.measurements: list[str] = []
+
+    def warn(self, what: str) -> None:
+        self.warnings.append(what)
 
     def rung(self, record: RungRecord) -> None:
         self.made.append(record.rung)
@@ -96,10 +100,11 @@ def ready_server(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
-    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None
+    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     settings = settings_for(tiny_llama, tasks)
+    monkeypatch.setattr("bitladder.study.run.busy_share", lambda: 0.9)
     code = (
         "import sys; from pathlib import Path; from bitladder import Settings, run_study; "
         "run_study(Settings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
@@ -115,6 +120,9 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert resumed.made == []
     assert len(resumed.measurements) == 3 - len(kept)
     assert [record.status for record in results.records] == ["ok"] * 3
+    assert resumed.warnings == [busy_warning(0.9)]
+    outcomes = [record.outcome for record in results.records]
+    assert [one.busy_share for one in outcomes if isinstance(one, PerformanceOutcome)] == [0.9]
     for name, content in kept.items():
         assert (out / "records" / name).read_bytes() == content
     assert len(list((out / "documents").iterdir())) == 2, "questions are stored once a task"

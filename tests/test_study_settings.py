@@ -9,6 +9,7 @@ from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Sce
 from bitladder.study.estimate import s_per_weight
 from bitladder.study.plan import phase_items, plan_study
 from bitladder.study.settings import load_settings
+from bitladder.units import GIB
 
 MACHINE = Machine(cpu_model="c", cpu_count=2, total_memory_bytes=8, platform="p", gpus=(), versions={})
 
@@ -29,6 +30,10 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("model: m\nrungs: [bf16, nf5]\n", "unknown rung 'nf5'; nearest: nf4"),
         ("model: m\nrungs: [bf16, bf16]\n", "bf16 stands more than once"),
         ("model: m\nonly: speed\n", "only: found 'speed'"),
+        ("model: m\nrungs: []\n", "rungs: found none, expected one name or several"),
+        ("model: m\nsuite: papr\n", "unknown suite 'papr'; nearest: paper"),
+        ("model: m\ndevice: gpu\n", "device: found 'gpu', expected auto, cpu"),
+        ("model: m\nmemory_limit: 15\n", "memory_limit: found '15', expected a size with its unit such as 2GiB"),
         ("limit: 5\n", "no model"),
         ("- a\n", "found list, expected keys and values"),
         ("a: [\n", "not YAML"),
@@ -40,6 +45,14 @@ def test_bad_settings_are_one_line(tmp_path: Path, text: str, says: str) -> None
     with pytest.raises(UserError, match=says) as caught:
         load_settings(config, {})
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_may_be_one_string(tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text("model: m\ntasks: arc_easy\nrungs: bf16, nf4\nmemory_limit: 15GiB\n")
+    settings = load_settings(config, {"scenarios": "batch1"})
+    assert (settings.tasks, settings.rungs, settings.scenarios) == (("arc_easy",), ("bf16", "nf4"), ("batch1",))
+    assert settings.memory_limit == 15 * GIB
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

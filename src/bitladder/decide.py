@@ -13,9 +13,9 @@ from pydantic import Field
 from bitladder.errors import UserError
 from bitladder.records import Record
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
-from bitladder.units import format_bytes, format_count, format_points, format_raw, format_seconds, points_text
+from bitladder.units import counted, format_bytes, format_count, format_points, format_raw, format_seconds, points_text
 
 Goal = Literal["latency", "throughput", "memory"]
 
@@ -102,10 +102,13 @@ class Pick(Record):
 
 
 class RungVerdict(Record):
-    """What became of one rung: picked for these goals, within the limits but not the best, or out; and why."""
+    """What became of one rung and why: picked for these goals, within the limits but not the best, undecided, or out.
+
+    Undecided: nothing speaks against it but that more questions, or the rest of the study, may decide either way.
+    """
 
     rung: str
-    outcome: Literal["picked", "within", "out"]
+    outcome: Literal["picked", "within", "undecided", "out"]
     goals: tuple[Goal, ...]
     reasons: tuple[str, ...]
     accuracy: Verdict | None = None
@@ -133,6 +136,7 @@ class Objection:
 
     cause: Cause
     reason: str
+    undecided: bool = False
 
 
 def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
@@ -151,7 +155,7 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     blame = None if picks else _blame(summary, limits, objections, within, wanted)
     sentence = _sentence(summary, limits, picks, within) if picks else f"No rung is left: {blame}"
     return Recommendation(
-        sentence=_unfinished(summary) + sentence,
+        sentence=": ".join(filter(None, (summary.unfinished, sentence))),
         limits=limits,
         picks=picks,
         reasons=_reasons(summary, limits, picks, within),
@@ -163,14 +167,6 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         ),
         blame=blame,
     )
-
-
-def _unfinished(summary: Summary) -> str:
-    """What goes before an answer that may change when the study goes on."""
-    if not summary.missing_measurements:
-        return ""
-    planned = summary.planned_measurements
-    return f"Unfinished, {planned - summary.missing_measurements} of {planned} measurements so far: "
 
 
 def _is_planned(summary: Summary, goal: Goal) -> bool:
@@ -195,7 +191,7 @@ def _require_measured(summary: Summary, limits: Limits) -> None:
 
 def _objections(summary: Summary, rung: RungSummary, limits: Limits) -> tuple[Objection, ...]:
     if rung.status != "ok":
-        return (Objection("missing", f"{rung.status}: {rung.reason}" if rung.reason else rung.status),)
+        return (Objection("missing", describe_end(rung.status, rung.reason), undecided=rung.status == "missing"),)
     if rung.audit is not None and not rung.audit.passed:
         findings = "; ".join(finding.message for finding in rung.audit.errors)
         return (Objection("missing", f"failed its audit: {findings}"),)
@@ -208,11 +204,18 @@ def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Object
         return None
     peak = _peak_memory(rung)
     if peak.value is None:
-        return Objection("missing", f"its memory at batch 1 is unknown: {peak.reason}")
+        return Objection("missing", f"its {_PEAK} is unknown: {peak.reason}", undecided="batch1" in rung.missing)
     if peak.value > max_memory_bytes:
-        text = f"takes {format_bytes(peak.value)} at batch 1, more than {format_bytes(max_memory_bytes)}"
-        return Objection("memory", text)
+        return Objection("memory", f"{_describe_peak(peak)}, more than {format_bytes(max_memory_bytes)}")
     return None
+
+
+_PEAK = "peak memory at batch 1"
+"""how people call what ``--max-memory`` limits, which is more than the weights"""
+
+
+def _describe_peak(peak: Estimate) -> str:
+    return f"{format_bytes(peak.value)} of {_PEAK}"
 
 
 def _peak_memory(rung: RungSummary) -> Estimate:
@@ -225,7 +228,9 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
         return None
     difference = rung.aggregate.difference_points
     if difference.value is None:
-        return Objection("missing", f"its drop is unknown: {difference.reason}")
+        return Objection(
+            "missing", f"its drop is unknown: {difference.reason}", undecided=_lacks_accuracy(summary, rung)
+        )
     if difference.low is None or difference.high is None:
         text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
         return Objection("missing", text)
@@ -234,10 +239,8 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
         return Objection("drop", f"{describe_difference(difference)}: a drop of more than {points_text(margin)}")
     if verdict != "undecided":
         return None
-    open_text = (
-        f"a drop of {points_text(margin)} is neither shown nor ruled out; {_more_questions(summary, rung, margin)}"
-    )
-    return Objection("drop", f"undecided: {describe_difference(difference)}, so {open_text}")
+    text = f"{describe_difference(difference)}, so a drop of {points_text(margin)} is neither shown nor ruled out"
+    return Objection("drop", f"{text}; {_more_questions(summary, rung, margin)}", undecided=True)
 
 
 def _accuracy(summary: Summary, rung: RungSummary, margin: float | None) -> Verdict | None:
@@ -245,6 +248,12 @@ def _accuracy(summary: Summary, rung: RungSummary, margin: float | None) -> Verd
     if margin is None or rung.rung == summary.baseline or difference.low is None or difference.high is None:
         return rung.aggregate.verdict
     return verdict_of(difference.low, difference.high, margin)
+
+
+def _lacks_accuracy(summary: Summary, rung: RungSummary) -> bool:
+    """Whether the study has still to come to questions of this rung, or of the baseline."""
+    compared = [one for one in (rung, summary.rung(summary.baseline)) if one]
+    return any(set(one.missing) - {scenario.scenario for scenario in one.scenarios} for one in compared)
 
 
 def describe_difference(difference: Estimate) -> str:
@@ -284,9 +293,7 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     if not ranked:
         return None
     (best, figure), others = ranked[0], ranked[1:]
-    reasons = [
-        f"{best.rung}: {criterion.describe(figure)}, {criterion.best} of {_count(len(ranked))} within the limits"
-    ]
+    reasons = [f"{best.rung}: {criterion.describe(figure)}, {_rank(criterion, len(ranked))} within the limits"]
     for rung, estimate in others:
         if estimate.value == figure.value:
             reasons.append(f"{rung.rung} is exactly equal in {criterion.goal}; {_tie_reason(summary, best, rung)}")
@@ -311,8 +318,12 @@ def _overlap(criterion: Criterion, one: Estimate, other: Estimate) -> bool:
     return one.low <= other.high and other.low <= one.high
 
 
+def _rank(criterion: Criterion, rungs: int) -> str:
+    return "the only rung" if rungs == 1 else f"{criterion.best} of {_count(rungs)}"
+
+
 def _count(rungs: int) -> str:
-    return "the 1 rung" if rungs == 1 else f"the {rungs} rungs"
+    return f"the {counted(rungs, 'rung')}"
 
 
 def _verdict(
@@ -323,14 +334,16 @@ def _verdict(
 ) -> RungVerdict:
     if objections:
         reasons = tuple(objection.reason for objection in objections)
-        return RungVerdict(rung=rung.rung, outcome="out", goals=(), reasons=reasons)
+        undecided = all(objection.undecided for objection in objections)
+        return RungVerdict(rung=rung.rung, outcome="undecided" if undecided else "out", goals=(), reasons=reasons)
     goals = tuple(pick.goal for pick in picks if pick.rung == rung.rung)
     best = {pick.goal: pick for pick in picks}
     reasons = tuple(_against(CRITERIA[goal], rung, best.get(goal)) for goal in wanted)
     if goals:
         return RungVerdict(rung=rung.rung, outcome="picked", goals=goals, reasons=reasons)
-    missing = all(CRITERIA[goal].of(rung).value is None for goal in wanted)
-    return RungVerdict(rung=rung.rung, outcome="out" if missing else "within", goals=(), reasons=reasons)
+    if any(CRITERIA[goal].of(rung).value is not None for goal in wanted):
+        return RungVerdict(rung=rung.rung, outcome="within", goals=(), reasons=reasons)
+    return RungVerdict(rung=rung.rung, outcome="undecided" if rung.missing else "out", goals=(), reasons=reasons)
 
 
 def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
@@ -352,17 +365,18 @@ def _bounds(summary: Summary, limits: Limits) -> str:
     if limits.max_drop_points is not None:
         bounds.append(f"{points_text(limits.max_drop_points)} of {summary.baseline}")
     if limits.max_memory_bytes is not None:
-        bounds.append(f"{format_bytes(limits.max_memory_bytes)} of memory")
+        bounds.append(_describe_peak(Estimate(value=limits.max_memory_bytes)))
     return " and ".join(bounds)
 
 
 def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:
     bounds = _bounds(summary, limits)
+    peaks = _peaks(limits, picks, within)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
-        rank = "the only rung" if len(within) == 1 else f"{criterion.best} of the {len(within)} rungs"
+        rank = _rank(criterion, len(within))
         place = f" within {bounds}" if bounds else ""
-        return f"Deploy {pick.rung} for {pick.goal}: {criterion.describe(pick.figure)}, {rank}{place}."
+        return f"Deploy {pick.rung} for {pick.goal}: {criterion.describe(pick.figure)}, {rank}{place}{peaks}."
     by_rung: dict[str, list[Pick]] = {}
     for pick in picks:
         by_rung.setdefault(pick.rung, []).append(pick)
@@ -370,7 +384,16 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
     for rung, own in by_rung.items():
         goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)})" for pick in own]
         parts.append(f"{rung} for {_list(goals)}")
-    return f"{f'Of {_count(len(within))} within {bounds}, deploy' if bounds else 'Deploy'} {'; '.join(parts)}."
+    return f"{f'Of {_count(len(within))} within {bounds}, deploy' if bounds else 'Deploy'} {'; '.join(parts)}{peaks}."
+
+
+def _peaks(limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:
+    """Where memory is limited, the limited figure of what is picked: the goal's own counts weights alone."""
+    if limits.max_memory_bytes is None:
+        return ""
+    picked = {pick.rung for pick in picks}
+    peaks = [f"{format_bytes(_peak_memory(rung).value)} ({rung.rung})" for rung in within if rung.rung in picked]
+    return f"; {_PEAK}: {_list(peaks)}"
 
 
 def _list(words: Sequence[str]) -> str:
@@ -388,7 +411,7 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
             verdict = _accuracy(summary, rung, limits.max_drop_points)
             reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} rules out a drop of {margin}")
         if limits.max_memory_bytes is not None:
-            reasons.append(f"{name}: takes {format_bytes(_peak_memory(rung).value)} at batch 1")
+            reasons.append(f"{name}: {_describe_peak(_peak_memory(rung))}")
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
     if not summary.has_accuracy:
@@ -428,5 +451,9 @@ def _blame(
             + "."
         )
     if all({"missing"} & {objection.cause for objection in found} for found in objections.values()):
+        if summary.has_accuracy and summary.rung(summary.baseline) is None:
+            return (
+                f"no drop is known without {summary.baseline}; run the study with {summary.baseline} among its rungs."
+            )
         return "every rung failed or lacks a measurement that the limits need; run the study again."
     return f"lifting one limit would admit none; {flags['memory']} and {flags['drop']} are both in the way."

@@ -1,4 +1,4 @@
-"""The machine and the libraries that a measurement ran with. Imports no torch."""
+"""The machine and the libraries that a measurement ran with, and how busy it was. Imports no torch."""
 
 import platform
 from importlib import metadata
@@ -19,6 +19,19 @@ LIBRARIES = (
     "lm-eval",
     "datasets",
 )
+
+
+BUSY_SHARE = 0.25
+"""of all processors: with more taken by others, times say little; of two, one busy is half"""
+_READING_S = 0.5
+
+
+def busy_share() -> float:
+    """Share of all processors' time that is taken now, read while nothing of ours runs.
+
+    Not the load average, which remembers for minutes what the study itself did.
+    """
+    return psutil.cpu_percent(_READING_S) / 100
 
 
 def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:

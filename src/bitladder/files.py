@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +45,20 @@ def remove_unfinished(directory: Path, name: str = "*") -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def require_own_folder(folder: Path, kind: str, marks: Collection[str], begun: Collection[str] = ()) -> None:
+    """Raise UserError for a file, and for a folder that holds something else than a ``kind`` such as a study.
+
+    ``marks``: files that only a ``kind`` has. ``begun``: names that one leaves which ended before it had any of them.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; expected a new folder, or one of an earlier {kind}")
+    if not folder.is_dir() or any((folder / mark).is_file() for mark in marks):
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in begun)
+    if others:
+        raise UserError(f"{folder}: holds {others[0]} and no {kind}; name a new folder, or one of an earlier {kind}")
 
 
 @contextmanager

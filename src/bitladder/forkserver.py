@@ -67,6 +67,21 @@ class ForkServer:
         """The worker's exit code, or the negative number of the signal that ended it."""
         return self._receive_number()
 
+    def ask(self, job: str) -> tuple[bytes, int]:
+        """Fork a worker for ``job``, one line. What it answered, and how it ended."""
+        read_stdin, write_stdin = os.pipe()
+        read_answer, write_answer = os.pipe()
+        # the standard input stays open: a worker ends when this process does
+        with os.fdopen(write_stdin, "wb", buffering=0) as stdin, os.fdopen(read_answer, "rb") as answers:
+            try:
+                self.fork(read_stdin, STDERR, write_answer)
+            finally:
+                os.close(read_stdin)
+                os.close(write_answer)
+            with suppress(BrokenPipeError):
+                stdin.write(job.encode() + b"\n")
+            return answers.read(), self.wait()
+
     def close(self) -> None:
         self._control.close()
         self._theirs.close()

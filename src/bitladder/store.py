@@ -30,6 +30,9 @@ from bitladder.results import Results as Results
 from bitladder.results import join
 
 MERGE_FILE = "merge.json"
+_MEND_STUDY = "restore it from a copy or an archive of `bitladder pack`, or run the study with a new --out"
+_MEND_MERGE = "merge the studies again, into a new folder"
+_MEND = "restore it from a copy, or delete it and run the same study again"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -52,7 +55,7 @@ class Store:
         path = self.directory / "study.json"
         if not path.is_file():
             raise UserError(f"{self.directory}: no study.json; expected the --out folder of `bitladder study`")
-        return parse_record(StudyRecord, path.read_bytes(), path)
+        return parse_record(StudyRecord, path.read_bytes(), path, _MEND_STUDY)
 
     def has_study(self) -> bool:
         return (self.directory / "study.json").is_file()
@@ -62,14 +65,14 @@ class Store:
 
     def read_rung(self, rung: str) -> RungRecord | None:
         path = self._path("rungs", rung)
-        return parse_record(RungRecord, path.read_bytes(), path) if path.is_file() else None
+        return parse_record(RungRecord, path.read_bytes(), path, _MEND) if path.is_file() else None
 
     def write_measurement(self, record: MeasurementRecord) -> None:
         self._write(self._path("records", record.measurement_id), record)
 
     def read_measurement(self, identity: str) -> MeasurementRecord | None:
         path = self._path("records", identity)
-        return parse_record(MeasurementRecord, path.read_bytes(), path) if path.is_file() else None
+        return parse_record(MeasurementRecord, path.read_bytes(), path, _MEND) if path.is_file() else None
 
     def write_documents(self, documents: TaskDocuments) -> None:
         path = self._path("documents", documents.documents_hash)
@@ -78,7 +81,7 @@ class Store:
 
     def read_documents(self, documents_hash: str) -> TaskDocuments | None:
         path = self._path("documents", documents_hash)
-        return parse_record(TaskDocuments, path.read_bytes(), path) if path.is_file() else None
+        return parse_record(TaskDocuments, path.read_bytes(), path, _MEND) if path.is_file() else None
 
     def write_prompts(self, prompts: Prompts) -> None:
         path = self._path("prompts", prompts.prompts_hash)
@@ -87,7 +90,7 @@ class Store:
 
     def read_prompts(self, prompts_hash: str) -> Prompts | None:
         path = self._path("prompts", prompts_hash)
-        return parse_record(Prompts, path.read_bytes(), path) if path.is_file() else None
+        return parse_record(Prompts, path.read_bytes(), path, _MEND) if path.is_file() else None
 
     def has_prompts(self, prompts_hash: str) -> bool:
         return self._path("prompts", prompts_hash).is_file()
@@ -138,7 +141,7 @@ class MergedStore:
     def read(self) -> MergeRecord | None:
         """None where nothing was merged. Raises BrokenFileError where it can't be read."""
         path = self.directory / MERGE_FILE
-        return parse_record(MergeRecord, path.read_bytes(), path) if path.is_file() else None
+        return parse_record(MergeRecord, path.read_bytes(), path, _MEND_MERGE) if path.is_file() else None
 
 
 def load_results(directory: Path) -> Results:

@@ -4,16 +4,21 @@ import re
 from collections.abc import Callable
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
-_SIZE_UNITS = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+_SIZE_UNITS = {"b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 
 UNKNOWN = "n/a"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 rung``, ``2 rungs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as ``2GiB``, ``1500MiB`` or ``2GB``. Raises ValueError on anything else."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].lower() not in _SIZE_UNITS:
-        raise ValueError(f"found {text!r}, expected a size such as 2GiB, 1500MiB or 2GB")
+        raise ValueError(f"found {text!r}, expected a size with its unit such as 2GiB, 1500MiB or 2GB")
     return int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
 
 

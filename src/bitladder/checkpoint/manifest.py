@@ -22,7 +22,8 @@ def library_versions() -> dict[str, str]:
 def read_manifest(directory: Path) -> Manifest | None:
     """The manifest of a checkpoint, None where it has none. Raises BrokenFileError where it can't be read."""
     path = directory / MANIFEST_NAME
-    return parse_record(Manifest, path.read_bytes(), path) if path.is_file() else None
+    mend = "restore it from a copy, or make the checkpoint anew"
+    return parse_record(Manifest, path.read_bytes(), path, mend) if path.is_file() else None
 
 
 def verify_files(directory: Path, manifest: Manifest) -> list[str]:

@@ -76,6 +76,6 @@ def verdict(audit: "Audit", name: str) -> str:
     memory = "not loaded" if audit.loaded_bytes is None else f"{format_bytes(audit.loaded_bytes)} in memory"
     noted = f"; warnings: {', '.join(warnings)}" if warnings else ""
     return (
-        f"PASS: {name} is what it says: {describe_scheme(audit.declared)}; {format_bytes(audit.stored_bytes)} stored, "
-        f"{memory}{noted}"
+        f"PASS: {name} is what it says: {describe_scheme(audit.declared)}; weights {format_bytes(audit.stored_bytes)} "
+        f"on disk, {memory}{noted}"
     )

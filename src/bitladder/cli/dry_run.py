@@ -1,62 +1,100 @@
 """The plan of a study, with what it is expected to take."""
 
 import json
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from bitladder.cli.progress import TerminalProgress
+from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
+from bitladder.forkserver import ForkServer
+from bitladder.perf.overhead import OVERHEAD, measure_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.stats.power import POWER, Resolution, resolutions
 from bitladder.stats.summarize import default_margin_points
 from bitladder.store import Store
-from bitladder.study.estimate import estimate_study
+from bitladder.study.estimate import RungEstimate, estimate_study
 from bitladder.study.prepare import prepare
-from bitladder.units import UNKNOWN, format_bytes, format_count, format_seconds, points_text
+from bitladder.study.progress import busy_warning
+from bitladder.units import counted, format_bytes, format_count, format_seconds, points_text
 
 
 def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
     from bitladder.models.source import resolve_model
 
-    prepared = prepare(settings, Store(out))
-    study = prepared.study
-    estimates = estimate_study(study, resolve_model(settings.model, settings.revision).directory, prepared.added)
-    margin_points = default_margin_points(study.suite)
-    resolved = _resolutions(study, margin_points)
+    with (
+        TerminalProgress() as progress,
+        tempfile.TemporaryDirectory(prefix="bitladder-plan-") as logs,
+        ForkServer(OVERHEAD, Path(logs) / "log", with_gpu=bool(describe_machine().gpus)) as server,
+    ):
+        busy = busy_share()
+        if busy > BUSY_SHARE:
+            progress.warn(busy_warning(busy))
+        server.start()  # its imports take about as long as preparing does
+        prepared = prepare(settings, Store(out), progress)
+        study = prepared.study
+        progress.preparing("estimating disk, memory and time")
+        overhead_bytes = measure_overhead(server, study.calibration.device)
+        directory = resolve_model(settings.model, settings.revision).directory
+        estimates = estimate_study(study, directory, prepared.added, overhead_bytes)
+        margin_points = default_margin_points(study.suite)
+        resolved = _resolutions(study, margin_points)
     if json_output:
         plan = {
             "study": study.model_dump(mode="json"),
+            "overhead_bytes": overhead_bytes,
             "estimates": [asdict(estimate) for estimate in estimates],
             "margin_points": margin_points,
             "resolutions": [one.model_dump(mode="json") for one in resolved],
         }
         print(json.dumps(plan, indent=2))
-        return
+    else:
+        show_plan(study, estimates, overhead_bytes, resolved)
+
+
+def show_plan(
+    study: StudyRecord,
+    estimates: Sequence[RungEstimate],
+    overhead_bytes: int | None,
+    resolved: tuple[Resolution, ...] = (),
+) -> None:
+    """The plan on stdout."""
     console = Console(highlight=False)
     names = [item.task if isinstance(item, AccuracyTask) else item.scenario for item in study.items]
-    console.print(f"{len(study.rungs)} rungs x {len(names)} measurements on {study.calibration.device}:")
-    console.print(f"  {', '.join(names)}", markup=False)
-    table = Table("rung", "disk", "memory", "quantize", "accuracy", "performance", box=None)
+    rungs, measurements = counted(len(study.rungs), "rung"), counted(len(names), "measurement")
+    console.print(f"{rungs} x {measurements} on {study.calibration.device}:")
+    console.print(f"  {', '.join(names)}", markup=False, soft_wrap=True)
+    table = Table("rung", "disk", "peak memory", "quantize", "accuracy", "performance", box=None)
     for estimate in estimates:
         table.add_row(
             estimate.rung,
             format_bytes(estimate.disk_bytes),
-            UNKNOWN if estimate.memory_bytes is None else format_bytes(estimate.memory_bytes),
-            *(
-                UNKNOWN if seconds is None else format_seconds(seconds)
-                for seconds in (estimate.quantize_s, estimate.accuracy_s, estimate.performance_s)
-            ),
+            format_bytes(estimate.peak_memory_bytes),
+            format_seconds(estimate.quantize_s),
+            format_seconds(estimate.accuracy_s),
+            _at_most(estimate.at_most, estimate.performance_s),
         )
     console.print(table)
+    share = "" if overhead_bytes is None else f", {format_bytes(overhead_bytes)} of it without any model"
+    kind = "the process's resident size" if study.calibration.device == "cpu" else "of the device, less its idle use"
+    console.print(f"peak memory: {kind} at batch 1, what --max-memory limits{share}", soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
-    time = format_seconds(sum(estimate.total_s or 0.0 for estimate in estimates))
+    capped = any(estimate.at_most for estimate in estimates)
+    time = _at_most(capped, sum(estimate.total_s or 0.0 for estimate in estimates))
     without = f", without {', '.join(unknown)}, whose formats were not timed" if unknown else ""
-    console.print(f"in all about {disk} of disk and {time}{without}; times are within about a factor of two")
+    limit = "; at most: a scenario is expected to end at --time-limit-s" if capped else ""
+    console.print(
+        f"in all about {disk} of disk and {time}{without}; times are within about a factor of two{limit}",
+        soft_wrap=True,
+    )
     if resolved:
-        _print_resolutions(console, resolved, len(study.rungs) - 1, margin_points)
+        _print_resolutions(console, resolved, len(study.rungs) - 1, default_margin_points(study.suite))
 
 
 def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, ...]:
@@ -92,5 +130,10 @@ def _print_resolutions(console: Console, resolved: tuple[Resolution, ...], rungs
     console.print(table)
     console.print(
         "documents: of one task, with the variance that a difference on the margin has; the textbook's formula leaves "
-        "it out and promises power that there is not. Documents that resemble each other (of one template) resolve less"
+        "it out and promises power that there is not. Documents that resemble each other (of one source) resolve less"
     )
+
+
+def _at_most(capped: bool, seconds: float | None) -> str:
+    known = capped and seconds is not None
+    return f"{'at most ' if known else ''}{format_seconds(seconds)}"

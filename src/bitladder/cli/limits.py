@@ -11,13 +11,17 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 MaxMemory = Annotated[
-    str | None, typer.Option(help="Most memory at batch 1, such as 2GiB: device minus idle; on a CPU resident.")
+    str | None,
+    typer.Option(
+        help="Most peak memory at batch 1, such as 2GiB: of the device minus its idle use; "
+        "on a CPU the process's resident size, libraries included."
+    ),
 ]
 MaxDrop = Annotated[str | None, typer.Option(help="Most points of the aggregate below the baseline, such as 1pt.")]
 OnMachine = Annotated[
     str | None, typer.Option("--machine", help="Part of the name of the machine to decide on, where there are several.")
 ]
-Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory; by default each.")]
+Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory (of the weights); by default each.")]
 
 
 def parse_limits(max_memory: str | None, max_drop: str | None, optimize: str | None) -> "Limits":

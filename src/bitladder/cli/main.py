@@ -13,7 +13,7 @@ import typer
 from bitladder.cli.audit import audit_command
 from bitladder.cli.compare import compare_command
 from bitladder.cli.diff import diff_command
-from bitladder.cli.merge import merge_command
+from bitladder.cli.merge import MergeCommand, merge_command
 from bitladder.cli.pack import pack_command
 from bitladder.cli.publish import publish_command
 from bitladder.cli.quantize import quantize_command
@@ -47,7 +47,7 @@ app.command("diff")(diff_command)
 app.command("compare")(compare_command)
 app.command("quantize")(quantize_command)
 app.command("audit")(audit_command)
-app.command("merge")(merge_command)
+app.command("merge", cls=MergeCommand)(merge_command)
 app.command("pack")(pack_command)
 app.command("publish")(publish_command)
 
@@ -77,6 +77,8 @@ def run() -> None:
     logging.getLogger("bitladder").setLevel(logging.INFO)
     try:
         code = app(prog_name="bitladder", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)

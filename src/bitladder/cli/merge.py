@@ -1,9 +1,19 @@
 """``bitladder merge``: several result folders as one, such as accuracy of one machine and performance of another."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+
+class MergeCommand(TyperCommand):
+    """Its help calls the inputs paths; typer's own would say ``<list[Path]>``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inputs = next(param for param in self.params if param.name == "inputs")
+        setattr(inputs, "display_type_rich", lambda ctx: "<path>...")  # noqa: B010
 
 
 def merge_command(
@@ -19,6 +29,7 @@ def merge_command(
 
     from bitladder.merge import merge_results
     from bitladder.stats.machines import place_names, places
+    from bitladder.units import counted
 
     results = merge_results(inputs, out)
     names = list(place_names(places(results)).values())
@@ -33,4 +44,4 @@ def merge_command(
         }
         typer.echo(json.dumps(answer))
     else:
-        typer.echo(f"{out}: {len(results.records)} measurements of {', '.join(rungs)} on {'; '.join(names)}")
+        typer.echo(f"{out}: {counted(len(results.records), 'measurement')} of {', '.join(rungs)} on {'; '.join(names)}")

@@ -1,5 +1,7 @@
 """Progress of a study on stderr: a bar on a terminal, plain lines elsewhere."""
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -7,13 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bitladder.records import AccuracyTask, MeasurementRecord, RungRecord
 from bitladder.study.progress import StudyProgress
-from bitladder.units import format_bytes, format_seconds
+from bitladder.units import counted, format_bytes, format_seconds
+
+LINE_INTERVAL_S = 30.0
+"""between two lines on one measurement, where there is no bar"""
 
 
 class TerminalProgress(StudyProgress):
     """Shows a study's events; use as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -23,8 +28,12 @@ class TerminalProgress(StudyProgress):
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._study = self._bars.add_task("study", total=None)
+        self._study = self._bars.add_task("study", total=None, visible=False)
         self._current = self._bars.add_task("", total=None, visible=False)
+        self._clock = clock
+        self._last_line_s = clock()
+        self._what = ""
+        self._total = self._done = 0
 
     def __enter__(self) -> "TerminalProgress":
         self._bars.start()
@@ -35,30 +44,48 @@ class TerminalProgress(StudyProgress):
     ) -> None:
         self._bars.stop()
 
+    def preparing(self, what: str) -> None:
+        self._begin(what)
+
+    def warn(self, what: str) -> None:
+        self._say(f"warning: {what}")
+
     def planned(self, measurements: int, finished: int) -> None:
-        self._bars.update(self._study, total=measurements, completed=finished)
+        self._total, self._done = measurements, finished
+        self._bars.update(self._study, total=measurements, completed=finished, visible=True)
         already = f", {finished} already done" if finished else ""
-        self._say(f"{measurements} measurements{already}")
+        self._say(f"{counted(measurements, 'measurement')}{already}")
 
     def phase(self, rung: str, what: str) -> None:
-        self._bars.update(self._current, description=f"{rung}: {what}", total=None, completed=0, visible=True)
+        self._begin(f"{rung}: {what}")
 
     def step(self, done: int, total: int) -> None:
         self._bars.update(self._current, completed=done, total=total)
+        if not self._console.is_terminal and self._clock() - self._last_line_s >= LINE_INTERVAL_S:
+            self._say(f"{self._what}: {done} of {total}")
 
     def rung(self, record: RungRecord) -> None:
         if record.audit is not None and record.status == "ok":
-            warnings = sum(finding.severity == "warning" for finding in record.audit.findings)
-            note = f", {warnings} warnings" if warnings else ""
-            self._say(f"{record.rung}: {format_bytes(record.audit.stored_bytes)}, audit passed{note}")
+            checks = dict.fromkeys(one.check for one in record.audit.findings if one.severity == "warning")
+            note = f"; warnings: {', '.join(checks)}, see the report" if checks else ""
+            self._say(f"{record.rung}: {format_bytes(record.audit.stored_bytes)} on disk, audit passed{note}")
         else:
             self._say(f"{record.rung}: {record.status}: {record.reason}")
 
     def measured(self, record: MeasurementRecord) -> None:
         self._bars.advance(self._study)
+        self._done += 1
         name = record.item.task if isinstance(record.item, AccuracyTask) else record.item.scenario
         end = format_seconds(record.duration_s) if record.status == "ok" else f"{record.status}: {record.reason}"
-        self._say(f"{record.rung}: {name}: {end}")
+        self._say(f"{record.rung}: {name}: {end} ({self._done} of {self._total})")
+
+    def _begin(self, what: str) -> None:
+        """What takes a while; without a bar a line of its own."""
+        self._what = what
+        self._bars.update(self._current, description=what, total=None, completed=0, visible=True)
+        if not self._console.is_terminal:
+            self._say(f"{what} ...")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._last_line_s = self._clock()
+        self._console.print(line, markup=False, soft_wrap=True)

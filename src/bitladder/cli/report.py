@@ -21,9 +21,10 @@ def report_command(
     import json
 
     from bitladder.report import write_report
+    from bitladder.units import counted
 
     written = write_report(directory, out, parse_limits(max_memory, max_drop, optimize), machine)
     if json_output:
         typer.echo(json.dumps([str(path) for path in written]))
     else:
-        typer.echo(f"{written[0]} and {len(written) - 1} files beside it")
+        typer.echo(f"{written[0]} and {counted(len(written) - 1, 'file')} beside it")

@@ -103,7 +103,7 @@ def study_command(
         bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan with expected disk, memory and time.")
+        bool, typer.Option("--dry-run", help="Print the plan with expected disk, peak memory and time.")
     ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
 ) -> None:
@@ -114,11 +114,11 @@ def study_command(
     flags = {
         "model": model,
         "revision": revision,
-        "rungs": _names(rungs),
+        "rungs": rungs,
         "add": _added(add),
         "only": only,
         "suite": suite,
-        "tasks": _names(tasks),
+        "tasks": tasks,
         "datasets": str(datasets.absolute()) if datasets else None,
         "limit": limit,
         "limits": _limits(limits),
@@ -129,7 +129,7 @@ def study_command(
         "chat_template": chat_template,
         "seed": seed,
         "device": device,
-        "scenarios": _names(scenarios),
+        "scenarios": scenarios,
         "requests": requests,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
@@ -150,10 +150,6 @@ def study_command(
     with TerminalProgress() as progress:
         results = run_study(settings, out, progress)
     _answer(results, json_output)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text is not None else None
 
 
 def _added(pairs: list[str] | None) -> dict[str, str] | None:

@@ -1,12 +1,11 @@
 """The largest batch that fits: a search over a probe, which predicts on a CPU and runs on a GPU."""
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
-from bitladder.forkserver import STDERR, ForkServer
+from bitladder.forkserver import ForkServer
 from bitladder.perf.memory import predict_working_memory
 from bitladder.perf.resources import device_bytes, device_capacity_bytes, gpu_of
 from bitladder.records import BatchProbe, Prompts, Record, Scenario
@@ -170,7 +169,7 @@ def running_probe(
             token_ids=tuple(prompts.row(index) for index in range(batch_size)),
             trust_remote_code=trust_remote_code,
         )
-        answer, code = _ask(server, job)
+        answer, code = server.ask(job.model_dump_json())
         if answer:
             found = BatchProbe.model_validate_json(answer)
         elif code == KILLED:
@@ -181,19 +180,3 @@ def running_probe(
 
     with ForkServer(PROBE, None, with_gpu=gpu is not None) as server:
         yield probe
-
-
-def _ask(server: ForkServer, job: ProbeJob) -> tuple[bytes, int]:
-    """What the probe wrote, and how it ended."""
-    read_stdin, write_stdin = os.pipe()
-    read_answer, write_answer = os.pipe()
-    # the standard input stays open: a probe ends when this process does
-    with os.fdopen(write_stdin, "wb", buffering=0) as stdin, os.fdopen(read_answer, "rb") as answers:
-        try:
-            server.fork(read_stdin, STDERR, write_answer)
-        finally:
-            os.close(read_stdin)
-            os.close(write_answer)
-        with suppress(BrokenPipeError):
-            stdin.write(job.model_dump_json().encode() + b"\n")
-        return answers.read(), server.wait()

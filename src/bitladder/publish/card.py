@@ -55,7 +55,9 @@ def _header(manifest: Manifest, origin: Origin) -> str:
 
 
 def _notes(manifest: Manifest, measured: Measured | None) -> tuple[str, ...]:
-    notes = [manifest.source.note] if manifest.source.note else []
+    unfinished = measured.summary.unfinished if measured else ""
+    notes = [f"{unfinished}: the study's figures below may change, and others are to come."] if unfinished else []
+    notes += [manifest.source.note] if manifest.source.note else []
     return tuple(dict.fromkeys([*notes, *(measured.summary.notes if measured else ())]))
 
 

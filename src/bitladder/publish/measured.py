@@ -8,7 +8,7 @@ from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Machine, Manifest
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary
+from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
 from bitladder.store import load_results
 from bitladder.units import UNKNOWN, format_count, format_percent, format_points, format_raw
 
@@ -93,8 +93,7 @@ def _accuracy_table(measured: Measured) -> CardTable:
 
 def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...]:
     format_score = _percent if task.unit == "percent" else format_raw
-    metric = task.metric.replace("_", " ")
-    name = task.title if task.unit == "percent" or metric in task.title else f"{task.title} ({metric})"
+    name = task.title_with_unit
     no_signal = "no signal" if baseline else f"no signal: {task.no_signal_reason}"  # the difference says why
     row = [
         name if task.signal or task.unit == "raw" else f"{name} ({no_signal})",
@@ -121,7 +120,7 @@ def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
     rows = [
         (
             "Status",
-            *(found.status.replace("_", " ") + (f": {found.reason}" if found.reason else "") for found in scenarios),
+            *(describe_end(found.status, found.reason) for found in scenarios),
         ),
         _counts("Batch size", scenarios, lambda found: found.batch_size),
         _counts("Requests", scenarios, lambda found: found.requests),

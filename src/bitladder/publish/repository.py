@@ -87,7 +87,7 @@ def look(name: str) -> Present | None:
             response = get_session().get(f"{url(name)}/resolve/{info.sha}/{MANIFEST_NAME}", headers=build_hf_headers())
             hf_raise_for_status(response)
             try:
-                manifest = parse_record(Manifest, response.content, Path(MANIFEST_NAME))
+                manifest = parse_record(Manifest, response.content, Path(MANIFEST_NAME), "replace it")
             except BrokenFileError:
                 manifest = None  # another program's file of that name
     return Present(info.sha, bool(info.private), files, manifest)

@@ -30,12 +30,15 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def parse_record(kind: type[AnyRecord], text: str | bytes, path: Path) -> AnyRecord:
-    """Parse a stored record. Raises BrokenFileError on bad JSON, another schema version, or wrong fields."""
+def parse_record(kind: type[AnyRecord], text: str | bytes, path: Path, mend: str) -> AnyRecord:
+    """Parse a stored record. Raises BrokenFileError on bad JSON, another schema version, or wrong fields.
+
+    ``mend``: what to do about a file that can't be read.
+    """
     try:
         fields = json.loads(text)
     except ValueError as error:
-        raise BrokenFileError(f"{path}: not JSON ({error}); delete it to have it made again") from None
+        raise BrokenFileError(f"{path}: not JSON ({error}); {mend}") from None
     found = fields.get("schema_version") if isinstance(fields, dict) else None
     if "schema_version" in kind.model_fields and found != SCHEMA_VERSION:
         raise BrokenFileError(
@@ -47,7 +50,7 @@ def parse_record(kind: type[AnyRecord], text: str | bytes, path: Path) -> AnyRec
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BrokenFileError(f"{path}: not a {kind.__name__}: {where}: {first['msg']}") from None
+        raise BrokenFileError(f"{path}: not a {kind.__name__}: {where}: {first['msg']}; {mend}") from None
 
 
 class Gpu(Record):

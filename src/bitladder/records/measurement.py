@@ -237,6 +237,8 @@ class PerformanceOutcome(Record):
     """on a GPU: seconds a step of a run with stamps, and of one without, in turn"""
     memory: MemoryFigures
     resources: tuple[ResourceSample, ...]
+    busy_share: float | None = None
+    """of all processors, by other programs just before it began; None where nobody looked"""
     idle_power_w: float | None = None
     """of the GPU, before this process used it"""
     unavailable: dict[str, str]

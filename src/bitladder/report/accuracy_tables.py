@@ -153,7 +153,7 @@ def _raw_table(summary: Summary) -> Table:
     tasks = raw_tasks(summary)
     columns = (
         Column("Precision", numeric=False),
-        *(Column(f"{task.title}: {task.metric.replace('_', ' ')}") for task in tasks),
+        *(Column(task.title_with_unit) for task in tasks),
     )
     rows = tuple(
         (

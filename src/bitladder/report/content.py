@@ -79,6 +79,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
             tables=split_tables(pages, lambda page: [checkpoint_table(page.summary), *findings_tables(page.summary)]),
         ),
         _failure_section(pages, summary),
+        _missing_section(summary),
         Section(
             "provenance",
             "Settings, machine, versions",
@@ -114,9 +115,9 @@ def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
 
 
 def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
-    marks: dict[str, Mark] = {"picked": "good", "within": "plain", "out": "bad"}
+    marks: dict[str, Mark] = {"picked": "good", "within": "plain", "undecided": "warning", "out": "bad"}
     known = {rung.rung: rung.title for rung in summary.rungs}
-    titles = {"picked": "deploy", "within": "within limits, not best", "out": "out"}
+    titles = {"picked": "deploy", "within": "within limits, not best", "undecided": "undecided", "out": "out"}
     rows: list[tuple[Cell, ...]] = []
     for verdict in recommendation.verdicts:
         goals = f" for {', '.join(verdict.goals)}" if verdict.goals else ""
@@ -189,3 +190,8 @@ def _failure_section(pages: Sequence[MachinePage], summary: Summary) -> Section 
     told = {failure for failure, _ in known}
     points += [failure for rung in summary.rungs for failure in rung.failures if failure not in told]
     return Section("failures", "What did not end well", points=tuple(dict.fromkeys(points))) if points else None
+
+
+def _missing_section(summary: Summary) -> Section | None:
+    points = tuple(f"{rung.rung}: {', '.join(rung.missing)}" for rung in summary.rungs if rung.missing)
+    return Section("missing", "Not measured yet", points=points) if points else None

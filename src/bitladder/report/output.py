@@ -7,10 +7,9 @@ from pathlib import Path
 from pydantic import Field
 
 from bitladder.decide import Limits, Recommendation
-from bitladder.errors import UserError
-from bitladder.files import write_atomically
+from bitladder.files import require_own_folder, write_atomically
 from bitladder.records import SCHEMA_VERSION, Record
-from bitladder.report.stamp import current_files, source_hash, write_stamp
+from bitladder.report.stamp import STAMP, current_files, mark_begun, source_hash, write_stamp
 from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results, load_results
@@ -36,21 +35,22 @@ def write_report(
 
     ``out`` is ``directory/report`` by default, and a file of the same name there is replaced; a report that is there
     already, made from the same, is left. ``machine``: part of the name of the one to decide on, by default the study's
-    own. Raises UserError where ``directory`` holds no study, the limits need what it does not measure or there is no
-    such machine, BrokenFileError where a record can't be read.
+    own. Raises UserError where ``directory`` holds no study, ``out`` something else than a report, the limits need what
+    is not measured or there is no such machine, BrokenFileError where a record can't be read.
     """
     results = load_results(directory)
     limits = limits or Limits()
     out = Path(directory) / "report" if out is None else Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a file; expected a folder")
+    require_own_folder(out, "report", (STAMP,))
     source = source_hash(results, limits, machine)
     current = current_files(out, source)
     if current is not None:
         return current
+    content = _render(results, limits, machine)
+    mark_begun(out)
     paths = []
-    for name, content in _render(results, limits, machine).items():
-        write_atomically(out / name, content)
+    for name, data in content.items():
+        write_atomically(out / name, data)
         paths.append(out / name)
     write_stamp(out, source, paths)
     return paths

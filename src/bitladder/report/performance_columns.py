@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bitladder.report.table import Cell, Column, Formatter, estimate_cell, number_cell, text_cell
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary
+from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, describe_end
 from bitladder.units import (
     MIB,
     format_count,
@@ -64,7 +64,7 @@ def absence(rung: RungSummary, measured: ScenarioSummary | None) -> str | None:
     """Why a scenario has no figures; None where it ended well."""
     if measured is None:
         return f"{rung.rung}: {rung.reason or 'not measured'}"
-    return None if measured.status == "ok" else f"{rung.rung}: {measured.reason or measured.status}"
+    return None if measured.status == "ok" else f"{rung.rung}: {measured.reason or describe_end(measured.status, None)}"
 
 
 def _s(metric: str, title: str, unit: str = "s") -> MetricColumn:
@@ -91,7 +91,9 @@ def _count(title: str, unit: str | None, field: Callable[[ScenarioSummary], int 
 def _status_cell(rung: RungSummary, measured: ScenarioSummary | None) -> Cell:
     reason = absence(rung, measured)
     return text_cell(
-        measured.status.replace("_", " ") if measured else None, mark="bad" if reason else "plain", reason=reason
+        describe_end(measured.status, None) if measured else None,
+        mark="bad" if measured and measured.status not in ("ok", "missing") else "plain",
+        reason=reason,
     )
 
 
@@ -118,10 +120,12 @@ def study_metrics(on_gpu: bool) -> tuple[MetricColumn, ...]:
 
 
 def main_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
-    """The study's own, with the number of requests beside their total time and the peak beside the average."""
+    """The study's own, with the speed-up beside what it is of, the number of requests beside their total time and
+    the peak beside the average."""
     throughput, latency, utilisation, memory = study_metrics(on_gpu)
     return (
         throughput,
+        MetricColumn("speedup", "Speed-up", "ratio", format_ratio),
         MetricColumn("total_time_s", "Total", "s", format_percent),
         _count("Requests", None, lambda measured: measured.requests),
         latency,
@@ -129,7 +133,6 @@ def main_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
         utilisation,
         memory,
         _mib("allocated_peak_bytes", "Allocated peak") if on_gpu else _mib("resident_peak_bytes", "Resident peak"),
-        MetricColumn("speedup", "Speed-up", "ratio", format_ratio),
     )
 
 
@@ -181,12 +184,12 @@ def memory_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
     host = _mib("resident_peak_bytes", "Resident peak of the process")
     if not on_gpu:
         return (
-            _mib("loaded_bytes", "Weights"),
+            _mib("loaded_bytes", "Weights in memory"),
             _mib("study_vram_bytes", "Average, resident"),
             _mib("peak_memory_bytes", "Peak, resident"),
         )
     return (
-        _mib("loaded_bytes", "Weights"),
+        _mib("loaded_bytes", "Weights in memory"),
         _mib("study_vram_bytes", "Average, device less idle"),
         _mib("peak_memory_bytes", "Peak, device less idle"),
         _mib("allocated_peak_bytes", "Allocated peak"),

@@ -65,7 +65,7 @@ def _main_notes(scenario: str, on_gpu: bool) -> list[str]:
     if on_gpu:
         notes.append("VRAM: average of device memory less idle, as the study sampled it. Allocated: by PyTorch.")
     else:
-        notes.append("Memory: resident size of the process. CPU utilisation: 100 is one busy core.")
+        notes.append("Memory: resident size of the process, libraries included. CPU utilisation: 100 is one busy core.")
     if scenario == "max-batch":
         notes.append(
             "Inverse throughput is what the study calls latency at the largest batch; no request is that fast."

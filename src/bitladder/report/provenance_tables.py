@@ -9,7 +9,7 @@ from bitladder.records import Audit, Finding, Machine, Scenario, Source, StudyRe
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
 from bitladder.stats.summary import RungSummary, Summary
 from bitladder.store import Results
-from bitladder.units import MIB, format_bytes, format_mib
+from bitladder.units import MIB, counted, format_bytes, format_mib
 
 _SEVERITY_MARKS: dict[str, Mark] = {"error": "bad", "warning": "warning", "info": "plain"}
 _UNPACKED = {"INT8": "I8", "FP8": "F8_E4M3"}
@@ -25,7 +25,7 @@ def checkpoint_table(summary: Summary) -> Table:
         Column("Content hash", numeric=False),
     )
     rows = tuple(_checkpoint_row(rung) for rung in summary.rungs)
-    notes = ("The rest: embedding, norms and head, which are never quantized. In memory: after one forward.",)
+    notes = ("The rest: embedding, norms and head, which are never quantized. Weights in memory: after one forward.",)
     return Table("checkpoints", "Checkpoints", columns, rows, notes)
 
 
@@ -59,8 +59,7 @@ def _audit_cell(rung: RungSummary, why: str) -> Cell:
     if not rung.audit.passed:
         return text_cell("failed", mark="bad", reason=f"{rung.rung}: {rung.reason}" if rung.reason else None)
     warnings = sum(finding.severity == "warning" for finding in rung.audit.findings)
-    plural = "" if warnings == 1 else "s"
-    return text_cell(f"passed, {warnings} warning{plural}" if warnings else "passed", mark="good")
+    return text_cell(f"passed, {counted(warnings, 'warning')}" if warnings else "passed", mark="good")
 
 
 def findings_tables(summary: Summary) -> list[Table]:

@@ -58,6 +58,11 @@ def current_files(out: Path, source: str) -> list[Path] | None:
     return list(paths) if stamp.source == source and whole else None
 
 
+def mark_begun(out: Path) -> None:
+    """Make ``out`` known as a report's folder before the first file of a report is in it."""
+    write_stamp(out, "", [])
+
+
 def write_stamp(out: Path, source: str, paths: list[Path]) -> None:
     stamp = Stamp(source=source, files={path.name: sha256_file(path) for path in paths})
     write_atomically(out / STAMP, stamp.model_dump_json(indent=1) + "\n")

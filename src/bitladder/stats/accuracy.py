@@ -63,7 +63,7 @@ class Row:
     def pots(self) -> dict[str, tuple[Pot, ...] | str]:
         """Of a row in per cent: each rung's questions and scores, or why there are none."""
         found = {rung: self.outcomes(rung) for rung in self.leaves}
-        return {
+        return {self.baseline: "it is not in the study"} | {
             rung: outcomes if isinstance(outcomes, str) else scores.make_pots(self.group, outcomes)
             for rung, outcomes in found.items()
         }

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from bitladder.environment import BUSY_SHARE
 from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, serial_correlation
 from bitladder.stats.resources import resource_metrics
 from bitladder.stats.summary import Estimate
+from bitladder.units import counted
 
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
@@ -115,6 +117,10 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     line = Timeline(outcome)
     done, notes = len(line.requests), []
     batches = len(line.rows)
+    if outcome.busy_share is not None and outcome.busy_share > BUSY_SHARE:
+        notes.append(
+            f"other programs kept {outcome.busy_share:.0%} of the processors busy when it began: times say little"
+        )
     if outcome.batch_search and outcome.batch_size == cap:
         notes.append(f"the batch was capped at {cap}, more would fit")
     if outcome.batch_size > 1 and batches < FEW_BATCHES:
@@ -124,7 +130,7 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     if correlation > NOTED_CORRELATION:
         notes.append(f"a batch's time resembles the one before (correlation {correlation:.1f}): something else drifted")
     if done < FEW_REQUESTS:
-        notes.append(f"{done} requests, fewer than {FEW_REQUESTS}: the intervals are wide")
+        notes.append(f"{counted(done, 'request')}, fewer than {FEW_REQUESTS}: the intervals are wide")
     if len(outcome.requests) > done:
         notes.append(f"{len(outcome.requests) - done} of {len(outcome.requests)} requests did not end well")
     if outcome.stopped_by == "out_of_memory":

@@ -8,7 +8,6 @@ from bitladder.records import (
     PerformanceOutcome,
     RungRecord,
     Scenario,
-    Status,
     StudyRecord,
 )
 from bitladder.results import Results, item_name
@@ -19,12 +18,15 @@ from bitladder.stats.machines import find_place, to_decide
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.summary import (
     AggregateSummary,
+    End,
     Estimate,
     RungSummary,
     ScenarioSummary,
     Summary,
     TaskSummary,
+    describe_end,
 )
+from bitladder.units import counted
 
 MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
 """--max-drop by suite: what its questions can resolve"""
@@ -59,6 +61,9 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     rows = [Row(group, study.baseline, leaves) for group in study.groups if tasks]
     found = [summarize_tasks(row, margin) for row in rows]
     aggregates = summarize_aggregates(rows, study.rungs, study.baseline, margin)
+    summaries = tuple(
+        _rung_summary(results, ends, rung, tuple(row[rung] for row in found), aggregates[rung]) for rung in ends
+    )
     return Summary(
         source=study.source,
         suite=study.suite,
@@ -67,10 +72,8 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         margin_points=margin,
         all_questions_asked=_all_asked(study),
         planned_measurements=len(ends) * len(study.items),
-        missing_measurements=sum(end.is_missing(item) for end in ends.values() for item in study.items),
-        rungs=tuple(
-            _rung_summary(results, ends, rung, tuple(row[rung] for row in found), aggregates[rung]) for rung in ends
-        ),
+        missing_measurements=sum(len(rung.missing) for rung in summaries),
+        rungs=summaries,
         notes=_notes(results, rows),
         measured_on=results.measured_on,
     )
@@ -86,8 +89,8 @@ class _Ends:
         self._elsewhere = results.elsewhere
 
     @property
-    def status(self) -> Status:
-        return "failed" if self.record is None else self.record.status
+    def status(self) -> End:
+        return "missing" if self.record is None else self.record.status
 
     @property
     def reason(self) -> str | None:
@@ -97,13 +100,13 @@ class _Ends:
         """Whether the study has not come to it: neither its own end nor its rung's is known."""
         return self.measurement(item)[2] in (NOT_MADE, NOT_MEASURED)
 
-    def measurement(self, item: Item) -> tuple[MeasurementRecord | None, Status, str | None]:
+    def measurement(self, item: Item) -> tuple[MeasurementRecord | None, End, str | None]:
         """Its record if there is one, how it ended, and why not well."""
         if self.status != "ok":
             return None, self.status, self.reason
         record = self._records.get(_key(item))
         if record is None:
-            return None, "failed", self._missing(item_name(item))
+            return None, "missing", self._missing(item_name(item))
         if record.status == "ok" and record.outcome is None:
             return record, "failed", "its record has no outcome"
         return record, record.status, record.reason
@@ -113,8 +116,8 @@ class _Ends:
         if record is not None and isinstance(record.outcome, AccuracyOutcome) and record.status == "ok":
             return record.outcome
         if record is not None:
-            return _why(record.status, record.reason)
-        return self._missing(task) if self.status == "ok" else _why(self.status, self.reason)
+            return describe_end(record.status, record.reason)
+        return self._missing(task) if self.status == "ok" else describe_end(self.status, self.reason)
 
     def _missing(self, name: str) -> str:
         return NOT_HERE if (self.rung, name) in self._elsewhere else NOT_MEASURED
@@ -128,10 +131,6 @@ class _Ends:
 
 def _key(item: Item) -> tuple[str, str]:
     return item.kind, item_name(item)
-
-
-def _why(status: Status, reason: str | None) -> str:
-    return f"{status}: {reason}" if reason else status
 
 
 def _rung_summary(
@@ -156,6 +155,7 @@ def _rung_summary(
         aggregate=aggregate,
         scenarios=scenarios,
         failures=_failures(end, study.items),
+        missing=tuple(item_name(item) for item in study.items if end.is_missing(item)),
     )
 
 
@@ -168,13 +168,15 @@ def _loaded_bytes(end: _Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | N
 
 
 def _failures(end: _Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
+    if end.status == "missing":
+        return ()
     if end.status != "ok":
-        return (f"{end.rung}: {_why(end.status, end.reason)}",)
+        return (f"{end.rung}: {describe_end(end.status, end.reason)}",)
     measured = [(item, *end.measurement(item)[1:]) for item in items]
     return tuple(
-        f"{end.rung}, {item_name(item)}: {_why(status, reason)}"
+        f"{end.rung}, {item_name(item)}: {describe_end(status, reason)}"
         for item, status, reason in measured
-        if status != "ok" and reason != NOT_HERE
+        if status not in ("ok", "missing")
     )
 
 
@@ -221,7 +223,7 @@ def _speedup(end: _Ends, baseline: _Ends | None, item: Scenario, outcome: Perfor
     theirs = baseline.performance(item)
     if theirs is None:
         _, status, reason = baseline.measurement(item)
-        return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {_why(status, reason)}")
+        return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {describe_end(status, reason)}")
     return speedup(outcome, theirs)
 
 
@@ -235,8 +237,8 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
             about = f"{record.rung}, {record.item.task}"
             notes += [f"{about}: {text}" for text in scores.disagreements(record.outcome)]
             if record.outcome.truncated_documents:
-                count = record.outcome.truncated_documents
-                notes.append(f"{about}: {count} prompts were longer than the model's context and lost their beginning.")
+                count = counted(record.outcome.truncated_documents, "prompt")
+                notes.append(f"{about}: {count} longer than the model's context: the beginning was cut off.")
     return tuple(notes + _remarks(results) + _batch_dependence(results) + _about_suite(results))
 
 

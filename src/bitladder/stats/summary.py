@@ -9,6 +9,16 @@ from typing import Literal
 from bitladder.records import Audit, Machine, Record, Source, Status
 from bitladder.stats.verdict import Verdict
 
+End = Status | Literal["missing"]
+"""how a checkpoint or a measurement ended; ``missing``: the study has not come to it, or another machine did it"""
+
+
+def describe_end(status: End, reason: str | None) -> str:
+    """What did not end well, and why; of what is merely missing the reason alone."""
+    if status == "missing":
+        return reason or "not measured"
+    return ": ".join(filter(None, (status.replace("_", " "), reason)))
+
 
 class Estimate(Record):
     """A number with its 95% interval. ``value`` None has a reason; an interval may be missing with a reason too."""
@@ -61,6 +71,12 @@ class TaskSummary(Record):
     more_questions: int | None
     more_questions_reason: str | None
 
+    @property
+    def title_with_unit(self) -> str:
+        """The title; where the score is no share of right answers, with its metric, unless the title has it."""
+        metric = self.metric.replace("_", " ")
+        return self.title if self.unit == "percent" or metric in self.title else f"{self.title} ({metric})"
+
 
 class AggregateSummary(Record):
     """Mean over the tasks with signal, the same for all rungs."""
@@ -85,7 +101,7 @@ class ScenarioSummary(Record):
     """One scenario on one rung; ``metrics`` has the names of ``stats.metrics.METRICS``."""
 
     scenario: str
-    status: Status
+    status: End
     reason: str | None
     machine: Machine | None
     batch_size: int | None
@@ -99,13 +115,13 @@ class ScenarioSummary(Record):
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
 
     def metric(self, name: str) -> Estimate:
-        return self.metrics.get(name) or Estimate.unknown(f"{self.status}: {self.reason}")
+        return self.metrics.get(name) or Estimate.unknown(describe_end(self.status, self.reason))
 
 
 class RungSummary(Record):
     rung: str
     title: str
-    status: Status
+    status: End
     """the checkpoint's own; a measurement's is in its scenario or task"""
     reason: str | None
     content_hash: str | None
@@ -117,6 +133,8 @@ class RungSummary(Record):
     scenarios: tuple[ScenarioSummary, ...]
     failures: tuple[str, ...]
     """measurements that did not end well, one line each"""
+    missing: tuple[str, ...] = ()
+    """tasks and scenarios that the study has not come to"""
 
     def scenario(self, name: str) -> ScenarioSummary | None:
         return next((scenario for scenario in self.scenarios if scenario.scenario == name), None)
@@ -142,6 +160,14 @@ class Summary(Record):
     """facts every report shows first, such as a source that was already quantized"""
     measured_on: str | None = None
     """which machines these figures are of, where the study has others too"""
+
+    @property
+    def unfinished(self) -> str:
+        """What stands before anything that may change when the study goes on; empty where all is measured."""
+        if not self.missing_measurements:
+            return ""
+        done = self.planned_measurements - self.missing_measurements
+        return f"Unfinished, {done} of {self.planned_measurements} measurements so far"
 
     @property
     def has_accuracy(self) -> bool:

@@ -27,14 +27,16 @@ class RungEstimate:
     rung: str
     disk_bytes: int
     """that the study writes; a ready checkpoint is read where it lies"""
-    memory_bytes: int | None
-    """loaded weights and the largest batch's cache and activations, the process's own libraries left out; None for
-    another library's format, which may become dense"""
+    peak_memory_bytes: int | None
+    """at batch 1, the figure that ``--max-memory`` limits: libraries, weights, cache and activations of one request;
+    None for another library's format, which may become dense, or where the libraries' share could not be found"""
     quantize_s: float
     """the audit's share included"""
     accuracy_s: float | None
     """None for a ready checkpoint: no layer of its format was timed"""
     performance_s: float | None
+    at_most: bool = False
+    """whether the time limit is expected to end a scenario: it takes this long or less"""
 
     @property
     def total_s(self) -> float | None:
@@ -52,14 +54,19 @@ class TaskLoad:
     generated_tokens: float
 
 
-def estimate_study(study: StudyRecord, directory: Path, added: Mapping[str, Path]) -> tuple[RungEstimate, ...]:
-    """One estimate a rung, for the model in ``directory``, then one for each ready checkpoint."""
+def estimate_study(
+    study: StudyRecord, directory: Path, added: Mapping[str, Path], overhead_bytes: int | None
+) -> tuple[RungEstimate, ...]:
+    """One estimate a rung, for the model in ``directory``, then one for each ready checkpoint.
+
+    ``overhead_bytes``: what `perf.overhead` found a measuring process to take beside its model.
+    """
     loads = {item.task: _task_load(study.settings, item) for item in study.items if isinstance(item, AccuracyTask)}
-    rungs = (_estimate_rung(study, rung, directory, loads) for rung in study.settings.rungs)
-    return (*rungs, *(_estimate_ready(study, name, place) for name, place in added.items()))
+    rungs = (_estimate_rung(study, rung, directory, loads, overhead_bytes) for rung in study.settings.rungs)
+    return (*rungs, *(_estimate_ready(study, name, place, overhead_bytes) for name, place in added.items()))
 
 
-def _estimate_ready(study: StudyRecord, name: str, directory: Path) -> RungEstimate:
+def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: int | None) -> RungEstimate:
     from bitladder.checkpoint.config import read_config
     from bitladder.checkpoint.declared import found_scheme
     from bitladder.checkpoint.loading import load_config, predicted_load_bytes
@@ -70,23 +77,28 @@ def _estimate_ready(study: StudyRecord, name: str, directory: Path) -> RungEstim
     return RungEstimate(
         rung=name,
         disk_bytes=0,
-        memory_bytes=None if scheme.method == "other" else predicted_load_bytes(directory) + _working(study, config),
+        peak_memory_bytes=None
+        if scheme.method == "other"
+        else _peak(study, config, predicted_load_bytes(directory), overhead_bytes),
         quantize_s=PROCESS_START_S,
         accuracy_s=None if any(isinstance(item, AccuracyTask) for item in study.items) else 0.0,
         performance_s=None if any(isinstance(item, Scenario) for item in study.items) else 0.0,
     )
 
 
-def _working(study: StudyRecord, config: "PretrainedConfig") -> int:
-    """Bytes that the largest batch needs beside the weights."""
+def _peak(study: StudyRecord, config: "PretrainedConfig", weights_bytes: int, overhead_bytes: int | None) -> int | None:
     from bitladder.perf.memory import predict_working_memory
 
-    scenarios = [item for item in study.items if isinstance(item, Scenario)]
-    batches = ((_batch(item), item.prompt_tokens, item.new_tokens) for item in scenarios)
-    return max((predict_working_memory(config, *batch).total_bytes for batch in batches), default=0)
+    if overhead_bytes is None:
+        return None
+    settings = study.settings
+    working = predict_working_memory(config, 1, settings.prompt_tokens, settings.new_tokens)
+    return overhead_bytes + weights_bytes + working.total_bytes
 
 
-def _estimate_rung(study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad]) -> RungEstimate:
+def _estimate_rung(
+    study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad], overhead_bytes: int | None
+) -> RungEstimate:
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.loading import load_config
 
@@ -94,14 +106,16 @@ def _estimate_rung(study: StudyRecord, rung: str, directory: Path, loads: dict[s
     expected = expect(directory, find_rung(rung).scheme, trust_remote_code=trust)
     config = load_config(directory, trust_remote_code=trust)
     head_weights = config.vocab_size * config.hidden_size
+    scenarios = [item for item in study.items if isinstance(item, Scenario)]
     clock = _Clock(study.calibration, rung, expected.parameters - head_weights, head_weights)
     return RungEstimate(
         rung=rung,
         disk_bytes=expected.stored_bytes,
-        memory_bytes=expected.stored_bytes + _working(study, config),
+        peak_memory_bytes=_peak(study, config, expected.stored_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
         accuracy_s=_accuracy_s(study.items, loads, clock),
-        performance_s=sum(_scenario_s(item, clock) for item in study.items if isinstance(item, Scenario)),
+        performance_s=sum(PROCESS_START_S + min(_scenario_s(item, clock), item.time_limit_s) for item in scenarios),
+        at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )
 
 
@@ -155,10 +169,11 @@ def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clo
 
 
 def _scenario_s(scenario: Scenario, clock: _Clock) -> float:
+    """As if there were no time limit."""
     batch = _batch(scenario)
     runs = max(-(-scenario.requests // batch), 1 if batch == 1 else 2)
     run_s = clock.forward_s(batch * scenario.prompt_tokens, batch) + scenario.new_tokens * clock.forward_s(batch, batch)
-    return PROCESS_START_S + min((runs + 0.5) * run_s, scenario.time_limit_s)
+    return (runs + 0.5) * run_s
 
 
 def _batch(scenario: Scenario) -> int:

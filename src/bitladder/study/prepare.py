@@ -11,6 +11,7 @@ from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device
 from bitladder.study.plan import plan_study
+from bitladder.study.progress import StudyProgress
 
 BUILTIN = "builtin:"
 
@@ -25,7 +26,7 @@ class Prepared:
     """where each ready checkpoint lies"""
 
 
-def prepare(settings: Settings, store: Store) -> Prepared:
+def prepare(settings: Settings, store: Store, progress: StudyProgress | None = None) -> Prepared:
     """Resolve and plan. With ``only``, the other half of a study that is already there stays in the plan.
 
     Raises UserError for anything that the user has to put right first.
@@ -35,7 +36,9 @@ def prepare(settings: Settings, store: Store) -> Prepared:
 
     if MergedStore(store.directory).read() is not None:
         raise UserError(f"{store.directory}: holds merged studies, which nothing is added to; name another --out")
+    progress = progress or StudyProgress()
     stored = store.read_study() if store.has_study() else None
+    progress.preparing(f"finding {settings.model}")
     model = resolve_model(settings.model, settings.revision)
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
     if kept is None:  # else the same bytes were found sound when the study began
@@ -43,8 +46,10 @@ def prepare(settings: Settings, store: Store) -> Prepared:
     if model.source.speed_only:
         settings = _without_accuracy(settings)
     added = _added(settings, model.directory)
+    progress.preparing("timing a layer of each rung on this machine")
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
 
+    progress.preparing("reading tasks and prompts")
     suite, groups, tasks = _accuracy(settings, calibration, kept)
     scenarios, prompts = _scenarios(settings, calibration, model.directory, kept, store)
     require_same_prompts(settings, model.directory, added, _texts(settings, (*tasks, *scenarios)))
@@ -58,6 +63,12 @@ def prepare(settings: Settings, store: Store) -> Prepared:
         scenarios=scenarios,
         added={name: one.source for name, one in added.items()},
     )
+    if study.baseline not in study.rungs:
+        names = ",".join((study.baseline, *settings.rungs))
+        progress.warn(
+            f"without {study.baseline} among the rungs there is no drop and no speed-up, only plain figures; "
+            f"add it, as --rungs {names}"
+        )
     return Prepared(study, prompts, {name: one.directory for name, one in added.items()})
 
 

@@ -6,6 +6,12 @@ from bitladder.records import MeasurementRecord, RungRecord
 class StudyProgress:
     """Receives a study's events. Subclass to show them."""
 
+    def preparing(self, what: str) -> None:
+        """A step before the plan is made."""
+
+    def warn(self, what: str) -> None:
+        """The study goes on, but its figures will say less than they might."""
+
     def planned(self, measurements: int, finished: int) -> None:
         """``finished`` of ``measurements`` have a record already."""
 
@@ -20,3 +26,7 @@ class StudyProgress:
 
     def measured(self, record: MeasurementRecord) -> None:
         """A measurement left its record."""
+
+
+def busy_warning(share: float) -> str:
+    return f"other programs keep {share:.0%} of the processors busy, and times measured now say little; end them first"

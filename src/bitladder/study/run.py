@@ -11,25 +11,27 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bitladder.environment import describe_machine
+from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
+from bitladder.files import require_own_folder
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
     AccuracyTask,
     Item,
     MeasurementRecord,
+    PerformanceOutcome,
     RungRecord,
     Scenario,
     Settings,
     Status,
     measurement_id,
 )
-from bitladder.store import Results, Store
+from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import phase_items
 from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
-from bitladder.study.progress import StudyProgress
+from bitladder.study.progress import StudyProgress, busy_warning
 
 BEGUN = (".lock", "logs")
 """what a study leaves that ended before its plan was made"""
@@ -44,23 +46,24 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     Raises UserError for bad input, or where another process is writing to ``out``.
     """
     store = Store(out)
+    progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=bool(describe_machine().gpus)) as server:
         store.remove_unfinished()
         if not store.has_study():
             server.start()  # its imports take about as long as preparing does
-        prepared = prepare(settings, store)
+        prepared = prepare(settings, store, progress)
         study = prepared.study
         if prepared.prompts is not None:
             store.write_prompts(prepared.prompts)
         store.write_study(study)
-        _Run(prepared, store, progress or StudyProgress(), server).run()
+        _Run(prepared, store, progress, server).run()
         return store.load()
 
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    _require_own_folder(out)
+    require_own_folder(out, "study", ("study.json", MERGE_FILE), BEGUN)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -68,17 +71,6 @@ def _only_writer(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{out}: another study is writing here; wait for it, or use another --out") from None
         yield
-
-
-def _require_own_folder(out: Path) -> None:
-    """Raise UserError for a file, and for a folder that holds something else than a study."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a file; expected a new folder, or one of an earlier study")
-    if not out.is_dir() or (out / "study.json").is_file() or (out / "merge.json").is_file():
-        return
-    others = sorted(path.name for path in out.iterdir() if path.name not in BEGUN)
-    if others:
-        raise UserError(f"{out}: holds {others[0]} and no study; name a new folder, or one of an earlier study")
 
 
 class _Run:
@@ -91,6 +83,7 @@ class _Run:
         self._store = store
         self._progress = progress
         self._finished: set[str] = set()
+        self._warned = False
 
     def run(self) -> None:
         rungs = {name: self._known_rung(name) for name in self._study.rungs}
@@ -193,6 +186,7 @@ class _Run:
         first = next(iter(left.values()))
         phase: Phase = "accuracy" if isinstance(first, AccuracyTask) else "performance"
         self._progress.phase(rung.rung, "accuracy" if isinstance(first, AccuracyTask) else first.scenario)
+        busy = None if isinstance(first, AccuracyTask) else self._busy_share()
         audited_bytes = rung.audit.loaded_bytes if rung.audit else None
         worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
         for message in worker.messages():
@@ -201,10 +195,19 @@ class _Run:
             elif isinstance(message, Documents):
                 self._store.write_documents(message.documents)
             elif isinstance(message, Measured):
-                self._store.write_measurement(message.record)
-                left.pop(message.record.measurement_id)
-                self._progress.measured(message.record)
+                record = _with_busy_share(message.record, busy)
+                self._store.write_measurement(record)
+                left.pop(record.measurement_id)
+                self._progress.measured(record)
         return worker.ended
+
+    def _busy_share(self) -> float:
+        """How busy others keep the processors, told once where that spoils what is measured."""
+        share = busy_share()
+        if share > BUSY_SHARE and not self._warned:
+            self._warned = True
+            self._progress.warn(busy_warning(share))
+        return share
 
     def _worker(
         self,
@@ -231,3 +234,9 @@ class _Run:
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
         return Worker(self._server, job, log, self._study.settings.timeout_s)
+
+
+def _with_busy_share(record: MeasurementRecord, share: float | None) -> MeasurementRecord:
+    if not isinstance(record.outcome, PerformanceOutcome):
+        return record
+    return record.model_copy(update={"outcome": record.outcome.model_copy(update={"busy_share": share})})

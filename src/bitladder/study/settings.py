@@ -1,5 +1,6 @@
 """Settings from flags or one study.yaml: the same names, flags win."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,23 +8,43 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from bitladder.accuracy.suites import find_suite
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.records import Settings
 from bitladder.rungs import RUNGS, find_rung
+
+_LISTS = ("rungs", "tasks", "scenarios")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     """Settings of a YAML file, overridden by the flags that were given (those not None).
 
-    Raises UserError for a missing file, an unknown key (with the nearest), an ill-typed value or an unknown rung.
+    Lists may be one string with commas. Raises UserError for a missing file, an unknown key (with the nearest), an
+    ill-typed value, an empty list, an unknown rung or suite, or what can be no device.
     """
-    values = {**(_read_yaml(config) if config else {}), **{k: v for k, v in flags.items() if v is not None}}
+    given = {name: value for name, value in flags.items() if value is not None}
+    values = {**(_read_yaml(config) if config else {}), **given}
     origin = str(config) if config else "settings"
+
+    def where(key: str) -> str:
+        top = key.partition(".")[0]
+        return f"--{top.replace('_', '-')}" if top in given else f"{origin}: {key}"
+
     for key in values:
         if key not in Settings.model_fields:
             raise UnknownNameError(f"key in {origin}:", str(key), Settings.model_fields)
     if "model" not in values:
         raise UserError("no model; expected a Hub id, a directory or builtin:smollm2-135m")
+    for key in _LISTS:
+        if isinstance(values.get(key), str):
+            values[key] = tuple(name.strip() for name in values[key].split(",") if name.strip())
+        if key in values and not values[key]:
+            raise UserError(
+                f"{where(key)}: found none, expected one name or several with commas between; or leave it out"
+            )
+    if isinstance(values.get("memory_limit"), int | float):
+        values["memory_limit"] = str(values["memory_limit"])  # a file's number has no unit either
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -34,9 +55,17 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
                 f"{origin}: add: found the name {first['input']!r}; expected letters, digits, `.`, `_` and `-`, "
                 "the first a letter or digit"
             ) from None
-        raise UserError(f"{origin}: {key}: found {first['input']!r}; {first['msg'].lower()}") from None
+        own = first.get("ctx", {}).get("error")  # a message of ours says all
+        message = str(own) if own else f"found {first['input']!r}; {first['msg'].lower()}"
+        raise UserError(f"{where(key)}: {message}") from None
     for rung in settings.rungs:
         find_rung(rung)
+    if settings.suite is not None:
+        find_suite(settings.suite)
+    if not _DEVICE.fullmatch(settings.device):
+        raise UserError(
+            f"{where('device')}: found {settings.device!r}, expected auto, cpu, cuda or cuda:N such as cuda:0"
+        )
     repeated = {rung for rung in settings.rungs if settings.rungs.count(rung) > 1}
     taken = [name for name in settings.add if name in RUNGS]
     if taken:
@@ -48,7 +77,8 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a study.yaml")
+        found = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {found}; expected a study.yaml")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
