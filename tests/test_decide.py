@@ -217,7 +217,10 @@ def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     answer = recommend(summarize(load_results(directory)))
     assert {found.outcome for found in answer.verdicts} == {"undecided"}
     assert verdict(answer, "nf4").reasons == ("not made yet; run the study again to go on",)
-    assert answer.sentence.startswith(f"Unfinished, 0 of {planned} measurements so far: No rung is left")
+    assert answer.sentence == (
+        f"Unfinished, 0 of {planned} measurements so far: No rung is left: no rung has all that the limits need yet; "
+        "run the study again to go on."
+    )
 
 
 def test_what_the_rest_of_the_study_decides_is_undecided_and_what_failed_is_out(tmp_path: Path) -> None:

@@ -117,3 +117,14 @@ def test_overhead_is_what_a_measuring_process_holds(tmp_path: Path) -> None:
         found_bytes = measure_overhead(server, "cpu")
     assert found_bytes is not None
     assert 200 * MIB < found_bytes < 2000 * MIB
+
+
+@pytest.mark.gpu
+def test_overhead_on_a_gpu_is_its_context(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    with ForkServer(OVERHEAD, tmp_path / "log", with_gpu=True) as server:
+        found_bytes = measure_overhead(server, "cuda:0")
+    assert found_bytes is not None
+    assert 100 * MIB < found_bytes < 4000 * MIB

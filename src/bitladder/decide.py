@@ -4,7 +4,7 @@ Nothing is computed here. A limit is held against the unfavourable end of an int
 is never picked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,73 +12,11 @@ from pydantic import Field
 
 from bitladder.errors import UserError
 from bitladder.records import Record
+from bitladder.stats.goals import CRITERIA, Criterion, Goal
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
-from bitladder.units import counted, format_bytes, format_count, format_points, format_raw, format_seconds, points_text
-
-Goal = Literal["latency", "throughput", "memory"]
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """What a goal compares, and how people call it."""
-
-    goal: Goal
-    figure: str
-    scenario: str | None
-    """None: the weights in memory, of the checkpoint itself"""
-    metric: str
-    best: str
-    worse: str
-    format: Callable[[float | None], str]
-
-    def of(self, rung: RungSummary) -> Estimate:
-        if self.scenario is None:
-            known = rung.loaded_bytes is not None
-            return Estimate(value=rung.loaded_bytes) if known else Estimate.unknown("its weights were not loaded")
-        scenario = rung.scenario(self.scenario)
-        return scenario.metric(self.metric) if scenario else Estimate.unknown(f"{self.scenario} was not measured")
-
-    def describe(self, estimate: Estimate) -> str:
-        limits = ""
-        if estimate.low is not None and estimate.high is not None:
-            limits = f" [{self.format(estimate.low)}, {self.format(estimate.high)}]"
-        return f"{self.format(estimate.value)}{limits} {self.figure}"
-
-
-CRITERIA: dict[Goal, Criterion] = {
-    criterion.goal: criterion
-    for criterion in (
-        Criterion(
-            goal="latency",
-            figure="a request at batch 1",
-            scenario="batch1",
-            metric="latency_s",
-            best="the fastest",
-            worse="slower",
-            format=format_seconds,
-        ),
-        Criterion(
-            goal="throughput",
-            figure="generated tokens/s at the largest batch",
-            scenario="max-batch",
-            metric="tokens_per_s",
-            best="the most",
-            worse="slower",
-            format=format_raw,
-        ),
-        Criterion(
-            goal="memory",
-            figure="of weights in memory",
-            scenario=None,
-            metric="loaded_bytes",
-            best="the smallest",
-            worse="larger",
-            format=format_bytes,
-        ),
-    )
-}
+from bitladder.units import counted, format_bytes, format_count, format_points, points_text
 
 
 class Limits(Record):
@@ -455,5 +393,7 @@ def _blame(
             return (
                 f"no drop is known without {summary.baseline}; run the study with {summary.baseline} among its rungs."
             )
+        if all(objection.undecided for found in objections.values() for objection in found):
+            return "no rung has all that the limits need yet; run the study again to go on."
         return "every rung failed or lacks a measurement that the limits need; run the study again."
     return f"lifting one limit would admit none; {flags['memory']} and {flags['drop']} are both in the way."

@@ -82,7 +82,8 @@ def show_plan(
     console.print(table)
     share = "" if overhead_bytes is None else f", {format_bytes(overhead_bytes)} of it without any model"
     kind = "the process's resident size" if study.calibration.device == "cpu" else "of the device, less its idle use"
-    console.print(f"peak memory: {kind} at batch 1, what --max-memory limits{share}", soft_wrap=True)
+    what = f"{kind} at batch 1, what --max-memory limits{share}"
+    console.print(f"peak memory: {what}; within about a fifth", soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
     capped = any(estimate.at_most for estimate in estimates)

@@ -26,8 +26,9 @@ Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memor
 
 def parse_limits(max_memory: str | None, max_drop: str | None, optimize: str | None) -> "Limits":
     """Raises UserError for a flag that is no size, no number of points or no goal."""
-    from bitladder.decide import CRITERIA, Limits
+    from bitladder.decide import Limits
     from bitladder.errors import UnknownNameError
+    from bitladder.stats.goals import CRITERIA
     from bitladder.units import parse_bytes, parse_points
 
     goals = {str(goal): goal for goal in CRITERIA}
