@@ -14,6 +14,7 @@ from bitladder.checkpoint.audit import audit
 from bitladder.checkpoint.declared import config_scheme
 from bitladder.checkpoint.format import require_format
 from bitladder.checkpoint.tokens import PROBES, probe_texts, require_same_tokens, same_rules
+from bitladder.cli import dry_run
 from bitladder.cli.dry_run import print_plan
 from bitladder.cli.study import _added
 from bitladder.decide import recommend
@@ -371,8 +372,15 @@ def test_a_dry_run_guesses_no_time_of_an_unknown_format(
 
 
 def test_the_plan_says_which_margins_its_documents_resolve(
-    tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_llama: Path,
+    bnb_checkpoint: Path,
+    tasks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ForkServer, "start", lambda server: None)
+    monkeypatch.setattr(dry_run, "measure_overhead", lambda server, device: None)
     settings = settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)})
     print_plan(settings, tmp_path / "out", json_output=True)
     plan = json.loads(capsys.readouterr().out)
