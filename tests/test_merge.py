@@ -137,7 +137,7 @@ def test_a_measurement_made_on_two_machines_is_shown_twice_and_apart(twice: Resu
     assert "table1-machine2" not in tables
     assert {row[1].text for name in tables if name.startswith("totals") for row in tables[name].rows} == {CPU, GPU}
     failures = next(section.points for section in report.sections if section.anchor == "failures")
-    assert failures == (f"bf16, max-batch: does_not_fit: no room, on {GPU}",)
+    assert failures == (f"bf16, max-batch: does not fit: no room, on {GPU}",)
 
 
 def test_speedup_is_against_the_same_machines_baseline_or_unknown(twice: Results) -> None:
@@ -149,7 +149,7 @@ def test_speedup_is_against_the_same_machines_baseline_or_unknown(twice: Results
     assert with_baseline.metric("speedup").value is not None
     assert without.metric("tokens_per_s").value is not None
     assert without.metric("speedup").value is None
-    assert without.metric("speedup").reason == "bf16 has no max-batch: does_not_fit: no room"
+    assert without.metric("speedup").reason == "bf16 has no max-batch: does not fit: no room"
     assert other.metric("speedup").value is not None
 
 
@@ -163,9 +163,7 @@ def test_a_machine_without_the_baseline_has_no_speedup(tmp_path: Path, accuracy:
     assert timed and untimed
     assert timed.metric("latency_s").value is not None and untimed.metric("latency_s").value is None
     assert timed.metric("speedup").value is None
-    assert (
-        timed.metric("speedup").reason == "bf16 has no batch1: failed: not measured yet; run the study again to go on"
-    )
+    assert timed.metric("speedup").reason == "bf16 has no batch1: not measured yet; run the study again to go on"
     page = machine_pages(results, summary)[1]
     assert [rung.rung for rung in page.summary.rungs] == ["bf16", "nf4"]
 

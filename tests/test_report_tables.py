@@ -156,7 +156,7 @@ def test_scores_with_a_unit_of_their_own_have_columns_of_their_own(tmp_path: Pat
     group = BUILTIN_GROUPS[3].model_copy(update={"name": "other_prose", "title": "Letters", "tasks": ("other_prose",)})
     _, report = read(write_replay(tmp_path, tasks=tasks, groups=(*BUILTIN_GROUPS, group), only="accuracy"))
     headers = [column.header for column in table(report, "table1-other").columns]
-    assert headers == ["Precision", "Prose: bits per byte", "Letters: bits per byte"]
+    assert headers == ["Precision", "Prose (bits per byte)", "Letters (bits per byte)"]
     assert "Prose" not in [row[0].text for row in table(report, "table1").rows]
 
 
