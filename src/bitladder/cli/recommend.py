@@ -46,7 +46,7 @@ def print_recommendation(answer: "Recommendation") -> None:
     table = Table("Precision", "Verdict", "Why", show_edge=False, show_lines=True)
     for verdict in answer.verdicts:
         goals = f" for {', '.join(verdict.goals)}" if verdict.goals else ""
-        accuracy = f"\n{verdict.accuracy}" if verdict.accuracy else ""
+        accuracy = f"\n{verdict.accuracy}" if verdict.accuracy and verdict.accuracy != verdict.outcome else ""
         table.add_row(verdict.rung, f"{verdict.outcome}{goals}{accuracy}", "\n".join(verdict.reasons))
     typer.echo()
     Console(markup=False, highlight=False).print(table)
