@@ -238,7 +238,7 @@ def test_what_cannot_be_compared_is_named(logs: Path, tmp_path: Path, name: str)
 
 
 def test_two_sets_of_one_name(logs: Path) -> None:
-    with pytest.raises(UserError, match="2 of the result sets are named 'bf16'"):
+    with pytest.raises(UserError, match="'bf16' stands 2 times"):
         run("verdict", str(logs / "bf16"), str(logs / "bf16"))
 
 

@@ -126,9 +126,7 @@ def require_comparable(base: Answers, others: Sequence[Answers]) -> None:
     names = [answers.name for answers in (base, *others)]
     for name, count in Counter(names).items():
         if count > 1:
-            raise UserError(
-                f"{count} of the result sets are named {name!r} after their folders; give each its own name"
-            )
+            raise UserError(f"{name!r} stands {count} times; expected a baseline and others, each with its own name")
     for other in others:
         missing = [task for task in base.outcomes if task not in other.outcomes]
         if missing:

@@ -16,7 +16,11 @@ MARKS: dict[Verdict | None, Mark] = {
 _COUNTS = (
     Column("Gained", interval=False, help="right here, wrong on the baseline"),
     Column("Lost", interval=False, help="wrong here, right on the baseline"),
-    Column("Other choice", interval=False, help="right or wrong, another answer than the baseline's"),
+    Column(
+        "Changed answers",
+        interval=False,
+        help="all that differ from the baseline's: gained, lost, and others that score the same",
+    ),
 )
 
 
