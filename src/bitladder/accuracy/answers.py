@@ -27,6 +27,8 @@ class Answers:
     """the questions of a task. Raises UserError where they are not kept"""
     notes: tuple[str, ...] = ()
     """what the reader has to know of how they were found"""
+    suite: str | None = None
+    """of a study"""
 
 
 def read_answers(source: str) -> Answers:
@@ -97,7 +99,7 @@ def study_answers(results: Results, rung: str) -> Answers:
     groups = tuple(group for group in results.study.groups if outcomes.keys() >= set(group.tasks))
     missing = [group.name for group in results.study.groups if group not in groups]
     notes = (f"{rung} has no result of {', '.join(missing)}, left out",) if missing else ()
-    return Answers(rung, outcomes, groups, asked, read_documents, notes)
+    return Answers(rung, outcomes, groups, asked, read_documents, notes, results.study.suite)
 
 
 def take_tasks(answers: Answers, names: Collection[str]) -> Answers:

@@ -27,22 +27,24 @@ def verdict_command(
     """Say of each RUNG whether its score lies within a margin of BASE's, on the same questions under the same prompts.
 
     Reads what `lm_eval run --log_samples --output_path DIR` left, whatever the backend; needs no model and no GPU.
-    Exit 1 unless every RUNG is shown to be within the margin, --max-drop, of 1 point by default.
+    Exit 1 unless every RUNG is shown to be within the margin, --max-drop: by default 1 point, or a study's own.
     """
     from bitladder.accuracy.answers import read_answers, require_comparable, take_tasks
     from bitladder.cli.limits import parse_limits
     from bitladder.report.markdown import table_to_markdown
     from bitladder.report.verdict_tables import verdict_tables
     from bitladder.stats.compare import compare_answers
-    from bitladder.stats.summarize import OTHER_MARGIN_POINTS
+    from bitladder.stats.summarize import OTHER_MARGIN_POINTS, default_margin_points
     from bitladder.stats.verdict import all_acceptable
 
-    margin_points = parse_limits(None, max_drop, None).max_drop_points or OTHER_MARGIN_POINTS
+    margin_points = parse_limits(None, max_drop, None).max_drop_points
     with _without_collector():
         first, *others = (read_answers(source) for source in (base, *rungs))
         if tasks:
             first = take_tasks(first, [name.strip() for name in tasks.split(",")])
         require_comparable(first, others)
+        if margin_points is None:
+            margin_points = default_margin_points(first.suite) if first.suite else OTHER_MARGIN_POINTS
         answers = {one.name: {task: one.outcomes[task] for task in first.outcomes} for one in (first, *others)}
         compared = compare_answers(first.groups, answers, first.name, margin_points)
     if json_output:

@@ -1,5 +1,6 @@
 """How fast this hardware runs one linear layer on each rung: what a dry run's times are made of."""
 
+import logging
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,8 @@ def _make_layer(rung: Rung, in_features: int, out_features: int) -> "nn.Linear":
     scheme = rung.scheme
     if scheme.method == "plain":
         return nn.Linear(in_features, out_features, bias=False, dtype=torch_dtype(scheme.stored_type))
+    # on some CPUs it asks for a kernel that it can do without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes
 
     layer: nn.Linear
