@@ -47,10 +47,12 @@ def verdict_command(
             margin_points = default_margin_points(first.suite) if first.suite else OTHER_MARGIN_POINTS
         answers = {one.name: {task: one.outcomes[task] for task in first.outcomes} for one in (first, *others)}
         compared = compare_answers(first.groups, answers, first.name, margin_points)
+    found = tuple(note for one in (first, *others) for note in one.notes)
+    compared = compared.model_copy(update={"notes": (*found, *compared.notes)})
     if json_output:
         typer.echo(compared.model_dump_json(indent=2))
     else:
-        for note in (*(note for one in (first, *others) for note in one.notes), *compared.notes):
+        for note in compared.notes:
             typer.echo(f"note: {note}", err=True)
         for table in verdict_tables(compared):
             typer.echo(f"{table.title}\n\n{table_to_markdown(table)}\n")
