@@ -272,7 +272,7 @@ BROKEN: Mapping[str, tuple[str, Callable[[str], str], str]] = {
     "an infinite answer": (
         "samples",
         lambda text: text.replace('"-0.5"', '"nan"'),
-        "log-likelihoods that are not numbers",
+        "log-likelihoods or scores that are not numbers",
     ),
 }
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bitladder.errors import UserError
@@ -114,12 +114,18 @@ def _number(value: Any) -> float | None:
 def require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
     """A model that overflows its type answers NaN, which no table may turn into a score."""
     outcomes = list(outcomes)
-    broken = sum(not all(map(math.isfinite, outcome.loglikelihoods or ())) for outcome in outcomes)
+    broken = sum(not all(map(math.isfinite, _numbers(outcome))) for outcome in outcomes)
     if broken:
         raise UserError(
-            f"task {name}: log-likelihoods that are not numbers in {broken} of {len(outcomes)} documents; "
+            f"task {name}: log-likelihoods or scores that are not numbers in {broken} of {len(outcomes)} documents; "
             "the model overflows its type, take a rung of wider range such as bf16"
         )
+
+
+def _numbers(outcome: DocumentOutcome) -> Iterator[float]:
+    yield from outcome.loglikelihoods or ()
+    for value in outcome.metrics.values():
+        yield from value if isinstance(value, tuple) else (value,)
 
 
 def _metrics(
