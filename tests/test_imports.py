@@ -10,7 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
+    "cuda",
     "defaults",
+    "devices",
     "errors",
     "units",
     "records",
@@ -24,7 +26,7 @@ FOUNDATION = {
     "hub",
     "markdown",
 }
-CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading"}
+CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading", "placement"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
 MAY_IMPORT = {
     "foundation": FOUNDATION,

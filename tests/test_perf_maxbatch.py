@@ -1,5 +1,9 @@
 """The search for the largest batch, and the two probes it can ask."""
 
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,16 @@ from bitladder import forkserver
 from bitladder.checkpoint.loading import predicted_load_bytes
 from bitladder.errors import DoesNotFitError
 from bitladder.perf import maxbatch, probe
-from bitladder.perf.maxbatch import ProbeJob, choose_batch, largest_fitting, running_probe, search_largest_batch
+from bitladder.perf.maxbatch import (
+    GPU_GROWTH,
+    Probe,
+    ProbeJob,
+    card_limits,
+    choose_batch,
+    largest_fitting,
+    running_probe,
+    search_largest_batch,
+)
 from bitladder.perf.memory import cache_bytes_per_token, out_of_memory_does_not_fit, predict_working_memory
 from bitladder.records import BatchProbe
 from perf_fakes import FakeEngine, make_prompts, make_scenario
@@ -68,6 +81,60 @@ def test_search_that_knows_what_runs_needed_takes_few(row_mib: int, start_mib: i
     failing = min(probe.batch_size for probe in probes if not probe.fits)
     assert failing <= fitting + max(1, fitting * maxbatch.STEP_SHARE)
     assert len(probes) <= (5 if not wobble else 8)
+
+
+def test_search_goes_by_the_card_that_is_full_first() -> None:
+    """The sums would foretell a batch a third too large."""
+
+    def ask(batch_size: int) -> BatchProbe:
+        needed = 10 + batch_size, 10 + 2 * batch_size
+        fits = max(needed) <= 1000
+        return BatchProbe(
+            batch_size=batch_size,
+            fits=fits,
+            how="run",
+            needed_bytes=sum(needed) if fits else None,
+            available_bytes=2000,
+            card_needed_bytes=needed if fits else (),
+            card_available_bytes=(1000, 1000),
+        )
+
+    probes = search_largest_batch(ask, None, growth=16)
+    fitting = largest_fitting(probes)
+    assert fitting is not None and 495 * (1 - 2 * maxbatch.STEP_SHARE) < fitting <= 495
+    assert [probe.batch_size for probe in probes if not probe.fits] == [fitting + maxbatch._step(fitting)]
+    assert len(probes) <= 5
+
+
+@pytest.mark.parametrize(
+    ("capacity", "idle", "limit", "cards", "limits"),
+    [
+        ((80, 60), (5, 10), None, 2, (75, 50)),
+        ((80, 60), (5, 10), 60, 2, (60, 50)),
+        ((), (), 60, 2, (60, 60)),
+        ((80,), (), 60, 1, (60,)),
+        ((), (), None, 2, ()),
+    ],
+)
+def test_what_a_run_may_take_of_each_card(
+    capacity: tuple[int, ...], idle: tuple[int, ...], limit: int | None, cards: int, limits: tuple[int, ...]
+) -> None:
+    assert card_limits(capacity, idle, limit, cards) == limits
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(None, True), (39, False), (40, True)])
+def test_a_spread_run_fits_where_each_card_does(
+    limit: int | None, fits: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = itertools.chain([(5, 10)], itertools.repeat((35, 50)))
+    monkeypatch.setattr(probe, "gpus_of", lambda device: ("0", "1"))
+    monkeypatch.setattr(probe, "used_bytes", lambda gpus: next(readings))
+    monkeypatch.setattr(probe, "limit_memory", lambda device, limit_bytes, idle_bytes: None)
+    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(None))
+    job = probe_job(tiny_llama)
+    job = job.model_copy(update={"scenario": job.scenario.model_copy(update={"memory_limit_bytes": limit})})
+    answer = probe.try_batch(job)
+    assert (answer.fits, answer.needed_bytes, answer.card_needed_bytes) == (fits, 70, (30, 40))
 
 
 @pytest.mark.parametrize(
@@ -143,20 +210,41 @@ def test_running_probe_is_a_process(tiny_llama: Path) -> None:
     assert answer.duration_s is not None
 
 
-@pytest.mark.parametrize(("ending", "outcome"), [("os.kill(os.getpid(), 9)", "does not fit"), ("os._exit(3)", "bug")])
-def test_probe_without_an_answer(ending: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ends.py").write_text(f"import os\n\ndef work(descriptor):\n    {ending}\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("os.kill(os.getpid(), 9)", None),
+        ("print('CUDA error 9', flush=True); os._exit(3)", "a library ended the process (exit code 3): CUDA error 9"),
+        ("os.kill(os.getpid(), 11)", "a library ended the process (SIGSEGV)"),
+    ],
+)
+def test_probe_without_an_answer(
+    ending: str, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with probe_that(ending, tmp_path, monkeypatch) as ask:
+        answer = ask(4)
+    assert (answer.fits, answer.reason) == (False, reason)
+
+
+def test_probe_that_raises_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        probe_that("raise KeyError('x')", tmp_path, monkeypatch) as ask,
+        pytest.raises(RuntimeError, match="the probe of batch 4 raised"),
+    ):
+        ask(4)
+
+
+@contextmanager
+def probe_that(ends: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Probe]:
+    """Probes whose process does this instead of running a batch."""
+    (directory / "ends.py").write_text(f"import os\n\ndef work(descriptor):\n    {ends}\n")
+    monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
     monkeypatch.setattr(maxbatch, "PROBE", "ends")
     monkeypatch.setattr(forkserver, "PRELOADED", ())
     monkeypatch.setattr(forkserver, "CPU_PRELOADED", ())
     prompts = make_prompts()
-    with running_probe(tmp_path, make_scenario(prompts), prompts) as ask:
-        if outcome == "bug":
-            with pytest.raises(RuntimeError, match="the probe of batch 4 ended with 3"):
-                ask(4)
-        else:
-            assert not ask(4).fits
+    with running_probe(directory, make_scenario(prompts), prompts) as ask:
+        yield ask
 
 
 @pytest.mark.parametrize(
@@ -210,3 +298,25 @@ class _EndsIn(FakeEngine):
         if self._error is not None:
             raise self._error
         return super().run(token_ids, new_tokens)
+
+
+@pytest.mark.parametrize(("limit", "runs"), [(4096, 6), (2048, 7), (4700, 11)])
+def test_what_kernels_refuse_is_closed_in_on_by_powers_of_two(limit: int, runs: int) -> None:
+    """Memory would take about 5,300 rows; a kernel takes ``limit``."""
+
+    def probe(batch_size: int) -> BatchProbe:
+        fits = batch_size <= limit
+        return BatchProbe(
+            batch_size=batch_size,
+            fits=fits,
+            how="run",
+            needed_bytes=(3000 + 15 * batch_size) << 20 if fits else None,
+            available_bytes=80_000 << 20,
+            reason=None if fits else "RuntimeError: mha_graph",
+        )
+
+    probes = search_largest_batch(probe, None, GPU_GROWTH)
+    largest = largest_fitting(probes)
+    assert largest is not None
+    assert limit - max(1, largest // 32) < largest <= limit
+    assert len(probes) <= runs

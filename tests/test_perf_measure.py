@@ -134,6 +134,52 @@ def test_weights_that_do_not_fit_are_predicted(tiny_llama: Path, monkeypatch: py
         measure(tiny_llama, make_scenario(prompts), prompts)
 
 
+def test_two_cards_are_counted_together(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the cards themselves: the model runs on the CPU."""
+    import torch
+
+    from bitladder.checkpoint import loading
+
+    asked: dict[str, Any] = {}
+    load = loading.load_model
+
+    def load_here(directory: Path, device: str, **options: Any) -> Any:
+        asked["load"] = device, options["card_limit_bytes"]
+        return load(directory, "cpu")
+
+    monkeypatch.setattr(loading, "load_model", load_here)
+    monkeypatch.setattr("bitladder.perf.measure.used_bytes", lambda gpus: (300, 200))
+    monkeypatch.setattr("bitladder.perf.measure.idle_power_w", lambda gpus: 50.0 * len(gpus))
+    monkeypatch.setattr("bitladder.perf.measure.limit_memory", lambda *arguments: asked.update(limit=arguments))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda card: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda card: 70 + card)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda card: 90 + card)
+    prompts = make_prompts()
+    scenario = make_scenario(prompts, device="cuda:0,1", memory_limit_bytes=1000, threads=None)
+    outcome = measure(tiny_llama, scenario, prompts)
+    memory = outcome.memory
+    assert asked == {"load": ("cuda:0,1", 1000), "limit": ("cuda:0,1", 1000, (300, 200))}
+    assert (memory.allocated_peak_bytes, memory.reserved_peak_bytes) == (141, 181)
+    assert (memory.idle_device_bytes, outcome.idle_power_w) == (500, 100.0)
+    assert len(outcome.hook_pairs) > 0
+    assert_every_none_has_a_reason(outcome)
+
+
+@pytest.mark.gpu
+def test_two_gpus_are_measured(tiny_llama: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA devices")
+    prompts = make_prompts()
+    scenario = make_scenario(prompts, requests=50, device="cuda:0,1", threads=None)
+    outcome = measure(tiny_llama, scenario, prompts)
+    assert outcome.launch["device"] == "cuda:0, cuda:1"
+    for sample in outcome.resources:
+        assert len(sample.cards) == 2
+        assert sample.gpu_memory_bytes == sum(card.gpu_memory_bytes or 0 for card in sample.cards)
+    assert_every_none_has_a_reason(outcome)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["batch1", "max-batch"])
 def test_gpu_is_measured(name: str, tiny_llama: Path) -> None:

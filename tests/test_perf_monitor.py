@@ -1,18 +1,20 @@
 """The monitor is a real process here; only NVML is a stand-in."""
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from bitladder.perf.memory import PeakResident
-from bitladder.perf.monitor import GPU_FIELDS, GpuReader, open_gpu
-from bitladder.perf.resources import device_bytes, gpu_of, watching
+from bitladder.perf import resources
+from bitladder.perf.memory import PeakDevice, PeakResident, limit_memory
+from bitladder.perf.monitor import GPU_FIELDS, GpuReader, join_cards, open_gpus
+from bitladder.perf.resources import gpus_of, total_bytes, used_bytes, watching
 
 MIB = 1024**2
 
@@ -24,7 +26,7 @@ def spin(seconds: float) -> None:
 
 
 def test_monitor_reads_this_process_on_our_clock() -> None:
-    with watching(None, interval_s=0.02) as watch:
+    with watching((), interval_s=0.02) as watch:
         wait_for_readings()
         started_s = time.perf_counter()
         spin(0.5)
@@ -40,7 +42,7 @@ def test_monitor_reads_this_process_on_our_clock() -> None:
 
 
 def test_measured_too_short_for_a_reading() -> None:
-    with watching(None, interval_s=60) as watch:
+    with watching((), interval_s=60) as watch:
         pass
     samples, unavailable = watch.between(1.0, 1.1)
     assert samples == ()
@@ -48,7 +50,7 @@ def test_measured_too_short_for_a_reading() -> None:
 
 
 def test_monitor_that_dies_costs_its_readings_only() -> None:
-    with watching(None, interval_s=0.02) as watch:
+    with watching((), interval_s=0.02) as watch:
         monitor = wait_for_readings()
         monitor.kill()
     samples, unavailable = watch.between(0.0, time.perf_counter())
@@ -57,14 +59,14 @@ def test_monitor_that_dies_costs_its_readings_only() -> None:
 
 
 def test_monitor_of_nobody_says_so() -> None:
-    with watching("no such GPU", pid=psutil.Process().pid, interval_s=0.02) as watch:
+    with watching(("no such GPU",), pid=psutil.Process().pid, interval_s=0.02) as watch:
         wait_for_readings()
     _, unavailable = watch.between(0.0, time.perf_counter())
     assert all(unavailable[field].startswith("NVML: ") for field in GPU_FIELDS)
 
 
 def test_unfinished_last_line_is_left_out() -> None:
-    with watching(None, interval_s=60) as watch:
+    with watching((), interval_s=60) as watch:
         pass
     watch.read(b'{"unavailable":{}}\n{"time_s":1.5,"cpu_percent":3.0,"rss_bytes":7}\n{"time_s":2.0,"cpu', None)
     samples, unavailable = watch.between(1.0, 3.0)
@@ -73,7 +75,7 @@ def test_unfinished_last_line_is_left_out() -> None:
 
 
 def test_monitor_ends_when_its_parent_is_killed() -> None:
-    code = "import time\nfrom bitladder.perf.resources import watching\nwith watching(None): time.sleep(60)"
+    code = "import time\nfrom bitladder.perf.resources import watching\nwith watching(()): time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         monitor = wait_for_monitor(parent.pid)
         parent.kill()
@@ -132,30 +134,169 @@ def test_gpu_reader_has_units_and_reasons() -> None:
     assert reader.unavailable == {"gpu_energy_j": "NVML: Not Supported"}
 
 
+def test_several_cards_as_one() -> None:
+    first = {
+        "gpu_utilisation_percent": 80,
+        "gpu_memory_bytes": 3 * MIB,
+        "gpu_power_w": 60.0,
+        "gpu_energy_j": 5.0,
+        "gpu_sm_clock_mhz": 1590,
+        "gpu_throttle_bits": 4,
+    }
+    second = first | {
+        "gpu_utilisation_percent": 20,
+        "gpu_memory_bytes": 5 * MIB,
+        "gpu_process_bytes": MIB,
+        "gpu_sm_clock_mhz": 1200,
+        "gpu_throttle_bits": 33,
+    }
+    assert join_cards([first, second]) == {
+        "gpu_utilisation_percent": 50,
+        "gpu_memory_bytes": 8 * MIB,
+        "gpu_process_bytes": MIB,
+        "gpu_power_w": 120.0,
+        "gpu_energy_j": 10.0,
+        "gpu_sm_clock_mhz": 1200,
+        "gpu_throttle_bits": 37,
+    }
+    assert join_cards([second]) == second
+    assert join_cards([]) == {}
+    del second["gpu_power_w"]
+    assert "gpu_power_w" not in join_cards([first, second]), "half a sum is no sum"
+
+
+NVML_OF_TWO_CARDS = """
+import os
+class NVMLError(Exception): pass
+class Numbers:
+    def __init__(self, **numbers): self.__dict__.update(numbers)
+NVML_CLOCK_SM = 1
+def nvmlInit(): pass
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetUtilizationRates(card): return Numbers(gpu=(90, 30)[card])
+def nvmlDeviceGetMemoryInfo(card): return Numbers(used=(700, 500)[card], total=(8000, 6000)[card])
+def nvmlDeviceGetPowerUsage(card): return (60_000, 40_000)[card]
+def nvmlDeviceGetTotalEnergyConsumption(card):
+    if card: raise NVMLError("Not Supported")
+    return 1
+def nvmlDeviceGetClockInfo(card, kind): return (1500, 1400)[card]
+def nvmlDeviceGetCurrentClocksEventReasons(card): return (1, 4)[card]
+def nvmlDeviceGetComputeRunningProcesses(card): return [Numbers(pid=os.getppid(), usedGpuMemory=(70, 50)[card])]
+"""
+
+
+def test_monitor_watches_both_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pynvml.py").write_text(NVML_OF_TWO_CARDS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with watching(("0", "1"), interval_s=0.02) as watch:
+        wait_for_readings()
+    samples, unavailable = watch.between(0.0, time.perf_counter())
+    assert unavailable == {"gpu_energy_j": "NVML: Not Supported"}
+    assert samples[-1].model_dump(include=set(GPU_FIELDS)) == {
+        "gpu_utilisation_percent": 60.0,
+        "gpu_memory_bytes": 1200,
+        "gpu_process_bytes": 120,
+        "gpu_power_w": 100.0,
+        "gpu_energy_j": None,
+        "gpu_sm_clock_mhz": 1400,
+        "gpu_throttle_bits": 5,
+    }
+    assert [(card.gpu_memory_bytes, card.gpu_energy_j) for card in samples[-1].cards] == [(700, 0.001), (500, None)]
+    with watching(("1",), interval_s=0.02) as watch:
+        wait_for_readings()
+    samples, _ = watch.between(0.0, time.perf_counter())
+    assert (samples[-1].gpu_memory_bytes, samples[-1].cards) == (500, ())
+
+
+def test_idle_readings_of_both_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("pynvml")
+    exec(NVML_OF_TWO_CARDS, module.__dict__)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(resources, "IDLE_INTERVAL_S", 0.0)
+    both = ("0", "1")
+    assert resources.used_bytes(both) == (700, 500)
+    assert resources.total_bytes(resources.used_bytes(both)) == 1200
+    assert resources.capacity_bytes(both) == (8000, 6000)
+    assert resources.idle_power_w(both) == 100.0
+    assert resources.idle_power_w(("1",)) == 40.0
+
+
 def test_every_gpu_field_has_a_reading_or_a_reason() -> None:
-    reader, unavailable = open_gpu("0")
-    read = set(reader.read()) if reader else set()
+    readers, unavailable = open_gpus(("0",))
+    read = set(readers.read_cards()[0]) if readers else set()
     assert read | set(unavailable) == set(GPU_FIELDS)
     assert not read & set(unavailable)
 
 
 @pytest.mark.parametrize(
-    ("device", "visible", "gpu"),
+    ("device", "visible", "gpus"),
     [
-        ("cpu", "", None),
-        ("cuda:1", "", "1"),
-        ("cuda", "", "0"),
-        ("cuda:1", "3,5", "5"),
-        ("cuda:0", "GPU-8d5f", "GPU-8d5f"),
+        ("cpu", "", ()),
+        ("cuda:1", "", ("1",)),
+        ("cuda", "", ("0",)),
+        ("cuda:0,2", "", ("0", "2")),
+        ("cuda:1", "3,5", ("5",)),
+        ("cuda:0,1", "3,5", ("3", "5")),
+        ("cuda:0", "GPU-8d5f", ("GPU-8d5f",)),
     ],
 )
-def test_gpu_of_a_device(device: str, visible: str, gpu: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_of_a_device(device: str, visible: str, gpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu_of(device) == gpu
+    assert gpus_of(device) == gpus
 
 
 def test_no_device_memory_without_a_gpu() -> None:
-    assert device_bytes(None) is None
+    assert (used_bytes(()), total_bytes(())) == ((), None)
+
+
+class FakeCards:
+    """torch.cuda with two cards of 80 bytes, of which 10 and 20 are in use, 2 and 3 of these by this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        self.shares: dict[str, float] = {}
+        self.reset: list[int] = []
+        free = {"cuda:0": 70, "cuda:1": 60}
+        patch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
+        patch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 80))
+        patch.setattr(torch.cuda, "memory_reserved", lambda card: 1)
+        patch.setattr(
+            torch.cuda, "set_per_process_memory_fraction", lambda share, card: self.shares.update({card: share * 80})
+        )
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset.append)
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda card: (7, 5)[card])
+        patch.setattr(torch.cuda, "max_memory_reserved", lambda card: (9, 8)[card])
+
+
+@pytest.mark.parametrize(
+    ("device", "limit", "idle", "shares"),
+    [
+        ("cpu", 40, (), {}),
+        ("cuda:0", None, (8,), {}),
+        ("cuda:0", 40, (8,), {"cuda:0": 39}),
+        ("cuda:0", 40, (), {"cuda:0": 31}),
+        ("cuda:0,1", 40, (8, 17), {"cuda:0": 39, "cuda:1": 38}),
+    ],
+)
+def test_memory_is_limited_on_each_card(
+    device: str, limit: int | None, idle: tuple[int, ...], shares: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = FakeCards(monkeypatch)
+    limit_memory(device, limit, idle)
+    assert cards.shares == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(
+    ("device", "peaks", "reset"),
+    [("cpu", (None, None), []), ("cuda:1", (5, 8), [1]), ("cuda:0,1", (12, 17), [0, 1])],
+)
+def test_peaks_of_the_cards_in_use(
+    device: str, peaks: tuple[int | None, int | None], reset: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = FakeCards(monkeypatch)
+    assert PeakDevice(device).read() == peaks
+    assert cards.reset == reset
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -1,11 +1,13 @@
 """The machine and the libraries that a measurement ran with, and how busy it was. Imports no torch."""
 
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
+from bitladder.devices import visible_cards
 from bitladder.records import Gpu, Machine
 
 LIBRARIES = (
@@ -46,13 +48,13 @@ def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
 
 
 def describe_machine() -> Machine:
-    """This machine: processor, memory, GPUs as the driver names them, library versions."""
+    """This machine: processor, memory, the GPUs that a process sees, in torch's order, and library versions."""
     return Machine(
         cpu_model=_cpu_model(),
         cpu_count=psutil.cpu_count(logical=True) or 1,
         total_memory_bytes=psutil.virtual_memory().total,
         platform=platform.platform(),
-        gpus=_gpus(),
+        gpus=describe_gpus(),
         versions=library_versions(),
     )
 
@@ -66,16 +68,19 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def describe_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that the driver shows to a process, none without a driver."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return ()
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
     gpus = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    for index in visible_cards(uuids, os.environ.get("CUDA_VISIBLE_DEVICES")):
+        handle = handles[index]
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
         try:
             serial = pynvml.nvmlDeviceGetSerial(handle)

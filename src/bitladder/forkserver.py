@@ -30,6 +30,8 @@ CPU_PRELOADED = ("bitsandbytes",)
 NUMBER_BYTES = 8
 FORK = b"f"
 STDERR = 2
+RAISED = 70
+"""What a worker of ours ends with when it raised; any other code is that of a library that ended the process."""
 
 
 class ForkServer:
@@ -67,14 +69,14 @@ class ForkServer:
         """The worker's exit code, or the negative number of the signal that ended it."""
         return self._receive_number()
 
-    def ask(self, job: str) -> tuple[bytes, int]:
-        """Fork a worker for ``job``, one line. What it answered, and how it ended."""
+    def ask(self, job: str, log: int = STDERR) -> tuple[bytes, int]:
+        """Fork a worker for ``job``, one line, that prints to ``log``. What it answered, and how it ended."""
         read_stdin, write_stdin = os.pipe()
         read_answer, write_answer = os.pipe()
         # the standard input stays open: a worker ends when this process does
         with os.fdopen(write_stdin, "wb", buffering=0) as stdin, os.fdopen(read_answer, "rb") as answers:
             try:
-                self.fork(read_stdin, STDERR, write_answer)
+                self.fork(read_stdin, log, write_answer)
             finally:
                 os.close(read_stdin)
                 os.close(write_answer)
@@ -172,7 +174,7 @@ def _work(target: str, stdin: int, log: int, messages: int) -> None:
         import_module(target).work(messages)
     except BaseException:  # whatever it is, it must not go on as a second server
         traceback.print_exc()
-        code = 1
+        code = RAISED
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

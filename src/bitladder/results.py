@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.devices import cards_of, count_names
 from bitladder.errors import UserError
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
+    Calibration,
     Item,
+    Machine,
     MeasurementRecord,
     RungRecord,
     Source,
@@ -45,8 +48,26 @@ def item_name(item: Item) -> str:
 
 
 def place_of(record: MeasurementRecord) -> tuple[str, str]:
-    """Which machine measured, and on which kind of its devices: what may stand in one table."""
-    return record.machine.identity, record.item.device.partition(":")[0]
+    """Which machine measured, and on which of its devices: what may stand in one table."""
+    return place_key(record.machine, record.item.device)
+
+
+def place_key(machine: Machine, device: str) -> tuple[str, str]:
+    """The machine's identity and its cards in use: one card of a model is like another, and two are not like one."""
+    return machine.identity, used_cards(machine, device) or "cpu"
+
+
+def device_title(calibration: Calibration) -> str:
+    """The study's device, of several cards with what they are: ``cuda:0,1 (2 x NVIDIA H100)``."""
+    device = calibration.device
+    several = len(cards_of(device)) > 1
+    return f"{device} ({used_cards(calibration.machine, device)})" if several else device
+
+
+def used_cards(machine: Machine, device: str) -> str:
+    """The cards that a device names, such as ``2 x NVIDIA H100``; empty for a CPU."""
+    known = dict(enumerate(machine.gpus))
+    return count_names(known[card].name if card in known else "GPU" for card in cards_of(device))
 
 
 def different_rungs(parts: Sequence[Results]) -> Iterator[tuple[str, Results, Results]]:

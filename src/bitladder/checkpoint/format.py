@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import quantization_of
+from bitladder.devices import torch_devices
 from bitladder.errors import UserError
 
 
@@ -20,7 +21,7 @@ def require_format(directory: Path, device: str) -> None:
     method = quantization.get("quant_method")
     try:
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=True)
-        quantizer.validate_environment(device_map={"": device}, weights_only=True)
+        quantizer.validate_environment(device_map={"": torch_devices(device)[0]}, weights_only=True)
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0].replace("_", "-")
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from bitladder.checkpoint.loading import require_device
+from bitladder.devices import count_names, torch_devices
 
 _CUDA_SINCE = {"F16": (7, 0), "I8": (7, 5), "BF16": (8, 0)}
 _X86_FLAGS = {
@@ -56,14 +57,21 @@ class Hardware:
 
 
 def find_hardware(device: str) -> Hardware:
-    """The hardware behind a torch device such as ``cpu`` or ``cuda:0``. Raises UserError where it isn't there."""
+    """The hardware behind a device such as ``cpu``, ``cuda:0`` or ``cuda:0,1``. Raises UserError where it isn't there.
+
+    Of several cards it can what the least of them can.
+    """
     if device == "cpu":
         return Hardware(name=_cpu_name(), kind="cpu", flags=_cpu_flags())
     require_device(device)
     import torch
 
-    properties = torch.cuda.get_device_properties(device)
-    return Hardware(name=properties.name, kind="cuda", compute_capability=(properties.major, properties.minor))
+    cards = [torch.cuda.get_device_properties(card) for card in torch_devices(device)]
+    return Hardware(
+        name=count_names(card.name for card in cards),
+        kind="cuda",
+        compute_capability=min((card.major, card.minor) for card in cards),
+    )
 
 
 def _cpuinfo(*keys: str) -> str | None:

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
+from bitladder.cuda import count_cards, require_usable
+from bitladder.devices import cards_of, device_of, torch_devices
+from bitladder.environment import describe_gpus
 from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
 from bitladder.main_memory import available_memory_bytes
 from bitladder.units import format_bytes
@@ -15,18 +19,28 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_model(directory: Path, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_model(
+    directory: Path, device: str, *, trust_remote_code: bool = False, card_limit_bytes: int | None = None
+) -> "PreTrainedModel":
     """The checkpoint's model on ``device``, in evaluation mode and with the types it is stored with.
+
+    ``device`` may name several cards (``cuda:0,1``): accelerate then spreads the layers over them, with at most
+    ``card_limit_bytes`` on each; the model takes its input and gives its answers on the first.
 
     Raises DoesNotFitError before anything is loaded, BrokenFileError for weights that can't be read or don't fit
     the configuration, UserError for an unknown architecture, remote code without leave, or an unknown device.
     """
     require_memory(directory, device)
-    return load_pretrained(directory, device, trust_remote_code=trust_remote_code)
+    return load_pretrained(directory, device, trust_remote_code=trust_remote_code, card_limit_bytes=card_limit_bytes)
 
 
 def load_pretrained(
-    directory: Path, device: str, *, trust_remote_code: bool = False, **options: Any
+    directory: Path,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+    card_limit_bytes: int | None = None,
+    **options: Any,
 ) -> "PreTrainedModel":
     """`load_model` without the look at memory; ``options`` (dtype, quantization_config) go to transformers."""
     import torch
@@ -36,20 +50,27 @@ def load_pretrained(
     require_device(device)
     config = load_config(directory, trust_remote_code=trust_remote_code)
     quiet_libraries()
+    cards = cards_of(device)
+    spread = len(cards) > 1
+    place = placement_options(cards, card_limit_bytes) if spread else {"device_map": {"": device}}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
-            device_map={"": device},
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come back in info, and are refused below
+            **place,
             **options,
         )
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(f"{directory}: out of memory while loading to {device} ({error})") from None
+    except ValueError as error:
+        if not spread or NO_ROOM not in str(error):
+            raise
+        raise no_room(directory, device, "a part of it would be left over") from None
     model: PreTrainedModel = loaded[0]
     info = loaded[1]
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -58,6 +79,8 @@ def load_pretrained(
             f"{directory}: {len(absent)} tensors that config.json asks for are missing or of another shape "
             f"({absent[0]}, …); expected the weights that belong to it"
         )
+    if spread:
+        require_placed(directory, model, device)
     return model
 
 
@@ -121,12 +144,12 @@ def working_bytes(tensor: TensorInfo) -> int:
 
 
 def available_bytes(device: str) -> int:
-    """Free memory of the device; for the CPU what can be had without swapping."""
+    """Free memory of the device, of several cards their sum; for the CPU what can be had without swapping."""
     if device.startswith("cuda"):
         import torch
 
         require_device(device)
-        return int(torch.cuda.mem_get_info(device)[0])
+        return sum(int(torch.cuda.mem_get_info(card)[0]) for card in torch_devices(device))
     return available_memory_bytes()
 
 
@@ -147,15 +170,17 @@ def require_bytes(what: object, device: str, needed_bytes: int) -> None:
 
 
 def require_device(device: str) -> None:
-    """Raise UserError for a device that this machine lacks."""
-    import torch
-
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+    """Raise UserError for a device that this machine lacks, or that its torch can't use."""
+    cards = cards_of(device)
+    if not cards:
+        return
+    count = count_cards()
+    if not count:
+        require_usable(describe_gpus())
         raise UserError(f"device {device!r} isn't available to torch; expected cpu, or cuda[:N] with an NVIDIA GPU")
-    count = torch.cuda.device_count()
-    index = device.partition(":")[2]
-    if index and (not index.isdecimal() or int(index) >= count):
-        raise UserError(f"device {device!r} doesn't exist; expected cuda:0 to cuda:{count - 1}")
+    if max(cards) >= count:
+        known = ", ".join(map(device_of, [(card,) for card in range(count)]))
+        raise UserError(f"device {device!r} doesn't exist; expected one of {known}, or several as cuda:N,M")
 
 
 def quiet_libraries() -> None:

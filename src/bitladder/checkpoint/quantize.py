@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +20,7 @@ from bitladder.checkpoint.expected import expect, expected_bytes, quantization_c
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer, require_bytes, require_device
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
 from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tensors
+from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
     cache_directory,
@@ -115,6 +117,8 @@ def _quantizing_device(rung: Rung, device: str) -> str:
     import torch
 
     require_device(device)
+    if len(cards_of(device)) > 1:
+        raise UserError(f"device {device!r}: found several cards; quantizing takes one, such as cuda:0, or cpu")
     return f"cuda ({torch.cuda.get_device_name(device)})"
 
 
@@ -233,7 +237,8 @@ def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, tru
     # Written and dropped first: it fails early, and takes no memory while the weights do.
     pad_token_id = _save_tokenizer(directory, resolved, trust_remote_code)
     map_large_blocks()
-    options = {} if (config := quantization_config(rung.scheme)) is None else {"quantization_config": config}
+    config = quantization_config(rung.scheme)
+    options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     model = load_pretrained(
         resolved.directory,
         device,

@@ -16,7 +16,7 @@ def audit_command(
     as_rung: Annotated[
         str | None, typer.Option("--as", metavar="RUNG", help="Hold it to this rung, whatever it says of itself.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to load it and run it once: cpu or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to load it and run it once: cpu, cuda:N or cuda:N,M.")] = "cpu",
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load the model and run one forward.")] = True,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")

@@ -21,7 +21,7 @@ def publish_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Audit, then print every file and the card; send nothing.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Where the audit loads it: cpu or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the audit loads it: cpu, cuda:N or cuda:N,M.")] = "cpu",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,

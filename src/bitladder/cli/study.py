@@ -66,7 +66,13 @@ def study_command(
     ] = None,
     chat_template: Annotated[bool | None, typer.Option("--chat-template", help="Apply the chat template.")] = None,
     seed: Annotated[int | None, typer.Option(help=f"Seed of everything drawn. {_default(defaults.SEED)}")] = None,
-    device: Annotated[str | None, typer.Option(help=f"auto, cpu or cuda:N. {_default(defaults.DEVICE)}")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu, cuda:N, or cuda:N,M to spread each model over cards, as auto does where one is too small. "
+            f"{_default(defaults.DEVICE)}"
+        ),
+    ] = None,
     scenarios: Annotated[
         str | None, typer.Option(help=f"Comma-separated. {_default(','.join(defaults.SCENARIOS))}")
     ] = None,
@@ -93,7 +99,10 @@ def study_command(
         typer.Option(help=f"A performance measurement ends after so long. {_default(defaults.TIME_LIMIT_S)}"),
     ] = None,
     memory_limit: Annotated[
-        str | None, typer.Option(help="Measure performance as if the device had no more memory, such as 15GiB.")
+        str | None,
+        typer.Option(
+            help="Measure performance as if the device, or each of several cards, had no more memory, such as 15GiB."
+        ),
     ] = None,
     timeout_s: Annotated[
         float | None,

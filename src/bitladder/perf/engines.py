@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from bitladder.checkpoint.placement import model_devices
 from bitladder.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class EagerEngine:
 
         self._model = model
         self._device: torch.device = model.device
-        self._synchronize = _synchronization(self._device)
+        self._synchronize = synchronization(model_devices(model))
         own = model.generation_config
         eos = own.eos_token_id
         end = eos[0] if isinstance(eos, list) else eos
@@ -85,7 +86,7 @@ class EagerEngine:
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "cache": self._model.generation_config.cache_implementation or "dynamic",
             "decoding": "greedy",
-            "device": str(self._device),
+            "device": ", ".join(map(str, model_devices(self._model))),
             "threads": torch.get_num_threads(),
         }
 
@@ -125,11 +126,19 @@ class EagerEngine:
         )
 
 
-def _synchronization(device: "torch.device") -> Callable[[], None]:
-    """What waits until the device has done all that it was given; on a CPU that is always so."""
+def synchronization(devices: "Sequence[torch.device]") -> Callable[[], None]:
+    """What waits until every one of the devices has done all that it was given; on a CPU that is always so."""
     import torch
 
-    return (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
+    waits = [partial(torch.accelerator.synchronize, device) for device in devices if device.type != "cpu"]
+    if len(waits) < 2:
+        return waits[0] if waits else (lambda: None)
+
+    def wait_for_all() -> None:
+        for wait in waits:
+            wait()
+
+    return wait_for_all
 
 
 class _StepClock:

@@ -1,13 +1,16 @@
 """The largest batch that fits: a search over a probe, which predicts on a CPU and runs on a GPU."""
 
-from collections.abc import Callable, Iterator
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
-from bitladder.forkserver import ForkServer
+from bitladder.forkserver import RAISED, ForkServer
 from bitladder.perf.memory import predict_working_memory
-from bitladder.perf.resources import device_bytes, device_capacity_bytes, gpu_of
+from bitladder.perf.resources import capacity_bytes, gpus_of, total_bytes, used_bytes
 from bitladder.records import BatchProbe, Prompts, Record, Scenario
 from bitladder.units import format_bytes
 
@@ -35,6 +38,8 @@ class ProbeJob(Record):
     scenario: Scenario
     token_ids: tuple[tuple[int, ...], ...]
     trust_remote_code: bool
+    card_limits: tuple[int, ...] = ()
+    """bytes that each card in use has for it; empty where the driver doesn't say"""
 
 
 def search_largest_batch(probe: Probe, cap: int | None, growth: int = 2) -> tuple[BatchProbe, ...]:
@@ -52,9 +57,12 @@ def search_largest_batch(probe: Probe, cap: int | None, growth: int = 2) -> tupl
 def _next_size(probes: list[BatchProbe], cap: int | None, growth: int) -> int | None:
     """The batch to try next, None at the end."""
     fitting = largest_fitting(probes)
-    failing = min((probe.batch_size for probe in probes if not probe.fits), default=None)
+    first_failing = min((probe for probe in probes if not probe.fits), key=lambda probe: probe.batch_size, default=None)
+    failing = None if first_failing is None else first_failing.batch_size
     if fitting is None or fitting == cap or (failing is not None and failing - fitting <= _step(fitting)):
         return None
+    if first_failing is not None and first_failing.reason is not None:
+        return _below_refused(fitting, first_failing.batch_size)
     failures = sum(not probe.fits for probe in probes)
     likely = _likely_largest(probes) if failures <= TRUSTED_FAILURES else None
     if likely is None or (failing is not None and likely >= failing):
@@ -68,22 +76,40 @@ def _next_size(probes: list[BatchProbe], cap: int | None, growth: int) -> int | 
     return size if cap is None else min(size, cap)
 
 
+def _below_refused(fitting: int, refused: int) -> int:
+    """Where not memory but a kernel says no: what kernels can index ends at powers of two."""
+    power = 1 << ((refused - 1).bit_length() - 1)
+    if fitting > power:
+        return (fitting + refused) // 2
+    return power if fitting < power else min(fitting + _step(fitting), refused - 1)
+
+
 def _step(fitting: int) -> int:
     return max(1, int(fitting * STEP_SHARE))
 
 
 def _likely_largest(probes: list[BatchProbe]) -> int | None:
-    """From the line through the two largest runs that fitted; None without two."""
+    """From the line through the two largest runs that fitted, of several cards on the one that is full first; None
+    without two."""
     known = sorted((probe.batch_size, probe) for probe in probes if probe.fits and probe.how == "run")
     if len(known) < 2:
         return None
     (size, smaller), (larger_size, larger) = known[-2], known[-1]
-    if larger.available_bytes is None or larger.needed_bytes is None or smaller.needed_bytes is None:
-        return None
-    row_bytes = (larger.needed_bytes - smaller.needed_bytes) / (larger_size - size)
-    if row_bytes <= 0:
-        return None
-    return larger_size + int((larger.available_bytes - larger.needed_bytes) / row_bytes)
+    likely = [
+        larger_size + int((available - large) * (larger_size - size) / (large - small))
+        for small, large, available in zip(_needed(smaller), _needed(larger), _available(larger), strict=False)
+        if large > small
+    ]
+    return min(likely, default=None)
+
+
+def _needed(probe: BatchProbe) -> tuple[int, ...]:
+    """Bytes of each card, where they are known."""
+    return probe.card_needed_bytes or (() if probe.needed_bytes is None else (probe.needed_bytes,))
+
+
+def _available(probe: BatchProbe) -> tuple[int, ...]:
+    return probe.card_available_bytes or (() if probe.available_bytes is None else (probe.available_bytes,))
 
 
 def largest_fitting(probes: list[BatchProbe] | tuple[BatchProbe, ...]) -> int | None:
@@ -157,10 +183,8 @@ def running_probe(
     directory: Path, scenario: Scenario, prompts: Prompts, *, trust_remote_code: bool = False
 ) -> Iterator[Probe]:
     """Runs each batch in a process of its own, so that a failure leaves nothing behind."""
-    gpu = gpu_of(scenario.device)
-    idle_bytes, capacity_bytes = device_bytes(gpu), device_capacity_bytes(gpu)
-    free_bytes = None if idle_bytes is None or capacity_bytes is None else capacity_bytes - idle_bytes
-    limits = [limit for limit in (free_bytes, scenario.memory_limit_bytes) if limit is not None]
+    gpus = gpus_of(scenario.device)
+    limits = card_limits(capacity_bytes(gpus), used_bytes(gpus), scenario.memory_limit_bytes, len(gpus))
 
     def probe(batch_size: int) -> BatchProbe:
         job = ProbeJob(
@@ -168,15 +192,43 @@ def running_probe(
             scenario=scenario,
             token_ids=tuple(prompts.row(index) for index in range(batch_size)),
             trust_remote_code=trust_remote_code,
+            card_limits=limits,
         )
-        answer, code = server.ask(job.model_dump_json())
+        with tempfile.TemporaryFile() as log:
+            answer, code = server.ask(job.model_dump_json(), log.fileno())
+            log.seek(0)
+            printed = log.read().decode(errors="replace")
+        sys.stderr.write(printed)
         if answer:
             found = BatchProbe.model_validate_json(answer)
-        elif code == KILLED:
-            found = BatchProbe(batch_size=batch_size, fits=False, how="run", needed_bytes=None, available_bytes=None)
+        elif code == RAISED:
+            raise RuntimeError(f"the probe of batch {batch_size} raised; its traceback is in the log")
         else:
-            raise RuntimeError(f"the probe of batch {batch_size} ended with {code} and no answer")
-        return found.model_copy(update={"available_bytes": min(limits, default=None)})
+            found = BatchProbe(
+                batch_size=batch_size,
+                fits=False,
+                how="run",
+                needed_bytes=None,
+                available_bytes=None,
+                reason=None if code == KILLED else _describe_end(code, printed),
+            )
+        available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
+        return found.model_copy(update=available)
 
-    with ForkServer(PROBE, None, with_gpu=gpu is not None) as server:
+    with ForkServer(PROBE, None, with_gpu=bool(gpus)) as server:
         yield probe
+
+
+def _describe_end(code: int, printed: str) -> str:
+    """Of a process that a library ended: bitsandbytes' CUDA code prints a line and exits, and a kernel may crash."""
+    how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    return f"a library ended the process ({how})" + (f": {lines[-1]}" if lines else "")
+
+
+def card_limits(capacity: Sequence[int], idle: Sequence[int], limit_bytes: int | None, cards: int) -> tuple[int, ...]:
+    """Bytes of each card that a run may take: what is free, and no more than the limit; none where neither is known."""
+    free = tuple(whole - used for whole, used in zip(capacity, idle, strict=False))
+    if limit_bytes is None:
+        return free
+    return tuple(min(size, limit_bytes) for size in free) or (limit_bytes,) * cards

@@ -17,13 +17,19 @@ from bitladder.perf.memory import (
     out_of_memory_does_not_fit,
     resident_bytes,
 )
-from bitladder.perf.resources import device_bytes, gpu_of, idle_power_w, watching
+from bitladder.perf.resources import gpus_of, idle_power_w, total_bytes, used_bytes, watching
 from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
 Progress = Callable[[int, int], None]
 
 HOOK_PAIRS, HOOK_TOKENS = 5, 32
 """runs with and without stamps, short ones: their difference is small beside what hosts drift in a long one"""
+
+LEAST_HOOK_PAIRS, HOOK_TIME_S = 2, 10.0
+"""no further pair after so long"""
+
+HOOK_ROWS = 64
+"""What a wait for the device costs is the launch of one step that could not overlap: no more with more rows."""
 
 CPU_WARMUP_TOKENS = 8
 """On a CPU later steps bring nothing new, and one can take half a second."""
@@ -54,17 +60,18 @@ def measure(
     )
     give_back_freed()
     idle_process_bytes = resident_bytes()
-    gpu = gpu_of(scenario.device)
-    idle_device_bytes = device_bytes(gpu)
+    gpus = gpus_of(scenario.device)
+    idle_card_bytes = used_bytes(gpus)
+    idle_device_bytes = total_bytes(idle_card_bytes)
 
-    idle_w = idle_power_w(gpu)
-    limit_memory(scenario.device, scenario.memory_limit_bytes, idle_device_bytes)
+    idle_w = idle_power_w(gpus)
+    limit_memory(scenario.device, scenario.memory_limit_bytes, idle_card_bytes)
 
-    with watching(gpu) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
+    with watching(gpus) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
         seen = _load_and_run(directory, scenario, prompts, batch_size, trust_remote_code, progress)
 
     resources, unavailable = watch.between(seen.run.started_s, seen.run.ended_s)
-    if gpu is None:
+    if not gpus:
         unavailable |= dict.fromkeys(("allocated_peak_bytes", "reserved_peak_bytes"), "no GPU")
     elif not any(sample.gpu_process_bytes for sample in resources):
         unavailable["gpu_process_bytes"] = "the driver does not list this process (in a container its ids are others)"
@@ -125,13 +132,18 @@ def _load_and_run(
     from bitladder.checkpoint.loading import load_model
 
     started_s = time.perf_counter()
-    model = load_model(directory, scenario.device, trust_remote_code=trust_remote_code)
+    model = load_model(
+        directory,
+        scenario.device,
+        trust_remote_code=trust_remote_code,
+        card_limit_bytes=scenario.memory_limit_bytes,
+    )
     load_time_s = time.perf_counter() - started_s
     engine = start_engine(scenario.engine, model)
     rows = [prompts.row(index) for index in range(batch_size)]
     on_cpu = scenario.device == "cpu"
     warmup = engine.run(rows, min(scenario.new_tokens, CPU_WARMUP_TOKENS) if on_cpu else scenario.new_tokens)
-    pairs = () if on_cpu else stamp_pairs(engine, rows, min(scenario.new_tokens, HOOK_TOKENS))
+    pairs = () if on_cpu else stamp_pairs(engine, rows[:HOOK_ROWS], min(scenario.new_tokens, HOOK_TOKENS))
     bytes_held = loaded_bytes(model)
     give_back_freed()
     peak_resident, peak_device = PeakResident(), PeakDevice(scenario.device)
@@ -151,12 +163,15 @@ def _load_and_run(
 
 
 def stamp_pairs(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> tuple[tuple[float, float], ...]:
-    """Seconds a step of a stamped run and of an unstamped one, HOOK_PAIRS times in turn.
+    """Seconds a step of a stamped run and of an unstamped one, in turn: HOOK_PAIRS times, or until HOOK_TIME_S.
 
     On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap that the wait prevents.
     """
-    pairs = []
-    for _ in range(HOOK_PAIRS):
+    pairs: list[tuple[float, float]] = []
+    started_s = time.perf_counter()
+    while len(pairs) < HOOK_PAIRS:
+        if len(pairs) >= LEAST_HOOK_PAIRS and time.perf_counter() - started_s > HOOK_TIME_S:
+            break
         unstamped_s = engine.run_unstamped(token_ids, new_tokens)
         stamped = engine.run(token_ids, new_tokens)
         pairs.append(((stamped.step_end_s[-1] - stamped.started_s) / new_tokens, unstamped_s / new_tokens))

@@ -1,6 +1,6 @@
 """Memory: what a batch is predicted to need, and what a process and its device really used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from bitladder.devices import cards_of, torch_devices
 from bitladder.errors import DoesNotFitError
 
 if TYPE_CHECKING:
@@ -127,40 +128,46 @@ class PeakResident:
         return int(line.split()[1]) * 1024
 
 
-def limit_memory(device: str, limit_bytes: int | None, idle_device_bytes: int | None) -> None:
-    """Let this process take no more of a GPU than ``limit_bytes``, as if the card were that small.
+def limit_memory(device: str, limit_bytes: int | None, idle_bytes: Sequence[int]) -> None:
+    """Let this process take no more of a GPU than ``limit_bytes``, as if the card were that small; of several, of each.
 
-    torch's allocator gets what the CUDA context leaves; ``idle_device_bytes`` is what was in use before. Kernels that
-    are loaded later are not counted here: whoever measures looks at the device's own figure afterwards.
+    torch's allocator gets what the CUDA context leaves; ``idle_bytes`` is what was in use of each card before, where
+    that is known. Kernels that are loaded later are not counted here: whoever measures looks at the device's own figure
+    afterwards.
     """
-    if limit_bytes is None or not device.startswith("cuda"):
+    if limit_bytes is None or device == "cpu":
         return
     import torch
 
-    torch.ones(1, device=device).sum().item()  # starts the context
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    outside_bytes = total_bytes - free_bytes - (idle_device_bytes or 0) - torch.cuda.memory_reserved(device)
-    share = (limit_bytes - outside_bytes) / total_bytes
-    torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), device)
+    for index, card in enumerate(torch_devices(device)):
+        torch.ones(1, device=card).sum().item()  # starts the context
+        free_bytes, total_bytes = torch.cuda.mem_get_info(card)
+        own_idle_bytes = idle_bytes[index] if idle_bytes else 0
+        outside_bytes = total_bytes - free_bytes - own_idle_bytes - torch.cuda.memory_reserved(card)
+        share = (limit_bytes - outside_bytes) / total_bytes
+        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), card)
 
 
 class PeakDevice:
-    """Highest allocated and reserved bytes of torch's allocator on all its devices since this was made."""
+    """Highest allocated and reserved bytes of torch's allocator since this was made, over all cards of the device.
+
+    Each card's own peak counts, wherever in time it was: the memory that each of them must have.
+    """
 
     def __init__(self, device: str) -> None:
         import torch
 
-        self._devices = range(torch.cuda.device_count()) if device.startswith("cuda") else range(0)
-        for index in self._devices:
-            torch.cuda.reset_peak_memory_stats(index)
+        self._cards = cards_of(device)
+        for card in self._cards:
+            torch.cuda.reset_peak_memory_stats(card)
 
     def read(self) -> tuple[int | None, int | None]:
         """(allocated, reserved), as of now; None where there is no GPU."""
         import torch
 
-        if not self._devices:
+        if not self._cards:
             return None, None
         return (
-            sum(torch.cuda.max_memory_allocated(index) for index in self._devices),
-            sum(torch.cuda.max_memory_reserved(index) for index in self._devices),
+            sum(torch.cuda.max_memory_allocated(card) for card in self._cards),
+            sum(torch.cuda.max_memory_reserved(card) for card in self._cards),
         )

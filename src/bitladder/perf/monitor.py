@@ -1,6 +1,6 @@
-"""A process beside the measured one that reads what it and its GPU use.
+"""A process beside the measured one that reads what it and its GPUs use.
 
-``python -m bitladder.perf.monitor PID [--gpu INDEX_OR_UUID]`` writes a ``MonitorStart`` line, then one
+``python -m bitladder.perf.monitor PID [--gpu INDEX_OR_UUID]...`` writes a ``MonitorStart`` line, then one
 ``ResourceSample`` line a reading, with times of ``time.perf_counter`` (one clock for all processes of a machine). It
 ends when its standard input does or PID is gone, so it never outlives the process that started it.
 """
@@ -10,12 +10,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import psutil
 
-from bitladder.records import Record, ResourceSample
+from bitladder.records import CardSample, Record, ResourceSample
 
 INTERVAL_S = 0.2
 
@@ -49,7 +51,7 @@ class GpuReader:
         self.read()
 
     def read(self) -> dict[str, float | int]:
-        """Readings by field name of ResourceSample; one that the driver once refused is not asked for again."""
+        """Readings by field name of CardSample; one that the driver once refused is not asked for again."""
         values: dict[str, float | int] = {}
         process_bytes = self._process_bytes()
         if process_bytes is not None:
@@ -76,13 +78,55 @@ class GpuReader:
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
 
 
-GPU_FIELDS = tuple(name for name in ResourceSample.model_fields if name.startswith("gpu_"))
+GPU_FIELDS = tuple(CardSample.model_fields)
+
+_JOINED: dict[str, Callable[[list[Any]], float | int]] = {
+    "gpu_utilisation_percent": lambda values: sum(values) / len(values),
+    "gpu_sm_clock_mhz": min,
+    "gpu_throttle_bits": lambda values: reduce(or_, values),
+}
+"""how several cards' readings become one; all others are added"""
+
+
+def join_cards(readings: Sequence[dict[str, float | int]]) -> dict[str, float | int]:
+    """One reading of several cards: memory, power and energy are sums, utilisation is the mean, the clock is the
+    slowest card's and the throttle bits are those of any card.
+
+    A field that a card did not give is left out, but for the process's memory, which a card has none of until it is
+    used.
+    """
+    joined: dict[str, float | int] = {}
+    for name in GPU_FIELDS:
+        values = [reading[name] for reading in readings if name in reading]
+        if values and (len(values) == len(readings) or name == "gpu_process_bytes"):
+            joined[name] = _JOINED.get(name, sum)(values)
+    return joined
+
+
+class GpuReaders:
+    """Readings of the cards that share a model, a single one's as they are."""
+
+    def __init__(self, gpus: Sequence[str], nvml: Any, process_id: int | None = None) -> None:
+        self._readers = [GpuReader(gpu, nvml, process_id) for gpu in gpus]
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Why a field is None: the first card's reason that has one."""
+        return {name: why for reader in reversed(self._readers) for name, why in reader.unavailable.items()}
+
+    def read_cards(self) -> list[dict[str, float | int]]:
+        """Each card's own readings, by field name of CardSample."""
+        return [reader.read() for reader in self._readers]
+
+    def capacity_bytes(self) -> list[int]:
+        """All memory of each card."""
+        return [reader.capacity_bytes() for reader in self._readers]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pid", type=int)
-    parser.add_argument("--gpu")
+    parser.add_argument("--gpu", action="append", default=[])
     parser.add_argument("--interval", type=float, default=INTERVAL_S)
     arguments = parser.parse_args()
     # Ctrl-C reaches the whole process group; the measuring side decides when this ends
@@ -101,31 +145,35 @@ def _wait_for_end_of_input(stop: threading.Event) -> None:
     stop.set()
 
 
-def _monitor(process: psutil.Process, gpu: str | None, interval_s: float, stop: threading.Event) -> None:
-    reader, unavailable = open_gpu(gpu, process.pid)
+def _monitor(process: psutil.Process, gpus: Sequence[str], interval_s: float, stop: threading.Event) -> None:
+    readers, unavailable = open_gpus(gpus, process.pid)
     print(MonitorStart(unavailable=unavailable).model_dump_json(), flush=True)
     process.cpu_percent()  # psutil counts from the call before
     while not stop.wait(interval_s):
+        now_s = time.perf_counter()
+        cpu_percent, rss_bytes = process.cpu_percent(), process.memory_info().rss
+        cards = readers.read_cards() if readers else []
         sample = ResourceSample(
-            time_s=time.perf_counter(),
-            cpu_percent=process.cpu_percent(),
-            rss_bytes=process.memory_info().rss,
-            **(reader.read() if reader else {}),  # type: ignore[arg-type]
+            time_s=now_s,
+            cpu_percent=cpu_percent,
+            rss_bytes=rss_bytes,
+            cards=tuple(CardSample.model_validate(card) for card in cards) if len(cards) > 1 else (),
+            **join_cards(cards),  # type: ignore[arg-type]
         )
         print(sample.model_dump_json(), flush=True)
 
 
-def open_gpu(gpu: str | None, process_id: int | None = None) -> tuple[GpuReader | None, dict[str, str]]:
-    """A reader of that GPU if there is one, and why fields are None."""
-    if gpu is None:
+def open_gpus(gpus: Sequence[str], process_id: int | None = None) -> tuple[GpuReaders | None, dict[str, str]]:
+    """A reader of those GPUs if there are any, and why fields are None."""
+    if not gpus:
         return None, dict.fromkeys(GPU_FIELDS, "no GPU")
     import pynvml
 
     try:
-        reader = GpuReader(gpu, pynvml, process_id)
+        readers = GpuReaders(gpus, pynvml, process_id)
     except pynvml.NVMLError as error:
         return None, dict.fromkeys(GPU_FIELDS, f"NVML: {error}")
-    return reader, dict(reader.unavailable)
+    return readers, readers.unavailable
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 
 from bitladder.allocator import give_back_freed
+from bitladder.devices import torch_devices
 from bitladder.forkserver import ForkServer, take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.memory import resident_bytes
-from bitladder.perf.resources import device_bytes, gpu_of
+from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
 
 OVERHEAD = "bitladder.perf.overhead"
 """the server's target"""
@@ -29,13 +30,14 @@ def measure_overhead(server: ForkServer, device: str) -> int | None:
 
 
 def work(descriptor: int) -> None:
-    """Write the number of bytes for the device that is named on standard input."""
+    """Write the number of bytes for the device that is named on standard input, of all its cards."""
     device = take_job().strip()
-    gpu = gpu_of(device)
-    idle_bytes = device_bytes(gpu)
-    run_tiny_model(device)
+    gpus = gpus_of(device)
+    idle_bytes = total_bytes(used_bytes(gpus))
+    for one in torch_devices(device):
+        run_tiny_model(one)
     give_back_freed()
-    found_bytes = resident_bytes() if device == "cpu" else device_bytes(gpu)
+    found_bytes = resident_bytes() if device == "cpu" else total_bytes(used_bytes(gpus))
     with os.fdopen(descriptor, "w") as file:
         if found_bytes is not None and (device == "cpu" or idle_bytes is not None):
             file.write(str(found_bytes - (idle_bytes or 0)))

@@ -10,11 +10,11 @@ from bitladder.forkserver import take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.maxbatch import ProbeJob
 from bitladder.perf.memory import limit_memory, out_of_memory_does_not_fit
-from bitladder.perf.resources import device_bytes, gpu_of
+from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
 from bitladder.records import BatchProbe
 
-RUNS = 2
-"""The second run meets the allocator as the first one left it."""
+ROOMY_SHARE = 0.75
+"""Above this share of the memory a second run is made, which meets the allocator as the first one left it."""
 
 
 def work(descriptor: int) -> None:
@@ -31,23 +31,27 @@ def try_batch(job: ProbeJob) -> BatchProbe:
 
     batch_size = len(job.token_ids)
     scenario = job.scenario
-    gpu = gpu_of(scenario.device)
-    idle_bytes = device_bytes(gpu)
-    needed_bytes = reason = None
+    gpus = gpus_of(scenario.device)
+    idle_bytes = used_bytes(gpus)
+    needed_bytes: tuple[int, ...] = ()
+    reason = None
     started_s = time.perf_counter()
     try:
         with out_of_memory_does_not_fit(f"batch of {batch_size}"):
             limit_memory(scenario.device, scenario.memory_limit_bytes, idle_bytes)
-            model = load_model(Path(job.directory), scenario.device, trust_remote_code=job.trust_remote_code)
+            model = load_model(
+                Path(job.directory),
+                scenario.device,
+                trust_remote_code=job.trust_remote_code,
+                card_limit_bytes=scenario.memory_limit_bytes,
+            )
             engine = start_engine(scenario.engine, model)
-            for _ in range(RUNS):
+            engine.run(job.token_ids, scenario.new_tokens)
+            if not _is_roomy(_held_bytes(gpus, idle_bytes), job.card_limits):
                 engine.run(job.token_ids, scenario.new_tokens)
-        # torch keeps what it reserved, so that this is the peak
-        held_bytes = device_bytes(gpu)
-        if held_bytes is not None and idle_bytes is not None:
-            needed_bytes = held_bytes - idle_bytes
+        needed_bytes = _held_bytes(gpus, idle_bytes)
         limit_bytes = scenario.memory_limit_bytes
-        fits = limit_bytes is None or needed_bytes is None or needed_bytes <= limit_bytes
+        fits = limit_bytes is None or max(needed_bytes, default=0) <= limit_bytes
     except DoesNotFitError:
         fits = False
     except RuntimeError as error:
@@ -57,8 +61,20 @@ def try_batch(job: ProbeJob) -> BatchProbe:
         batch_size=batch_size,
         fits=fits,
         how="run",
-        needed_bytes=needed_bytes,
+        needed_bytes=total_bytes(needed_bytes),
         available_bytes=None,
+        card_needed_bytes=needed_bytes if len(needed_bytes) > 1 else (),
         duration_s=time.perf_counter() - started_s,
         reason=reason,
     )
+
+
+def _held_bytes(gpus: tuple[str, ...], idle_bytes: tuple[int, ...]) -> tuple[int, ...]:
+    """The peak until now of each card: torch keeps what it reserved."""
+    return tuple(held - idle for held, idle in zip(used_bytes(gpus), idle_bytes, strict=False))
+
+
+def _is_roomy(held_bytes: tuple[int, ...], limits: tuple[int, ...]) -> bool:
+    """Whether every card has room left; False where the driver doesn't say."""
+    known = 0 < len(held_bytes) == len(limits)
+    return known and all(held <= ROOMY_SHARE * limit for held, limit in zip(held_bytes, limits, strict=True))

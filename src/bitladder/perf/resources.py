@@ -5,10 +5,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bitladder.perf.monitor import INTERVAL_S, MonitorStart, open_gpu
+from bitladder.devices import cards_of
+from bitladder.perf.monitor import INTERVAL_S, MonitorStart, join_cards, open_gpus
 from bitladder.records import ResourceSample
 
 STOP_TIMEOUT_S = 5.0
@@ -50,13 +51,13 @@ class Watch:
 
 
 @contextmanager
-def watching(gpu: str | None, *, pid: int | None = None, interval_s: float = INTERVAL_S) -> Iterator[Watch]:
-    """Run the monitor on a process (this one by default) while the block runs.
+def watching(gpus: Sequence[str], *, pid: int | None = None, interval_s: float = INTERVAL_S) -> Iterator[Watch]:
+    """Run the monitor on a process (this one by default) and those GPUs while the block runs.
 
     It writes to a file, not a pipe: nobody has to read while the measurement runs.
     """
     command = [sys.executable, "-P", "-m", "bitladder.perf.monitor", str(pid or os.getpid())]
-    command += ["--interval", str(interval_s), *(["--gpu", gpu] if gpu is not None else [])]
+    command += ["--interval", str(interval_s), *(f"--gpu={gpu}" for gpu in gpus)]
     watch = Watch()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=errors)
@@ -82,40 +83,43 @@ def _failure(returncode: int, errors: bytes) -> str | None:
     return f"the monitor ended with {returncode}" + (f": {said[-1]}" if said else "")
 
 
-def gpu_of(device: str) -> str | None:
-    """NVML's index or UUID of a torch device, None for a CPU.
+def gpus_of(device: str) -> tuple[str, ...]:
+    """NVML's index or UUID of each of a device's cards, none for a CPU.
 
     ``CUDA_VISIBLE_DEVICES`` renumbers torch's devices, never NVML's. Where it isn't set the two agree as long as
     all GPUs are of one kind, or ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
     """
-    kind, _, index = device.partition(":")
-    if kind != "cuda":
-        return None
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return visible[int(index or 0)] if visible else index or "0"
+    return tuple(visible[card] if visible else str(card) for card in cards_of(device))
 
 
-def device_capacity_bytes(gpu: str | None) -> int | None:
-    """All memory of that GPU, None without one or where the driver doesn't say."""
-    reader, _ = open_gpu(gpu)
-    return reader.capacity_bytes() if reader else None
+def capacity_bytes(gpus: Sequence[str]) -> tuple[int, ...]:
+    """All memory of each of those GPUs; none where the driver doesn't say."""
+    readers, _ = open_gpus(gpus)
+    return tuple(readers.capacity_bytes()) if readers else ()
 
 
-def idle_power_w(gpu: str | None) -> float | None:
-    """Mean power of that GPU over half a second, None without one or where the driver doesn't say."""
-    reader, _ = open_gpu(gpu)
-    if reader is None:
+def idle_power_w(gpus: Sequence[str]) -> float | None:
+    """Mean power of those GPUs together over half a second, None without one or where the driver doesn't say."""
+    readers, _ = open_gpus(gpus)
+    if readers is None:
         return None
     readings = []
     for _ in range(IDLE_READINGS):
         time.sleep(IDLE_INTERVAL_S)
-        readings.append(reader.read().get("gpu_power_w"))
+        readings.append(join_cards(readers.read_cards()).get("gpu_power_w"))
     known = [reading for reading in readings if reading is not None]
     return sum(known) / len(known) if known else None
 
 
-def device_bytes(gpu: str | None) -> int | None:
-    """Memory in use on that GPU by all processes, None without a GPU or where the driver doesn't say."""
-    reader, _ = open_gpu(gpu)
-    value = reader.read().get("gpu_memory_bytes") if reader else None
-    return None if value is None else int(value)
+def used_bytes(gpus: Sequence[str]) -> tuple[int, ...]:
+    """Memory in use on each of those GPUs by all processes; none where the driver doesn't say of one of them."""
+    readers, _ = open_gpus(gpus)
+    values = [card.get("gpu_memory_bytes") for card in readers.read_cards()] if readers else []
+    known = tuple(int(value) for value in values if value is not None)
+    return known if len(known) == len(gpus) else ()
+
+
+def total_bytes(cards: Sequence[int]) -> int | None:
+    """The sum over the cards, None where nothing is known of them."""
+    return sum(cards) if cards else None

@@ -50,7 +50,7 @@ class Scenario(Record):
     """stop when the 95% interval of the rate is narrower than ± this share"""
     time_limit_s: float
     memory_limit_bytes: int | None = None
-    """most memory the model may take of the device, as if it had no more; None: what it has"""
+    """most memory the model may take of the device, or of each of several cards, as if it had no more; None: all"""
 
     def planned_requests(self, batch_size: int) -> int:
         """Requests at most: for max-batch at least two full batches."""
@@ -172,13 +172,9 @@ class BatchSample(Record):
     """end of each step, taken after its own synchronization; the first step is the prefill"""
 
 
-class ResourceSample(Record):
-    """One reading of the monitor. GPU fields are None where there is no GPU, see PerformanceOutcome.unavailable."""
+class CardSample(Record):
+    """The driver's readings of one card; None where it has none, see PerformanceOutcome.unavailable."""
 
-    time_s: float
-    cpu_percent: float | None
-    """of one core: 200 is two cores busy"""
-    rss_bytes: int | None
     gpu_utilisation_percent: float | None = None
     gpu_memory_bytes: int | None = None
     gpu_process_bytes: int | None = None
@@ -187,6 +183,21 @@ class ResourceSample(Record):
     gpu_energy_j: float | None = None
     gpu_sm_clock_mhz: int | None = None
     gpu_throttle_bits: int | None = None
+
+
+class ResourceSample(CardSample):
+    """One reading of the monitor. GPU fields are None where there is no GPU.
+
+    Of several cards memory, power and energy are sums, utilisation is the mean, the clock is the slowest card's and the
+    throttle bits are those of any card.
+    """
+
+    time_s: float
+    cpu_percent: float | None
+    """of one core: 200 is two cores busy"""
+    rss_bytes: int | None
+    cards: tuple[CardSample, ...] = ()
+    """each card's own readings where there are several"""
 
 
 class MemoryFigures(Record):
@@ -199,6 +210,7 @@ class MemoryFigures(Record):
     peak_process_bytes: int
     """highest resident size while measuring"""
     allocated_peak_bytes: int | None = None
+    """of torch's allocator; this and what follows is of several cards the sum"""
     reserved_peak_bytes: int | None = None
     idle_device_bytes: int | None = None
     """device memory in use before this process used it; device minus idle is the study's VRAM"""
@@ -211,8 +223,11 @@ class BatchProbe(Record):
     fits: bool
     how: Literal["predicted", "run"]
     needed_bytes: int | None
-    """for a run on a GPU: of the device, the context included, as the driver says"""
+    """for a run on a GPU: of the device, of several cards their sum, the context included, as the driver says"""
     available_bytes: int | None
+    card_needed_bytes: tuple[int, ...] = ()
+    """of each card where a run was spread over several"""
+    card_available_bytes: tuple[int, ...] = ()
     duration_s: float | None = None
     """loading included; None where it was predicted"""
     reason: str | None = None
@@ -240,7 +255,7 @@ class PerformanceOutcome(Record):
     busy_share: float | None = None
     """of all processors, by other programs just before it began; None where nobody looked"""
     idle_power_w: float | None = None
-    """of the GPU, before this process used it"""
+    """of the GPU, of several their sum, before this process used it"""
     unavailable: dict[str, str]
     """field name -> why it is None"""
 

@@ -56,7 +56,7 @@ class Settings(Record):
     time_limit_s: float = Field(default=defaults.TIME_LIMIT_S, gt=0)
     """a performance measurement ends after so long, with what it has"""
     memory_limit: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, gt=0)
-    """bytes, or a size such as 15GiB: measure performance as if the device had no more memory"""
+    """bytes, or a size such as 15GiB: measure performance as if the device (or each of several cards) had no more"""
     timeout_s: float = Field(default=defaults.TIMEOUT_S, gt=0)
     """a worker is killed when a single measurement takes longer"""
     trust_remote_code: bool = False
@@ -77,7 +77,7 @@ class Calibration(Record):
     """What this machine can do, found once before the plan."""
 
     device: str
-    """resolved, e.g. ``cpu`` or ``cuda:0``"""
+    """resolved, e.g. ``cpu``, ``cuda:0``, or ``cuda:0,1`` for cards that share each model"""
     threads: int | None
     max_batch_cap: int | None
     machine: Machine

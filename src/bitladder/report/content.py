@@ -21,6 +21,7 @@ from bitladder.report.provenance_tables import (
 )
 from bitladder.report.published_tables import compare_pages, published_paragraphs, published_tables
 from bitladder.report.table import Cell, Column, Mark, Table, text_cell
+from bitladder.results import device_title
 from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results
@@ -104,7 +105,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
 
 def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
     source = results.study.source
-    devices = dict.fromkeys(page.results.study.calibration.device for page in pages)
+    devices = dict.fromkeys(device_title(page.results.study.calibration) for page in pages)
     parts = [f"Suite {results.study.suite}", f"baseline {results.study.baseline}", " and ".join(devices)]
     if source.revision:
         parts.append(f"revision {source.revision}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from bitladder.records import Audit, Finding, Machine, Scenario, Source, StudyRecord
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
+from bitladder.results import device_title
 from bitladder.stats.summary import RungSummary, Summary
 from bitladder.store import Results
 from bitladder.units import MIB, counted, format_bytes, format_mib
@@ -107,7 +108,7 @@ def settings_table(study: StudyRecord) -> Table:
         "add": [_describe_source(name, added) for name, added in study.added.items()],
         "suite": study.suite,
         "revision": source.revision,
-        "device": study.calibration.device,
+        "device": device_title(study.calibration),
         "threads": study.calibration.threads,
         "max_batch_cap": study.calibration.max_batch_cap,
         "requests": [f"{item.scenario} {item.requests}" for item in study.items if isinstance(item, Scenario)],

@@ -1,7 +1,8 @@
 """Which machines measured a study, and what each of them did: no table and no comparison mixes two.
 
-Machine: GPU models and drivers, CPU model, library versions, and whether the CPU or the GPU was measured. Serial
-numbers are recorded and never compared, so two cards of one model are one machine.
+Machine: GPU models and drivers, CPU model, library versions, and whether the CPU, one card or several were measured.
+Serial numbers are recorded and never compared, so either card of one model is the same machine, and both together are
+another.
 """
 
 from collections import Counter
@@ -19,35 +20,33 @@ from bitladder.records import (
     Scenario,
     TaskGroup,
 )
-from bitladder.results import Results, item_name, joined_rungs, place_of
+from bitladder.results import Results, item_name, joined_rungs, place_key, place_of, used_cards
 
 _FACTS_SHOWN = 2
 
 
 @dataclass(frozen=True)
 class Place:
-    """A machine, with the kind of device that was measured: ``cpu`` or ``cuda``."""
+    """A machine, with the device that was measured, such as ``cpu``, ``cuda:0`` or ``cuda:0,1``."""
 
     machine: Machine
     device: str
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.machine.identity, self.device
+        return place_key(self.machine, self.device)
 
     @property
     def title(self) -> str:
         """What was measured, for people; other machines may have the same title, see `place_names`."""
-        counts = Counter(gpu.name for gpu in self.machine.gpus) if self.device != "cpu" else {}
-        gpus = [name if count == 1 else f"{count} x {name}" for name, count in counts.items()]
-        return ", ".join([*gpus, self.machine.cpu_model])
+        return ", ".join(filter(None, [used_cards(self.machine, self.device), self.machine.cpu_model]))
 
 
 def places(results: Results) -> list[Place]:
     """Every machine that left a record, in the order of the studies; the calibrated one where there is no record."""
     calibrations = [part.study.calibration for part in results.parts or (results,)]
-    calibrated = [Place(one.machine, one.device.partition(":")[0]) for one in calibrations]
-    measured = [Place(record.machine, place_of(record)[1]) for record in results.records]
+    calibrated = [Place(one.machine, one.device) for one in calibrations]
+    measured = [Place(record.machine, record.item.device) for record in results.records]
     recorded = {place.key for place in measured}
     found: dict[tuple[str, str], Place] = {}
     for place in [*calibrated, *measured]:
@@ -81,7 +80,7 @@ def _distinction(place: Place, alike: Sequence[Place]) -> str:
 def _facts(place: Place) -> dict[str, str]:
     gpus = place.machine.gpus
     return {
-        "device": place.device,
+        "device": place.device.partition(":")[0],
         "GPU": " and ".join(gpu.name for gpu in gpus) or "none",
         "driver": " and ".join(dict.fromkeys(gpu.driver or "unknown" for gpu in gpus)) or "none",
         **place.machine.versions,
@@ -120,7 +119,7 @@ def default_place(results: Results) -> Place:
     """The machine that a report decides on where nobody chose: the study's own, else the first with performance."""
     found = performance_places(results) or places(results)
     calibration = results.study.calibration
-    own = Place(calibration.machine, calibration.device.partition(":")[0]).key
+    own = place_key(calibration.machine, calibration.device)
     return next((place for place in found if place.key == own), found[0])
 
 
@@ -211,7 +210,7 @@ def _restricted(
 def _calibration_at(results: Results, place: Place) -> Calibration:
     """Of the study that measured there, with that machine."""
     calibrations = [part.study.calibration for part in results.parts or (results,)]
-    own = next((one for one in calibrations if Place(one.machine, one.device.partition(":")[0]).key == place.key), None)
+    own = next((one for one in calibrations if place_key(one.machine, one.device) == place.key), None)
     return own or results.study.calibration.model_copy(update={"machine": place.machine, "device": place.device})
 
 

@@ -3,24 +3,28 @@
 import json
 from pathlib import Path
 
+from bitladder.cuda import count_cards, require_usable
 from bitladder.defaults import CPU_MAX_BATCH
+from bitladder.devices import cards_of, choose_device, device_of, torch_devices
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.records import Calibration, LayerRate, Machine, Settings
-from bitladder.rungs import BASELINE
+from bitladder.rungs import BASELINE, find_rung
 
 
 def calibrate(settings: Settings, model_directory: Path, stored: Calibration | None) -> Calibration:
     """The stored calibration where machine and device are the same, completed for rungs that it lacks; else a new one.
 
-    Raises UserError for a device that isn't there.
+    Raises as `find_device`.
     """
     machine = describe_machine()
-    if stored is not None and stored.machine == machine and settings.device in ("auto", stored.device):
-        device, threads, rates = stored.device, stored.threads, stored.layer_rates
+    known = stored if stored is not None and stored.machine == machine else None
+    device = known.device if known and _still_meant(settings.device, known) else None
+    device = device or find_device(settings, machine, model_directory)
+    if known is not None and known.device == device:
+        threads, rates = known.threads, known.layer_rates
     else:
-        device, threads = find_device(settings.device, machine)
-        rates = ()
+        threads, rates = _threads(device), ()
     return Calibration(
         device=device,
         threads=threads,
@@ -41,17 +45,51 @@ def _missing_rates(
 
     config = json.loads((model_directory / "config.json").read_text())
     hidden = int(config.get("hidden_size", 1024))
-    return time_layers(missing, device, hidden, int(config.get("intermediate_size", 4 * hidden)))
+    return time_layers(missing, torch_devices(device)[0], hidden, int(config.get("intermediate_size", 4 * hidden)))
 
 
-def find_device(wanted: str, machine: Machine) -> tuple[str, int | None]:
-    """Resolved device name, and threads on a CPU. Raises UserError for a device that isn't there."""
+def find_device(settings: Settings, machine: Machine, model_directory: Path) -> str:
+    """The device that the settings mean: for ``auto`` the first card that holds the largest rung, else all cards.
+
+    Raises UserError for a device that isn't there, and for GPUs that this torch can't use: no study goes to the CPU
+    unasked.
+    """
+    wanted = settings.device
+    if wanted == "cpu":
+        return wanted
+    require_usable(machine.gpus)
+    count = count_cards()
+    if wanted == "auto":
+        sizes = [gpu.total_memory_bytes for gpu in machine.gpus][:count]
+        if len(sizes) < max(count, 2):  # nothing to choose, or cards that the driver calls otherwise than torch
+            return device_of(range(count)[:1])
+        return choose_device(sizes, largest_load_bytes(settings, model_directory), settings.memory_limit)
+    cards = cards_of(wanted)
+    if max(cards) >= count:
+        known = ", ".join(["auto", "cpu", *(device_of([card]) for card in range(count))])
+        several = ", or several of them as cuda:0,1" if count > 1 else ""
+        raise UserError(f"device {wanted!r} is not here; expected {known}{several}")
+    return device_of(cards)
+
+
+def largest_load_bytes(settings: Settings, model_directory: Path) -> int:
+    """Memory that loading the largest of the planned rungs takes, the baseline among them."""
+    from bitladder.checkpoint.expected import expect
+
+    trust = settings.trust_remote_code
+    rungs = dict.fromkeys((BASELINE, *settings.rungs))
+    return max(
+        expect(model_directory, find_rung(rung).scheme, trust_remote_code=trust).quantizing_bytes for rung in rungs
+    )
+
+
+def _still_meant(wanted: str, known: Calibration) -> bool:
+    """Whether the settings mean the stored device; what ``auto`` is among several cards depends on the rungs too."""
+    cards = range(len(known.machine.gpus))
+    return wanted == known.device or (wanted == "auto" and len(cards) < 2 and known.device == device_of(cards))
+
+
+def _threads(device: str) -> int | None:
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cards = tuple(f"cuda:{index}" for index in range(count))
-    device = {"auto": cards[0] if cards else "cpu", "cuda": "cuda:0"}.get(wanted, wanted)
-    if device not in ("cpu", *cards):
-        why = "" if cards or not machine.gpus else "; the driver shows a GPU that this torch cannot use"
-        raise UserError(f"device {wanted!r} is not here; expected auto, {', '.join(('cpu', *cards))}{why}")
-    return device, torch.get_num_threads() if device == "cpu" else None
+    return torch.get_num_threads() if device == "cpu" else None

@@ -75,8 +75,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
 def _added(settings: Settings, baseline: Path) -> dict[str, Added]:
     if not settings.add:
         return {}
-    device, _ = find_device(settings.device, describe_machine())
-    return find_added(settings, baseline, device)
+    return find_added(settings, baseline, find_device(settings, describe_machine(), baseline))
 
 
 def _texts(settings: Settings, items: Iterable[Item]) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from bitladder.cuda import count_cards, require_usable
+from bitladder.environment import describe_gpus
 from bitladder.errors import UnknownNameError, UserError
 
 _OWN = ("token_budget", "seed", "max_rows", "max_length", "cache_requests")
@@ -14,7 +16,8 @@ def load_arguments(given: dict[str, Any]) -> dict[str, Any]:
 
     ``pretrained`` is a Hub id, a directory or a built-in model; ``dtype`` float32, bfloat16, float16 or auto;
     ``batch_size`` counts only for a model that can't be batched our way, ``max_batch_size`` never. Raises
-    UnknownNameError for another name, UserError for no or a wrong value.
+    UnknownNameError for another name, UserError for no or a wrong value, and
+    where no ``device`` is given and torch can't use the GPU that is here.
     """
     import torch
 
@@ -32,7 +35,7 @@ def load_arguments(given: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     directory: Path = resolve_model(str(arguments["pretrained"]), arguments.get("revision")).directory
     trust: bool = bool(arguments.get("trust_remote_code", False))
-    device = str(arguments.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = str(arguments.get("device") or _default_device())
     options = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     loaded: dict[str, Any] = {
         "model": load_pretrained(directory, device, trust_remote_code=trust, **options),
@@ -42,3 +45,8 @@ def load_arguments(given: dict[str, Any]) -> dict[str, Any]:
     if str(arguments.get("batch_size", "auto")).isdecimal():
         loaded["fallback_batch_size"] = int(arguments["batch_size"])
     return loaded
+
+
+def _default_device() -> str:
+    require_usable(describe_gpus())
+    return "cuda" if count_cards() else "cpu"

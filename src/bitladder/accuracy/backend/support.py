@@ -7,6 +7,7 @@ import numpy as np
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.packing import Request, plan_packs
+from bitladder.checkpoint.placement import model_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +26,8 @@ _tried: "WeakSet[PreTrainedModel]" = WeakSet()
 def require_support(model: "PreTrainedModel") -> None:
     """Raise UnsupportedModelError, saying why, for a model that must be scored lm-eval's way."""
     config = model.config.get_text_config()
+    if len(model_devices(model)) > 1:
+        raise UnsupportedModelError("it is spread over several devices")
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError("it has an encoder")
     if not getattr(model, "_supports_attention_backend", False):
