@@ -15,10 +15,18 @@ import pytest
 
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
-from bitladder.records import MeasurementRecord, PerformanceOutcome, RungRecord, Settings
+from bitladder.records import (
+    Divergence,
+    DivergenceOutcome,
+    MeasurementRecord,
+    PerformanceOutcome,
+    RungRecord,
+    Settings,
+)
 from bitladder.rungs import RUNGS
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
+from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
 from bitladder.study.run import run_study
@@ -65,6 +73,7 @@ class Counting(StudyProgress):
         self.warnings: list[str] = []
         self.made: list[str] = []
         self.measurements: list[str] = []
+        self.records: list[MeasurementRecord] = []
 
     def warn(self, what: str) -> None:
         self.warnings.append(what)
@@ -74,6 +83,7 @@ class Counting(StudyProgress):
 
     def measured(self, record: MeasurementRecord) -> None:
         self.measurements.append(record.measurement_id)
+        self.records.append(record)
 
 
 def kill_after(path: Path, process: subprocess.Popen[bytes], count: int, pattern: str) -> None:
@@ -136,6 +146,57 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert ends["accuracy"] == ("ok", "")
     assert ends["performance"][0] == "failed"
     assert "context" in ends["performance"][1]
+
+
+def test_divergence_is_kept_and_its_reference_made_again_for_a_new_rung(
+    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None
+) -> None:
+    out = tmp_path / "out"
+    settings = settings_for(
+        tiny_llama,
+        tasks / "left.yaml",
+        datasets=str(tasks),
+        rungs=("fp16", "bf16"),
+        only="accuracy",
+        divergence_windows=3,
+    )
+    first = Counting()
+    results = run_study(settings, out, first)
+    assert [(one.rung, one.item.kind) for one in first.records][:2] == [("bf16", "divergence"), ("fp16", "divergence")]
+    assert {record.status for record in results.records} == {"ok"}
+    bf16, fp16 = (
+        [one for one in results.of(rung) if isinstance(one.outcome, DivergenceOutcome)] for rung in ("bf16", "fp16")
+    )
+    assert bf16[0].item == fp16[0].item
+    assert bf16[0].item.baseline_hash == results.rungs["bf16"].content_hash  # type: ignore[union-attr]
+    assert {value for window in bf16[0].outcome.windows for value in window.kl} == {0.0}  # type: ignore[union-attr]
+    assert max(value for window in fp16[0].outcome.windows for value in window.kl) > 0  # type: ignore[union-attr]
+
+    other = Counting()
+    run_study(settings.model_copy(update={"batch_size": 4, "seed": 7, "limit": 2}), out, other)
+    assert {record.item.kind for record in other.records} == {"accuracy"}, "no setting of the questions touches it"
+
+    (reference,) = (out / "references").iterdir()
+    content = reference.read_bytes()
+    reference.unlink()
+    added = Counting()
+    run_study(settings.model_copy(update={"rungs": ("fp16", "bf16", "fp32")}), out, added)
+    measured = [one.rung for one in added.records if one.item.kind == "divergence"]
+    assert measured == ["bf16", "fp32"]
+    assert reference.read_bytes() == content
+
+
+def test_divergence_is_only_where_there_is_something_to_hold_against_a_baseline(
+    tiny_llama: Path, tasks: Path, tmp_path: Path
+) -> None:
+    def planned(**changes: object) -> int:
+        study = prepare(settings_for(tiny_llama, tasks, **changes), Store(tmp_path)).study
+        return sum(isinstance(item, Divergence) for item in study.items)
+
+    assert planned(rungs=("bf16", "nf4")) == 1
+    assert planned(rungs=("bf16",)) == planned(rungs=("fp16", "nf4")) == 0
+    assert planned(rungs=("bf16", "nf4"), divergence=False) == 0
+    assert planned(rungs=("bf16", "nf4"), only="performance") == 0
 
 
 def job_for(directory: Path, **changes: object) -> Job:
@@ -253,4 +314,4 @@ def test_study_on_a_gpu(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
     results = run_study(settings, tmp_path / "out")
     assert {record.reason for record in results.rungs.values()} == {None}
     assert {(record.status, record.reason) for record in results.records} == {("ok", None)}
-    assert len(results.records) == 4 * len(RUNGS)
+    assert len(results.records) == 5 * len(RUNGS)

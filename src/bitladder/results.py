@@ -11,11 +11,13 @@ from bitladder.records import (
     Item,
     MeasurementRecord,
     RungRecord,
+    Scenario,
     Source,
     StudyRecord,
     TaskGroup,
 )
 
+DIVERGENCE = "divergence"
 _MAY_DIFFER = {"device", "batch_size", "token_budget"}
 """Settings of a task that belong to the machine: they change no prompt and no way of scoring."""
 
@@ -40,8 +42,10 @@ class Results:
 
 
 def item_name(item: Item) -> str:
-    """The task or the scenario."""
-    return item.task if isinstance(item, AccuracyTask) else item.scenario
+    """The task, the scenario, or ``divergence``."""
+    if isinstance(item, AccuracyTask):
+        return item.task
+    return item.scenario if isinstance(item, Scenario) else DIVERGENCE
 
 
 def place_of(record: MeasurementRecord) -> tuple[str, str]:

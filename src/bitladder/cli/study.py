@@ -65,6 +65,16 @@ def study_command(
         ),
     ] = None,
     chat_template: Annotated[bool | None, typer.Option("--chat-template", help="Apply the chat template.")] = None,
+    no_divergence: Annotated[
+        bool, typer.Option("--no-divergence", help="Leave out the divergence from the baseline, in seconds a rung.")
+    ] = False,
+    divergence_windows: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Windows of {defaults.DIVERGENCE_WINDOW_TOKENS} tokens that it is measured on. "
+            f"{_default(defaults.DIVERGENCE_WINDOWS)}"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Seed of everything drawn. {_default(defaults.SEED)}")] = None,
     device: Annotated[str | None, typer.Option(help=f"auto, cpu or cuda:N. {_default(defaults.DEVICE)}")] = None,
     scenarios: Annotated[
@@ -127,6 +137,8 @@ def study_command(
         "backend": backend,
         "token_budget": token_budget,
         "chat_template": chat_template,
+        "divergence": False if no_divergence else None,
+        "divergence_windows": divergence_windows,
         "seed": seed,
         "device": device,
         "scenarios": scenarios,

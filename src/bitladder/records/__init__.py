@@ -1,8 +1,8 @@
 """Everything that crosses a file or a process: frozen, closed to unknown fields, versioned.
 
 A *rung* is a row of the ladder; a *checkpoint* a directory with a manifest, known by its content hash; a *measurement*
-is (checkpoint, accuracy task | scenario), known by the hash of both; a *record* is what one left; a *finding* is what
-an audit says.
+is (checkpoint, accuracy task | scenario | divergence), known by the hash of both; a *record* is what one left; a
+*finding* is what an audit says.
 """
 
 from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
@@ -12,12 +12,15 @@ from bitladder.records.measurement import (
     AccuracyTask,
     BatchProbe,
     BatchSample,
+    Divergence,
+    DivergenceOutcome,
     Document,
     DocumentOutcome,
     Item,
     MeasurementRecord,
     MemoryFigures,
     MetricInfo,
+    Outcome,
     PerformanceOutcome,
     Prompts,
     RequestSample,
@@ -25,6 +28,7 @@ from bitladder.records.measurement import (
     Scenario,
     Status,
     TaskDocuments,
+    WindowDivergence,
     measurement_id,
 )
 from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup
@@ -37,6 +41,8 @@ __all__ = [
     "BatchProbe",
     "BatchSample",
     "Calibration",
+    "Divergence",
+    "DivergenceOutcome",
     "Document",
     "DocumentOutcome",
     "Finding",
@@ -50,6 +56,7 @@ __all__ = [
     "MemoryFigures",
     "MergeRecord",
     "MetricInfo",
+    "Outcome",
     "PerformanceOutcome",
     "Prompts",
     "Record",
@@ -65,6 +72,7 @@ __all__ = [
     "StudyRecord",
     "TaskDocuments",
     "TaskGroup",
+    "WindowDivergence",
     "hash_json",
     "measurement_id",
     "parse_record",

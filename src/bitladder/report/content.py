@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from bitladder.decide import Recommendation
 from bitladder.report.accuracy_figures import accuracy_figures
 from bitladder.report.accuracy_tables import accuracy_tables
+from bitladder.report.divergence_tables import SENTENCE, divergence_table
 from bitladder.report.figure import Figure, MissingFigure
 from bitladder.report.machine_pages import MachinePage, machine_pages, split_figures, split_notes, split_tables
 from bitladder.report.performance_figures import performance_figures
@@ -69,6 +70,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
     published = compare_pages(pages)
     sections = [
         _accuracy_section(pages),
+        _divergence_section(pages),
         *(_scenario_section(pages, scenario) for scenario in SCENARIOS),
         _derived_section(pages),
         _published_section(published),
@@ -144,6 +146,15 @@ def _accuracy_section(pages: Sequence[MachinePage]) -> Section:
         tables=split_tables(planned, lambda page: accuracy_tables(page.summary)),
         figures=split_figures(planned, lambda page: accuracy_figures(page.summary)),
     )
+
+
+def _divergence_section(pages: Sequence[MachinePage]) -> Section | None:
+    planned = [page for page in pages if page.summary.has_divergence]
+    if not planned:
+        return None
+    title = f"Divergence from the baseline, {planned[0].summary.baseline}"
+    tables = split_tables(planned, lambda page: [divergence_table(page.summary)])
+    return Section("divergence", title, (SENTENCE,), tables=tables)
 
 
 def _scenario_section(pages: Sequence[MachinePage], scenario: str) -> Section:

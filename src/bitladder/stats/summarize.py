@@ -1,8 +1,12 @@
 """From a study's raw records to the one table that deciding and reporting read."""
 
+from typing import Any
+
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
+    Divergence,
+    DivergenceOutcome,
     Item,
     MeasurementRecord,
     PerformanceOutcome,
@@ -14,6 +18,7 @@ from bitladder.results import Results, item_name
 from bitladder.rungs import ready_title
 from bitladder.stats import scores
 from bitladder.stats.accuracy import Leaf, Row, summarize_aggregates, summarize_tasks
+from bitladder.stats.divergence import summarize_divergence
 from bitladder.stats.machines import find_place, to_decide
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.summary import (
@@ -156,7 +161,19 @@ def _rung_summary(
         scenarios=scenarios,
         failures=_failures(end, study.items),
         missing=tuple(item_name(item) for item in study.items if end.is_missing(item)),
+        **_divergence(end, study.items),
     )
+
+
+def _divergence(end: _Ends, items: tuple[Item, ...]) -> dict[str, Any]:
+    """The fields of a rung that are about it."""
+    item = next((item for item in items if isinstance(item, Divergence)), None)
+    if item is None:
+        return {}
+    record, status, reason = end.measurement(item)
+    if record is None or status != "ok" or not isinstance(record.outcome, DivergenceOutcome):
+        return {"no_divergence_reason": describe_end(status, reason)}
+    return {"divergence": summarize_divergence(record.outcome)}
 
 
 def _loaded_bytes(end: _Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | None:
@@ -248,13 +265,17 @@ def _all_asked(study: StudyRecord) -> bool:
 
 
 def _remarks(results: Results) -> list[str]:
-    """What backends said of how they scored, once a remark with the rungs that it is true of."""
-    rungs: dict[str, dict[str, None]] = {}
+    """What was said of how it was scored, once a remark with the rungs and kinds that it is true of."""
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for record in results.records:
-        if isinstance(record.outcome, AccuracyOutcome):
+        if isinstance(record.outcome, AccuracyOutcome | DivergenceOutcome):
             for remark in record.outcome.remarks:
-                rungs.setdefault(remark, {})[record.rung] = None
-    return [f"Accuracy of {', '.join(names)}: {remark}." for remark, names in rungs.items()]
+                kinds, rungs = found.setdefault(remark, ({}, {}))
+                kinds[record.outcome.kind] = rungs[record.rung] = None
+    return [
+        f"{' and '.join(sorted(kinds)).capitalize()} of {', '.join(rungs)}: {remark}."
+        for remark, (kinds, rungs) in found.items()
+    ]
 
 
 def _batch_dependence(results: Results) -> list[str]:

@@ -66,6 +66,9 @@ class TaskSummary(Record):
     """(score - baseline) / baseline, the study's Table 2: negative is a loss"""
     recovery_percent: Estimate
     """(score - chance) / (baseline - chance); generated answers have a chance of 0"""
+    right_probability_points: Estimate
+    """mean change of the right choice's probability among the choices, paired by question; all rungs' intervals hold
+    together with 95%. It moves before a choice flips"""
     verdict: Verdict | None
     """secondary: judged for all rungs together, but for each task by itself; None where nothing is compared"""
     more_questions: int | None
@@ -118,6 +121,25 @@ class ScenarioSummary(Record):
         return self.metrics.get(name) or Estimate.unknown(describe_end(self.status, self.reason))
 
 
+class DivergenceSummary(Record):
+    """A rung's next-token distributions against the baseline's. In no verdict: it flags damage and rules none out."""
+
+    origin: str
+    """which text"""
+    documents: int
+    tokens: int
+    kl_mean: Estimate
+    """Kullback-Leibler divergence from the baseline, nats a token"""
+    kl_tail: Estimate
+    """that 99% of the tokens do not exceed"""
+    kl_max: Estimate
+    agreement_percent: Estimate
+    """tokens at which both have the same most likely one"""
+    perplexity: float
+    perplexity_ratio: Estimate
+    """the rung's over the baseline's, paired by token"""
+
+
 class RungSummary(Record):
     rung: str
     title: str
@@ -134,7 +156,10 @@ class RungSummary(Record):
     failures: tuple[str, ...]
     """measurements that did not end well, one line each"""
     missing: tuple[str, ...] = ()
-    """tasks and scenarios that the study has not come to"""
+    """tasks, scenarios and the divergence that the study has not come to"""
+    divergence: DivergenceSummary | None = None
+    no_divergence_reason: str | None = None
+    """why there is none, where it is planned"""
 
     def scenario(self, name: str) -> ScenarioSummary | None:
         return next((scenario for scenario in self.scenarios if scenario.scenario == name), None)
@@ -173,6 +198,11 @@ class Summary(Record):
     def has_accuracy(self) -> bool:
         """Whether the study plans accuracy, measured or not."""
         return any(rung.tasks for rung in self.rungs)
+
+    @property
+    def has_divergence(self) -> bool:
+        """Whether the study plans divergence, measured or not."""
+        return any(rung.divergence or rung.no_divergence_reason for rung in self.rungs)
 
     @property
     def has_performance(self) -> bool:

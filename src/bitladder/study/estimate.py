@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitladder.records import AccuracyTask, Calibration, Item, LayerRate, Scenario, Settings, StudyRecord
+from bitladder.records import AccuracyTask, Calibration, Divergence, Item, LayerRate, Scenario, Settings, StudyRecord
 from bitladder.rungs import BASELINE, find_rung
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RungEstimate:
     quantize_s: float
     """the audit's share included"""
     accuracy_s: float | None
-    """None for a ready checkpoint: no layer of its format was timed"""
+    """divergence included; None for a ready checkpoint: no layer of its format was timed"""
     performance_s: float | None
     at_most: bool = False
     """whether the time limit is expected to end a scenario: it takes this long or less"""
@@ -113,7 +113,7 @@ def _estimate_rung(
         disk_bytes=expected.stored_bytes,
         peak_memory_bytes=_peak(study, config, expected.stored_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
-        accuracy_s=_accuracy_s(study.items, loads, clock),
+        accuracy_s=_divergence_s(study.items, clock) + _accuracy_s(study.items, loads, clock),
         performance_s=sum(PROCESS_START_S + min(_scenario_s(item, clock), item.time_limit_s) for item in scenarios),
         at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )
@@ -150,6 +150,12 @@ def s_per_weight(rates: list[LayerRate], rows: float) -> float:
         if rows <= right or right == points[-1][0]:
             return max(left_s + (right_s - left_s) * (rows - left) / (right - left), 0.0)
     raise ValueError("the calibration has no layer times for this rung")
+
+
+def _divergence_s(items: tuple[Item, ...], clock: _Clock) -> float:
+    """The head runs twice: the rung's own, and the baseline's on its stored states."""
+    tokens = sum(item.windows * item.window_tokens for item in items if isinstance(item, Divergence))
+    return PROCESS_START_S + clock.packed_s(tokens, 2 * tokens) if tokens else 0.0
 
 
 def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clock) -> float:

@@ -17,7 +17,7 @@ from bitladder.accuracy.backend.budget import MAX_ROWS, rows_at_once
 from bitladder.accuracy.backend.budget import token_budget as find_token_budget
 from bitladder.accuracy.backend.generation import Prompt, generate
 from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
-from bitladder.accuracy.backend.products import widens_products
+from bitladder.accuracy.backend.products import WIDENED, widens_products
 from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
 from bitladder.accuracy.backend.requests import RequestEncoder
 from bitladder.accuracy.backend.rolling import rolling_requests
@@ -127,10 +127,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"ran out of memory, so batches had {self.token_budget} tokens instead of {self._asked_budget}"
             )
         if widens_products(self.model):
-            found.append(
-                "products of 16-bit values were computed in FP32 and rounded once, as hardware for them does, since "
-                "this CPU has no instructions for them"
-            )
+            found.append(WIDENED)
         return tuple(found)
 
     @property
