@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bitladder.accuracy.rescoring import DOCUMENTS
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
@@ -20,12 +21,14 @@ from bitladder.records import (
     DivergenceOutcome,
     MeasurementRecord,
     PerformanceOutcome,
+    Rescoring,
     RungRecord,
     Settings,
 )
 from bitladder.rungs import RUNGS
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
+from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
@@ -148,13 +151,16 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert "context" in ends["performance"][1]
 
 
-def test_divergence_is_kept_and_its_reference_made_again_for_a_new_rung(
+def test_what_goes_with_accuracy_is_kept_and_made_again_for_a_new_rung(
     tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None
 ) -> None:
+    """Divergence, whose reference is the baseline's to leave, and what is scored again."""
     out = tmp_path / "out"
     settings = settings_for(
         tiny_llama,
         tasks / "left.yaml",
+        backend="bitladder",
+        batch_dependence=True,
         datasets=str(tasks),
         rungs=("fp16", "bf16"),
         only="accuracy",
@@ -172,17 +178,23 @@ def test_divergence_is_kept_and_its_reference_made_again_for_a_new_rung(
     assert {value for window in bf16[0].outcome.windows for value in window.kl} == {0.0}  # type: ignore[union-attr]
     assert max(value for window in fp16[0].outcome.windows for value in window.kl) > 0  # type: ignore[union-attr]
 
-    other = Counting()
-    run_study(settings.model_copy(update={"batch_size": 4, "seed": 7, "limit": 2}), out, other)
-    assert {record.item.kind for record in other.records} == {"accuracy"}, "no setting of the questions touches it"
+    other = prepare(settings.model_copy(update={"token_budget": 128, "seed": 7, "limit": 2}), Store(out)).study
+    again = bind_baseline(other, results.rungs["bf16"].content_hash).items
+    same = [item.kind for item in again if item in results.study.items]
+    assert same == ["divergence"], "which no setting of the questions touches"
 
     (reference,) = (out / "references").iterdir()
     content = reference.read_bytes()
     reference.unlink()
+    (lost,) = (one for one in results.of("bf16") if isinstance(one.item, Rescoring) and one.item.way == "batch 1")
+    (out / "records" / f"{lost.measurement_id}.json").unlink()
     added = Counting()
     run_study(settings.model_copy(update={"rungs": ("fp16", "bf16", "fp32")}), out, added)
-    measured = [one.rung for one in added.records if one.item.kind == "divergence"]
-    assert measured == ["bf16", "fp32"]
+    measured = [(one.item.kind, one.rung) for one in added.records if one.item.kind != "accuracy"]
+    assert measured == [("divergence", "bf16"), ("divergence", "fp32"), ("rescoring", "bf16")] + [
+        ("rescoring", "fp32")
+    ] * len(DOCUMENTS)
+    assert Store(out).read_measurement(lost.measurement_id).outcome == lost.outcome  # type: ignore[union-attr]
     assert reference.read_bytes() == content
 
 

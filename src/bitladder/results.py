@@ -10,6 +10,7 @@ from bitladder.records import (
     AccuracyTask,
     Item,
     MeasurementRecord,
+    Rescoring,
     RungRecord,
     Scenario,
     Source,
@@ -42,9 +43,11 @@ class Results:
 
 
 def item_name(item: Item) -> str:
-    """The task, the scenario, or ``divergence``."""
+    """The task, with the way where it is scored again, the scenario, or ``divergence``."""
     if isinstance(item, AccuracyTask):
         return item.task
+    if isinstance(item, Rescoring):
+        return f"{item.task.task} ({item.way})"
     return item.scenario if isinstance(item, Scenario) else DIVERGENCE
 
 

@@ -75,6 +75,14 @@ def study_command(
             f"{_default(defaults.DIVERGENCE_WINDOWS)}"
         ),
     ] = None,
+    batch_dependence: Annotated[
+        bool | None,
+        typer.Option(
+            "--batch-dependence",
+            help="Score some questions again in other batches, at batch 1 and by cached decoding: how many choices "
+            "depend on that? Needs --backend bitladder.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Seed of everything drawn. {_default(defaults.SEED)}")] = None,
     device: Annotated[str | None, typer.Option(help=f"auto, cpu or cuda:N. {_default(defaults.DEVICE)}")] = None,
     scenarios: Annotated[
@@ -137,6 +145,7 @@ def study_command(
         "backend": backend,
         "token_budget": token_budget,
         "chat_template": chat_template,
+        "batch_dependence": batch_dependence,
         "divergence": False if no_divergence else None,
         "divergence_windows": divergence_windows,
         "seed": seed,

@@ -1,8 +1,8 @@
 """Everything that crosses a file or a process: frozen, closed to unknown fields, versioned.
 
 A *rung* is a row of the ladder; a *checkpoint* a directory with a manifest, known by its content hash; a *measurement*
-is (checkpoint, accuracy task | scenario | divergence), known by the hash of both; a *record* is what one left; a
-*finding* is what an audit says.
+is (checkpoint, accuracy task | rescoring | scenario | divergence), known by the hash of both; a *record* is what one
+left; a *finding* is what an audit says.
 """
 
 from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
@@ -10,8 +10,10 @@ from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile,
 from bitladder.records.measurement import (
     AccuracyOutcome,
     AccuracyTask,
+    BatchPlan,
     BatchProbe,
     BatchSample,
+    ChoiceScores,
     Divergence,
     DivergenceOutcome,
     Document,
@@ -24,10 +26,13 @@ from bitladder.records.measurement import (
     PerformanceOutcome,
     Prompts,
     RequestSample,
+    Rescoring,
+    RescoringOutcome,
     ResourceSample,
     Scenario,
     Status,
     TaskDocuments,
+    Way,
     WindowDivergence,
     measurement_id,
 )
@@ -38,9 +43,11 @@ __all__ = [
     "AccuracyOutcome",
     "AccuracyTask",
     "Audit",
+    "BatchPlan",
     "BatchProbe",
     "BatchSample",
     "Calibration",
+    "ChoiceScores",
     "Divergence",
     "DivergenceOutcome",
     "Document",
@@ -61,6 +68,8 @@ __all__ = [
     "Prompts",
     "Record",
     "RequestSample",
+    "Rescoring",
+    "RescoringOutcome",
     "ResourceSample",
     "RungRecord",
     "Scenario",
@@ -72,6 +81,7 @@ __all__ = [
     "StudyRecord",
     "TaskDocuments",
     "TaskGroup",
+    "Way",
     "WindowDivergence",
     "hash_json",
     "measurement_id",

@@ -59,6 +59,25 @@ class Scenario(Record):
         return max(self.requests, FULL_BATCHES * batch_size)
 
 
+Way = Literal["second plan", "batch 1", "cached decoding"]
+"""how documents are scored again: in other batches, each request in a forward of its own, or prefilled and decoded"""
+
+
+class Rescoring(Record):
+    """Some documents of a task, scored again in another way: do the choices depend on it?"""
+
+    kind: Literal["rescoring"] = "rescoring"
+    task: AccuracyTask
+    """whose documents, prompts and, for a second plan, token budget these are"""
+    way: Way
+    documents: int
+    """drawn with the task's seed; fewer are among more"""
+
+    @property
+    def device(self) -> str:
+        return self.task.device
+
+
 class Divergence(Record):
     """How far a rung's next-token distributions lie from the baseline's, at every token of some windows of text.
 
@@ -91,10 +110,10 @@ class Prompts(Record):
         return self.token_ids[index % len(self.token_ids)]
 
 
-Item = Annotated[AccuracyTask | Scenario | Divergence, Field(discriminator="kind")]
+Item = Annotated[AccuracyTask | Rescoring | Scenario | Divergence, Field(discriminator="kind")]
 
 
-def measurement_id(content_hash: str, item: AccuracyTask | Scenario | Divergence) -> str:
+def measurement_id(content_hash: str, item: AccuracyTask | Rescoring | Scenario | Divergence) -> str:
     """The identity of a measurement: hash of the checkpoint's content hash and the item."""
     return hash_json({"content_hash": content_hash, "item": item.model_dump(mode="json")})[:32]
 
@@ -156,6 +175,18 @@ class DocumentOutcome(Record):
     """lm-eval's per-document values; a pair is (sum, weight) of a weighted mean such as bits per byte"""
 
 
+class BatchPlan(Record):
+    """Which tokens were forwarded together: a pure function of the requests, the seed and the budget."""
+
+    seed: int
+    token_budget: int
+    batches: int
+    tokens: int
+    """forwarded"""
+    digest: str
+    """SHA-256 of the whole plan, by which one made anew is known to be the same"""
+
+
 class AccuracyOutcome(Record):
     kind: Literal["accuracy"] = "accuracy"
     documents_hash: str
@@ -169,6 +200,27 @@ class AccuracyOutcome(Record):
     """how the backend departed from what was asked or expected, such as a smaller budget after running out of memory"""
     truncated_documents: int = 0
     """documents whose prompt was longer than the model's context and lost its beginning"""
+    plans: tuple[BatchPlan, ...] = ()
+    """of the backend ``bitladder``: what log-likelihoods were scored by"""
+
+
+class ChoiceScores(Record):
+    """One document's choices, scored again; known by the hashes of its `DocumentOutcome`."""
+
+    doc_hash: str
+    prompt_hash: str
+    loglikelihoods: tuple[float, ...]
+
+
+class RescoringOutcome(Record):
+    kind: Literal["rescoring"] = "rescoring"
+    documents: tuple[ChoiceScores, ...]
+    plan: BatchPlan | None
+    """None where each request was scored by itself"""
+    products: tuple[str, ...]
+    """the matrix products that the first document was scored by, by name and number of rows"""
+    remarks: tuple[str, ...] = ()
+    """as in AccuracyOutcome"""
 
 
 class WindowDivergence(Record):
@@ -289,7 +341,9 @@ class PerformanceOutcome(Record):
     """field name -> why it is None"""
 
 
-Outcome = Annotated[AccuracyOutcome | PerformanceOutcome | DivergenceOutcome, Field(discriminator="kind")]
+Outcome = Annotated[
+    AccuracyOutcome | RescoringOutcome | PerformanceOutcome | DivergenceOutcome, Field(discriminator="kind")
+]
 
 
 class MeasurementRecord(Record):

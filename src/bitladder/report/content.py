@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from bitladder.decide import Recommendation
 from bitladder.report.accuracy_figures import accuracy_figures
 from bitladder.report.accuracy_tables import accuracy_tables
+from bitladder.report.dependence_figures import dependence_figure
+from bitladder.report.dependence_tables import PARAGRAPH, dependence_points, dependence_tables
 from bitladder.report.divergence_tables import SENTENCE, divergence_table
 from bitladder.report.figure import Figure, MissingFigure
 from bitladder.report.machine_pages import MachinePage, machine_pages, split_figures, split_notes, split_tables
@@ -71,6 +73,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
     sections = [
         _accuracy_section(pages),
         _divergence_section(pages),
+        _dependence_section(pages),
         *(_scenario_section(pages, scenario) for scenario in SCENARIOS),
         _derived_section(pages),
         _published_section(published),
@@ -155,6 +158,21 @@ def _divergence_section(pages: Sequence[MachinePage]) -> Section | None:
     title = f"Divergence from the baseline, {planned[0].summary.baseline}"
     tables = split_tables(planned, lambda page: [divergence_table(page.summary)])
     return Section("divergence", title, (SENTENCE,), tables=tables)
+
+
+def _dependence_section(pages: Sequence[MachinePage]) -> Section | None:
+    planned = [page for page in pages if any(rung.dependence for rung in page.summary.rungs)]
+    if not planned:
+        return None
+    points = tuple(point for page in planned for point in dependence_points(page.summary)) if len(planned) == 1 else ()
+    return Section(
+        "dependence",
+        "Dependence on the batch",
+        (PARAGRAPH,),
+        points,
+        split_tables(planned, lambda page: dependence_tables(page.summary)),
+        split_figures(planned, lambda page: [dependence_figure(page.summary)]),
+    )
 
 
 def _scenario_section(pages: Sequence[MachinePage], scenario: str) -> Section:

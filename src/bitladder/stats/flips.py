@@ -139,4 +139,9 @@ def is_indistinguishable(
     exceeded (an intersection-union test: each at the whole level). All three are by document, in one order: with the
     records of a second pass, `flip_indicators` of the rung against the baseline and of either against its second pass.
     """
-    return max(above_floor(flips, own_floor), above_floor(flips, baseline_floor)) > one_sided_alpha
+    return floors_p_value(flips, own_floor, baseline_floor) > one_sided_alpha
+
+
+def floors_p_value(flips: Sequence[bool], own_floor: Sequence[bool], baseline_floor: Sequence[bool]) -> float:
+    """What `is_indistinguishable` goes by: the larger of both floors'."""
+    return max(above_floor(flips, own_floor), above_floor(flips, baseline_floor))

@@ -6,6 +6,8 @@ formats them.
 
 from typing import Literal
 
+from pydantic import Field
+
 from bitladder.records import Audit, Machine, Record, Source, Status
 from bitladder.stats.verdict import Verdict
 
@@ -140,6 +142,36 @@ class DivergenceSummary(Record):
     """the rung's over the baseline's, paired by token"""
 
 
+class ChoiceChange(Record):
+    """How many documents' choices differ between two ways of scoring them."""
+
+    documents: int
+    changed: int
+    percent: Estimate
+    largest_nats: float
+    """of the differences between log-likelihoods"""
+
+
+class DependenceSummary(Record):
+    """How far one rung's choices depend on what they are scored with, on one task or on all; None: not measured."""
+
+    title: str
+    second_plan: ChoiceChange | None
+    """in other batches against the study's own"""
+    batch1: ChoiceChange | None
+    """in a forward of its own against the study's batches"""
+    cached: ChoiceChange | None
+    """prefilled and decoded against the study's batches"""
+    steps: ChoiceChange | None
+    """prefilled and decoded against a forward of its own"""
+    against_baseline: ChoiceChange | None
+    """the rung's choices against the baseline's, on the documents of the second plan"""
+    p_value: float | None
+    """one-sided, of no more flips against the baseline than on the rung's own floor and on the baseline's"""
+    indistinguishable: bool | None
+    """whether those flips are not shown to be above both floors; None for the baseline, and where a floor is unknown"""
+
+
 class RungSummary(Record):
     rung: str
     title: str
@@ -156,10 +188,17 @@ class RungSummary(Record):
     failures: tuple[str, ...]
     """measurements that did not end well, one line each"""
     missing: tuple[str, ...] = ()
-    """tasks, scenarios and the divergence that the study has not come to"""
+    """all measurements that the study has not come to"""
+    missing_tasks: tuple[str, ...] = ()
+    """those of them that answer questions for the first time"""
     divergence: DivergenceSummary | None = None
     no_divergence_reason: str | None = None
     """why there is none, where it is planned"""
+    dependence: DependenceSummary | None = None
+    """of the choices of all tasks on the batch"""
+    dependence_by_task: tuple[DependenceSummary, ...] = ()
+    products: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """way of scoring -> the matrix products that it ran, as far as they were looked at"""
 
     def scenario(self, name: str) -> ScenarioSummary | None:
         return next((scenario for scenario in self.scenarios if scenario.scenario == name), None)

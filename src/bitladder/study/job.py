@@ -16,7 +16,7 @@ from bitladder.records import (
     TaskDocuments,
 )
 
-Phase = Literal["checkpoint", "audit", "divergence", "accuracy", "performance"]
+Phase = Literal["checkpoint", "audit", "divergence", "accuracy", "rescoring", "performance"]
 
 
 class Job(Record):

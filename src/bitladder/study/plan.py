@@ -7,6 +7,7 @@ from bitladder.records import (
     Calibration,
     Divergence,
     Item,
+    Rescoring,
     Scenario,
     Settings,
     Source,
@@ -25,10 +26,11 @@ def plan_study(
     tasks: tuple[AccuracyTask, ...],
     scenarios: tuple[Scenario, ...],
     divergence: Divergence | None = None,
+    rescorings: tuple[Rescoring, ...] = (),
     added: Mapping[str, Source] | None = None,
 ) -> StudyRecord:
     """The study's record: every rung and every ready checkpoint gets every item, what is cheap first."""
-    items: tuple[Item, ...] = (*((divergence,) if divergence else ()), *tasks, *scenarios)
+    items: tuple[Item, ...] = (*((divergence,) if divergence else ()), *tasks, *rescorings, *scenarios)
     return StudyRecord(
         settings=settings,
         suite=suite,
@@ -54,11 +56,11 @@ def bind_baseline(study: StudyRecord, content_hash: str | None) -> StudyRecord:
 
 
 def phase_items(study: StudyRecord) -> tuple[tuple[Item, ...], ...]:
-    """Items by worker: all accuracy tasks share one process, each scenario has its own, for clean memory figures.
+    """Items by worker: all that asks questions shares one process, each scenario has its own, for clean memory figures.
 
     Divergence has its own too, so that all rungs have it before any is asked a question.
     """
-    accuracy = tuple(item for item in study.items if isinstance(item, AccuracyTask))
-    alone = [(item,) for item in study.items if not isinstance(item, AccuracyTask)]
+    accuracy = tuple(item for item in study.items if isinstance(item, AccuracyTask | Rescoring))
+    alone = [(item,) for item in study.items if not isinstance(item, AccuracyTask | Rescoring)]
     first = tuple(items for items in alone if isinstance(items[0], Divergence))
     return (*first, *((accuracy,) if accuracy else ()), *(items for items in alone if items not in first))

@@ -13,6 +13,7 @@ from bitladder.records import (
     Divergence,
     Item,
     Prompts,
+    Rescoring,
     Scenario,
     Settings,
     StudyRecord,
@@ -76,6 +77,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         tasks=tasks,
         scenarios=scenarios,
         divergence=divergence,
+        rescorings=_rescorings(settings, groups, tasks, kept),
         added={name: one.source for name, one in added.items()},
     )
     if study.baseline not in study.rungs:
@@ -133,6 +135,16 @@ def _accuracy(
 
     resolved = resolve_tasks(settings, suite=suite, device=calibration.device)
     return suite, resolved.groups, resolved.items
+
+
+def _rescorings(
+    settings: Settings, groups: tuple[TaskGroup, ...], tasks: tuple[AccuracyTask, ...], kept: StudyRecord | None
+) -> tuple[Rescoring, ...]:
+    if settings.only == "performance":
+        return tuple(item for item in kept.items if isinstance(item, Rescoring)) if kept else ()
+    from bitladder.accuracy.rescoring import plan_rescorings
+
+    return plan_rescorings(settings, groups, tasks)
 
 
 def _scenarios(

@@ -22,6 +22,7 @@ from bitladder.records import (
     MeasurementRecord,
     Outcome,
     Record,
+    Rescoring,
     RungRecord,
     Scenario,
     Status,
@@ -134,6 +135,7 @@ def _measure_divergence(job: Job, pipe: _Pipe) -> None:
 
 def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     from bitladder.accuracy.evaluate import evaluate
+    from bitladder.accuracy.rescoring import rescore
     from bitladder.checkpoint.loading import load_model, load_tokenizer
 
     _set_threads(job.threads)
@@ -142,13 +144,15 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     model = load_model(directory, job.device, trust_remote_code=trust)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust)
 
-    def run(item: AccuracyTask) -> Outcome:
+    def run(item: AccuracyTask | Rescoring) -> Outcome:
+        if isinstance(item, Rescoring):
+            return rescore(model, tokenizer, item, job.settings, pipe.progress)
         outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress)
         pipe.send(Documents(documents=documents))
         return outcome
 
     for item in job.items:
-        assert isinstance(item, AccuracyTask)
+        assert isinstance(item, AccuracyTask | Rescoring)
         _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
 
 
@@ -220,5 +224,6 @@ _PHASES = {
     "audit": _audit_ready,
     "divergence": _measure_divergence,
     "accuracy": _measure_accuracy,
+    "rescoring": _measure_accuracy,  # where only that is left
     "performance": _measure_performance,
 }

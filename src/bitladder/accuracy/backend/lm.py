@@ -24,6 +24,7 @@ from bitladder.accuracy.backend.rolling import rolling_requests
 from bitladder.accuracy.backend.scoring import Progress, Scores, score
 from bitladder.accuracy.backend.support import require_support
 from bitladder.errors import DoesNotFitError, UserError
+from bitladder.records import BatchPlan
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -129,6 +130,20 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if widens_products(self.model):
             found.append(WIDENED)
         return tuple(found)
+
+    @property
+    def batch_plans(self) -> tuple[BatchPlan, ...]:
+        """What a record keeps of `plans`."""
+        return tuple(
+            BatchPlan(
+                seed=plan.seed,
+                token_budget=plan.token_budget,
+                batches=len(plan.packs),
+                tokens=plan.tokens,
+                digest=plan.digest,
+            )
+            for plan in self.plans
+        )
 
     @property
     def prefix_token_id(self) -> int:
