@@ -22,6 +22,7 @@ from bitladder.records import (
     MeasurementRecord,
     PerformanceOutcome,
     Rescoring,
+    RescoringOutcome,
     RungRecord,
     Settings,
 )
@@ -322,8 +323,15 @@ def test_study_on_a_gpu(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
         scenarios=("batch1", "max-batch"),
         max_batch_cap=4,
         memory_limit="4GiB",
+        backend="bitladder",
+        batch_dependence=True,
     )
     results = run_study(settings, tmp_path / "out")
     assert {record.reason for record in results.rungs.values()} == {None}
     assert {(record.status, record.reason) for record in results.records} == {("ok", None)}
-    assert len(results.records) == 5 * len(RUNGS)
+    assert len(results.records) == 11 * len(RUNGS)
+    outcomes = {rung: [record.outcome for record in results.of(rung)] for rung in RUNGS}
+    (itself,) = (one for one in outcomes["bf16"] if isinstance(one, DivergenceOutcome))
+    assert {value for window in itself.windows for value in window.kl} == {0.0}
+    products = [one.products for one in outcomes["nf4"] if isinstance(one, RescoringOutcome)]
+    assert all("none seen" not in text for texts in products for text in texts), products
