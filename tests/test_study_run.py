@@ -276,7 +276,8 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         "    print(worker.process_id, server._process.pid, flush=True); import time; time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, job_for(tmp_path).model_dump_json(), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
     owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert owner.stdout is not None
     process_ids = [int(number) for number in owner.stdout.readline().split()]

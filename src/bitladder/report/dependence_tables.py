@@ -53,9 +53,9 @@ def dependence_tables(summary: Summary) -> list[Table]:
     measured = [rung for rung in summary.rungs if rung.dependence]
     rows = tuple((text_cell(rung.rung), *_cells(rung.dependence)) for rung in measured if rung.dependence)
     notes = (
-        "Batch 1 and cached decoding are held against the study's own batches, and then against each other. They "
-        "attend in the model's own way, so that rounding is a part of what they change: the baseline's row shows how "
-        "much. "
+        "Batch 1 and cached decoding are held against the study's own batches, and then against each other. They also "
+        "round otherwise, by the number of rows and the model's own attention, which quantized activations enlarge: "
+        "outlier columns are not all that changes choices there. "
         "Brackets: 95% interval of one share by itself.",
         f"Flips: above the floor where p is at most {ONE_SIDED_ALPHA:g}.",
         *_largest(measured),

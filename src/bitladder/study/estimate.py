@@ -188,7 +188,8 @@ def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clo
 
 
 def _rescoring_s(study: StudyRecord, loads: dict[str, TaskLoad], clock: _Clock) -> float:
-    """At batch 1 each of about four choices reads the question; decoded, each of their tokens is a step."""
+    """At batch 1 each of about four choices reads the question, unless they are one token; decoded, each further token
+    is a step."""
     from bitladder.accuracy.library import task_library
 
     seconds = 0.0
@@ -201,7 +202,8 @@ def _rescoring_s(study: StudyRecord, loads: dict[str, TaskLoad], clock: _Clock) 
         if item.way == "second plan":
             seconds += item.documents * clock.packed_s(prefill, scored)
         elif item.way == "batch 1":
-            seconds += item.documents * _CHOICES * clock.forward_s(prefill, scored / _CHOICES)
+            forwards = _CHOICES if scored > _CHOICES else 1
+            seconds += item.documents * forwards * clock.forward_s(prefill, scored / _CHOICES)
         else:
             steps = max(scored - _CHOICES, 0.0)
             seconds += item.documents * (clock.forward_s(prefill, 1) + steps * clock.forward_s(1, 1))
