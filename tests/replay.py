@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from bitladder.records import (
-    AccuracyOutcome,
     AccuracyTask,
     Audit,
     Calibration,
+    Divergence,
     Finding,
     Gpu,
     Item,
     Machine,
     Manifest,
     MeasurementRecord,
-    PerformanceOutcome,
+    Outcome,
     RungRecord,
     Scenario,
     Settings,
@@ -31,10 +31,18 @@ from bitladder.records import (
     hash_json,
     measurement_id,
 )
+from bitladder.results import item_name
 from bitladder.rungs import BASELINE, find_rung
 from bitladder.store import Store
 from bitladder.units import GIB
-from replay_outcomes import RungReplay, TaskReplay, accuracy_outcome, performance_outcome, task_documents
+from replay_outcomes import (
+    RungReplay,
+    TaskReplay,
+    accuracy_outcome,
+    divergence_outcome,
+    performance_outcome,
+    task_documents,
+)
 
 RUNGS: dict[str, RungReplay] = {
     "bf16": RungReplay(0.0, 0.0, 0.20, 0.056, 5.0, 269 * 10**6, 1.02),
@@ -108,6 +116,7 @@ def write_replay(
     only: Literal["accuracy", "performance"] | None = None,
     batch1_requests: int = 12,
     batches: int = 2,
+    divergence: bool = False,
     ends: Ends | None = None,
     absent: Collection[tuple[str, str]] = (),
     broken_rungs: Mapping[str, tuple[Status, str]] | None = None,
@@ -137,7 +146,7 @@ def write_replay(
             device=device, threads=None if gpu else 2, max_batch_cap=None if gpu else 8, machine=machine(gpu)
         ),
         groups=groups if accuracy else (),
-        items=(*accuracy, *performance),
+        items=(*([divergence_item(suite, device)] if divergence else []), *accuracy, *performance),
     )
     store = Store(directory)
     store.write_study(study)
@@ -149,7 +158,7 @@ def write_replay(
         if rung.status != "ok":
             continue
         for item in study.items:
-            key = (name, item.task if isinstance(item, AccuracyTask) else item.scenario)
+            key = (name, item_name(item))
             if key not in absent:
                 store.write_measurement(_measurement(rung, replay, item, tasks, gpu, ends.get(key)))
     return directory
@@ -160,7 +169,9 @@ def write_broken_replay(directory: Path, *, gpu: bool = False) -> Path:
     return write_replay(
         directory,
         gpu=gpu,
+        divergence=True,
         ends={
+            ("int8", "divergence"): ("failed", "the baseline has no checkpoint to be held against"),
             ("int8", "bitladder_language"): ("failed", "RuntimeError: expected all tensors on one device"),
             ("fp4", "max-batch"): ("does_not_fit", "needs 9.1 GiB, 6.0 GiB free"),
             ("fp16", "bitladder_prose"): ("timeout", "no answer after 21600 s"),
@@ -251,6 +262,14 @@ def accuracy_item(task: TaskReplay, device: str = "cpu") -> AccuracyTask:
     )
 
 
+def divergence_item(suite: str, device: str = "cpu") -> Divergence:
+    """From the baseline's content, which `rung_record` makes of its name."""
+    baseline = rung_record(BASELINE, RUNGS[BASELINE], source(suite))
+    return Divergence(
+        baseline_hash=baseline.content_hash, texts_hash="8c" * 32, windows=12, window_tokens=128, device=device
+    )
+
+
 def scenario_items(device: str = "cpu", batch1_requests: int = 12, batches: int = 2) -> list[Item]:
     def scenario(name: Literal["batch1", "max-batch"], cap: int, requests: int) -> Scenario:
         return Scenario(
@@ -281,8 +300,10 @@ def _measurement(
 ) -> MeasurementRecord:
     assert rung.content_hash is not None
     status, reason = end or ("ok", None)
-    outcome: AccuracyOutcome | PerformanceOutcome | None = None
-    if status == "ok" and isinstance(item, AccuracyTask):
+    outcome: Outcome | None = None
+    if status == "ok" and isinstance(item, Divergence):
+        outcome = divergence_outcome(item, replay)
+    elif status == "ok" and isinstance(item, AccuracyTask):
         outcome = accuracy_outcome(next(task for task in tasks if task.name == item.task), replay)
     elif status == "ok" and isinstance(item, Scenario):
         outcome = performance_outcome(item, replay, gpu)

@@ -8,6 +8,8 @@ from bitladder.records import (
     AccuracyOutcome,
     BatchProbe,
     BatchSample,
+    Divergence,
+    DivergenceOutcome,
     Document,
     DocumentOutcome,
     MemoryFigures,
@@ -17,6 +19,7 @@ from bitladder.records import (
     ResourceSample,
     Scenario,
     TaskDocuments,
+    WindowDivergence,
     hash_json,
 )
 from bitladder.units import GIB, MIB
@@ -101,6 +104,25 @@ def accuracy_outcome(task: TaskReplay, replay: RungReplay) -> AccuracyOutcome:
         harness_results=results,
         documents=tuple(outcomes),
     )
+
+
+def divergence_outcome(item: Divergence, replay: RungReplay) -> DivergenceOutcome:
+    """Two windows a document; as far from the baseline as a rung has answers that it lost, with a ripple."""
+    windows = []
+    for window in range(item.windows):
+        own = [math.sin(37.0 * window + token) for token in range(item.window_tokens - 1)]
+        kl = [replay.lost * (1 + wave + 0.3 * math.cos(window // 2)) ** 2 for wave in own]
+        baseline = [-3.0 - wave for wave in own]
+        windows.append(
+            WindowDivergence(
+                document=f"article {window // 2 + 1}",
+                kl=tuple(kl),
+                agrees=tuple(one < 0.2 for one in kl),
+                baseline_loglikelihoods=tuple(baseline),
+                loglikelihoods=tuple(before - one for before, one in zip(baseline, kl, strict=True)),
+            )
+        )
+    return DivergenceOutcome(origin="replayed text", windows=tuple(windows))
 
 
 def right_answers(task: TaskReplay, replay: RungReplay) -> list[bool]:
@@ -238,6 +260,7 @@ def _document_outcome(task: TaskReplay, replay: RungReplay, index: int, right: b
         loglikelihoods=loglikelihoods,
         greedy=greedy,
         text=text,
+        target=index % 4 if task.kind == "choice" else None,
         metrics=metrics,
     )
 

@@ -315,3 +315,19 @@ def test_bad_flags(directory: Path, flags: list[str], error: type[Exception], me
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, [str(tmp_path)])
     assert isinstance(ran.exception, UserError) and "no study.json" in str(ran.exception)
+
+
+def test_divergence_is_in_no_verdict_and_no_recommendation(tmp_path: Path) -> None:
+    """Whether it is measured, failed or is still to come."""
+    without = recommend(summarize(load_results(write_replay(tmp_path / "without"))))
+    for number, changes in enumerate(
+        (
+            {},
+            {"ends": {("fp4", "divergence"): ("failed", "out of memory")}},
+            {"absent": {("fp4", "divergence"), ("bf16", "divergence")}},
+        )
+    ):
+        directory = write_replay(tmp_path / str(number), divergence=True, **changes)  # type: ignore[arg-type]
+        found = recommend(summarize(load_results(directory)))
+        assert (found.verdicts, found.picks, found.reasons) == (without.verdicts, without.picks, without.reasons)
+        assert found.sentence.endswith(without.sentence)

@@ -24,6 +24,7 @@ FOUNDATION = {
     "main_memory",
     "forkserver",
     "hub",
+    "corpus",
     "markdown",
 }
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading", "placement"}
@@ -34,8 +35,9 @@ MAY_IMPORT = {
     "models": FOUNDATION | {"checkpoint files"},
     "checkpoint": FOUNDATION | {"checkpoint files", "models"},
     "accuracy": FOUNDATION | {"checkpoint", "checkpoint files", "models"},
+    "divergence": FOUNDATION | {"accuracy", "checkpoint", "checkpoint files"},
     "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
-    "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "perf"},
+    "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "divergence", "perf"},
     "archive": FOUNDATION,
     "merge": FOUNDATION | {"archive", "checkpoint files"},
     "stats": FOUNDATION,

@@ -416,3 +416,18 @@ def test_commands(tmp_path: Path, accuracy: Path, performance: Path) -> None:
     ran = CliRunner().invoke(app, arguments)
     assert ran.stdout == f"{tmp_path / 'merged'}: 9 measurements of bf16, int8, nf4 on {CPU}; {GPU}\n"
     assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["machines"] == [CPU, GPU]
+
+
+def test_divergence_is_each_machines_own(tmp_path: Path) -> None:
+    """Its windows travel with the records, and no table holds another machine's."""
+    one = study(tmp_path / "a", divergence=True)
+    other = edited(study(tmp_path / "b", divergence=True), machine={"cpu_model": "Other CPU"})
+    windows = Prompts(token_ids=((1, 2),), prompts_hash="8c" * 32, origin="text", documents=("d",))
+    Store(one).write_prompts(windows)
+    results = merge_results([one, other], tmp_path / "merged")
+    summary = summarize(results, machine="Other")
+    assert all(rung.divergence for rung in summary.rungs)
+    report = compose(results, summary, recommend(summary))
+    titles = [table.title for table in report.tables if table.name.startswith("divergence")]
+    assert titles == ["Divergence from bf16, on Replayed CPU", "Divergence from bf16, on Other CPU"]
+    assert [path.stem for path in (tmp_path / "merged").glob("parts/*/prompts/*")] == [windows.prompts_hash]

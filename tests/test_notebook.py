@@ -99,7 +99,7 @@ def test_every_cell_and_make_paper_run_with_another_model(
     # at hand, and so fast to install: bitladder itself is what is tested
     environment.setenv("BITLADDER_PACKAGE", "pip")
     ran = run(list(CODE))
-    assert [record.status for record in ran["results"].records] == ["ok"] * 4
+    assert [record.status for record in ran["results"].records] == ["ok"] * 6
     images = [Path(text) for kind, text in shown if kind == "image"]
     assert {path.name for path in images} >= {"figure1.png", "figure3.png", "figure4.png"}
     assert all(path.is_file() for path in images)

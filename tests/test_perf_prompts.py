@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from bitladder.corpus import WIKITEXT, WIKITEXT_CONFIG
 from bitladder.errors import UserError
-from bitladder.perf.prompts import WIKITEXT, WIKITEXT_CONFIG, cut_windows, load_prompts
+from bitladder.perf.prompts import cut_windows, load_prompts
 from bitladder.perf.scenarios import plan_scenarios
 from bitladder.records import Calibration, Machine, Settings, hash_json
 

@@ -44,7 +44,7 @@ def read(directory: Path) -> tuple[Summary, Report]:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[Summary, Report]]:
     root = tmp_path_factory.mktemp("studies")
     return {
-        "builtin": read(write_replay(root / "builtin")),
+        "builtin": read(write_replay(root / "builtin", divergence=True)),
         "paper_gpu": read(write_replay(root / "paper_gpu", suite="paper", rungs=eight_rungs(), gpu=True)),
         "broken": read(write_broken_replay(root / "broken")),
     }

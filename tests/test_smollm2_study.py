@@ -17,7 +17,7 @@ pytestmark = pytest.mark.smollm2
 
 COMMAND = (
     "study builtin:smollm2-135m --rungs bf16,nf4 --tasks bitladder_knowledge --backend bitladder --limit 4 "
-    "--scenarios batch1 --requests 2 --prompt-tokens 16 --new-tokens 4 --device cpu --json"
+    "--divergence-windows 4 --scenarios batch1 --requests 2 --prompt-tokens 16 --new-tokens 4 --device cpu --json"
 )
 
 
@@ -73,12 +73,15 @@ def test_study_answers_and_a_second_one_measures_nothing(nf4: tuple[Checkpoint, 
         (scenario,) = rung["scenarios"]
         assert (scenario["requests"], scenario["prompt_tokens"], scenario["new_tokens"]) == (2, 16, 4)
         assert scenario["metrics"]["requests_per_s"]["value"] > 0
+        assert rung["divergence"]["tokens"] == 4 * 127
         assert scenario["metrics"]["latency_s"]["value"] > scenario["metrics"]["ttft_s"]["value"] > 0
     assert (made.directory / WEIGHTS).samefile(out / "checkpoints" / "nf4" / WEIGHTS), "never quantized twice"
+    assert rungs["bf16"]["divergence"]["kl_max"]["value"] == 0.0, "its logits made anew are its own, bit for bit"
+    assert rungs["nf4"]["divergence"]["kl_mean"]["low"] > 0.05
     assert answer["recommendation"]["sentence"]
     assert (out / "report" / "report.html").stat().st_size > 100_000
 
     stamps = {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
-    assert len(stamps) == 4
+    assert len(stamps) == 6
     bitladder(*COMMAND.split(), "--out", str(out))
     assert {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()} == stamps

@@ -13,12 +13,24 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bitladder.accuracy.rescoring import DOCUMENTS
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
-from bitladder.records import MeasurementRecord, PerformanceOutcome, RungRecord, Settings
+from bitladder.records import (
+    Divergence,
+    DivergenceOutcome,
+    MeasurementRecord,
+    PerformanceOutcome,
+    Rescoring,
+    RescoringOutcome,
+    RungRecord,
+    Settings,
+)
 from bitladder.rungs import RUNGS
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
+from bitladder.study.plan import bind_baseline
+from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
 from bitladder.study.run import run_study
@@ -65,6 +77,7 @@ class Counting(StudyProgress):
         self.warnings: list[str] = []
         self.made: list[str] = []
         self.measurements: list[str] = []
+        self.records: list[MeasurementRecord] = []
 
     def warn(self, what: str) -> None:
         self.warnings.append(what)
@@ -74,6 +87,7 @@ class Counting(StudyProgress):
 
     def measured(self, record: MeasurementRecord) -> None:
         self.measurements.append(record.measurement_id)
+        self.records.append(record)
 
 
 def kill_after(path: Path, process: subprocess.Popen[bytes], count: int, pattern: str) -> None:
@@ -136,6 +150,66 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert ends["accuracy"] == ("ok", "")
     assert ends["performance"][0] == "failed"
     assert "context" in ends["performance"][1]
+
+
+def test_what_goes_with_accuracy_is_kept_and_made_again_for_a_new_rung(
+    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None
+) -> None:
+    """Divergence, whose reference is the baseline's to leave, and what is scored again."""
+    out = tmp_path / "out"
+    settings = settings_for(
+        tiny_llama,
+        tasks / "left.yaml",
+        backend="bitladder",
+        batch_dependence=True,
+        datasets=str(tasks),
+        rungs=("fp16", "bf16"),
+        only="accuracy",
+        divergence_windows=3,
+    )
+    first = Counting()
+    results = run_study(settings, out, first)
+    assert [(one.rung, one.item.kind) for one in first.records][:2] == [("bf16", "divergence"), ("fp16", "divergence")]
+    assert {record.status for record in results.records} == {"ok"}
+    bf16, fp16 = (
+        [one for one in results.of(rung) if isinstance(one.outcome, DivergenceOutcome)] for rung in ("bf16", "fp16")
+    )
+    assert bf16[0].item == fp16[0].item
+    assert bf16[0].item.baseline_hash == results.rungs["bf16"].content_hash  # type: ignore[union-attr]
+    assert {value for window in bf16[0].outcome.windows for value in window.kl} == {0.0}  # type: ignore[union-attr]
+    assert max(value for window in fp16[0].outcome.windows for value in window.kl) > 0  # type: ignore[union-attr]
+
+    other = prepare(settings.model_copy(update={"token_budget": 128, "seed": 7, "limit": 2}), Store(out)).study
+    again = bind_baseline(other, results.rungs["bf16"].content_hash).items
+    same = [item.kind for item in again if item in results.study.items]
+    assert same == ["divergence"], "which no setting of the questions touches"
+
+    (reference,) = (out / "references").iterdir()
+    content = reference.read_bytes()
+    reference.unlink()
+    (lost,) = (one for one in results.of("bf16") if isinstance(one.item, Rescoring) and one.item.way == "batch 1")
+    (out / "records" / f"{lost.measurement_id}.json").unlink()
+    added = Counting()
+    run_study(settings.model_copy(update={"rungs": ("fp16", "bf16", "fp32")}), out, added)
+    measured = [(one.item.kind, one.rung) for one in added.records if one.item.kind != "accuracy"]
+    assert measured == [("divergence", "bf16"), ("divergence", "fp32"), ("rescoring", "bf16")] + [
+        ("rescoring", "fp32")
+    ] * len(DOCUMENTS)
+    assert Store(out).read_measurement(lost.measurement_id).outcome == lost.outcome  # type: ignore[union-attr]
+    assert reference.read_bytes() == content
+
+
+def test_divergence_is_only_where_there_is_something_to_hold_against_a_baseline(
+    tiny_llama: Path, tasks: Path, tmp_path: Path
+) -> None:
+    def planned(**changes: object) -> int:
+        study = prepare(settings_for(tiny_llama, tasks, **changes), Store(tmp_path)).study
+        return sum(isinstance(item, Divergence) for item in study.items)
+
+    assert planned(rungs=("bf16", "nf4")) == 1
+    assert planned(rungs=("bf16",)) == planned(rungs=("fp16", "nf4")) == 0
+    assert planned(rungs=("bf16", "nf4"), divergence=False) == 0
+    assert planned(rungs=("bf16", "nf4"), only="performance") == 0
 
 
 def job_for(directory: Path, **changes: object) -> Job:
@@ -202,7 +276,8 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         "    print(worker.process_id, server._process.pid, flush=True); import time; time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, job_for(tmp_path).model_dump_json(), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
     owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert owner.stdout is not None
     process_ids = [int(number) for number in owner.stdout.readline().split()]
@@ -249,8 +324,15 @@ def test_study_on_a_gpu(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
         scenarios=("batch1", "max-batch"),
         max_batch_cap=4,
         memory_limit="4GiB",
+        backend="bitladder",
+        batch_dependence=True,
     )
     results = run_study(settings, tmp_path / "out")
     assert {record.reason for record in results.rungs.values()} == {None}
     assert {(record.status, record.reason) for record in results.records} == {("ok", None)}
-    assert len(results.records) == 4 * len(RUNGS)
+    assert len(results.records) == 11 * len(RUNGS)
+    outcomes = {rung: [record.outcome for record in results.of(rung)] for rung in RUNGS}
+    (itself,) = (one for one in outcomes["bf16"] if isinstance(one, DivergenceOutcome))
+    assert {value for window in itself.windows for value in window.kl} == {0.0}
+    products = [one.products for one in outcomes["nf4"] if isinstance(one, RescoringOutcome)]
+    assert all("none seen" not in text for texts in products for text in texts), products

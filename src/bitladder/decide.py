@@ -191,7 +191,7 @@ def _accuracy(summary: Summary, rung: RungSummary, margin: float | None) -> Verd
 def _lacks_accuracy(summary: Summary, rung: RungSummary) -> bool:
     """Whether the study has still to come to questions of this rung, or of the baseline."""
     compared = [one for one in (rung, summary.rung(summary.baseline)) if one]
-    return any(set(one.missing) - {scenario.scenario for scenario in one.scenarios} for one in compared)
+    return any(one.missing_tasks for one in compared)
 
 
 def describe_difference(difference: Estimate) -> str:

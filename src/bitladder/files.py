@@ -75,6 +75,22 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """The place of a temporary file that becomes ``path`` when the block ends well, and is removed when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)

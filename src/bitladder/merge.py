@@ -15,7 +15,7 @@ from bitladder.archive import unpack
 from bitladder.checkpoint.tensors import tensor_hashes
 from bitladder.errors import UserError
 from bitladder.files import new_directory
-from bitladder.records import AccuracyOutcome, MergeRecord, Prompts, Scenario, TaskDocuments, hash_json
+from bitladder.records import AccuracyOutcome, Divergence, MergeRecord, Prompts, Scenario, TaskDocuments, hash_json
 from bitladder.results import Results, different_rungs, join
 from bitladder.store import MergedStore, Store, load_results
 
@@ -102,6 +102,7 @@ def _read_part(part: Results, shown: Results) -> Part:
                 )
             documents[record.outcome.documents_hash] = found
     hashes = {item.prompts_hash for item in part.study.items if isinstance(item, Scenario)}
+    hashes |= {item.texts_hash for item in part.study.items if isinstance(item, Divergence)}
     prompts = {name: cut for name in sorted(hashes) if (cut := store.read_prompts(name)) is not None}
     return Part(shown, documents, prompts)
 

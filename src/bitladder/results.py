@@ -13,12 +13,15 @@ from bitladder.records import (
     Item,
     Machine,
     MeasurementRecord,
+    Rescoring,
     RungRecord,
+    Scenario,
     Source,
     StudyRecord,
     TaskGroup,
 )
 
+DIVERGENCE = "divergence"
 _MAY_DIFFER = {"device", "batch_size", "token_budget"}
 """Settings of a task that belong to the machine: they change no prompt and no way of scoring."""
 
@@ -43,8 +46,12 @@ class Results:
 
 
 def item_name(item: Item) -> str:
-    """The task or the scenario."""
-    return item.task if isinstance(item, AccuracyTask) else item.scenario
+    """The task, with the way where it is scored again, the scenario, or ``divergence``."""
+    if isinstance(item, AccuracyTask):
+        return item.task
+    if isinstance(item, Rescoring):
+        return f"{item.task.task} ({item.way})"
+    return item.scenario if isinstance(item, Scenario) else DIVERGENCE
 
 
 def place_of(record: MeasurementRecord) -> tuple[str, str]:

@@ -4,7 +4,9 @@ study.json              settings, source, calibration, plan
 rungs/RUNG.json         manifest and audit of each rung's checkpoint
 records/ID.json         one measurement each
 documents/HASH.json     the questions, once a task
-prompts/HASH.json       the token ids that performance was measured on
+prompts/HASH.json       the token ids that performance or divergence was measured on
+references/HASH.safetensors
+                        what a divergence is from: the baseline's hidden states and head
 checkpoints/RUNG/       the weights; nothing here needs them again
 
 A merged folder has ``merge.json`` instead, and all but the weights of each joined folder under ``parts/HASH/``.
@@ -16,6 +18,7 @@ from pathlib import Path
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import remove_unfinished, write_atomically
 from bitladder.records import (
+    Divergence,
     MeasurementRecord,
     MergeRecord,
     Prompts,
@@ -23,6 +26,7 @@ from bitladder.records import (
     RungRecord,
     StudyRecord,
     TaskDocuments,
+    hash_json,
     measurement_id,
     parse_record,
 )
@@ -94,6 +98,9 @@ class Store:
 
     def has_prompts(self, prompts_hash: str) -> bool:
         return self._path("prompts", prompts_hash).is_file()
+
+    def reference_file(self, item: Divergence) -> Path:
+        return self.directory / "references" / f"{hash_json(item)[:32]}.safetensors"
 
     def checkpoint_directory(self, rung: str) -> Path:
         return self.directory / "checkpoints" / rung

@@ -30,14 +30,15 @@ def evaluate(
     """
     library = task_library(settings)
     task = library.task(item.task)
-    _require_same_task(library, item)
-    _require_chat_template(tokenizer, item)
+    require_same_task(library, item)
+    require_chat_template(tokenizer, item)
     with quiet(), seeded(item.seed, torch_too=True):
         language_model = _make_backend(item, model, tokenizer, progress)
         _require_context(task, language_model)
         results = _run(task, language_model, item)
     outcome, documents = collect_samples(task, results, language_model.truncated)
-    return outcome.model_copy(update={"remarks": language_model.remarks}), documents
+    about = {"remarks": language_model.remarks, "plans": language_model.batch_plans}
+    return outcome.model_copy(update=about), documents
 
 
 def _run(task: Any, language_model: Any, item: AccuracyTask) -> dict[str, Any]:
@@ -80,7 +81,7 @@ BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None], Any]] = 
     "bitladder": _bitladder,
 }
 """name -> maker of an lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks``,
-``truncated`` and ``remarks``"""
+``truncated``, ``remarks`` and ``batch_plans``"""
 
 
 def _make_backend(item: AccuracyTask, model: Any, tokenizer: Any, progress: Progress | None) -> Any:
@@ -89,7 +90,8 @@ def _make_backend(item: AccuracyTask, model: Any, tokenizer: Any, progress: Prog
     return BACKENDS[item.backend](model, tokenizer, item, progress)
 
 
-def _require_same_task(library: TaskLibrary, item: AccuracyTask) -> None:
+def require_same_task(library: TaskLibrary, item: AccuracyTask) -> None:
+    """Raise UserError where the task or its documents are others than those of the plan."""
     found = library.task_hash(item.task, item.limit)
     if found != item.task_hash:
         raise UserError(
@@ -98,7 +100,8 @@ def _require_same_task(library: TaskLibrary, item: AccuracyTask) -> None:
         )
 
 
-def _require_chat_template(tokenizer: Any, item: AccuracyTask) -> None:
+def require_chat_template(tokenizer: Any, item: AccuracyTask) -> None:
+    """Raise UserError where the tokenizer lacks one that is asked for."""
     if item.chat_template and not tokenizer.chat_template:
         raise UserError("the model's tokenizer has no chat template (a base model?); leave --chat-template out")
 

@@ -6,6 +6,8 @@ from typing import Any
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
+from bitladder.records import BatchPlan
+
 Progress = Callable[[int, int], None]
 
 
@@ -23,6 +25,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         self.truncated: set[str] = set()
         """contexts that lm-eval cut off on the left, being longer than the model's"""
         self.remarks: tuple[str, ...] = ()
+        self.batch_plans: tuple[BatchPlan, ...] = ()
         self._progress = progress
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -101,9 +101,8 @@ class LogFolder:
         documents = []
         for sample, *_ in self._by_document(task):
             arguments = [tuple(each.values()) for each in sample["arguments"].values()]
-            target = str(sample.get("target", ""))  # of a choice its index, written as text
-            index = int(target) if output_type == "multiple_choice" and target.isdecimal() else target
-            documents.append(make_document(output_type, {**sample, "arguments": arguments}, index))
+            target = _target(output_type, sample)
+            documents.append(make_document(output_type, {**sample, "arguments": arguments}, target))
         return TaskDocuments(
             task=task, documents_hash=self._documents_hash(task, documents), documents=tuple(documents)
         )
@@ -128,7 +127,9 @@ class LogFolder:
     def _outcome(self, task: str) -> AccuracyOutcome:
         run, output_type = self._run(task), self._output_type(task)
         samples = self._by_document(task)
-        documents = tuple(document_outcome(task, output_type, filtered) for filtered in samples)
+        documents = tuple(
+            document_outcome(task, output_type, filtered, _target(output_type, filtered[0])) for filtered in samples
+        )
         planned = run["n-samples"].get(task, {}).get("effective", len(documents))
         if len(documents) != planned:
             raise BrokenFileError(
@@ -177,6 +178,12 @@ class LogFolder:
                         "what 0.4.13 logs; run the task again with that"
                     )
                 yield sample
+
+
+def _target(output_type: str, sample: Sample) -> int | str:
+    """As of `make_document`; a log has a choice's index as text."""
+    target = str(sample.get("target", ""))
+    return int(target) if output_type == "multiple_choice" and target.isdecimal() else target
 
 
 def _samples_folder(directory: Path) -> Path:

@@ -31,7 +31,9 @@ def collect_samples(
     for sample in results["samples"][name]:
         by_document.setdefault(sample["doc_id"], []).append(sample)
     samples = list(by_document.values())
-    outcomes = tuple(document_outcome(name, task.OUTPUT_TYPE, filtered) for filtered in samples)
+    outcomes = tuple(
+        document_outcome(name, task.OUTPUT_TYPE, filtered, _target_of(task, filtered[0])) for filtered in samples
+    )
     require_numbers(name, outcomes)
     metrics = _metrics(task, samples, outcomes)
     documents = tuple(
@@ -52,8 +54,11 @@ def collect_samples(
     return outcome, TaskDocuments(task=name, documents_hash=documents_hash, documents=documents)
 
 
-def document_outcome(name: str, output_type: str, filtered: Sequence[Sample]) -> DocumentOutcome:
-    """One document's answer; ``filtered`` holds the same answer once a filter of the task ``name``."""
+def document_outcome(name: str, output_type: str, filtered: Sequence[Sample], target: Any) -> DocumentOutcome:
+    """One document's answer; ``filtered`` holds the same answer once a filter of the task ``name``.
+
+    ``target``: as of `make_document`.
+    """
     first = filtered[0]
     responses = [repeats[0] for repeats in first["resps"]]
     loglikelihoods: tuple[float, ...] | None = None
@@ -79,6 +84,7 @@ def document_outcome(name: str, output_type: str, filtered: Sequence[Sample]) ->
         loglikelihoods=loglikelihoods,
         greedy=greedy,
         text=text,
+        target=target if output_type == "multiple_choice" and _is_index(target, loglikelihoods) else None,
         cluster=_cluster(name, first["doc"]),
         metrics=metrics,
     )
@@ -201,6 +207,8 @@ def _target_of(task: Any, sample: Sample) -> Any:
 
 def _target(target: Any, choices: tuple[str, ...] | None) -> str:
     """The right choice's text where its index is known, else the target as text."""
-    if choices is not None and isinstance(target, int) and 0 <= target < len(choices):
-        return choices[target]
-    return str(target)
+    return choices[target] if choices is not None and _is_index(target, choices) else str(target)
+
+
+def _is_index(target: Any, choices: Sequence[Any] | None) -> bool:
+    return isinstance(target, int) and 0 <= target < len(choices or ())

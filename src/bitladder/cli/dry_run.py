@@ -14,7 +14,7 @@ from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.forkserver import ForkServer
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
-from bitladder.results import device_title
+from bitladder.results import device_title, item_name
 from bitladder.stats.power import POWER, Resolution, resolutions
 from bitladder.stats.summarize import default_margin_points
 from bitladder.store import Store
@@ -66,7 +66,7 @@ def show_plan(
 ) -> None:
     """The plan on stdout."""
     console = Console(highlight=False)
-    names = [item.task if isinstance(item, AccuracyTask) else item.scenario for item in study.items]
+    names = [item_name(item) for item in study.items]
     rungs, measurements = counted(len(study.rungs), "rung"), counted(len(names), "measurement")
     console.print(f"{rungs} x {measurements} on {device_title(study.calibration)}:")
     console.print(f"  {', '.join(names)}", markup=False, soft_wrap=True)

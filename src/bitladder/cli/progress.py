@@ -7,7 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bitladder.records import AccuracyTask, MeasurementRecord, RungRecord
+from bitladder.records import MeasurementRecord, RungRecord
+from bitladder.results import item_name
 from bitladder.study.progress import StudyProgress
 from bitladder.units import counted, format_bytes, format_seconds
 
@@ -75,9 +76,8 @@ class TerminalProgress(StudyProgress):
     def measured(self, record: MeasurementRecord) -> None:
         self._bars.advance(self._study)
         self._done += 1
-        name = record.item.task if isinstance(record.item, AccuracyTask) else record.item.scenario
         end = format_seconds(record.duration_s) if record.status == "ok" else f"{record.status}: {record.reason}"
-        self._say(f"{record.rung}: {name}: {end} ({self._done} of {self._total})")
+        self._say(f"{record.rung}: {item_name(record.item)}: {end} ({self._done} of {self._total})")
 
     def _begin(self, what: str) -> None:
         """What takes a while; without a bar a line of its own."""

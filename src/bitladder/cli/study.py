@@ -65,6 +65,24 @@ def study_command(
         ),
     ] = None,
     chat_template: Annotated[bool | None, typer.Option("--chat-template", help="Apply the chat template.")] = None,
+    no_divergence: Annotated[
+        bool, typer.Option("--no-divergence", help="Leave out the divergence from the baseline, in seconds a rung.")
+    ] = False,
+    divergence_windows: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Windows of {defaults.DIVERGENCE_WINDOW_TOKENS} tokens that it is measured on. "
+            f"{_default(defaults.DIVERGENCE_WINDOWS)}"
+        ),
+    ] = None,
+    batch_dependence: Annotated[
+        bool | None,
+        typer.Option(
+            "--batch-dependence",
+            help="Score some questions again in other batches, at batch 1 and by cached decoding: how many choices "
+            "depend on that? Needs --backend bitladder.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Seed of everything drawn. {_default(defaults.SEED)}")] = None,
     device: Annotated[
         str | None,
@@ -136,6 +154,9 @@ def study_command(
         "backend": backend,
         "token_budget": token_budget,
         "chat_template": chat_template,
+        "batch_dependence": batch_dependence,
+        "divergence": False if no_divergence else None,
+        "divergence_windows": divergence_windows,
         "seed": seed,
         "device": device,
         "scenarios": scenarios,

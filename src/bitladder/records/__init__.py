@@ -1,8 +1,8 @@
 """Everything that crosses a file or a process: frozen, closed to unknown fields, versioned.
 
 A *rung* is a row of the ladder; a *checkpoint* a directory with a manifest, known by its content hash; a *measurement*
-is (checkpoint, accuracy task | scenario), known by the hash of both; a *record* is what one left; a *finding* is what
-an audit says.
+is (checkpoint, accuracy task | rescoring | scenario | divergence), known by the hash of both; a *record* is what one
+left; a *finding* is what an audit says.
 """
 
 from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
@@ -10,22 +10,31 @@ from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile,
 from bitladder.records.measurement import (
     AccuracyOutcome,
     AccuracyTask,
+    BatchPlan,
     BatchProbe,
     BatchSample,
     CardSample,
+    ChoiceScores,
+    Divergence,
+    DivergenceOutcome,
     Document,
     DocumentOutcome,
     Item,
     MeasurementRecord,
     MemoryFigures,
     MetricInfo,
+    Outcome,
     PerformanceOutcome,
     Prompts,
     RequestSample,
+    Rescoring,
+    RescoringOutcome,
     ResourceSample,
     Scenario,
     Status,
     TaskDocuments,
+    Way,
+    WindowDivergence,
     measurement_id,
 )
 from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup
@@ -35,10 +44,14 @@ __all__ = [
     "AccuracyOutcome",
     "AccuracyTask",
     "Audit",
+    "BatchPlan",
     "BatchProbe",
     "BatchSample",
     "Calibration",
     "CardSample",
+    "ChoiceScores",
+    "Divergence",
+    "DivergenceOutcome",
     "Document",
     "DocumentOutcome",
     "Finding",
@@ -52,10 +65,13 @@ __all__ = [
     "MemoryFigures",
     "MergeRecord",
     "MetricInfo",
+    "Outcome",
     "PerformanceOutcome",
     "Prompts",
     "Record",
     "RequestSample",
+    "Rescoring",
+    "RescoringOutcome",
     "ResourceSample",
     "RungRecord",
     "Scenario",
@@ -67,6 +83,8 @@ __all__ = [
     "StudyRecord",
     "TaskDocuments",
     "TaskGroup",
+    "Way",
+    "WindowDivergence",
     "hash_json",
     "measurement_id",
     "parse_record",

@@ -59,6 +59,42 @@ class Scenario(Record):
         return max(self.requests, FULL_BATCHES * batch_size)
 
 
+Way = Literal["second plan", "batch 1", "cached decoding"]
+"""how documents are scored again: in other batches, each request in a forward of its own, or prefilled and decoded"""
+
+
+class Rescoring(Record):
+    """Some documents of a task, scored again in another way: do the choices depend on it?"""
+
+    kind: Literal["rescoring"] = "rescoring"
+    task: AccuracyTask
+    """whose documents, prompts and, for a second plan, token budget these are"""
+    way: Way
+    documents: int
+    """drawn with the task's seed; fewer are among more"""
+
+    @property
+    def device(self) -> str:
+        return self.task.device
+
+
+class Divergence(Record):
+    """How far a rung's next-token distributions lie from the baseline's, at every token of some windows of text.
+
+    Each window is forwarded by itself, so no batch size enters.
+    """
+
+    kind: Literal["divergence"] = "divergence"
+    baseline_hash: str | None
+    """content hash of the baseline's checkpoint; None in a plan that was made before it"""
+    texts_hash: str
+    """of the windows' token ids and documents"""
+    windows: int
+    window_tokens: int
+    """a start-of-sequence token not counted"""
+    device: str
+
+
 class Prompts(Record):
     """Token ids of (windows, prompt_tokens), their hash, and the text they were cut from."""
 
@@ -66,16 +102,18 @@ class Prompts(Record):
     token_ids: tuple[tuple[int, ...], ...]
     prompts_hash: str
     origin: str
+    documents: tuple[str, ...] = ()
+    """of a divergence: which document each window was cut from"""
 
     def row(self, index: int) -> tuple[int, ...]:
         """The prompt of request ``index``; after the last window comes the first again."""
         return self.token_ids[index % len(self.token_ids)]
 
 
-Item = Annotated[AccuracyTask | Scenario, Field(discriminator="kind")]
+Item = Annotated[AccuracyTask | Rescoring | Scenario | Divergence, Field(discriminator="kind")]
 
 
-def measurement_id(content_hash: str, item: AccuracyTask | Scenario) -> str:
+def measurement_id(content_hash: str, item: AccuracyTask | Rescoring | Scenario | Divergence) -> str:
     """The identity of a measurement: hash of the checkpoint's content hash and the item."""
     return hash_json({"content_hash": content_hash, "item": item.model_dump(mode="json")})[:32]
 
@@ -129,10 +167,24 @@ class DocumentOutcome(Record):
     """whether the choice is the greedy continuation"""
     text: str | None = None
     """what was generated"""
+    target: int | None = None
+    """index of the right choice; None where nothing is chosen, or it is not one of them alone"""
     cluster: str | None = None
     """shared by documents that resemble each other, such as those of one source; None: like no other"""
     metrics: dict[str, float | tuple[float, float]]
     """lm-eval's per-document values; a pair is (sum, weight) of a weighted mean such as bits per byte"""
+
+
+class BatchPlan(Record):
+    """Which tokens were forwarded together: a pure function of the requests, the seed and the budget."""
+
+    seed: int
+    token_budget: int
+    batches: int
+    tokens: int
+    """forwarded"""
+    digest: str
+    """SHA-256 of the whole plan, by which one made anew is known to be the same"""
 
 
 class AccuracyOutcome(Record):
@@ -148,6 +200,50 @@ class AccuracyOutcome(Record):
     """how the backend departed from what was asked or expected, such as a smaller budget after running out of memory"""
     truncated_documents: int = 0
     """documents whose prompt was longer than the model's context and lost its beginning"""
+    plans: tuple[BatchPlan, ...] = ()
+    """of the backend ``bitladder``: what log-likelihoods were scored by"""
+
+
+class ChoiceScores(Record):
+    """One document's choices, scored again; known by the hashes of its `DocumentOutcome`."""
+
+    doc_hash: str
+    prompt_hash: str
+    loglikelihoods: tuple[float, ...]
+
+
+class RescoringOutcome(Record):
+    kind: Literal["rescoring"] = "rescoring"
+    documents: tuple[ChoiceScores, ...]
+    plan: BatchPlan | None
+    """None where each request was scored by itself"""
+    products: tuple[str, ...]
+    """the matrix products that the first document was scored by, by name and number of rows"""
+    remarks: tuple[str, ...] = ()
+    """as in AccuracyOutcome"""
+
+
+class WindowDivergence(Record):
+    """One window, token by token; natural logarithms."""
+
+    document: str
+    """windows of one document resemble each other"""
+    kl: tuple[float, ...]
+    """Kullback-Leibler divergence of the rung's distribution from the baseline's, over the whole vocabulary"""
+    agrees: tuple[bool, ...]
+    """whether both have the same most likely token"""
+    baseline_loglikelihoods: tuple[float, ...]
+    """of the token that the text goes on with"""
+    loglikelihoods: tuple[float, ...]
+
+
+class DivergenceOutcome(Record):
+    kind: Literal["divergence"] = "divergence"
+    origin: str
+    """which text"""
+    windows: tuple[WindowDivergence, ...]
+    remarks: tuple[str, ...] = ()
+    """as in AccuracyOutcome"""
 
 
 Status = Literal["ok", "failed", "timeout", "does_not_fit", "refused"]
@@ -260,6 +356,11 @@ class PerformanceOutcome(Record):
     """field name -> why it is None"""
 
 
+Outcome = Annotated[
+    AccuracyOutcome | RescoringOutcome | PerformanceOutcome | DivergenceOutcome, Field(discriminator="kind")
+]
+
+
 class MeasurementRecord(Record):
     """What one measurement left, whatever its end."""
 
@@ -275,4 +376,4 @@ class MeasurementRecord(Record):
     started_at: str
     """UTC, ISO 8601"""
     duration_s: float
-    outcome: Annotated[AccuracyOutcome | PerformanceOutcome, Field(discriminator="kind")] | None = None
+    outcome: Outcome | None = None

@@ -43,6 +43,12 @@ class Settings(Record):
     token_budget: int | None = Field(default=None, ge=64)
     """tokens of one forward of the backend ``bitladder``; by default `defaults.TOKEN_BUDGET` of the device"""
     chat_template: bool = False
+    divergence: bool = True
+    """beside accuracy, measure how far each rung's next-token distributions lie from the baseline's"""
+    divergence_windows: int = Field(default=defaults.DIVERGENCE_WINDOWS, ge=2)
+    """windows of text for it, of `defaults.DIVERGENCE_WINDOW_TOKENS` tokens"""
+    batch_dependence: bool = False
+    """score some documents again in other batches, at batch 1 and by cached decoding"""
     seed: int = defaults.SEED
     device: str = defaults.DEVICE
     scenarios: tuple[Literal["batch1", "max-batch"], ...] = ("batch1", "max-batch")

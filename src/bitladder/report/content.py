@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from bitladder.decide import Recommendation
 from bitladder.report.accuracy_figures import accuracy_figures
 from bitladder.report.accuracy_tables import accuracy_tables
+from bitladder.report.dependence_figures import dependence_figure
+from bitladder.report.dependence_tables import PARAGRAPH, dependence_points, dependence_tables
+from bitladder.report.divergence_tables import SENTENCE, divergence_table
 from bitladder.report.figure import Figure, MissingFigure
 from bitladder.report.machine_pages import MachinePage, machine_pages, split_figures, split_notes, split_tables
 from bitladder.report.performance_figures import performance_figures
@@ -70,6 +73,8 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
     published = compare_pages(pages)
     sections = [
         _accuracy_section(pages),
+        _divergence_section(pages),
+        _dependence_section(pages),
         *(_scenario_section(pages, scenario) for scenario in SCENARIOS),
         _derived_section(pages),
         _published_section(published),
@@ -144,6 +149,30 @@ def _accuracy_section(pages: Sequence[MachinePage]) -> Section:
         "Accuracy",
         tables=split_tables(planned, lambda page: accuracy_tables(page.summary)),
         figures=split_figures(planned, lambda page: accuracy_figures(page.summary)),
+    )
+
+
+def _divergence_section(pages: Sequence[MachinePage]) -> Section | None:
+    planned = [page for page in pages if page.summary.has_divergence]
+    if not planned:
+        return None
+    title = f"Divergence from the baseline, {planned[0].summary.baseline}"
+    tables = split_tables(planned, lambda page: [divergence_table(page.summary)])
+    return Section("divergence", title, (SENTENCE,), tables=tables)
+
+
+def _dependence_section(pages: Sequence[MachinePage]) -> Section | None:
+    planned = [page for page in pages if any(rung.dependence for rung in page.summary.rungs)]
+    if not planned:
+        return None
+    points = tuple(point for page in planned for point in dependence_points(page.summary)) if len(planned) == 1 else ()
+    return Section(
+        "dependence",
+        "Dependence on the batch",
+        (PARAGRAPH,),
+        points,
+        split_tables(planned, lambda page: dependence_tables(page.summary)),
+        split_figures(planned, lambda page: [dependence_figure(page.summary)]),
     )
 
 

@@ -82,6 +82,7 @@ def _secondary(compared: Compared) -> Table:
         Column("Score", "%", interval=False),
         Column("Difference", "points"),
         *_COUNTS,
+        Column("Right choice's probability", "points"),
         Column("Verdict", numeric=False),
     )
     baseline = {
@@ -106,12 +107,15 @@ def _secondary(compared: Compared) -> Table:
                     _score_cell(found),
                     estimate_cell(found.difference_points, format_points),
                     *_counts(found),
+                    estimate_cell(found.right_probability_points, format_points),
                     _verdict_cell(found),
                 )
             )
     notes = (
         "Secondary: each task is judged by itself, so of many one lies beyond the margin or within it by chance. What "
         "counts is the aggregate.",
+        "Right choice's probability: its mean change, among the choices of a question, which moves before a choice "
+        "flips; the intervals hold with 95% for all precisions together.",
         "Documents that resemble each other (HellaSwag's of one source, one question asked in two ways) count by their "
         "effective number.",
     )

@@ -13,7 +13,7 @@ from bitladder.stats.power import QuestionsToDecide
 from bitladder.stats.ratio import paired_ratio_interval
 from bitladder.stats.scores import Pot, RowComparison, Score
 from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
-from bitladder.stats.verdict import Judged, judge
+from bitladder.stats.verdict import Judged, judge, shared_confidence
 
 Leaf = AccuracyOutcome | str
 """what a rung answered in one lm-eval task, or why there is nothing"""
@@ -120,7 +120,8 @@ class Row:
 def summarize_tasks(row: Row, margin_points: float) -> dict[str, TaskSummary]:
     """One row on each rung, all judged together against the margin."""
     judged = _judge_all(row.compared, row.baseline, margin_points)
-    return {rung: _summarize_task(row, rung, judged.get(rung)) for rung in row.leaves}
+    confidence = shared_confidence(max(len(judged), 1))
+    return {rung: _summarize_task(row, rung, judged.get(rung), confidence) for rung in row.leaves}
 
 
 def _judge_all(compared: Mapping[str, RowComparison | str], baseline: str, margin_points: float) -> dict[str, Judged]:
@@ -135,7 +136,7 @@ def _judge_all(compared: Mapping[str, RowComparison | str], baseline: str, margi
     )
 
 
-def _summarize_task(row: Row, rung: str, judged: Judged | None) -> TaskSummary:
+def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: float) -> TaskSummary:
     compared = row.compared[rung]
     score, norm, questions = _scores(row, rung)
     against = _against_baseline(row, rung, compared, judged)
@@ -157,10 +158,20 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None) -> TaskSummary:
         difference_points=against.difference,
         relative_drop_percent=against.relative_drop,
         recovery_percent=against.recovery,
+        right_probability_points=_right_change(compared, confidence),
         verdict="no signal" if row.is_share and row.no_signal_reason else judged.verdict if judged else None,
         more_questions=judged.to_decide.more if judged else None,
         more_questions_reason=judged.to_decide.reason if judged else None,
     )
+
+
+def _right_change(compared: RowComparison | str, confidence: float) -> Estimate:
+    if isinstance(compared, str):
+        return Estimate.unknown(compared)
+    if compared.right is None:
+        return Estimate.unknown("not every question has choices of which one is known to be right")
+    value, comparison = compared.right
+    return Score(value, comparison if isinstance(comparison, NoInterval) else comparison.interval(confidence)).percent()
 
 
 def _scores(row: Row, rung: str) -> tuple[Estimate, Estimate, int]:

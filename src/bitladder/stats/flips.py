@@ -1,13 +1,12 @@
 """Which answers another precision changed, and whether more did than change by themselves."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, Record, TaskDocuments
 from bitladder.stats.paired import midp_mcnemar
 from bitladder.stats.power import ONE_SIDED_ALPHA
-from bitladder.stats.scores import primary_metric
+from bitladder.stats.scores import choice_probabilities, primary_metric
 
 Kind = Literal["lost", "gained", "changed"]
 """a lower score than the baseline's, a higher one, or as good a score by another choice"""
@@ -99,7 +98,7 @@ def _answer(document: DocumentOutcome, metric: str) -> Answer:
     return Answer(
         score=_score(document, metric),
         choice=_choice(document),
-        probabilities=_probabilities(document.loglikelihoods) if document.loglikelihoods else None,
+        probabilities=choice_probabilities(document.loglikelihoods) if document.loglikelihoods else None,
         text=document.text,
     )
 
@@ -112,13 +111,6 @@ def _score(document: DocumentOutcome, metric: str) -> float:
 def _choice(document: DocumentOutcome) -> int | None:
     answers = document.loglikelihoods
     return answers.index(max(answers)) if answers and len(answers) > 1 else None
-
-
-def _probabilities(loglikelihoods: Sequence[float]) -> tuple[float, ...]:
-    if len(loglikelihoods) == 1:
-        return (math.exp(loglikelihoods[0]),)
-    weights = [math.exp(one - max(loglikelihoods)) for one in loglikelihoods]
-    return tuple(weight / sum(weights) for weight in weights)
 
 
 def above_floor(flips: Sequence[bool], floor: Sequence[bool]) -> float:
@@ -147,4 +139,9 @@ def is_indistinguishable(
     exceeded (an intersection-union test: each at the whole level). All three are by document, in one order: with the
     records of a second pass, `flip_indicators` of the rung against the baseline and of either against its second pass.
     """
-    return max(above_floor(flips, own_floor), above_floor(flips, baseline_floor)) > one_sided_alpha
+    return floors_p_value(flips, own_floor, baseline_floor) > one_sided_alpha
+
+
+def floors_p_value(flips: Sequence[bool], own_floor: Sequence[bool], baseline_floor: Sequence[bool]) -> float:
+    """What `is_indistinguishable` goes by: the larger of both floors'."""
+    return max(above_floor(flips, own_floor), above_floor(flips, baseline_floor))

@@ -16,6 +16,7 @@ from bitladder.records import (
     Item,
     Machine,
     MeasurementRecord,
+    Rescoring,
     RungRecord,
     Scenario,
     TaskGroup,
@@ -156,9 +157,7 @@ def to_decide(results: Results, place: Place) -> Results:
         )
         order = sorted(known, key=lambda one: (-done[one.key], one.key != place.key))
         chosen[task] = order[0].key
-    records = [
-        record for record in results.records if place_of(record) == chosen.get(item_name(record.item), place.key)
-    ]
+    records = [record for record in results.records if place_of(record) == chosen.get(_task_of(record), place.key)]
     here = {item_name(record.item) for record in records}
     anywhere = {item_name(record.item) for record in results.records}
     found = _restricted(
@@ -170,6 +169,12 @@ def to_decide(results: Results, place: Place) -> Results:
         wanted=lambda name: name in chosen or name in here or name not in anywhere,
     )
     return replace(found, measured_on=_origin(place, chosen, records, known))
+
+
+def _task_of(record: MeasurementRecord) -> str:
+    """Its name; of what is scored again the task's, whose answers it is held against."""
+    item = record.item
+    return item.task.task if isinstance(item, Rescoring) else item_name(item)
 
 
 def _restricted(

@@ -78,6 +78,14 @@ def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:
     return True
 
 
+def choice_probabilities(loglikelihoods: Sequence[float]) -> tuple[float, ...]:
+    """Of choices as if there were no others, the softmax of their log-likelihoods; of a single one its own."""
+    if len(loglikelihoods) == 1:
+        return (math.exp(loglikelihoods[0]),)
+    weights = [math.exp(one - max(loglikelihoods)) for one in loglikelihoods]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
 @dataclass(frozen=True)
 class Pot:
     """Questions that are pooled, with one rung's scores between 0 and 1."""
@@ -93,6 +101,8 @@ class Pot:
     """by question; None where no two resemble each other"""
     choices: tuple[int, ...] | None = None
     """of ``acc`` the likeliest of each question's answers; None where another metric chooses, or nothing is chosen"""
+    right: tuple[float, ...] | None = None
+    """probability of each question's right choice; None where one has none that is known"""
 
     @property
     def score(self) -> float:
@@ -113,6 +123,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
     chances: list[float] = []
     clusters: list[str] = []
     choices: list[int] = []
+    right: list[float] = []
     clustered = any(document.cluster for outcome in outcomes.values() for document in outcome.documents)
     for task, outcome in outcomes.items():
         primary = primary_metric(outcome.metrics)
@@ -128,6 +139,8 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
                 chances.append(1 / len(answers))
                 if primary.name == "acc":
                     choices.append(answers.index(max(answers)))
+                if document.target is not None:
+                    right.append(choice_probabilities(answers)[document.target])
         values += _values(outcome, primary)
         norm = norm_metric(outcome.metrics)
         norm_values += _values(outcome, norm) if norm else []
@@ -139,6 +152,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
         chance=sum(chances) / len(chances) if len(chances) == len(values) else None,
         clusters=tuple(clusters) if clustered else None,
         choices=tuple(choices) if len(choices) == len(values) else None,
+        right=tuple(right) if len(right) == len(values) else None,
     )
 
 
@@ -242,6 +256,13 @@ def no_signal_reason(baseline: Sequence[Pot]) -> str | None:
     return None
 
 
+class Change(NamedTuple):
+    """A mean difference to the baseline in fractions of 1, with what gives its interval."""
+
+    value: float
+    comparison: Comparison | NoInterval
+
+
 @dataclass(frozen=True)
 class RowComparison:
     """A row's score minus the baseline's on the same questions, in fractions of 1."""
@@ -253,6 +274,8 @@ class RowComparison:
     lost: int | None
     changed: int | None
     """questions with another choice than on the baseline, right or wrong; None where nothing is chosen"""
+    right: Change | None = None
+    """of the right choice's probability; None where some question has none that is known"""
 
 
 def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
@@ -274,27 +297,33 @@ def compare(pots: Sequence[Pot], baseline: Sequence[Pot]) -> RowComparison:
     Interval: Tango's for right and wrong answers, paired Student's t for others; several pots with the same questions
     are compared by question, others as if they rose and fell together. Raises KeyError for unpaired questions.
     """
-    differences = [_paired(pot, other, pot.values, other.values) for pot, other in zip(pots, baseline, strict=True)]
     binary = all(is_binary(pot.values) for pot in (*pots, *baseline))
-    comparison: Comparison | NoInterval
-    if len(pots) == 1 or ask_the_same(pots):
-        everything = [one for part in differences for one in part]
-        comparison = _comparison(everything, binary, _clusters(pots), len(pots))
-    else:
-        comparison = _same_questions(
-            [_comparison(part, binary, pot.clusters) for part, pot in zip(differences, pots, strict=True)]
-        )
+    pairs = list(zip(pots, baseline, strict=True))
+    differences = [_paired(pot, other, pot.values, other.values) for pot, other in pairs]
     choices = [
         _paired(pot, other, pot.choices, other.choices) if pot.choices and other.choices else None
-        for pot, other in zip(pots, baseline, strict=True)
+        for pot, other in pairs
     ]
+    right = [_paired(pot, other, pot.right, other.right) for pot, other in pairs if pot.right and other.right]
+    value, comparison = _change(pots, differences, binary)
     return RowComparison(
-        value=sum(sum(part) / len(part) for part in differences) / len(pots),
+        value=value,
         comparison=comparison,
         gained=sum(part.count(1.0) for part in differences) if binary else None,
         lost=sum(part.count(-1.0) for part in differences) if binary else None,
         changed=None if None in choices else sum(bool(one) for part in choices for one in part or ()),
+        right=_change(pots, right, False) if len(right) == len(pots) else None,
     )
+
+
+def _change(pots: Sequence[Pot], differences: Sequence[Sequence[float]], binary: bool) -> Change:
+    """From each pot's differences."""
+    value = sum(sum(part) / len(part) for part in differences) / len(pots)
+    if len(pots) == 1 or ask_the_same(pots):
+        everything = [one for part in differences for one in part]
+        return Change(value, _comparison(everything, binary, _clusters(pots), len(pots)))
+    parts = [_comparison(part, binary, pot.clusters) for part, pot in zip(differences, pots, strict=True)]
+    return Change(value, _same_questions(parts))
 
 
 def _paired(pot: Pot, other: Pot, values: Sequence[float], before: Sequence[float]) -> list[float]:

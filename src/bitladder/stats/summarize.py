@@ -1,11 +1,17 @@
 """From a study's raw records to the one table that deciding and reporting read."""
 
+from typing import Any
+
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
+    Divergence,
+    DivergenceOutcome,
     Item,
     MeasurementRecord,
     PerformanceOutcome,
+    Rescoring,
+    RescoringOutcome,
     RungRecord,
     Scenario,
     StudyRecord,
@@ -14,6 +20,8 @@ from bitladder.results import Results, item_name
 from bitladder.rungs import ready_title
 from bitladder.stats import scores
 from bitladder.stats.accuracy import Leaf, Row, summarize_aggregates, summarize_tasks
+from bitladder.stats.dependence import Scored, read_scored, summarize_dependence
+from bitladder.stats.divergence import summarize_divergence
 from bitladder.stats.machines import find_place, to_decide
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.summary import (
@@ -61,8 +69,12 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     rows = [Row(group, study.baseline, leaves) for group in study.groups if tasks]
     found = [summarize_tasks(row, margin) for row in rows]
     aggregates = summarize_aggregates(rows, study.rungs, study.baseline, margin)
+    scored = _scored(results)
     summaries = tuple(
-        _rung_summary(results, ends, rung, tuple(row[rung] for row in found), aggregates[rung]) for rung in ends
+        _rung_summary(results, ends, rung, tuple(row[rung] for row in found), aggregates[rung]).model_copy(
+            update=_dependence(study, scored, rung)
+        )
+        for rung in ends
     )
     return Summary(
         source=study.source,
@@ -156,7 +168,45 @@ def _rung_summary(
         scenarios=scenarios,
         failures=_failures(end, study.items),
         missing=tuple(item_name(item) for item in study.items if end.is_missing(item)),
+        missing_tasks=tuple(
+            item.task for item in study.items if isinstance(item, AccuracyTask) and end.is_missing(item)
+        ),
+        **_divergence(end, study.items),
     )
+
+
+def _divergence(end: _Ends, items: tuple[Item, ...]) -> dict[str, Any]:
+    """The fields of a rung that are about it."""
+    item = next((item for item in items if isinstance(item, Divergence)), None)
+    if item is None:
+        return {}
+    record, status, reason = end.measurement(item)
+    if record is None or status != "ok" or not isinstance(record.outcome, DivergenceOutcome):
+        return {"no_divergence_reason": describe_end(status, reason)}
+    return {"divergence": summarize_divergence(record.outcome)}
+
+
+def _scored(results: Results) -> dict[str, Scored]:
+    """Of each rung the answers that were scored again; empty where none were to be."""
+    if not any(isinstance(item, Rescoring) for item in results.study.items):
+        return {}
+    return {rung: read_scored(results, rung) for rung in results.study.rungs}
+
+
+def _dependence(study: StudyRecord, scored: dict[str, Scored], rung: str) -> dict[str, Any]:
+    """The fields of a rung that are about it: of each row whose tasks are scored again, and of all in the aggregate."""
+    if not scored:
+        return {}
+    tasks = {item.task.task for item in study.items if isinstance(item, Rescoring)}
+    groups = [group for group in study.groups if tasks.issuperset(group.tasks)]
+    baseline = None if rung == study.baseline else scored.get(study.baseline)
+    return {
+        "dependence": summarize_dependence("All", scored[rung], baseline, tasks),
+        "dependence_by_task": tuple(
+            summarize_dependence(group.title, scored[rung], baseline, group.tasks) for group in groups
+        ),
+        "products": dict(scored[rung].products),
+    }
 
 
 def _loaded_bytes(end: _Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | None:
@@ -248,13 +298,17 @@ def _all_asked(study: StudyRecord) -> bool:
 
 
 def _remarks(results: Results) -> list[str]:
-    """What backends said of how they scored, once a remark with the rungs that it is true of."""
-    rungs: dict[str, dict[str, None]] = {}
+    """What was said of how it was scored, once a remark with the rungs and kinds that it is true of."""
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for record in results.records:
-        if isinstance(record.outcome, AccuracyOutcome):
+        if isinstance(record.outcome, AccuracyOutcome | DivergenceOutcome | RescoringOutcome):
             for remark in record.outcome.remarks:
-                rungs.setdefault(remark, {})[record.rung] = None
-    return [f"Accuracy of {', '.join(names)}: {remark}." for remark, names in rungs.items()]
+                kinds, rungs = found.setdefault(remark, ({}, {}))
+                kinds[record.outcome.kind] = rungs[record.rung] = None
+    return [
+        f"{' and '.join(sorted(kinds)).capitalize()} of {', '.join(rungs)}: {remark}."
+        for remark, (kinds, rungs) in found.items()
+    ]
 
 
 def _batch_dependence(results: Results) -> list[str]:

@@ -6,6 +6,8 @@ formats them.
 
 from typing import Literal
 
+from pydantic import Field
+
 from bitladder.records import Audit, Machine, Record, Source, Status
 from bitladder.stats.verdict import Verdict
 
@@ -66,6 +68,9 @@ class TaskSummary(Record):
     """(score - baseline) / baseline, the study's Table 2: negative is a loss"""
     recovery_percent: Estimate
     """(score - chance) / (baseline - chance); generated answers have a chance of 0"""
+    right_probability_points: Estimate
+    """mean change of the right choice's probability among the choices, paired by question; all rungs' intervals hold
+    together with 95%. It moves before a choice flips"""
     verdict: Verdict | None
     """secondary: judged for all rungs together, but for each task by itself; None where nothing is compared"""
     more_questions: int | None
@@ -118,6 +123,55 @@ class ScenarioSummary(Record):
         return self.metrics.get(name) or Estimate.unknown(describe_end(self.status, self.reason))
 
 
+class DivergenceSummary(Record):
+    """A rung's next-token distributions against the baseline's. In no verdict: it flags damage and rules none out."""
+
+    origin: str
+    """which text"""
+    documents: int
+    tokens: int
+    kl_mean: Estimate
+    """Kullback-Leibler divergence from the baseline, nats a token"""
+    kl_tail: Estimate
+    """that 99% of the tokens do not exceed"""
+    kl_max: Estimate
+    agreement_percent: Estimate
+    """tokens at which both have the same most likely one"""
+    perplexity: float
+    perplexity_ratio: Estimate
+    """the rung's over the baseline's, paired by token"""
+
+
+class ChoiceChange(Record):
+    """How many documents' choices differ between two ways of scoring them."""
+
+    documents: int
+    changed: int
+    percent: Estimate
+    largest_nats: float
+    """of the differences between log-likelihoods"""
+
+
+class DependenceSummary(Record):
+    """How far one rung's choices depend on what they are scored with, on one task or on all; None: not measured."""
+
+    title: str
+    second_plan: ChoiceChange | None
+    """in other batches against the study's own"""
+    batch1: ChoiceChange | None
+    """in a forward of its own against the study's batches"""
+    cached: ChoiceChange | None
+    """prefilled and decoded against the study's batches"""
+    steps: ChoiceChange | None
+    """prefilled and decoded against a forward of its own"""
+    against_baseline: ChoiceChange | None
+    """the rung's choices against the baseline's, on the documents of the second plan"""
+    p_value: float | None
+    """one-sided, of no more flips against the baseline than on the rung's own floor and on the baseline's"""
+    indistinguishable: bool | None
+    """whether those flips are not shown to be above both floors; None for the baseline, and where a floor is unknown"""
+
+
 class RungSummary(Record):
     rung: str
     title: str
@@ -134,7 +188,17 @@ class RungSummary(Record):
     failures: tuple[str, ...]
     """measurements that did not end well, one line each"""
     missing: tuple[str, ...] = ()
-    """tasks and scenarios that the study has not come to"""
+    """all measurements that the study has not come to"""
+    missing_tasks: tuple[str, ...] = ()
+    """those of them that answer questions for the first time"""
+    divergence: DivergenceSummary | None = None
+    no_divergence_reason: str | None = None
+    """why there is none, where it is planned"""
+    dependence: DependenceSummary | None = None
+    """of the choices of all tasks on the batch"""
+    dependence_by_task: tuple[DependenceSummary, ...] = ()
+    products: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """way of scoring -> the matrix products that it ran, as far as they were looked at"""
 
     def scenario(self, name: str) -> ScenarioSummary | None:
         return next((scenario for scenario in self.scenarios if scenario.scenario == name), None)
@@ -173,6 +237,11 @@ class Summary(Record):
     def has_accuracy(self) -> bool:
         """Whether the study plans accuracy, measured or not."""
         return any(rung.tasks for rung in self.rungs)
+
+    @property
+    def has_divergence(self) -> bool:
+        """Whether the study plans divergence, measured or not."""
+        return any(rung.divergence or rung.no_divergence_reason for rung in self.rungs)
 
     @property
     def has_performance(self) -> bool:

@@ -9,7 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitladder.records import AccuracyTask, Calibration, Item, LayerRate, Scenario, Settings, StudyRecord
+from bitladder.records import (
+    AccuracyTask,
+    Calibration,
+    Divergence,
+    Item,
+    LayerRate,
+    Rescoring,
+    Scenario,
+    Settings,
+    StudyRecord,
+)
 from bitladder.rungs import BASELINE, find_rung
 
 if TYPE_CHECKING:
@@ -20,6 +30,7 @@ PROCESS_START_S = 3.0
 _CHARACTERS_PER_TOKEN = 4.0
 _GENERATED_TOKENS = 128
 _SAMPLED_DOCUMENTS = 16
+_CHOICES = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class RungEstimate:
     quantize_s: float
     """the audit's share included"""
     accuracy_s: float | None
-    """None for a ready checkpoint: no layer of its format was timed"""
+    """divergence and what is scored again included; None for a ready checkpoint: no layer of its format was timed"""
     performance_s: float | None
     at_most: bool = False
     """whether the time limit is expected to end a scenario: it takes this long or less"""
@@ -113,7 +124,9 @@ def _estimate_rung(
         disk_bytes=expected.stored_bytes,
         peak_memory_bytes=_peak(study, config, expected.stored_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
-        accuracy_s=_accuracy_s(study.items, loads, clock),
+        accuracy_s=_divergence_s(study.items, clock)
+        + _accuracy_s(study.items, loads, clock)
+        + _rescoring_s(study, loads, clock),
         performance_s=sum(PROCESS_START_S + min(_scenario_s(item, clock), item.time_limit_s) for item in scenarios),
         at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )
@@ -152,6 +165,12 @@ def s_per_weight(rates: list[LayerRate], rows: float) -> float:
     raise ValueError("the calibration has no layer times for this rung")
 
 
+def _divergence_s(items: tuple[Item, ...], clock: _Clock) -> float:
+    """The head runs twice: the rung's own, and the baseline's on its stored states."""
+    tokens = sum(item.windows * item.window_tokens for item in items if isinstance(item, Divergence))
+    return PROCESS_START_S + clock.packed_s(tokens, 2 * tokens) if tokens else 0.0
+
+
 def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clock) -> float:
     tasks = [item for item in items if isinstance(item, AccuracyTask)]
     if not tasks:
@@ -165,6 +184,29 @@ def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clo
         else:  # lm-eval's own runs the head over every position of a batch
             seconds += load.prefill_tokens / batch_tokens * clock.forward_s(batch_tokens, batch_tokens)
         seconds += load.generated_tokens / item.batch_size * clock.forward_s(item.batch_size, item.batch_size)
+    return seconds
+
+
+def _rescoring_s(study: StudyRecord, loads: dict[str, TaskLoad], clock: _Clock) -> float:
+    """At batch 1 each of about four choices reads the question, unless they are one token; decoded, each further token
+    is a step."""
+    from bitladder.accuracy.library import task_library
+
+    seconds = 0.0
+    for item in study.items:
+        if not isinstance(item, Rescoring):
+            continue
+        count = task_library(study.settings).count(item.task.task, item.task.limit)
+        load = loads[item.task.task]
+        prefill, scored = load.prefill_tokens / count, load.scored_tokens / count
+        if item.way == "second plan":
+            seconds += item.documents * clock.packed_s(prefill, scored)
+        elif item.way == "batch 1":
+            forwards = _CHOICES if scored > _CHOICES else 1
+            seconds += item.documents * forwards * clock.forward_s(prefill, scored / _CHOICES)
+        else:
+            steps = max(scored - _CHOICES, 0.0)
+            seconds += item.documents * (clock.forward_s(prefill, 1) + steps * clock.forward_s(1, 1))
     return seconds
 
 

@@ -16,7 +16,7 @@ from bitladder.records import (
     TaskDocuments,
 )
 
-Phase = Literal["checkpoint", "audit", "accuracy", "performance"]
+Phase = Literal["checkpoint", "audit", "divergence", "accuracy", "rescoring", "performance"]
 
 
 class Job(Record):
@@ -35,7 +35,9 @@ class Job(Record):
     """in memory after one forward, which some formats unpack in; None before the audit"""
     items: tuple[Item, ...] = ()
     prompts: Prompts | None = None
-    """of a performance job: the token ids that all its scenarios use"""
+    """of a performance or divergence job: the token ids that all its items use"""
+    reference: str | None = None
+    """of a divergence job: the file with the baseline's side, which the baseline's own job writes"""
 
 
 class Started(Record):

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from bitladder.records import (
     AccuracyTask,
     Calibration,
+    Divergence,
     Item,
+    Rescoring,
     Scenario,
     Settings,
     Source,
@@ -23,10 +25,12 @@ def plan_study(
     groups: tuple[TaskGroup, ...],
     tasks: tuple[AccuracyTask, ...],
     scenarios: tuple[Scenario, ...],
+    divergence: Divergence | None = None,
+    rescorings: tuple[Rescoring, ...] = (),
     added: Mapping[str, Source] | None = None,
 ) -> StudyRecord:
-    """The study's record: every rung and every ready checkpoint gets every item, accuracy first."""
-    items: tuple[Item, ...] = (*tasks, *scenarios)
+    """The study's record: every rung and every ready checkpoint gets every item, what is cheap first."""
+    items: tuple[Item, ...] = (*((divergence,) if divergence else ()), *tasks, *rescorings, *scenarios)
     return StudyRecord(
         settings=settings,
         suite=suite,
@@ -39,8 +43,24 @@ def plan_study(
     )
 
 
+def bind_baseline(study: StudyRecord, content_hash: str | None) -> StudyRecord:
+    """The plan with the baseline's content in those items that hold a rung against it; None where it isn't known."""
+    return study.model_copy(
+        update={
+            "items": tuple(
+                item.model_copy(update={"baseline_hash": content_hash}) if isinstance(item, Divergence) else item
+                for item in study.items
+            )
+        }
+    )
+
+
 def phase_items(study: StudyRecord) -> tuple[tuple[Item, ...], ...]:
-    """Items by worker: all accuracy tasks share one process, each scenario has its own, for clean memory figures."""
-    accuracy = tuple(item for item in study.items if isinstance(item, AccuracyTask))
-    scenarios = tuple((item,) for item in study.items if isinstance(item, Scenario))
-    return ((accuracy,) if accuracy else ()) + scenarios
+    """Items by worker: all that asks questions shares one process, each scenario has its own, for clean memory figures.
+
+    Divergence has its own too, so that all rungs have it before any is asked a question.
+    """
+    accuracy = tuple(item for item in study.items if isinstance(item, AccuracyTask | Rescoring))
+    alone = [(item,) for item in study.items if not isinstance(item, AccuracyTask | Rescoring)]
+    first = tuple(items for items in alone if isinstance(items[0], Divergence))
+    return (*first, *((accuracy,) if accuracy else ()), *(items for items in alone if items not in first))

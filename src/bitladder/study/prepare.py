@@ -4,9 +4,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.defaults import DIVERGENCE_WINDOW_TOKENS
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
-from bitladder.records import AccuracyTask, Calibration, Item, Prompts, Scenario, Settings, StudyRecord, TaskGroup
+from bitladder.records import (
+    AccuracyTask,
+    Calibration,
+    Divergence,
+    Item,
+    Prompts,
+    Rescoring,
+    Scenario,
+    Settings,
+    StudyRecord,
+    TaskGroup,
+)
+from bitladder.rungs import BASELINE
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device
@@ -18,10 +31,10 @@ BUILTIN = "builtin:"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study to be run. ``prompts`` is None where the store has them, or no performance is planned."""
+    """A study to be run. ``prompts``: those that the store has not yet."""
 
     study: StudyRecord
-    prompts: Prompts | None
+    prompts: tuple[Prompts, ...]
     added: dict[str, Path]
     """where each ready checkpoint lies"""
 
@@ -52,7 +65,9 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     progress.preparing("reading tasks and prompts")
     suite, groups, tasks = _accuracy(settings, calibration, kept)
     scenarios, prompts = _scenarios(settings, calibration, model.directory, kept, store)
-    require_same_prompts(settings, model.directory, added, _texts(settings, (*tasks, *scenarios)))
+    divergence, windows = _divergence(settings, calibration, model.directory, kept, store)
+    planned: tuple[Item, ...] = (*tasks, *scenarios, *([divergence] if divergence else []))
+    require_same_prompts(settings, model.directory, added, _texts(settings, planned))
     study = plan_study(
         settings=settings,
         suite=suite,
@@ -61,6 +76,8 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         groups=groups,
         tasks=tasks,
         scenarios=scenarios,
+        divergence=divergence,
+        rescorings=_rescorings(settings, groups, tasks, kept),
         added={name: one.source for name, one in added.items()},
     )
     if study.baseline not in study.rungs:
@@ -69,7 +86,8 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
             f"without {study.baseline} among the rungs there is no drop and no speed-up, only plain figures; "
             f"add it, as --rungs {names}"
         )
-    return Prepared(study, prompts, {name: one.directory for name, one in added.items()})
+    new = tuple(filter(None, (prompts, windows)))
+    return Prepared(study, new, {name: one.directory for name, one in added.items()})
 
 
 def _added(settings: Settings, baseline: Path) -> dict[str, Added]:
@@ -79,13 +97,17 @@ def _added(settings: Settings, baseline: Path) -> dict[str, Added]:
 
 
 def _texts(settings: Settings, items: Iterable[Item]) -> Iterator[str]:
-    """What the study puts to a model: every accuracy prompt, and the lines that performance prompts are cut from."""
+    """What the study puts to a model: every accuracy prompt, and the texts that the others are cut from."""
     from bitladder.accuracy.texts import accuracy_texts
-    from bitladder.perf.prompts import read_text
+    from bitladder.corpus import read_corpus
+    from bitladder.divergence.windows import find_corpus
 
     items = tuple(items)
+    builtin = settings.model.startswith(BUILTIN)
     if any(isinstance(item, Scenario) for item in items):
-        yield read_text(settings.datasets, settings.model.startswith(BUILTIN))[0]
+        yield read_corpus(settings.datasets, builtin).text
+    if any(isinstance(item, Divergence) for item in items):
+        yield from find_corpus(settings.datasets, builtin).documents.values()
     yield from accuracy_texts(settings, (item for item in items if isinstance(item, AccuracyTask)))
 
 
@@ -114,6 +136,16 @@ def _accuracy(
     return suite, resolved.groups, resolved.items
 
 
+def _rescorings(
+    settings: Settings, groups: tuple[TaskGroup, ...], tasks: tuple[AccuracyTask, ...], kept: StudyRecord | None
+) -> tuple[Rescoring, ...]:
+    if settings.only == "performance":
+        return tuple(item for item in kept.items if isinstance(item, Rescoring)) if kept else ()
+    from bitladder.accuracy.rescoring import plan_rescorings
+
+    return plan_rescorings(settings, groups, tasks)
+
+
 def _scenarios(
     settings: Settings, calibration: Calibration, directory: Path, kept: StudyRecord | None, store: Store
 ) -> tuple[tuple[Scenario, ...], Prompts | None]:
@@ -122,7 +154,13 @@ def _scenarios(
         return stored, None
     from bitladder.perf.scenarios import plan_scenarios
 
-    if kept and stored and store.has_prompts(stored[0].prompts_hash) and _same_prose(settings, calibration, kept):
+    if (
+        kept
+        and stored
+        and store.has_prompts(stored[0].prompts_hash)
+        and _same_prose(settings, calibration, kept)
+        and kept.settings.prompt_tokens == settings.prompt_tokens
+    ):
         return plan_scenarios(settings, calibration, stored[0].prompts_hash), None
     from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.perf.prompts import load_prompts
@@ -136,8 +174,44 @@ def _scenarios(
     return plan_scenarios(settings, calibration, prompts.prompts_hash), prompts
 
 
+def _divergence(
+    settings: Settings, calibration: Calibration, directory: Path, kept: StudyRecord | None, store: Store
+) -> tuple[Divergence | None, Prompts | None]:
+    """None where it is turned off, accuracy is not measured, or there is nothing to hold against a baseline."""
+    stored = next((item for item in kept.items if isinstance(item, Divergence)), None) if kept else None
+    rungs = (*settings.rungs, *settings.add)
+    if not settings.divergence or BASELINE not in rungs or len(rungs) < 2:
+        return None, None
+    if settings.only == "performance":
+        return stored, None
+    if (
+        kept
+        and stored
+        and store.has_prompts(stored.texts_hash)
+        and _same_prose(settings, calibration, kept)
+        and kept.settings.divergence_windows == settings.divergence_windows
+    ):
+        return stored.model_copy(update={"device": calibration.device}), None
+    from bitladder.checkpoint.loading import load_tokenizer
+    from bitladder.divergence.windows import cut_documents, find_corpus
+
+    windows = cut_documents(
+        load_tokenizer(directory, trust_remote_code=settings.trust_remote_code),
+        find_corpus(settings.datasets, settings.model.startswith(BUILTIN)),
+        settings.divergence_windows,
+        DIVERGENCE_WINDOW_TOKENS,
+    )
+    item = Divergence(
+        baseline_hash=None,
+        texts_hash=windows.prompts_hash,
+        windows=len(windows.token_ids),
+        window_tokens=DIVERGENCE_WINDOW_TOKENS,
+        device=calibration.device,
+    )
+    return item, None if store.has_prompts(windows.prompts_hash) else windows
+
+
 def _same_prose(settings: Settings, calibration: Calibration, kept: StudyRecord) -> bool:
-    """Whether the prompts are bound to be those of the stored plan: packaged prose, cut by the same libraries."""
-    packaged = settings.datasets is None and settings.model.startswith(BUILTIN)
-    same = (kept.settings.datasets, kept.settings.prompt_tokens) == (None, settings.prompt_tokens)
-    return packaged and same and kept.calibration.machine == calibration.machine
+    """Whether the texts are bound to be those of the stored plan: packaged prose, cut by the same libraries."""
+    packaged = settings.datasets is kept.settings.datasets is None and settings.model.startswith(BUILTIN)
+    return packaged and kept.calibration.machine == calibration.machine

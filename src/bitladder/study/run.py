@@ -16,10 +16,11 @@ from bitladder.errors import UserError
 from bitladder.files import require_own_folder
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
-    AccuracyTask,
+    Divergence,
     Item,
     MeasurementRecord,
     PerformanceOutcome,
+    Prompts,
     RungRecord,
     Scenario,
     Settings,
@@ -28,7 +29,7 @@ from bitladder.records import (
 )
 from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
-from bitladder.study.plan import phase_items
+from bitladder.study.plan import bind_baseline, phase_items
 from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
@@ -53,10 +54,8 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
         if not store.has_study():
             server.start()  # its imports take about as long as preparing does
         prepared = prepare(settings, store, progress)
-        study = prepared.study
-        if prepared.prompts is not None:
-            store.write_prompts(prepared.prompts)
-        store.write_study(study)
+        for prompts in prepared.prompts:
+            store.write_prompts(prompts)
         _Run(prepared, store, progress, server).run()
         return store.load()
 
@@ -82,21 +81,31 @@ class _Run:
         self._added = prepared.added
         self._store = store
         self._progress = progress
+        self._rungs: dict[str, RungRecord | None] = {}
         self._finished: set[str] = set()
         self._warned = False
 
     def run(self) -> None:
-        rungs = {name: self._known_rung(name) for name in self._study.rungs}
+        rungs = self._rungs = {name: self._known_rung(name) for name in self._study.rungs}
+        self._write_study()
         total = len(rungs) * len(self._study.items)
         missing = sum(len(self._missing(record, self._study.items)) for record in rungs.values())
         self._progress.planned(total, total - missing)
         for name, known in rungs.items():
             rungs[name] = known if known and not self._needs_weights(known) else self._make_checkpoint(name)
+        self._write_study()
         for items in phase_items(self._study):
-            for record in rungs.values():
-                assert record is not None
+            # the baseline first: it leaves what a divergence is from
+            for record in sorted(filter(None, rungs.values()), key=lambda one: one.rung != self._study.baseline):
                 if record.status == "ok":
                     self._measure(record, items)
+
+    def _write_study(self) -> None:
+        """With the baseline's content, as far as it is known: no plan knows it before it is made."""
+        baseline = self._rungs.get(self._study.baseline)
+        known = baseline.content_hash if baseline is not None and baseline.status == "ok" else None
+        self._study = bind_baseline(self._study, known)
+        self._store.write_study(self._study)
 
     def _known_rung(self, name: str) -> RungRecord | None:
         """The stored record, if it is of the present recipe and needs no second try."""
@@ -125,7 +134,23 @@ class _Run:
         """Items without a record that counts."""
         if record is None or record.content_hash is None:
             return items
-        return tuple(item for item in items if self._is_missing(measurement_id(record.content_hash, item)))
+        return tuple(
+            item
+            for item in items
+            if self._is_missing(measurement_id(record.content_hash, item)) or self._lacks_reference(record, item)
+        )
+
+    def _lacks_reference(self, record: RungRecord, item: Item) -> bool:
+        """Whether this is the baseline, and what a divergence is from has to be made again for another rung."""
+        if not isinstance(item, Divergence) or record.rung != self._study.baseline:
+            return False
+        if self._store.reference_file(item).is_file():
+            return False
+        others = [one for name, one in self._rungs.items() if name != record.rung]
+        return any(
+            one is None or one.content_hash is None or self._is_missing(measurement_id(one.content_hash, item))
+            for one in others
+        )
 
     def _is_missing(self, identity: str) -> bool:
         if identity not in self._finished:
@@ -184,11 +209,10 @@ class _Run:
     def _run_worker(self, rung: RungRecord, left: dict[str, Item]) -> Ended | None:
         """One worker over ``left``, from which each measurement that leaves a record is removed."""
         first = next(iter(left.values()))
-        phase: Phase = "accuracy" if isinstance(first, AccuracyTask) else "performance"
-        self._progress.phase(rung.rung, "accuracy" if isinstance(first, AccuracyTask) else first.scenario)
-        busy = None if isinstance(first, AccuracyTask) else self._busy_share()
+        self._progress.phase(rung.rung, first.scenario if isinstance(first, Scenario) else first.kind)
+        busy = self._busy_share() if isinstance(first, Scenario) else None
         audited_bytes = rung.audit.loaded_bytes if rung.audit else None
-        worker = self._worker(phase, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
+        worker = self._worker(first.kind, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
         for message in worker.messages():
             if isinstance(message, Progress):
                 self._progress.step(message.done, message.total)
@@ -230,10 +254,16 @@ class _Run:
             content_hash=content_hash,
             audited_bytes=audited_bytes,
             items=items,
-            prompts=self._store.read_prompts(first.prompts_hash) if isinstance(first, Scenario) else None,
+            prompts=self._prompts(first),
+            reference=str(self._store.reference_file(first)) if isinstance(first, Divergence) else None,
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
         return Worker(self._server, job, log, self._study.settings.timeout_s)
+
+    def _prompts(self, item: Item | None) -> Prompts | None:
+        if isinstance(item, Scenario):
+            return self._store.read_prompts(item.prompts_hash)
+        return self._store.read_prompts(item.texts_hash) if isinstance(item, Divergence) else None
 
 
 def _with_busy_share(record: MeasurementRecord, share: float | None) -> MeasurementRecord:

@@ -14,13 +14,15 @@ from typing import TextIO
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.forkserver import take_job
 from bitladder.records import (
-    AccuracyOutcome,
     AccuracyTask,
     Audit,
+    Divergence,
+    Item,
     Manifest,
     MeasurementRecord,
-    PerformanceOutcome,
+    Outcome,
     Record,
+    Rescoring,
     RungRecord,
     Scenario,
     Status,
@@ -29,8 +31,6 @@ from bitladder.records import (
 from bitladder.study.job import Documents, Job, Measured, Progress, RungMade, Started, Stopped
 
 PROGRESS_INTERVAL_S = 0.5
-
-Outcome = AccuracyOutcome | PerformanceOutcome
 
 
 class _Pipe:
@@ -109,8 +109,33 @@ def _to_record(rung: str, found: Audit, manifest: Manifest | None) -> RungRecord
     )
 
 
+def _measure_divergence(job: Job, pipe: _Pipe) -> None:
+    from bitladder.divergence.measure import measure_divergence
+
+    _set_threads(job.threads)
+    windows, reference = job.prompts, job.reference
+    assert windows is not None
+    assert reference is not None
+
+    def run(item: Divergence) -> Outcome:
+        return measure_divergence(
+            Path(job.directory),
+            item,
+            windows,
+            Path(reference),
+            is_baseline=job.content_hash == item.baseline_hash,
+            trust_remote_code=job.settings.trust_remote_code,
+            progress=pipe.progress,
+        )
+
+    for item in job.items:
+        assert isinstance(item, Divergence)
+        _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
+
+
 def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     from bitladder.accuracy.evaluate import evaluate
+    from bitladder.accuracy.rescoring import rescore
     from bitladder.checkpoint.loading import load_model, load_tokenizer
 
     _set_threads(job.threads)
@@ -119,13 +144,15 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     model = load_model(directory, job.device, trust_remote_code=trust)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust)
 
-    def run(item: AccuracyTask) -> Outcome:
+    def run(item: AccuracyTask | Rescoring) -> Outcome:
+        if isinstance(item, Rescoring):
+            return rescore(model, tokenizer, item, job.settings, pipe.progress)
         outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress)
         pipe.send(Documents(documents=documents))
         return outcome
 
     for item in job.items:
-        assert isinstance(item, AccuracyTask)
+        assert isinstance(item, AccuracyTask | Rescoring)
         _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
 
 
@@ -152,7 +179,7 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
         _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
 
 
-def _measure(job: Job, item: AccuracyTask | Scenario, pipe: _Pipe, run: Callable[[], Outcome]) -> None:
+def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome]) -> None:
     """Run one item and send its record: ok, or an outcome that has a name."""
     assert job.content_hash is not None
     identity = measurement_id(job.content_hash, item)
@@ -195,6 +222,8 @@ def _set_threads(threads: int | None) -> None:
 _PHASES = {
     "checkpoint": _make_checkpoint,
     "audit": _audit_ready,
+    "divergence": _measure_divergence,
     "accuracy": _measure_accuracy,
+    "rescoring": _measure_accuracy,  # where only that is left
     "performance": _measure_performance,
 }

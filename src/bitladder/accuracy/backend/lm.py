@@ -17,13 +17,14 @@ from bitladder.accuracy.backend.budget import MAX_ROWS, rows_at_once
 from bitladder.accuracy.backend.budget import token_budget as find_token_budget
 from bitladder.accuracy.backend.generation import Prompt, generate
 from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
-from bitladder.accuracy.backend.products import widens_products
+from bitladder.accuracy.backend.products import WIDENED, widens_products
 from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
 from bitladder.accuracy.backend.requests import RequestEncoder
 from bitladder.accuracy.backend.rolling import rolling_requests
 from bitladder.accuracy.backend.scoring import Progress, Scores, score
 from bitladder.accuracy.backend.support import require_support
 from bitladder.errors import DoesNotFitError, UserError
+from bitladder.records import BatchPlan
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -127,11 +128,22 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"ran out of memory, so batches had {self.token_budget} tokens instead of {self._asked_budget}"
             )
         if widens_products(self.model):
-            found.append(
-                "products of 16-bit values were computed in FP32 and rounded once, as hardware for them does, since "
-                "this CPU has no instructions for them"
-            )
+            found.append(WIDENED)
         return tuple(found)
+
+    @property
+    def batch_plans(self) -> tuple[BatchPlan, ...]:
+        """What a record keeps of `plans`."""
+        return tuple(
+            BatchPlan(
+                seed=plan.seed,
+                token_budget=plan.token_budget,
+                batches=len(plan.packs),
+                tokens=plan.tokens,
+                digest=plan.digest,
+            )
+            for plan in self.plans
+        )
 
     @property
     def prefix_token_id(self) -> int:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch.overrides import TorchFunctionMode
     from transformers import PreTrainedModel
 
+WIDENED = (
+    "products of 16-bit values were computed in FP32 and rounded once, as hardware for them does, since this CPU has "
+    "no instructions for them"
+)
+"""what a reader of the results has to know where `widens_products`"""
 _LEAST_ROWS = 16
 """below, widening the weights takes longer than it saves"""
 

@@ -1,0 +1,163 @@
+"""Some of a task's documents scored again: in other batches, at batch 1, or by cached decoding.
+
+LLM.int8 with a threshold takes for outliers the columns where any row of a batch has one, and bitsandbytes' 4-bit
+products take another kernel by the number of rows: what is scored depends on what it is scored with.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitladder.accuracy.alone import score_cached, score_single
+from bitladder.accuracy.backend.packing import Request
+from bitladder.accuracy.backend.products import widened_products
+from bitladder.accuracy.evaluate import require_chat_template, require_same_task
+from bitladder.accuracy.harness import quiet, seeded
+from bitladder.accuracy.library import task_library
+from bitladder.accuracy.products_seen import products_seen
+from bitladder.errors import DoesNotFitError, UserError
+from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOutcome, Settings, TaskGroup, Way
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bitladder.accuracy.backend.lm import BitladderLM
+
+Progress = Callable[[int, int], None]
+
+DOCUMENTS: Mapping[Way, int] = {"second plan": 500, "batch 1": 200, "cached decoding": 200}
+"""of a row of the accuracy table; the second plan's make a floor to test flips against, the others take longer"""
+_ALONE: Mapping[Way, Callable[["PreTrainedModel", Sequence[Request]], list[float]]] = {
+    "batch 1": score_single,
+    "cached decoding": score_cached,
+}
+
+
+def plan_rescorings(
+    settings: Settings, groups: Sequence[TaskGroup], tasks: Sequence[AccuracyTask]
+) -> tuple[Rescoring, ...]:
+    """Every way for each task of given choices. The documents of a row are shared out among its tasks by their size.
+
+    Empty unless it is asked for. Raises UserError where the answers to hold against are another backend's.
+    """
+    if not settings.batch_dependence:
+        return ()
+    if settings.backend != "bitladder":
+        raise UserError(
+            f"--batch-dependence: found the backend {settings.backend}, whose batches are not planned; "
+            "expected --backend bitladder"
+        )
+    library = task_library(settings)
+    counts = {item.task: library.count(item.task, item.limit) for item in tasks}
+    sizes = {
+        task: max(
+            (sum(counts[one] for one in group.tasks) for group in groups if _pools(group, task)), default=counts[task]
+        )
+        for task in counts
+    }
+    return tuple(
+        Rescoring(
+            task=item, way=way, documents=min(counts[item.task], -(-most * counts[item.task] // sizes[item.task]))
+        )
+        for item in tasks
+        if library.task(item.task).OUTPUT_TYPE == "multiple_choice"
+        for way, most in DOCUMENTS.items()
+    )
+
+
+def _pools(group: TaskGroup, task: str) -> bool:
+    return group.pooling == "documents" and task in group.tasks
+
+
+def rescore(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    item: Rescoring,
+    settings: Settings,
+    progress: Progress | None = None,
+) -> RescoringOutcome:
+    """Score the documents of ``item`` again. ``progress`` gets (requests or documents done, in all).
+
+    Raises UserError as `evaluate` does, and for a model that can't be scored by planned batches.
+    """
+    from bitladder.accuracy.backend.lm import BitladderLM
+
+    library = task_library(settings)
+    require_same_task(library, item.task)
+    require_chat_template(tokenizer, item.task)
+    with quiet(), seeded(item.task.seed, torch_too=True):
+        language_model = BitladderLM(
+            model, tokenizer, token_budget=item.task.token_budget, seed=item.task.seed + 1, progress=progress
+        )
+        if language_model.unsupported is not None:
+            raise UserError(f"its batches can't be planned, because {language_model.unsupported}")
+        documents = _build(library.task(item.task.task), item, language_model)
+        # of cached decoding the prefill and a step
+        with products_seen(model, 2 if item.way == "cached decoding" else 1) as products:
+            scored = _score(language_model, item.way, documents, progress)
+    return RescoringOutcome(
+        documents=tuple(
+            ChoiceScores(doc_hash=doc_hash, prompt_hash=prompt_hash, loglikelihoods=tuple(scores))
+            for (doc_hash, prompt_hash, _), scores in zip(documents, scored, strict=True)
+        ),
+        plan=next(iter(language_model.batch_plans), None),
+        products=tuple(products),
+        remarks=language_model.remarks,
+    )
+
+
+_Document = tuple[str, str, list[Any]]
+"""hashes of document and prompt as lm-eval logs them, and one ``Instance`` a choice"""
+
+
+def _build(task: Any, item: Rescoring, language_model: "BitladderLM") -> list[_Document]:
+    """The chosen documents in the task's order; all are built, since few-shot examples are drawn for one by one."""
+    chat = item.task.chat_template
+    task.set_fewshot_seed(seed=item.task.seed)
+    task.build_all_requests(
+        limit=item.task.limit,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+        chat_template=language_model.apply_chat_template if chat else None,
+    )
+    by_document: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        by_document.setdefault(instance.doc_id, []).append(instance)
+    order = np.random.default_rng(item.task.seed).permutation(len(by_document))
+    return [_hashed(task, by_document[number]) for number in sorted(order[: item.documents].tolist())]
+
+
+def _hashed(task: Any, instances: list[Any]) -> _Document:
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    instances = sorted(instances, key=lambda one: one.idx)
+    document = instances[0].doc
+    text = json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    # those that acc_mutual_info scores without their context come after the choices
+    choices = instances[: len(task.doc_to_choice(document))]
+    return hash_string(text), hash_string(instances[0].arguments[0]), choices
+
+
+def _score(
+    language_model: "BitladderLM", way: Way, documents: list[_Document], progress: Progress | None
+) -> list[list[float]]:
+    """Log-likelihoods of each document's choices."""
+    import torch
+
+    if way == "second plan":
+        instances = [one for *_, choices in documents for one in choices]
+        scores = iter(language_model.loglikelihood(instances, disable_tqdm=True))
+        return [[next(scores)[0] for _ in choices] for *_, choices in documents]
+    found = []
+    try:
+        with widened_products(language_model.model.device):
+            for number, (*_, choices) in enumerate(documents, 1):
+                requests = language_model.encoder.pairs([one.args for one in choices])
+                found.append(_ALONE[way](language_model.model, requests))
+                if progress is not None:
+                    progress(number, len(documents))
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(f"out of memory with a single request ({error})") from None
+    return found

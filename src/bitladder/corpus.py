@@ -1,0 +1,87 @@
+"""Running text: WikiText-2's test split by article, or the prose that comes with bitladder."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from bitladder.errors import UserError
+from bitladder.hub import offline_without_network
+
+WIKITEXT = "Salesforce/wikitext"
+WIKITEXT_CONFIG = "wikitext-2-raw-v1"
+WIKITEXT_SPLIT = "test"
+_ARTICLE = re.compile(r" = (?!= )(.*) = \n")
+"""an article's heading; those of its sections have more of the signs"""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents by name, in order; joined by ``separator`` they are the text."""
+
+    documents: dict[str, str]
+    origin: str
+    separator: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.separator.join(self.documents.values())
+
+
+@lru_cache(maxsize=4)
+def read_corpus(mirror: str | None, builtin: bool) -> Corpus:
+    """WikiText-2's test split of ``mirror``, else from the Hub or its cache.
+
+    The packaged prose stands in for a ``builtin`` model without a mirror, and for a mirror without WikiText; ``origin``
+    says which it is. Raises UserError for a mirror that isn't there or lacks the split, and a Hub out of reach.
+    """
+    if mirror is None:
+        return read_prose() if builtin else _read_wikitext(WIKITEXT)
+    if not Path(mirror).is_dir():
+        raise UserError(f"{mirror}: no such folder; expected a mirror of data sets in Hub layout")
+    folder = Path(mirror) / WIKITEXT
+    if not folder.is_dir():
+        return read_prose(f"{mirror} has no {WIKITEXT}")
+    if not list(folder.glob(f"**/*{WIKITEXT_SPLIT}*")):
+        raise UserError(f"{folder}: no split {WIKITEXT_SPLIT!r} of {WIKITEXT_CONFIG}; add it, or leave out --datasets")
+    return _read_wikitext(str(folder))
+
+
+def read_prose(instead: str | None = None) -> Corpus:
+    """The packaged prose; ``instead`` says why it stands in for another text."""
+    folder = files("bitladder.accuracy") / "builtin"
+    sources = sorted((entry for entry in folder.iterdir() if "prose" in entry.name), key=lambda entry: entry.name)
+    lines = [line for source in sources if source.name.endswith(".jsonl") for line in source.read_text().splitlines()]
+    documents = {row["id"]: row["text"] for row in map(json.loads, lines)}
+    return Corpus(documents, f"built-in prose ({instead})" if instead else "built-in prose", "\n\n")
+
+
+def _read_wikitext(path: str) -> Corpus:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        with offline_without_network() if path == WIKITEXT else nullcontext():
+            rows: Mapping[str, Sequence[str]] = datasets.load_dataset(path, WIKITEXT_CONFIG, split=WIKITEXT_SPLIT)
+    except ConnectionError as error:
+        raise UserError(
+            f"{WIKITEXT}: neither reachable nor cached ({error}); give --datasets a mirror that has it"
+        ) from None
+    return Corpus(_by_article(rows["text"]), f"{WIKITEXT} {WIKITEXT_CONFIG} {WIKITEXT_SPLIT}")
+
+
+def _by_article(rows: Sequence[str]) -> dict[str, str]:
+    """Rows joined to articles, each named by its place and heading; what stands before the first belongs to it."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for row, below in zip(rows, [*rows, ""][1:], strict=True):
+        heading = _ARTICLE.fullmatch(row)
+        if heading and not below:  # a formula may look like one, but no empty row follows it
+            if "".join(found[-1][1]):
+                found.append(("", []))
+            found[-1] = (heading[1], found[-1][1])
+        found[-1][1].append(row)
+    return {f"{number} {title}".rstrip(): "".join(parts) for number, (title, parts) in enumerate(found, 1)}

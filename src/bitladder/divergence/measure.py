@@ -1,0 +1,118 @@
+"""One rung on every window of the text, held against the baseline token by token."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitladder.divergence.reference import Reference, begin_reference, load_reference
+from bitladder.errors import DoesNotFitError, UserError
+from bitladder.records import Divergence, DivergenceOutcome, Prompts, WindowDivergence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, int], None]
+
+_LARGEST_SELF_DIVERGENCE = 1e-3
+"""nats a token, of the baseline's logits made anew; with the same product it is 0"""
+
+
+def measure_divergence(
+    directory: Path,
+    item: Divergence,
+    windows: Prompts,
+    reference_path: Path,
+    *,
+    is_baseline: bool,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> DivergenceOutcome:
+    """The divergence of the checkpoint in ``directory`` from the baseline, whose states are in ``reference_path``.
+
+    Of the baseline itself it writes them, and holds its logits against those that are made from them again. Raises
+    UserError where there are none, for another vocabulary, and for logits that are no numbers; DoesNotFitError.
+    """
+    import torch
+
+    from bitladder.accuracy.backend.products import WIDENED, widened_products, widens_products
+    from bitladder.checkpoint.loading import load_model
+
+    if item.baseline_hash is None:
+        raise UserError("the baseline has no checkpoint to be held against; see what became of it")
+    reference = None if is_baseline else load_reference(reference_path, item.device)
+    model = load_model(directory, item.device, trust_remote_code=trust_remote_code)
+    reference = reference or begin_reference(model)
+    found = []
+    try:
+        with torch.inference_mode(), widened_products(model.device), _head_inputs(model) as inputs:
+            for number, (document, ids) in enumerate(zip(windows.documents, windows.token_ids, strict=True)):
+                tokens = torch.tensor(ids, device=model.device)
+                logits = model(input_ids=tokens[None], use_cache=False).logits[0]
+                states = inputs.pop()
+                if is_baseline:
+                    reference.states.append(states.cpu())
+                found.append(_compare(document, reference.logits(number), logits, tokens))
+                if progress is not None:
+                    progress(number + 1, len(windows.token_ids))
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(f"out of memory beside the baseline's head ({error})") from None
+    if is_baseline:
+        _keep(reference, found, reference_path)
+    remarks = (WIDENED,) if widens_products(model) else ()
+    return DivergenceOutcome(origin=windows.origin, windows=tuple(found), remarks=remarks)
+
+
+@contextmanager
+def _head_inputs(model: "PreTrainedModel") -> "Iterator[list[Tensor]]":
+    """Collects what each forward puts into the head: (tokens, hidden)."""
+    inputs: list[Tensor] = []
+
+    def keep(_: Any, arguments: Any) -> None:
+        inputs.append(arguments[0][0])
+
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+
+
+def _compare(document: str, baseline: "Tensor", rung: "Tensor", tokens: "Tensor") -> WindowDivergence:
+    """From both logits (tokens, vocabulary) and the token ids (tokens,); the last prediction has nothing to follow."""
+    import torch
+
+    if baseline.shape != rung.shape:
+        raise UserError(f"a vocabulary of {rung.shape[-1]}, the baseline's has {baseline.shape[-1]}; expected the same")
+    ours, theirs = (torch.log_softmax(logits[:-1], -1, dtype=torch.float32) for logits in (rung, baseline))
+    kl = torch.nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    if not torch.isfinite(kl).all():
+        raise UserError("logits that are not numbers; the model overflows its type, take a rung of wider range")
+    agrees = baseline[:-1].argmax(-1) == rung[:-1].argmax(-1)
+    following = tokens[1:, None]
+    return WindowDivergence(
+        document=document,
+        kl=_floats(kl.clamp(min=0)),  # rounding in FP32 gives down to -5e-7
+        agrees=tuple(agrees.tolist()),
+        baseline_loglikelihoods=_floats(theirs.gather(-1, following)[:, 0]),
+        loglikelihoods=_floats(ours.gather(-1, following)[:, 0]),
+    )
+
+
+def _floats(values: "Tensor") -> tuple[float, ...]:
+    """FP32 in as few digits as tell it from its neighbours."""
+    return tuple(float(f"{value:.9g}") for value in values.tolist())
+
+
+def _keep(reference: Reference, found: list[WindowDivergence], path: Path) -> None:
+    """Raises UserError where the states don't give the model's own logits, so that nothing can be held against them."""
+    kl = [value for window in found for value in window.kl]
+    mean = sum(kl) / len(kl)
+    if mean > _LARGEST_SELF_DIVERGENCE:
+        raise UserError(
+            f"the baseline's logits are more than its head's products: made from these they diverge by {mean:.2g} nats "
+            "a token; run with --no-divergence"
+        )
+    reference.save(path)

@@ -1,0 +1,122 @@
+"""How many choices depend on the batch: one row a precision, and one a task below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
+from bitladder.stats.power import ONE_SIDED_ALPHA
+from bitladder.stats.summary import ChoiceChange, DependenceSummary, Estimate, RungSummary, Summary
+from bitladder.units import format_count, format_percent, format_raw
+
+PARAGRAPH = (
+    "Each precision scored some documents again: in batches of other documents, in a forward of their own (batch 1), "
+    "and by cached decoding, which prefills the question and goes on one token a step. What changes between two plans "
+    "of batches is a precision's noise floor. A precision whose flips against the baseline are not above its own floor "
+    "and the baseline's is indistinguishable from it on these documents."
+)
+NOT_SCORED = "not scored in this way, not yet, or all documents fit one batch, which has no other plan"
+_COLUMNS = (
+    Column("Documents", interval=False),
+    Column("Other batches", "% changed"),
+    Column("Documents at batch 1", interval=False),
+    Column("Batch 1", "% changed"),
+    Column("Cached decoding", "% changed"),
+    Column("Cached against batch 1", "% changed"),
+    Column("Against the baseline", "% changed"),
+    Column("p", interval=False, help="one-sided mid-p McNemar, the larger of both floors'"),
+    Column("Flips", numeric=False),
+)
+
+
+def dependence_points(summary: Summary) -> tuple[str, ...]:
+    """One sentence a precision."""
+    return tuple(
+        sentence for rung in summary.rungs if rung.dependence if (sentence := _sentence(rung.rung, rung.dependence))
+    )
+
+
+def _sentence(rung: str, found: DependenceSummary) -> str:
+    parts = [
+        f"{format_percent(one.percent.value)}% of choices {how} ({one.changed} of {one.documents:,})"
+        for one, how in (
+            (found.second_plan, "depend on what else is in the batch"),
+            (found.batch1, "differ at batch 1"),
+            (found.steps, "differ between prefill and cached decoding"),
+        )
+        if one is not None
+    ]
+    return f"{rung}: {', '.join(parts)}." if parts else ""
+
+
+def dependence_tables(summary: Summary) -> list[Table]:
+    measured = [rung for rung in summary.rungs if rung.dependence]
+    rows = tuple((text_cell(rung.rung), *_cells(rung.dependence)) for rung in measured if rung.dependence)
+    notes = (
+        "Batch 1 and cached decoding are held against the study's own batches, and then against each other. They also "
+        "round otherwise, by the number of rows and the model's own attention, which quantized activations enlarge: "
+        "outlier columns are not all that changes choices there. "
+        "Brackets: 95% interval of one share by itself.",
+        f"Flips: above the floor where p is at most {ONE_SIDED_ALPHA:g}.",
+        *_largest(measured),
+    )
+    title = f"Choices that depend on the batch, and flips against {summary.baseline}"
+    tables = [Table("dependence", title, (Column("Precision", numeric=False), *_COLUMNS), rows, notes)]
+    by_task = tuple(
+        (text_cell(rung.rung), text_cell(one.title), *_cells(one))
+        for rung in measured
+        for one in rung.dependence_by_task
+    )
+    if by_task:
+        columns = (Column("Precision", numeric=False), Column("Task", numeric=False), *_COLUMNS)
+        tables.append(Table("dependence-tasks", f"{title}, by task", columns, by_task, secondary=True))
+    return [*tables, _product_table(measured)]
+
+
+def _cells(found: DependenceSummary) -> tuple[Cell, ...]:
+    second, single = found.second_plan, found.batch1
+    return (
+        number_cell(second.documents if second else None, format_count, None if second else NOT_SCORED),
+        _share(second),
+        number_cell(single.documents if single else None, format_count, None if single else NOT_SCORED),
+        _share(single),
+        _share(found.cached),
+        _share(found.steps),
+        _share(found.against_baseline, "the baseline itself, or one without a floor of its own"),
+        number_cell(found.p_value, format_raw, None if found.p_value is not None else "no floor to test against"),
+        _judgement(found),
+    )
+
+
+def _share(found: ChoiceChange | None, reason: str = NOT_SCORED) -> Cell:
+    return estimate_cell(Estimate.unknown(reason) if found is None else found.percent, format_percent)
+
+
+def _judgement(found: DependenceSummary) -> Cell:
+    if found.indistinguishable is None:
+        return text_cell(None, reason="no floor to test against")
+    return text_cell("indistinguishable" if found.indistinguishable else "above the floor")
+
+
+def _largest(rungs: Sequence[RungSummary]) -> list[str]:
+    """How far a log-likelihood moved, which shows what no choice shows."""
+    parts = [
+        f"{rung.rung} {format_raw(rung.dependence.second_plan.largest_nats)}"
+        for rung in rungs
+        if rung.dependence and rung.dependence.second_plan
+    ]
+    return [f"Largest change of a log-likelihood in other batches, in nats: {', '.join(parts)}."] if parts else []
+
+
+def _product_table(rungs: Sequence[RungSummary]) -> Table:
+    columns = tuple(Column(title, numeric=False) for title in ("Precision", "Way", "Products of the first forwards"))
+    rows = tuple(
+        (text_cell(rung.rung), text_cell(way), text_cell("; ".join(products) or None))
+        for rung in rungs
+        for way, products in rung.products.items()
+    )
+    notes = (
+        "As PyTorch's profiler saw them: on a GPU kernels, else operators. bitsandbytes takes another 4-bit kernel by "
+        "the number of rows.",
+    )
+    return Table("dependence-products", "Which products scored", columns, rows, notes, secondary=True)

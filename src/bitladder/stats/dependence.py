@@ -1,0 +1,122 @@
+"""How far choices depend on the batch they are scored in, from a study's answers and those scored again.
+
+A rung's choices that change between two plans are its noise floor: flips against the baseline that are not above the
+rung's own floor and the baseline's, on the same documents, show no difference.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bitladder.records import AccuracyOutcome, AccuracyTask, Rescoring, RescoringOutcome, Way
+from bitladder.results import Results
+from bitladder.stats.flips import floors_p_value
+from bitladder.stats.power import ONE_SIDED_ALPHA
+from bitladder.stats.scores import Score, score_interval
+from bitladder.stats.summary import ChoiceChange, DependenceSummary
+
+Question = tuple[str, str, str]
+"""task, document hash, prompt hash"""
+Scores = Mapping[Question, tuple[float, ...]]
+"""log-likelihoods of the choices"""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One rung's log-likelihoods: the study's own, and those of each way, with the documents' clusters."""
+
+    own: Scores
+    again: Mapping[Way, Scores]
+    clusters: Mapping[Question, str]
+    products: Mapping[str, tuple[str, ...]]
+
+
+def read_scored(results: Results, rung: str) -> Scored:
+    """Of the tasks that are scored again.
+
+    A second plan that is the first, since all documents fit one batch, says nothing and is left out. Of a document that
+    is asked twice the last answer counts.
+    """
+    first = {
+        plan.digest
+        for record in results.of(rung)
+        if isinstance(record.outcome, AccuracyOutcome)
+        for plan in record.outcome.plans
+    }
+    own: dict[Question, tuple[float, ...]] = {}
+    clusters: dict[Question, str] = {}
+    again: dict[Way, dict[Question, tuple[float, ...]]] = {}
+    products: dict[str, tuple[str, ...]] = {}
+    for record in results.of(rung):
+        item, outcome = record.item, record.outcome
+        if isinstance(item, AccuracyTask) and isinstance(outcome, AccuracyOutcome):
+            if outcome.output_type != "multiple_choice":
+                continue
+            for document in outcome.documents:
+                question = item.task, document.doc_hash, document.prompt_hash
+                own[question] = document.loglikelihoods or ()
+                clusters[question] = f"{item.task} {document.cluster or document.doc_hash}"
+        elif isinstance(item, Rescoring) and isinstance(outcome, RescoringOutcome):
+            if outcome.plan is not None and outcome.plan.digest in first:
+                continue
+            found = {(item.task.task, one.doc_hash, one.prompt_hash): one.loglikelihoods for one in outcome.documents}
+            again.setdefault(item.way, {}).update(found)
+            products.setdefault(item.way, outcome.products)
+    return Scored(own, again, clusters, products)
+
+
+def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, tasks: Iterable[str]) -> DependenceSummary:
+    """On the documents of these tasks. ``baseline`` is None where the rung is the baseline, or the study has none."""
+    wanted = set(tasks)
+
+    def compare(one: Scores, other: Scores, among: Scores | None = None) -> _Compared | None:
+        shared = [q for q in (among or one) if q[0] in wanted and q in one and q in other]
+        return _Compared(one, other, shared, rung.clusters) if shared else None
+
+    second, single, cached = (rung.again.get(way, {}) for way in ("second plan", "batch 1", "cached decoding"))
+    floor = compare(second, rung.own)
+    flips = compare(rung.own, baseline.own, second) if baseline and second else None
+    their_floor = compare(baseline.again.get("second plan", {}), baseline.own, second) if flips and baseline else None
+    p_value = None
+    if floor and flips and their_floor and floor.questions == flips.questions == their_floor.questions:
+        p_value = floors_p_value(flips.changed, floor.changed, their_floor.changed)
+    return DependenceSummary(
+        title=title,
+        second_plan=_change(floor),
+        batch1=_change(compare(single, rung.own)),
+        cached=_change(compare(cached, rung.own)),
+        steps=_change(compare(cached, single)),
+        against_baseline=_change(flips),
+        p_value=p_value,
+        indistinguishable=None if p_value is None else p_value > ONE_SIDED_ALPHA,
+    )
+
+
+def _change(compared: "_Compared | None") -> ChoiceChange | None:
+    return None if compared is None else compared.summary()
+
+
+class _Compared:
+    """Two scorings of the same documents."""
+
+    def __init__(
+        self, one: Scores, other: Scores, questions: Sequence[Question], clusters: Mapping[Question, str]
+    ) -> None:
+        self.questions = questions
+        self.changed = [_choice(one[question]) != _choice(other[question]) for question in questions]
+        self._clusters = [clusters.get(question, " ".join(question)) for question in questions]
+        self._largest = max(
+            abs(value - before)
+            for question in questions
+            for value, before in zip(one[question], other[question], strict=True)
+        )
+
+    def summary(self) -> ChoiceChange:
+        changed = [float(one) for one in self.changed]
+        share = Score(sum(changed) / len(changed), score_interval(changed, self._clusters))
+        return ChoiceChange(
+            documents=len(changed), changed=sum(self.changed), percent=share.percent(), largest_nats=self._largest
+        )
+
+
+def _choice(loglikelihoods: tuple[float, ...]) -> int:
+    return loglikelihoods.index(max(loglikelihoods))
