@@ -13,7 +13,7 @@ from bitladder.decide import Limits, Recommendation, RungVerdict, recommend
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import RungRecord
 from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, Summary
+from bitladder.stats.summary import Estimate, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
 from replay import RUNGS, write_broken_replay, write_replay
@@ -90,11 +90,37 @@ def test_the_sentence_names_what_was_limited(summary: Summary) -> None:
 
 
 def test_differences_within_the_noise_are_told(summary: Summary) -> None:
+    """Of the ratio of the two, whatever their own intervals do."""
     answer = recommend(summary, Limits(optimize="throughput"))
     assert picked(answer) == {"throughput": "bf16"}
-    assert any(reason.startswith("fp16 is not distinguishably slower") for reason in answer.reasons)
-    assert not any("int8" in reason for reason in answer.reasons)
-    assert verdict(answer, "fp16").reasons[0].endswith("not distinguishably slower than bf16")
+    assert "distinguishably" not in " ".join((answer.sentence, *answer.reasons))
+    assert verdict(answer, "fp16").reasons[0].endswith("at the largest batch, slower than bf16")
+    alike = recommend(with_ratio(summary, "bf16", "fp16", Estimate(value=1.1, low=0.9, high=1.3)), answer.limits)
+    assert "; fp16 not distinguishably slower" in alike.sentence
+    assert any(reason.startswith("fp16 is not distinguishably slower") for reason in alike.reasons)
+    assert not any("int8" in reason for reason in alike.reasons)
+    assert verdict(alike, "fp16").reasons[0].endswith("not distinguishably slower than bf16")
+
+
+def with_ratio(summary: Summary, rung: str, other: str, ratio: Estimate) -> Summary:
+    """The summary, where the largest batch's rates of the two have this ratio."""
+
+    def changed(scenario: ScenarioSummary) -> ScenarioSummary:
+        if scenario.scenario != "max-batch":
+            return scenario
+        assert scenario.ratios[other].value is not None
+        return scenario.model_copy(update={"ratios": {**scenario.ratios, other: ratio}})
+
+    rungs = [
+        one.model_copy(update={"scenarios": tuple(map(changed, one.scenarios))}) if one.rung == rung else one
+        for one in summary.rungs
+    ]
+    return summary.model_copy(update={"rungs": tuple(rungs)})
+
+
+def test_the_pick_says_what_it_rests_on(summary: Summary) -> None:
+    answer = recommend(summary, Limits(optimize="throughput"))
+    assert "bf16, max-batch: 2 batches: an interval from so few says little" in answer.reasons
 
 
 def test_equal_memory_goes_to_the_higher_score(summary: Summary) -> None:

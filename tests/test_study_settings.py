@@ -122,3 +122,21 @@ def test_layer_times_are_linear_between_and_beyond_the_measured_rows() -> None:
     assert s_per_weight(rates, 1) == 1.0
     assert s_per_weight(rates, 4.5) == pytest.approx(1.35)
     assert s_per_weight(rates, 512) == pytest.approx(52.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (10, {"batch1": 10, "max-batch": 10}),
+        ("10", {"batch1": 10, "max-batch": 10}),
+        ({"max-batch": "40"}, {"max-batch": 40}),
+    ],
+)
+def test_requests_are_of_all_scenarios_or_of_each(given: object, found: dict[str, int]) -> None:
+    assert load_settings(None, {"model": "m", "requests": given}).requests == found
+
+
+@pytest.mark.parametrize("given", ["x", {"batch": 1}, 0, 1.5, {"batch1": 0}])
+def test_requests_that_are_no_numbers_are_refused(given: object) -> None:
+    with pytest.raises(UserError, match="--requests: found"):
+        load_settings(None, {"model": "m", "requests": given})

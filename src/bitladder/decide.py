@@ -36,6 +36,8 @@ class Pick(Record):
     goal: Goal
     rung: str
     figure: Estimate
+    alike: tuple[str, ...] = ()
+    """rungs within the limits that can't be told apart from it in this goal"""
     reasons: tuple[str, ...]
 
 
@@ -231,13 +233,24 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     if not ranked:
         return None
     (best, figure), others = ranked[0], ranked[1:]
+    alike: list[str] = []
     reasons = [f"{best.rung}: {criterion.describe(figure)}, {_rank(criterion, len(ranked))} within the limits"]
     for rung, estimate in others:
         if estimate.value == figure.value:
             reasons.append(f"{rung.rung} is exactly equal in {criterion.goal}; {_tie_reason(summary, best, rung)}")
-        elif _overlap(criterion, figure, estimate):
+        elif _alike(criterion, best, rung):
+            alike.append(rung.rung)
             reasons.append(f"{rung.rung} is not distinguishably {criterion.worse}: {criterion.describe(estimate)}")
-    return Pick(goal=criterion.goal, rung=best.rung, figure=figure, reasons=tuple(reasons))
+    reasons += _cautions(criterion, [best, *(rung for rung, _ in others if rung.rung in (*alike, summary.baseline))])
+    return Pick(goal=criterion.goal, rung=best.rung, figure=figure, alike=tuple(alike), reasons=tuple(reasons))
+
+
+def _cautions(criterion: Criterion, rungs: Sequence[RungSummary]) -> list[str]:
+    """What has to be known of the measurements that the pick rests on."""
+    if criterion.scenario is None:
+        return []
+    scenarios = [(rung.rung, scenario) for rung in rungs if (scenario := rung.scenario(criterion.scenario))]
+    return [f"{name}, {scenario.scenario}: {note}" for name, scenario in scenarios for note in scenario.notes]
 
 
 def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
@@ -247,13 +260,16 @@ def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
     return f"{best.rung} comes first on the ladder"
 
 
-def _overlap(criterion: Criterion, one: Estimate, other: Estimate) -> bool:
-    """Whether two figures can't be told apart: their intervals meet, or one has none; counted ones always can."""
+def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
+    """Whether two rungs can't be told apart: the interval of their ratio holds 1, or there is none. Counted figures
+    always can. Two intervals of their own may meet where that of the ratio excludes 1."""
     if criterion.scenario is None:
         return False
-    if one.low is None or one.high is None or other.low is None or other.high is None:
+    scenario = best.scenario(criterion.scenario)
+    ratio = scenario.ratios.get(other.rung) if scenario else None
+    if ratio is None or ratio.low is None or ratio.high is None:
         return True
-    return one.low <= other.high and other.low <= one.high
+    return ratio.low <= 1 <= ratio.high
 
 
 def _rank(criterion: Criterion, rungs: int) -> str:
@@ -294,7 +310,7 @@ def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
         return text
     if estimate.value == best.figure.value:
         return f"{text}, equal to {best.rung}"
-    noise = "not distinguishably " if _overlap(criterion, estimate, best.figure) else ""
+    noise = "not distinguishably " if rung.rung in best.alike else ""
     return f"{text}, {noise}{criterion.worse} than {best.rung}"
 
 
@@ -314,15 +330,21 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
         rank = _rank(criterion, len(within))
         place = f" within {bounds}" if bounds else ""
-        return f"Deploy {pick.rung} for {pick.goal}: {criterion.describe(pick.figure)}, {rank}{place}{peaks}."
+        figure = criterion.describe(pick.figure)
+        return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{place}{_as_good(pick)}{peaks}."
     by_rung: dict[str, list[Pick]] = {}
     for pick in picks:
         by_rung.setdefault(pick.rung, []).append(pick)
     parts = []
     for rung, own in by_rung.items():
-        goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)})" for pick in own]
+        goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)}{_as_good(pick)})" for pick in own]
         parts.append(f"{rung} for {_list(goals)}")
     return f"{f'Of {_count(len(within))} within {bounds}, deploy' if bounds else 'Deploy'} {'; '.join(parts)}{peaks}."
+
+
+def _as_good(pick: Pick) -> str:
+    """The rungs that a reader could as well deploy for this goal."""
+    return f"; {_list(pick.alike)} not distinguishably {CRITERIA[pick.goal].worse}" if pick.alike else ""
 
 
 def _peaks(limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:

@@ -95,9 +95,10 @@ def study_command(
         str | None, typer.Option(help=f"Comma-separated. {_default(','.join(defaults.SCENARIOS))}")
     ] = None,
     requests: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help=f"Cap on a scenario's requests. {_default('{batch1}, {max-batch}'.format(**defaults.REQUESTS))}"
+            help="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400. "
+            f"{_default('{batch1}, {max-batch}'.format(**defaults.REQUESTS))}"
         ),
     ] = None,
     prompt_tokens: Annotated[
@@ -148,7 +149,7 @@ def study_command(
         "tasks": tasks,
         "datasets": str(datasets.absolute()) if datasets else None,
         "limit": limit,
-        "limits": _limits(limits),
+        "limits": None if limits is None else _numbers("--limits", limits, _LIMITS),
         "num_fewshot": num_fewshot,
         "batch_size": batch_size,
         "backend": backend,
@@ -160,7 +161,7 @@ def study_command(
         "seed": seed,
         "device": device,
         "scenarios": scenarios,
-        "requests": requests,
+        "requests": _numbers("--requests", requests, _REQUESTS) if requests and "=" in requests else requests,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "max_batch_cap": max_batch_cap,
@@ -198,14 +199,16 @@ def _added(pairs: list[str] | None) -> dict[str, str] | None:
     return found
 
 
-def _limits(text: str | None) -> dict[str, str] | None:
+_LIMITS = "task=number pairs such as gsm8k_cot=2,arc_easy=50"
+_REQUESTS = "a number, or scenario=number pairs such as batch1=20,max-batch=400"
+
+
+def _numbers(flag: str, text: str, expected: str) -> dict[str, str]:
     from bitladder.errors import UserError
 
-    if text is None:
-        return None
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(name.strip() and value.strip() for name, _, value in pairs):
-        raise UserError(f"--limits: found {text!r}, expected task=number pairs such as gsm8k_cot=2,arc_easy=50")
+        raise UserError(f"{flag}: found {text!r}, expected {expected}")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 

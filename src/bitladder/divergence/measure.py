@@ -38,10 +38,11 @@ def measure_divergence(
 
     from bitladder.accuracy.backend.products import WIDENED, widened_products, widens_products
     from bitladder.checkpoint.loading import load_model
+    from bitladder.devices import torch_devices
 
     if item.baseline_hash is None:
         raise UserError("the baseline has no checkpoint to be held against; see what became of it")
-    reference = None if is_baseline else load_reference(reference_path, item.device)
+    reference = None if is_baseline else load_reference(reference_path, torch_devices(item.device)[0])
     model = load_model(directory, item.device, trust_remote_code=trust_remote_code)
     reference = reference or begin_reference(model)
     found = []

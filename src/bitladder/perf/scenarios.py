@@ -10,12 +10,13 @@ ENGINE = "eager"
 
 def plan_scenarios(settings: Settings, calibration: Calibration, prompts_hash: str) -> tuple[Scenario, ...]:
     """One Scenario for each of ``settings.scenarios``, with every default filled in."""
+    requests = settings.requests or {}
 
     def plan(name: Literal["batch1", "max-batch"]) -> Scenario:
         return Scenario(
             scenario=name,
             batch_size_cap=1 if name == "batch1" else calibration.max_batch_cap,
-            requests=settings.requests or REQUESTS[name],
+            requests=requests.get(name, REQUESTS[name]),
             prompt_tokens=settings.prompt_tokens,
             new_tokens=settings.new_tokens,
             prompts_hash=prompts_hash,

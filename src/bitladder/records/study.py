@@ -16,6 +16,15 @@ def _bytes(value: object) -> object:
     return parse_bytes(value) if isinstance(value, str) else value
 
 
+def _each_scenario(value: object) -> object:
+    if isinstance(value, Mapping):
+        return value
+    try:
+        return dict.fromkeys(defaults.SCENARIOS, int(str(value)))
+    except ValueError:
+        raise ValueError(f"found {value!r}, expected a number, or numbers by scenario") from None
+
+
 class Settings(Record):
     """The user's settings: the flags of ``bitladder study`` and the keys of study.yaml."""
 
@@ -52,8 +61,11 @@ class Settings(Record):
     seed: int = defaults.SEED
     device: str = defaults.DEVICE
     scenarios: tuple[Literal["batch1", "max-batch"], ...] = ("batch1", "max-batch")
-    requests: int | None = Field(default=None, ge=1)
-    """cap on the requests of a scenario; by default `defaults.REQUESTS`"""
+    requests: (
+        Annotated[dict[Literal["batch1", "max-batch"], Annotated[int, Field(ge=1)]], BeforeValidator(_each_scenario)]
+        | None
+    ) = None
+    """cap on the requests of each scenario, one number for all of them or by name; by default `defaults.REQUESTS`"""
     prompt_tokens: int = Field(default=defaults.PROMPT_TOKENS, ge=1)
     new_tokens: int = Field(default=defaults.NEW_TOKENS, ge=2)
     max_batch_cap: int | None = Field(default=None, ge=1)

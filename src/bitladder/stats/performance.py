@@ -97,9 +97,9 @@ def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estima
     return _rates(line) | _latencies(line) | _token_times(line) | resources | derived
 
 
-def speedup(outcome: PerformanceOutcome, baseline: PerformanceOutcome) -> Estimate:
-    """Ratio of requests/s to the baseline's."""
-    ours, theirs = Timeline(outcome), Timeline(baseline)
+def speedup(outcome: PerformanceOutcome, other: PerformanceOutcome) -> Estimate:
+    """Ratio of requests/s to the other's, the baseline's most of all."""
+    ours, theirs = Timeline(outcome), Timeline(other)
     if not ours.requests or not theirs.requests:
         return Estimate.unknown("no request ended well, here or on the baseline")
     value = (len(ours.requests) / ours.total_s) / (len(theirs.requests) / theirs.total_s)

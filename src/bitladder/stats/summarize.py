@@ -152,7 +152,7 @@ def _rung_summary(
     record = end.record
     audit = record.audit if record else None
     scenarios = tuple(
-        _scenario_summary(end, ends.get(study.baseline), item) for item in study.items if isinstance(item, Scenario)
+        _scenario_summary(end, ends, study.baseline, item) for item in study.items if isinstance(item, Scenario)
     )
     return RungSummary(
         rung=rung,
@@ -230,7 +230,7 @@ def _failures(end: _Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
     )
 
 
-def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> ScenarioSummary:
+def _scenario_summary(end: _Ends, ends: dict[str, _Ends], baseline: str, item: Scenario) -> ScenarioSummary:
     record, status, reason = end.measurement(item)
     outcome = end.performance(item)
     if record is None or outcome is None:
@@ -248,7 +248,8 @@ def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> Sce
             notes=(),
         )
     metrics = derive_metrics(outcome, item.device)
-    metrics["speedup"] = _speedup(end, baseline, item, outcome)
+    metrics["speedup"] = _speedup(end, ends.get(baseline), item, outcome)
+    others = {name: other.performance(item) for name, other in ends.items() if name != end.rung}
     return ScenarioSummary(
         scenario=item.scenario,
         status="ok",
@@ -260,6 +261,7 @@ def _scenario_summary(end: _Ends, baseline: _Ends | None, item: Scenario) -> Sce
         new_tokens=item.new_tokens,
         stopped_by=outcome.stopped_by,
         metrics=metrics,
+        ratios={name: speedup(outcome, theirs) for name, theirs in others.items() if theirs is not None},
         notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap),
     )
 

@@ -116,6 +116,8 @@ class ScenarioSummary(Record):
     stopped_by: str | None
     metrics: dict[str, Estimate]
     """empty unless ``status`` is ok"""
+    ratios: dict[str, Estimate] = Field(default_factory=dict)
+    """requests/s over those of each other rung that was measured here, by its name"""
     notes: tuple[str, ...]
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
 
