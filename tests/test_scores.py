@@ -8,6 +8,7 @@ from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo, Task
 from bitladder.stats import scores
 from bitladder.stats.interval import Interval, NoInterval
 from bitladder.stats.paired import tango_interval
+from bitladder.stats.pots import Pot, make_pots, most_correlated, primary_metric
 
 
 def metric(name: str, filter_name: str = "none", higher: bool = True, aggregation: str = "mean") -> MetricInfo:
@@ -41,8 +42,8 @@ def group(*tasks: str, pooling: str = "documents") -> TaskGroup:
     )
 
 
-def pots(values: list[float], *, choices: int | None = 4, hashes: list[str] | None = None) -> tuple[scores.Pot, ...]:
-    return scores.make_pots(group("t"), {"t": answers(values, choices=choices, hashes=hashes)})
+def pots(values: list[float], *, choices: int | None = 4, hashes: list[str] | None = None) -> tuple[Pot, ...]:
+    return make_pots(group("t"), {"t": answers(values, choices=choices, hashes=hashes)})
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,12 @@ def pots(values: list[float], *, choices: int | None = 4, hashes: list[str] | No
     ],
 )
 def test_primary_metric(metrics: list[MetricInfo], expected: str) -> None:
-    assert scores.primary_metric(metrics).key == expected
+    assert primary_metric(metrics).key == expected
 
 
 def test_no_metric_is_no_score() -> None:
     with pytest.raises(ValueError, match="without metrics"):
-        scores.primary_metric([])
+        primary_metric([])
 
 
 def test_share_is_a_mean_of_values_from_0_to_1() -> None:
@@ -74,14 +75,14 @@ def test_share_is_a_mean_of_values_from_0_to_1() -> None:
 
 def test_documents_are_pooled_by_size() -> None:
     outcomes = {"a": answers([1.0, 0.0]), "b": answers([1.0] * 6, choices=2)}
-    (pot,) = scores.make_pots(group("a", "b"), outcomes)
+    (pot,) = make_pots(group("a", "b"), outcomes)
     assert pot.score == 7 / 8
     assert pot.chance == pytest.approx((2 / 4 + 6 / 2) / 8)
 
 
 def test_mean_of_parts_ignores_their_size() -> None:
     outcomes = {"a": answers([1.0, 0.0], choices=None), "b": answers([1.0] * 6, choices=None)}
-    parts = scores.make_pots(group("a", "b", pooling="mean"), outcomes)
+    parts = make_pots(group("a", "b", pooling="mean"), outcomes)
     assert [pot.title for pot in parts] == ["a", "b"]
     assert scores.row_score(parts).value == 0.75
     assert scores.chance_of(parts) is None
@@ -218,3 +219,41 @@ def test_disagreement_with_lm_eval_is_told() -> None:
     wrong = answers([1.0, 0.0]).model_copy(update={"harness_results": {"acc,none": 0.75}})
     assert scores.disagreements(right) == []
     assert scores.disagreements(wrong) == ["lm-eval says acc 0.750000, the stored answers give 0.500000."]
+
+
+def test_a_document_in_two_tasks_of_a_pot_counts_once() -> None:
+    values = [1.0] * 60 + [0.0] * 40
+    before = [1.0] * 64 + [0.0] * 36
+    outcomes = {"a": answers(values), "b": answers(values)}
+    twice = make_pots(group("a", "b"), outcomes)
+    found = scores.compare(twice, make_pots(group("a", "b"), {"a": answers(before), "b": answers(before)}))
+    once = interval_of(scores.compare(pots(values), pots(before)))
+    both = interval_of(found)
+    assert both.low <= once.low and both.high >= once.high
+
+
+def test_rows_are_correlated_as_far_as_they_share_documents() -> None:
+    hashes = [str(index) for index in range(100)]
+    row = pots([1.0, 0.0] * 50)
+    repeated = pots([1.0, 0.0] * 100, hashes=hashes * 2)
+    other = pots([1.0, 0.0] * 50, hashes=[f"other {index}" for index in range(100)])
+    quarter = pots([1.0, 0.0] * 100, hashes=[*hashes[:25], *(f"other {index}" for index in range(175))])
+    assert most_correlated(row, row) == most_correlated(row, repeated) == 1.0
+    assert most_correlated(row, other) == 0.0
+    assert most_correlated(row, quarter) == pytest.approx(math.sqrt(25 / 100 * 25 / 200))
+
+
+def mass(values: list[float], true_shares: list[float | None]) -> tuple[Pot, ...]:
+    """Answers scored by the probability of all true choices."""
+    outcome = answers(values)
+    documents = tuple(
+        one.model_copy(update={"true_share": share}) for one, share in zip(outcome.documents, true_shares, strict=True)
+    )
+    return make_pots(group("t"), {"t": outcome.model_copy(update={"documents": documents})})
+
+
+def test_chance_of_a_probability_mass_is_the_share_of_true_choices() -> None:
+    assert scores.chance_of(mass([0.3, 0.7], [0.5, 0.25])) == 0.375
+    (unknown,) = mass([0.3, 0.7], [0.5, None])
+    assert unknown.chance is None and unknown.chance_reason is not None
+    assert scores.chance_of(mass([1.0, 0.0], [0.5, 0.5])) == 0.25  # right or wrong: mc1 of the same documents

@@ -81,3 +81,17 @@ def test_what_cannot_be_combined_is_refused(
     assert callable(method)
     with pytest.raises(ValueError, match=message):
         method([tango_interval(1, 2, 50, confidence) for confidence in confidences], weights)
+
+
+def test_rows_of_the_same_documents_do_not_narrow_each_other() -> None:
+    part = TASKS[0].interval()
+    alike = combine([part, part], correlations=[[1.0, 1.0], [1.0, 1.0]])
+    assert (alike.low, alike.value, alike.high) == pytest.approx((part.low, part.value, part.high))
+    others = [task.interval() for task in TASKS]
+    ones = [[1.0] * 3] * 3
+    whole, dependent = combine(others, correlations=ones), combine_dependent(others)
+    assert (whole.low, whole.high) == pytest.approx((dependent.low, dependent.high))
+    none = [[float(one == other) for other in range(3)] for one in range(3)]
+    independent = combine(others)
+    found = combine(others, correlations=none)
+    assert (found.low, found.high) == pytest.approx((independent.low, independent.high))

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bitladder.stats.clusters import cluster_spread, clustering_of
+from bitladder.stats.clusters import Clustering, cluster_spread, clustering_of, joined
 from bitladder.stats.interval import Interval, NoInterval, wilson_interval
-from bitladder.stats.paired import PairedCounts, PairedMean, paired_counts, paired_mean, tango_interval
+from bitladder.stats.paired import PairedCounts, PairedMean, paired_difference, tango_interval
 from bitladder.stats.scores import score_interval
 
 UNEQUAL = [("a", 1.0), ("a", 0.0), ("a", 1.0), ("b", -1.0), ("b", 0.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]
 CLUSTERS, VALUES = [name for name, _ in UNEQUAL], [value for _, value in UNEQUAL]
+
+
+def counts_of(values: list[float], clusters: list[str] | None) -> PairedCounts:
+    found = paired_difference(values, clusters)
+    assert isinstance(found, PairedCounts)
+    return found
 
 
 def by_matrices(values: list[float], clusters: list[str]) -> tuple[float, float]:
@@ -49,18 +55,20 @@ def test_clusters_of_equal_size_are_as_many_values() -> None:
 
 def test_one_cluster_shows_nothing() -> None:
     assert isinstance(cluster_spread([1.0, 0.0], ["a", "a"]), NoInterval)
-    assert clustering_of([1.0, 0.0], ["a", "a"]) is None
+    assert isinstance(clustering_of([1.0, 0.0], ["a", "a"]), NoInterval)
+    assert isinstance(paired_difference([1.0, 0.0], ["a", "a"]), NoInterval)
+    assert isinstance(score_interval([1.0, 0.0], ["a", "a"]), NoInterval)
 
 
 @pytest.mark.parametrize("clusters", [None, ["a", "b", "c"]])
 def test_documents_that_resemble_no_other_are_as_they_were(clusters: list[str] | None) -> None:
-    assert paired_counts([1.0, 0.0, -1.0], clusters) == PairedCounts(gained=1, lost=1, n=3)
+    assert counts_of([1.0, 0.0, -1.0], clusters) == PairedCounts(gained=1, lost=1, n=3)
 
 
 def test_whole_clusters_that_flip_count_once() -> None:
     """Ten templates of ten questions, of which two flip as wholes: as if two of ten questions had flipped."""
     values = [-1.0] * 20 + [0.0] * 80
-    counts = paired_counts(values, [str(index // 10) for index in range(100)])
+    counts = counts_of(values, [str(index // 10) for index in range(100)])
     # Robust: 10 values with t(9); independent: 100 values.
     assert counts.design_effect == pytest.approx((99 / 9), rel=1e-9)
     assert counts.degrees == pytest.approx(9)
@@ -78,12 +86,12 @@ def test_many_changes_give_the_robust_t_interval() -> None:
     spread = cluster_spread(values, clusters)
     assert not isinstance(spread, NoInterval)
     half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error
-    found = paired_counts(values, clusters).interval()
+    found = counts_of(values, clusters).interval()
     assert found.high - found.low == pytest.approx(2 * half, rel=0.02)
 
 
 def test_no_change_still_has_a_width() -> None:
-    counts = paired_counts([0.0] * 40, [str(index // 4) for index in range(40)])
+    counts = counts_of([0.0] * 40, [str(index // 4) for index in range(40)])
     assert counts.design_effect == 1.0
     assert counts.degrees == pytest.approx(9)
     interval = counts.interval()
@@ -92,12 +100,12 @@ def test_no_change_still_has_a_width() -> None:
 
 def test_a_design_effect_below_1_is_luck() -> None:
     spread_out = [-1.0, 0.0] * 10
-    assert paired_counts(spread_out, [str(index // 2) for index in range(20)]).design_effect == 1.0
+    assert counts_of(spread_out, [str(index // 2) for index in range(20)]).design_effect == 1.0
 
 
 def test_scores_on_a_scale_take_the_robust_t_interval() -> None:
     values = [value + 0.01 * index for index, value in enumerate(VALUES)]
-    found, spread = paired_mean(values, CLUSTERS), cluster_spread(values, CLUSTERS)
+    found, spread = paired_difference(values, CLUSTERS), cluster_spread(values, CLUSTERS)
     assert isinstance(found, PairedMean) and not isinstance(spread, NoInterval)
     interval = found.interval()
     half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error
@@ -109,5 +117,19 @@ def test_a_clustered_score_is_wilsons_on_the_effective_sample() -> None:
     found = score_interval(values, [str(index // 5) for index in range(50)])
     assert isinstance(found, Interval)
     effect = clustering_of(values, [str(index // 5) for index in range(50)])
-    assert effect is not None and effect.design_effect > 4
+    assert isinstance(effect, Clustering) and effect.design_effect > 4
     assert found == wilson_interval(30 / effect.design_effect, 50 / effect.design_effect, degrees=effect.degrees)
+
+
+def test_values_belong_together_by_any_label_and_by_way_of_others() -> None:
+    first, second, third, fourth, fifth = joined(["a", "b", "b", "c", "d"], ["x", "x", "y", "y", "z"])
+    assert first == second == third == fourth != fifth
+
+
+def test_duplicated_documents_do_not_narrow_the_interval() -> None:
+    values = [-1.0] * 4 + [1.0] * 2 + [0.0] * 94
+    once = counts_of(values, None).interval()
+    twice = counts_of(values * 2, [str(index) for index in range(100)] * 2).interval()
+    assert twice.value == once.value
+    assert twice.low <= once.low and twice.high >= once.high
+    assert twice.high - twice.low == pytest.approx(once.high - once.low, rel=0.05)

@@ -14,7 +14,7 @@ from bitladder.stats.paired import (
     PairedCounts,
     PairedMean,
     midp_mcnemar,
-    paired_mean,
+    paired_difference,
     tango_interval,
     tango_statistic,
 )
@@ -125,15 +125,30 @@ def test_midp_mcnemar_does_not_care_which_rung_is_first() -> None:
 def test_paired_mean_is_the_t_interval_of_the_differences() -> None:
     differences = [0.1, -0.2, 0.0, 0.3, -0.4, 0.05]
     expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    mean = paired_mean(differences)
+    mean = paired_difference(differences)
     assert isinstance(mean, PairedMean)
     interval = mean.interval()
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
-    assert isinstance(paired_mean([0.0, 0.0]), NoInterval)
+    assert isinstance(paired_difference([0.25, 0.25]), NoInterval)
+
+
+def test_counts_are_taken_wherever_differences_are_whole() -> None:
+    """Of scores on a scale too: none that is equal on both sides makes Tango's interval a t interval."""
+    assert paired_difference([1.0, 0.0, -1.0, 0.0]) == PairedCounts(gained=1, lost=1, n=4)
+    assert isinstance(paired_difference([1.0, 0.0, -1.0, 0.5]), PairedMean)
+
+
+@pytest.mark.parametrize("n", [60, 300, 2000])
+def test_equal_scores_are_known_no_better_than_the_rule_of_three_says(n: int) -> None:
+    """n equal differences leave up to 1 - 0.025^(1/n) of the others unequal (Clopper and Pearson), none by over 1."""
+    found = paired_difference([0.0] * n)
+    assert isinstance(found, PairedCounts)
+    bound = 1 - 0.025 ** (1 / n)
+    assert bound <= found.interval().high <= 1.1 * bound
 
 
 def test_growth_keeps_the_difference_and_narrows_the_interval() -> None:
-    mean = paired_mean([0.1, -0.2, 0.0, 0.3, -0.4, 0.05])
+    mean = paired_difference([0.1, -0.2, 0.0, 0.3, -0.4, 0.05])
     assert isinstance(mean, PairedMean)
     for comparison in (PairedCounts(gained=3, lost=9, n=400), mean):
         now, later = comparison.interval(), comparison.interval(growth=4.0)

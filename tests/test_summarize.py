@@ -1,6 +1,7 @@
 """A whole study's figures from replayed records, and the published tables from published scores."""
 
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -65,25 +66,33 @@ MMLU_SIZES = {"mmlu_humanities": 4705, "mmlu_other": 3107, "mmlu_social_sciences
 COLUMNS = tuple(published_study().rungs.values())
 
 
-def published_outcome(percent: float, questions: int, choices: int | None) -> AccuracyOutcome:
-    """That share of right answers, to the nearest question."""
+CHOSEN = ("arc_challenge", "arc_easy", "hellaswag")
+
+
+@cache
+def published_document(task: str, index: int, choices: int | None, value: float) -> DocumentOutcome:
     name = "acc" if choices else "exact_match"
-    right, wrong = (
-        DocumentOutcome(
-            doc_hash="d",
-            prompt_hash="p",
-            loglikelihoods=(-1.0,) * choices if choices else None,
-            metrics={f"{name},none": value},
-        )
-        for value in (1.0, 0.0)
+    return DocumentOutcome(
+        doc_hash=f"{task} {index}",
+        prompt_hash="p",
+        loglikelihoods=(-1.0,) * choices if choices else None,
+        metrics={f"{name},none": value},
     )
+
+
+def published_outcome(task: str, percent: float, questions: int, choices: int | None) -> AccuracyOutcome:
+    """That share of right answers, to the nearest question."""
     count = round(percent / 100 * questions)
     return AccuracyOutcome(
         documents_hash="d",
         output_type="multiple_choice" if choices else "generate_until",
-        metrics=(MetricInfo(name=name, filter="none", aggregation="mean", higher_is_better=True),),
+        metrics=(
+            MetricInfo(
+                name="acc" if choices else "exact_match", filter="none", aggregation="mean", higher_is_better=True
+            ),
+        ),
         harness_results={},
-        documents=(right,) * count + (wrong,) * (questions - count),
+        documents=tuple(published_document(task, index, choices, float(index < count)) for index in range(questions)),
     )
 
 
@@ -94,9 +103,12 @@ def published_rows() -> list[Row]:
     for column, rung in enumerate(COLUMNS):
         of = {name: row[column] for name, row in PUBLISHED.items()}
         leaves[rung] = {
-            **{name: published_outcome(of[name], 10_000, 4) for name in ("arc_challenge", "arc_easy", "hellaswag")},
-            **{name: published_outcome(of["gsm8k"], 10_000, None) for name in ("gsm8k", "gsm8k_cot")},
-            **{name: published_outcome(of[name], size, 4) for name, size in MMLU_SIZES.items()},
+            **{
+                name: published_outcome(name, of[name], 10_000, 4)
+                for name in ("arc_challenge", "arc_easy", "hellaswag")
+            },
+            **{name: published_outcome("gsm8k", of["gsm8k"], 10_000, None) for name in ("gsm8k", "gsm8k_cot")},
+            **{name: published_outcome(name, of[name], size, 4) for name, size in MMLU_SIZES.items()},
         }
     groups = [
         group.model_copy(update={"tasks": tuple(MMLU_SIZES) if group.name == "mmlu" else (group.name,)})

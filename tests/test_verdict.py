@@ -387,3 +387,48 @@ def test_comparable_answers_pass(logs: Path) -> None:
 
 def test_prompts_and_answers_cannot_command_the_terminal() -> None:
     assert without_controls("a\n\tb \u00e9\x1b]0;owned\x07") == "a\n\tb \u00e9\\x1b]0;owned\\x07"
+
+
+MODEL = {
+    "model": "hf",
+    "model_args": {"pretrained": "some/model", "dtype": "bfloat16"},
+    "model_dtype": "torch.bfloat16",
+}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"model_args": {"pretrained": "some/model", "dtype": "float16"}}, "dtype is bfloat16 in results_"),
+        ({"model_args": MODEL["model_args"] | {"load_in_4bit": True}}, "load_in_4bit is not given in results_"),  # type: ignore[operator]
+        ({"model": "vllm"}, "model is hf in results_"),
+    ],
+)
+def test_logs_of_two_models_in_one_folder_are_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+    """lm-eval names the folder by `pretrained`, whatever else the model was made with."""
+    dates = (DATE, DATE.replace("2026", "2027"))
+    for task, date, config in zip(tasks()[1:3], dates, (MODEL, MODEL | other), strict=True):
+        results = write_logs(tmp_path / "bf16", [task], date=date) / "some__model" / f"results_{date}.json"
+        results.write_text(json.dumps(json.loads(results.read_text()) | {"config": config}))
+    with pytest.raises(UserError) as refused:
+        read_answers(str(tmp_path / "bf16"))
+    assert "logs of several models" in str(refused.value) and message in str(refused.value)
+
+
+def test_arguments_as_an_older_lm_eval_writes_them_are_the_same_model(tmp_path: Path) -> None:
+    dates = (DATE, DATE.replace("2026", "2027"))
+    typed = MODEL | {"model_args": "pretrained=some/model,dtype=bfloat16"}
+    for task, date, config in zip(tasks()[1:3], dates, (MODEL, typed), strict=True):
+        results = write_logs(tmp_path / "bf16", [task], date=date) / "some__model" / f"results_{date}.json"
+        results.write_text(json.dumps(json.loads(results.read_text()) | {"config": config}))
+    assert len(read_answers(str(tmp_path / "bf16")).outcomes) == 2
+
+
+def test_a_log_of_mc2_says_what_guessing_scores(tmp_path: Path) -> None:
+    docs = [{"question": f"{index}?", "mc2_targets": {"labels": [1, 0, 0, 0]}} for index in range(50)]
+    values = [0.2 + 0.01 * index for index in range(50)]
+    for name in ("bf16", "fp16"):
+        write_logs(tmp_path / name, [LoggedTask("truthfulqa_mc2", {("acc", "none"): values}, docs=docs)])
+    found = compared(str(tmp_path / "bf16"), str(tmp_path / "fp16"), "--max-drop", "10pt").others[0].tasks[0]
+    assert (found.chance_percent, found.chance_reason) == (25.0, None)
+    assert found.verdict == "within the margin"  # all equal, of 50

@@ -33,6 +33,8 @@ _ASKED = {
     "multi-turn few-shot": "fewshot_as_multiturn",
 }
 """What of a run's results, beside a task's own, shapes its prompts."""
+_MODEL = ("model", "model_dtype", "model_num_parameters", "model_revision", "model_sha")
+"""What of a run's configuration says which model answered, beside the arguments it was made with."""
 _NEEDED = dict.fromkeys(("doc_hash", "prompt_hash", "doc_id", "doc", "arguments", "resps", "filter", "metrics"))
 """keys of a sample, those that an old lm-eval lacks first"""
 
@@ -61,6 +63,7 @@ class LogFolder:
             for task, found in dates.items()
             if len(found) > 1
         )
+        self._require_one_model(sorted({date for found in dates.values() for date in found}))
 
     @cached_property
     def _results_files(self) -> dict[str, Path]:
@@ -80,6 +83,24 @@ class LogFolder:
             run = _parse(path.read_bytes(), path)
             self._runs[date] = _require_keys(run, path, task)
         return self._runs[date]
+
+    def _require_one_model(self, dates: Iterable[str]) -> None:
+        """lm-eval names the folder by ``pretrained`` alone, so that another dtype's logs lie in the same one."""
+        first: tuple[str, dict[str, str]] | None = None
+        for date in dates:
+            path = self._results_files.get(date)
+            run = _parse(path.read_bytes(), path) if path else {}
+            model = _model_of(run.get("config") if isinstance(run, dict) else None)
+            if not model:
+                continue
+            before, known = first = first or (date, model)
+            for what in sorted(known.keys() | model.keys()):
+                theirs, ours = known.get(what, "not given"), model.get(what, "not given")
+                if theirs != ours:
+                    raise UserError(
+                        f"{self.directory}: logs of several models: {what} is {theirs} in results_{before}.json and "
+                        f"{ours} in results_{date}.json; move one model's logs to a folder of their own"
+                    )
 
     def _path(self, task: str) -> Path:
         return self.directory / f"samples_{task}_{self._dates[task]}.jsonl"
@@ -238,6 +259,16 @@ def _metrics(
             f"{task}: lm-eval scores it over all documents at once, so there is nothing to pair; leave it out"
         )
     return found
+
+
+def _model_of(config: Any) -> dict[str, str]:
+    """What tells one model from another, with the arguments that it was made with; empty where nothing is said."""
+    if not isinstance(config, dict):
+        return {}
+    arguments = config.get("model_args") or {}
+    if isinstance(arguments, str):  # of an older lm-eval, as they were typed
+        arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
+    return {str(what): str(value) for what, value in ({key: config.get(key) for key in _MODEL} | arguments).items()}
 
 
 def _leaves(name: str, members: Mapping[str, list[str]]) -> Iterator[str]:

@@ -86,6 +86,7 @@ def document_outcome(name: str, output_type: str, filtered: Sequence[Sample], ta
         text=text,
         target=target if output_type == "multiple_choice" and _is_index(target, loglikelihoods) else None,
         cluster=_cluster(name, first["doc"]),
+        true_share=_true_share(first["doc"], len(loglikelihoods)) if greedy and loglikelihoods else None,
         metrics=metrics,
     )
 
@@ -95,6 +96,12 @@ def _cluster(name: str, doc: Any) -> str | None:
         if name.startswith(start) and isinstance(doc, Mapping) and doc.get(field) is not None:
             return str(doc[field])
     return None
+
+
+def _true_share(doc: Any, choices: int) -> float | None:
+    """Of TruthfulQA's mc2, in any language, which scores the probability of all true choices."""
+    labels = (doc.get("mc2_targets") or {}).get("labels") if isinstance(doc, Mapping) else None
+    return sum(label == 1 for label in labels) / choices if labels and len(labels) == choices else None
 
 
 def _choice_count(sample: Sample) -> int:

@@ -171,6 +171,8 @@ class DocumentOutcome(Record):
     """index of the right choice; None where nothing is chosen, or it is not one of them alone"""
     cluster: str | None = None
     """shared by documents that resemble each other, such as those of one source; None: like no other"""
+    true_share: float | None = None
+    """of the choices, where the document labels each as true or false; None: it does not"""
     metrics: dict[str, float | tuple[float, float]]
     """lm-eval's per-document values; a pair is (sum, weight) of a weighted mean such as bits per byte"""
 

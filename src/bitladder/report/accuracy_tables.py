@@ -87,7 +87,12 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
         Column("Task", numeric=False),
         Column("Metric", numeric=False),
         Column("Questions", interval=False),
-        Column("Chance", "%", interval=False, help="mean over the questions of 1 / choices"),
+        Column(
+            "Chance",
+            "%",
+            interval=False,
+            help="what guessing scores: mean of 1 / choices",
+        ),
         *(Column(rung.rung, "%") for rung in summary.rungs),
     )
     rows = [
@@ -95,7 +100,7 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
             _task_cell(task),
             text_cell(task.metric),
             number_cell(task.questions, format_count),
-            number_cell(task.chance_percent, format_percent, _NO_CHANCE if task.chance_percent is None else None),
+            number_cell(task.chance_percent, format_percent, _no_chance(task)),
             *(_task_estimate(rung, task.name, lambda found: found.score, format_percent) for rung in summary.rungs),
         )
         for task in tasks
@@ -119,6 +124,10 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
         aggregate_note(summary),
     )
     return Table("table1", "Table 1. Accuracy (%)", columns, tuple(rows), notes)
+
+
+def _no_chance(task: TaskSummary) -> str | None:
+    return None if task.chance_percent is not None else task.chance_reason or _NO_CHANCE
 
 
 def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:

@@ -9,9 +9,10 @@ from bitladder.stats import scores
 from bitladder.stats.aggregate import MeanOfTasks, combine
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
 from bitladder.stats.paired import Comparison
+from bitladder.stats.pots import Pot, make_pots, most_correlated, primary_metric
 from bitladder.stats.power import QuestionsToDecide
 from bitladder.stats.ratio import paired_ratio_interval
-from bitladder.stats.scores import Pot, RowComparison, Score
+from bitladder.stats.scores import RowComparison, Score
 from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
 from bitladder.stats.verdict import Judged, judge, shared_confidence
 
@@ -57,14 +58,14 @@ class Row:
 
     @cached_property
     def metric(self) -> str:
-        return " / ".join(dict.fromkeys(scores.primary_metric(outcome.metrics).title for outcome in self._known))
+        return " / ".join(dict.fromkeys(primary_metric(outcome.metrics).title for outcome in self._known))
 
     @cached_property
     def pots(self) -> dict[str, tuple[Pot, ...] | str]:
         """Of a row in per cent: each rung's questions and scores, or why there are none."""
         found = {rung: self.outcomes(rung) for rung in self.leaves}
         return {self.baseline: "it is not in the study"} | {
-            rung: outcomes if isinstance(outcomes, str) else scores.make_pots(self.group, outcomes)
+            rung: outcomes if isinstance(outcomes, str) else make_pots(self.group, outcomes)
             for rung, outcomes in found.items()
         }
 
@@ -88,12 +89,19 @@ class Row:
         return self.no_signal_reason is None or isinstance(self.pots[self.baseline], str)
 
     @cached_property
+    def asked(self) -> tuple[Pot, ...]:
+        """Any rung's pots, for what they have in common; none where no rung has answers in per cent."""
+        return next((pots for pots in self.pots.values() if not isinstance(pots, str)), ()) if self.is_share else ()
+
+    @cached_property
     def chance(self) -> float | None:
-        """As a fraction of 1; None for generated answers."""
-        if not self.is_share:
-            return None
-        pots = next((pots for pots in self.pots.values() if not isinstance(pots, str)), None)
-        return scores.chance_of(pots) if pots else None
+        """As a fraction of 1; None for generated answers, and for `chance_reason`."""
+        return scores.chance_of(self.asked) if self.asked else None
+
+    @cached_property
+    def chance_reason(self) -> str | None:
+        """Why it is not known what guessing scores, though there are choices."""
+        return next((pot.chance_reason for pot in self.asked if pot.chance_reason), None)
 
     def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
         """Raises KeyError where there is none: ask `pots` first."""
@@ -149,6 +157,7 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         score=score,
         score_norm=norm,
         chance_percent=None if row.chance is None else 100 * row.chance,
+        chance_reason=row.chance_reason,
         signal=row.no_signal_reason is None,
         no_signal_reason=row.no_signal_reason,
         in_aggregate=row.counts,
@@ -209,7 +218,7 @@ def _against_baseline(row: Row, rung: str, compared: RowComparison | str, judged
         compared.value,
         compared.comparison,
         judged,
-        row.chance or 0.0,
+        row.chance_reason or row.chance or 0.0,
     )
 
 
@@ -219,9 +228,12 @@ def _against(
     value: float,
     comparison: Comparison | NoInterval,
     judged: Judged | None,
-    chance: float,
+    chance: float | str,
 ) -> Against:
-    """All three between limits of the same confidence, those that the rung is judged by."""
+    """All three between limits of the same confidence, those that the rung is judged by.
+
+    `chance`: what guessing scores, or why that isn't known.
+    """
     if judged is None or isinstance(comparison, NoInterval):
         reason = comparison.reason if isinstance(comparison, NoInterval) else "not judged"
         difference = Estimate(value=100 * value, reason=reason)
@@ -244,7 +256,8 @@ def _against(
             limits.append(one)
         return Estimate(value=found, low=100 * limits[0].low - less, high=100 * limits[1].high - less)
 
-    return Against(difference, relative_drop=ratio(0.0, less=100.0), recovery=ratio(chance, less=0.0))
+    recovery = Estimate.unknown(chance) if isinstance(chance, str) else ratio(chance, less=0.0)
+    return Against(difference, relative_drop=ratio(0.0, less=100.0), recovery=recovery)
 
 
 def _unknown(reason: str) -> Against:
@@ -303,11 +316,19 @@ def _compare_all(counted: Sequence[Row], rung: str) -> RowComparison | str:
     missing = next((part for part in parts if isinstance(part, NoInterval)), None)
     return RowComparison(
         value=sum(one.value for one in found) / len(found),
-        comparison=missing or MeanOfTasks(parts=tuple(parts)),  # type: ignore[arg-type]  # no part is missing
+        comparison=missing or MeanOfTasks(parts=tuple(parts), correlations=_correlations(counted)),  # type: ignore[arg-type]  # no part is missing
         gained=_total([one.gained for one in found]),
         lost=_total([one.lost for one in found]),
         changed=_total([one.changed for one in found]),
     )
+
+
+def _correlations(rows: Sequence[Row]) -> tuple[tuple[float, ...], ...] | None:
+    """At most so much the rows' means are correlated by documents that they share; None where they share none."""
+    found = tuple(
+        tuple(1.0 if row is other else most_correlated(row.asked, other.asked) for other in rows) for row in rows
+    )
+    return found if any(sum(line) > 1 for line in found) else None
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
@@ -336,7 +357,8 @@ def _summarize_aggregate(
             compared.value,
             compared.comparison,
             judged,
-            sum(row.chance or 0.0 for row in counted) / len(counted),
+            next((row.chance_reason for row in counted if row.chance_reason), None)
+            or sum(row.chance or 0.0 for row in counted) / len(counted),
         )
     known = compared if isinstance(compared, RowComparison) else None
     decided = QuestionsToDecide(more=0) if rung == baseline and known else None
@@ -371,8 +393,10 @@ def _no_aggregate(rows: Sequence[Row], counted: Sequence[Row], rung: str, baseli
 
 
 def _mean(rows: Sequence[Row], rung: str, confidence: float) -> Score:
-    """Mean of scores on different questions."""
+    """Mean of the rows' scores."""
     parts = [row.score(rung, confidence) for row in rows]
     intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
     missing = next((part.interval for part in parts if isinstance(part.interval, NoInterval)), None)
-    return Score(sum(part.value for part in parts) / len(parts), missing or combine(intervals))
+    return Score(
+        sum(part.value for part in parts) / len(parts), missing or combine(intervals, correlations=_correlations(rows))
+    )

@@ -16,26 +16,51 @@ def aggregate(
     weights: Sequence[float] | None = None,
     confidence: float = CONFIDENCE,
     growth: float = 1.0,
+    correlations: Sequence[Sequence[float]] | None = None,
 ) -> Interval:
-    """Interval of the mean difference over tasks with questions of their own; see `combine`.
+    """Interval of the mean difference over tasks; see `combine`.
 
     `growth` is the factor by which every task's questions are multiplied, for extrapolation.
     """
-    return combine([comparison.interval(confidence, growth) for comparison in comparisons], weights)
+    return combine([comparison.interval(confidence, growth) for comparison in comparisons], weights, correlations)
 
 
-def combine(intervals: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
-    """Weighted mean of independent estimates; their variances, recovered from their limits, are summed.
+def combine(
+    intervals: Sequence[Interval],
+    weights: Sequence[float] | None = None,
+    correlations: Sequence[Sequence[float]] | None = None,
+) -> Interval:
+    """Weighted mean of estimates; their variances, recovered from their limits, are summed, and their covariances.
 
-    low = d - sqrt(sum w_t^2 (d_t - low_t)^2), high likewise: the method of variance estimates recovery (Zou and Donner
-    2008, Statistics in Medicine 27:1693-1702). `weights` are divided by their sum and equal by default. Raises
-    ValueError for no intervals, unequal confidences, or weights that are negative or too few.
+    low = d - sqrt(sum w_s w_t r_st (d_s - low_s) (d_t - low_t)), high likewise: the method of variance estimates
+    recovery (Zou and Donner 2008, Statistics in Medicine 27:1693-1702; with correlations Zou 2007, Psychological
+    Methods 12:399-413). `correlations` r are the estimates', independent by default; of 1 they are
+    `combine_dependent`. `weights` are divided by their sum and equal by default. Raises ValueError for no intervals,
+    unequal confidences, or weights that are negative or too few.
     """
     shares = _shares(intervals, weights)
     value = math.fsum(share * part.value for share, part in zip(shares, intervals, strict=True))
-    below = math.hypot(*(share * (part.value - part.low) for share, part in zip(shares, intervals, strict=True)))
-    above = math.hypot(*(share * (part.high - part.value) for share, part in zip(shares, intervals, strict=True)))
-    return Interval(low=value - below, value=value, high=value + above, confidence=intervals[0].confidence)
+    below = [share * (part.value - part.low) for share, part in zip(shares, intervals, strict=True)]
+    above = [share * (part.high - part.value) for share, part in zip(shares, intervals, strict=True)]
+    return Interval(
+        low=value - _length(below, correlations),
+        value=value,
+        high=value + _length(above, correlations),
+        confidence=intervals[0].confidence,
+    )
+
+
+def _length(parts: Sequence[float], correlations: Sequence[Sequence[float]] | None) -> float:
+    """Of a sum of errors of these sizes."""
+    if correlations is None:
+        return math.hypot(*parts)
+    return math.sqrt(
+        math.fsum(
+            one * other * correlation
+            for one, row in zip(parts, correlations, strict=True)
+            for other, correlation in zip(parts, row, strict=True)
+        )
+    )
 
 
 def combine_dependent(intervals: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
@@ -79,15 +104,17 @@ class SameQuestions(BaseModel):
 
 
 class MeanOfTasks(BaseModel):
-    """The mean over tasks with questions of their own; a `Comparison` of them all."""
+    """The mean over tasks; a `Comparison` of them all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parts: tuple[PairedCounts | PairedMean | SameQuestions, ...] = Field(min_length=1)
+    correlations: tuple[tuple[float, ...], ...] | None = None
+    """of the parts; None: each has questions of its own"""
 
     @property
     def n_questions(self) -> int:
         return sum(part.n_questions for part in self.parts)
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
-        return aggregate(self.parts, confidence=confidence, growth=growth)
+        return aggregate(self.parts, confidence=confidence, growth=growth, correlations=self.correlations)

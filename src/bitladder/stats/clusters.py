@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from bitladder.stats.interval import NoInterval
 
@@ -50,17 +52,31 @@ class Clustering(NamedTuple):
     degrees: float
 
 
-def clustering_of(values: Sequence[float], clusters: Sequence[str] | None) -> Clustering | None:
-    """None without clusters, for clusters of one document each, and for a single cluster, which shows nothing.
+def clustering_of(values: Sequence[float], clusters: Sequence[str] | None) -> Clustering | NoInterval | None:
+    """None without clusters and for clusters of one document each; a reason for a single cluster, which shows nothing.
 
     The design effect is the cluster-robust variance over that of independent values, at least 1: a lower one is luck
     more often than knowledge. 1 where the values are all equal.
     """
-    if clusters is None or len(set(clusters)) in (1, len(clusters)):
+    if clusters is None or len(set(clusters)) == len(clusters):
         return None
     spread = cluster_spread(values, clusters)
     if isinstance(spread, NoInterval):
-        return None
+        return spread
     independent = float(np.var(values, ddof=1)) / len(values)
     effect = spread.standard_error**2 / independent if independent > 0 else 1.0
     return Clustering(max(effect, 1.0), spread.degrees)
+
+
+def joined(*labels: Sequence[str]) -> list[str]:
+    """The cluster of each value: those belong together that share a label of any kind, or do so by way of others.
+
+    ``labels``: for each kind of label one a value, such as its source and its text.
+    """
+    nodes = [np.unique(np.asarray(kind), return_inverse=True)[1] for kind in labels]
+    offsets = np.cumsum([0, *(kind.max(initial=-1) + 1 for kind in nodes)])
+    pairs = [(nodes[0], nodes[kind] + offsets[kind]) for kind in range(1, len(nodes))]
+    ends, others = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    links = coo_array((np.ones(len(ends)), (ends, others)), shape=(offsets[-1], offsets[-1]))
+    _, components = connected_components(links, directed=False)
+    return [str(component) for component in components[nodes[0]]]

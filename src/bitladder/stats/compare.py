@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from bitladder.records import AccuracyOutcome, MetricInfo, Record, TaskGroup
 from bitladder.stats import scores
 from bitladder.stats.accuracy import Row, summarize_aggregates, summarize_tasks
+from bitladder.stats.pots import primary_metric
 from bitladder.stats.summary import AggregateSummary, Summary, TaskSummary
 
 
@@ -63,7 +64,7 @@ def compare_answers(
 def _other_rows(group: TaskGroup, answers: Mapping[str, Mapping[str, AccuracyOutcome]], baseline: str) -> list[Row]:
     """A row for each further metric that every task of the group has."""
     infos = [answers[baseline][task].metrics for task in group.tasks]
-    primary = [scores.primary_metric(metrics).key for metrics in infos]
+    primary = [primary_metric(metrics).key for metrics in infos]
     rows = []
     for metric in infos[0]:
         if metric.key not in primary and all(metric in metrics for metrics in infos):

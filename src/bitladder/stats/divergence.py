@@ -13,7 +13,6 @@ from scipy import special
 from bitladder.records import DivergenceOutcome
 from bitladder.stats.clusters import clustering_of
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile
-from bitladder.stats.paired import paired_mean
 from bitladder.stats.ratio import ratio_interval
 from bitladder.stats.scores import Score, score_interval
 from bitladder.stats.summary import DivergenceSummary, Estimate
@@ -64,6 +63,8 @@ def _tail(kl: Sequence[float], documents: Sequence[str]) -> Estimate:
     """
     value = float(np.quantile(kl, TAIL))
     clustering = clustering_of([float(one <= value) for one in kl], documents)
+    if isinstance(clustering, NoInterval):
+        return Estimate(value=value, reason=clustering.reason)
     effect, degrees = clustering or (1.0, len(kl) - 1)
     size = len(kl) / effect * (quantile(CONFIDENCE) / quantile(CONFIDENCE, degrees)) ** 2
     below = TAIL * size
@@ -78,11 +79,12 @@ def _tail(kl: Sequence[float], documents: Sequence[str]) -> Estimate:
 
 def _ratio(differences: Sequence[float], documents: Sequence[str]) -> Estimate:
     """The exponential of a mean difference of losses, and of its limits."""
-    mean = paired_mean(differences, documents)
     value = math.exp(math.fsum(differences) / len(differences))
-    if isinstance(mean, NoInterval):
-        return Estimate(value=value, reason=mean.reason)
-    interval = mean.interval()
+    if min(differences) == max(differences):
+        return Estimate(value=value, reason="all tokens differ by the same, so they show no spread")
+    interval = score_interval(differences, documents)
+    if isinstance(interval, NoInterval):
+        return Estimate(value=value, reason=interval.reason)
     return Estimate(value=value, low=math.exp(interval.low), high=math.exp(interval.high))
 
 

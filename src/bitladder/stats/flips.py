@@ -5,8 +5,8 @@ from typing import Literal
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, Record, TaskDocuments
 from bitladder.stats.paired import midp_mcnemar
+from bitladder.stats.pots import choice_probabilities, primary_metric
 from bitladder.stats.power import ONE_SIDED_ALPHA
-from bitladder.stats.scores import choice_probabilities, primary_metric
 
 Kind = Literal["lost", "gained", "changed"]
 """a lower score than the baseline's, a higher one, or as good a score by another choice"""

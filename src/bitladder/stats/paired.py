@@ -168,34 +168,37 @@ class PairedMean(BaseModel):
         return t_interval(self.mean, self.sd, self.n * growth, confidence, degrees)
 
 
-def paired_counts(
+def paired_difference(
     differences: Sequence[float], clusters: Sequence[str] | None = None, answers_a_question: int = 1
-) -> PairedCounts:
-    """Counts of differences that are -1, 0 or 1; `clusters` has the cluster of each."""
+) -> PairedCounts | PairedMean | NoInterval:
+    """What questions' differences (variant - baseline), each between -1 and 1, say; `clusters` has the cluster of each.
+
+    Counts where all are -1, 0 or 1, whatever the scores. So scores that are all equal have an interval: unseen
+    differences are as rare as unseen flips, and none is larger, which makes a flip's interval the widest they can have
+    (the rule of three's argument, Hanley and Lippman-Hand 1983, JAMA 249:1743-1745). No interval where all differ by
+    the same other number, and for a single cluster.
+    """
     clustering = clustering_of(differences, clusters)
-    return PairedCounts(
-        gained=sum(value > 0 for value in differences),
-        lost=sum(value < 0 for value in differences),
-        n=len(differences),
-        design_effect=clustering.design_effect if clustering else 1.0,
-        degrees=clustering.degrees if clustering else None,
-        answers_a_question=answers_a_question,
-    )
-
-
-def paired_mean(
-    differences: Sequence[float], clusters: Sequence[str] | None = None, answers_a_question: int = 1
-) -> PairedMean | NoInterval:
-    """Summary of the differences (variant - baseline) of questions, or why they give no interval."""
+    if isinstance(clustering, NoInterval):
+        return clustering
+    effect, degrees = clustering or (1.0, None)
+    if {-1.0, 0.0, 1.0}.issuperset(differences):
+        return PairedCounts(
+            gained=differences.count(1.0),
+            lost=differences.count(-1.0),
+            n=len(differences),
+            design_effect=effect,
+            degrees=degrees,
+            answers_a_question=answers_a_question,
+        )
     summary = spread(differences)
     if isinstance(summary, NoInterval):
         return summary
     mean, sd = summary
-    clustering = clustering_of(differences, clusters)
     return PairedMean(
         mean=mean,
-        sd=sd * math.sqrt(clustering.design_effect) if clustering else sd,
+        sd=sd * math.sqrt(effect),
         n=len(differences),
-        degrees=clustering.degrees if clustering else None,
+        degrees=degrees,
         answers_a_question=answers_a_question,
     )

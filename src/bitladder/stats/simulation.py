@@ -17,7 +17,7 @@ from scipy import special
 from bitladder.stats.aggregate import combine
 from bitladder.stats.clusters import cluster_spread
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile
-from bitladder.stats.paired import PairedCounts, paired_counts, tango_interval
+from bitladder.stats.paired import PairedCounts, paired_difference, tango_interval
 from bitladder.stats.power import is_decided
 from bitladder.stats.verdict import Verdict, judge
 
@@ -190,9 +190,9 @@ def clustered_coverage(task: ClusteredTask, draws: int, seed: int) -> ClusteredC
         values = np.repeat(
             np.tile([1.0, -1.0, 0.0], len(task.sizes)), np.stack([up, down, rest], axis=1).ravel()
         ).tolist()
-        counts = paired_counts(values, clusters)
+        counts = paired_difference(values, clusters)
         spread = cluster_spread(values, clusters)
-        assert not isinstance(spread, NoInterval)
+        assert isinstance(counts, PairedCounts) and not isinstance(spread, NoInterval)
         half = quantile(CONFIDENCE, spread.degrees) * spread.standard_error
         mean = (counts.gained - counts.lost) / counts.n
         tango = _remembering(tango_interval)(counts.gained, counts.lost, counts.n)

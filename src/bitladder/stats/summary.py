@@ -51,7 +51,10 @@ class TaskSummary(Record):
     score_norm: Estimate
     """length-normalised accuracy, where the task has it"""
     chance_percent: float | None
-    """mean over the questions of 1 / choices; None where nothing is given to choose from"""
+    """what guessing scores, mean over the questions of 1 / choices; None where nothing is given to choose from, and for
+    ``chance_reason``"""
+    chance_reason: str | None = None
+    """why it is not known though there are choices"""
     signal: bool
     """False: the baseline is not above chance, has too few right or no result, so nothing is compared"""
     no_signal_reason: str | None
