@@ -4,6 +4,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitladder.accuracy.backend.packing import Request
+from bitladder.accuracy.backend.seams import has_seams, is_seam, shared_beginnings
 from bitladder.errors import UserError
 from bitladder.files import cache_directory
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1
+_LEAST_SHARED = 200
+"""characters of a common beginning that are worth a tokenizer's call of their own"""
+_CHECKED = 8
+"""requests of each call whose parts are compared with the whole"""
 Ids = npt.NDArray[np.int32]
 
 
@@ -46,10 +52,20 @@ class RequestEncoder:
         for special in (True, False):
             chosen = [i for i, text in enumerate(texts) if self._adds_special(text, add_special_tokens) == special]
             if chosen:
-                encoded = self.tokenizer([texts[i] for i in chosen], add_special_tokens=special)["input_ids"]
+                encoded = self._tokenize([texts[i] for i in chosen], special)
                 for i, tokens in zip(chosen, encoded, strict=True):
                     ids[i] = tokens
         return ids
+
+    def _tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
+        if not self.cuts:
+            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
+            return ids
+        backend = self.tokenizer.backend_tokenizer  # what the tokenizer puts around its answer takes as long again
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
     def _adds_special(self, text: str, add_special_tokens: bool | None) -> bool:
         if add_special_tokens is not None:
@@ -138,22 +154,76 @@ class RequestEncoder:
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[Ids], list[Ids]]:
         moved = [_move_spaces(context, continuation) for context, continuation in pairs]
-        alone = sorted({context for context, _ in moved if context})
-        context_ids = dict(zip(alone, self.encode_all(alone), strict=True))
-        wholes = self.encode_all([context + continuation for context, continuation in moved if context])
-        lone = self.encode_all([continuation for context, continuation in moved if not context], False)
-        whole_iterator, lone_iterator = iter(wholes), iter(lone)
+        ids = self._encode_texts({context for context, _ in moved if context})
+        apart = [bool(context) and self.cuts and is_seam(context, continuation) for context, continuation in moved]
+        lone = {second for (first, second), cut in zip(moved, apart, strict=True) if cut or not first}
+        lone_ids = dict(zip(lone, map(_array, self.encode_all(list(lone), False)), strict=True))
+        whole_ids = self._encode_texts(
+            {first + second for (first, second), cut in zip(moved, apart, strict=True) if first and not cut}
+        )
+        start = _array([self.prefix_token])
         contexts, continuations = [], []
-        for context, _ in moved:
-            if context:
-                first, second = context_ids[context], next(whole_iterator)[len(context_ids[context]) :]
+        for (context, continuation), cut in zip(moved, apart, strict=True):
+            if cut:
+                first, second = ids[context], lone_ids[continuation]
+            elif context:
+                first = ids[context]
+                second = whole_ids[context + continuation][len(first) :]
             else:
-                first, second = [self.prefix_token], next(lone_iterator)
-                if second[:1] == first:
+                first, second = start, lone_ids[continuation]
+                if second[:1].tolist() == [self.prefix_token]:
                     second = second[1:]
-            contexts.append(np.array(first, np.int32))
-            continuations.append(np.array(second, np.int32))
+            contexts.append(first)
+            continuations.append(second)
+        self._check(moved, apart, contexts, continuations)
         return contexts, continuations
+
+    @cached_property
+    def cuts(self) -> bool:
+        """Whether texts are tokenized in parts, each once, where that is the same as the whole."""
+        return has_seams(self.tokenizer)
+
+    def _encode_texts(self, distinct: set[str]) -> dict[str, Ids]:
+        """Token ids of each text; what many begin with is tokenized once."""
+        texts = list(distinct)
+        if not self.cuts:
+            return dict(zip(texts, map(_array, self.encode_all(texts)), strict=True))
+        ids: dict[str, Ids] = {}
+        plain: list[str] = []
+        heads: list[str] = []
+        tails: list[tuple[str, int]] = []  # text, number of its head
+        for members, end in shared_beginnings(texts, _LEAST_SHARED):
+            if end <= len(self._prefix_text):
+                plain += [texts[index] for index in members]
+                continue
+            tails += [(texts[index], len(heads)) for index in members]
+            heads.append(texts[members[0]][:end])
+        ids.update(zip(plain, map(_array, self.encode_all(plain)), strict=True))
+        head_ids = [_array(head) for head in self.encode_all(heads)]
+        rest = self.encode_all([text[len(heads[number]) :] for text, number in tails], False)
+        for (text, number), tail in zip(tails, rest, strict=True):
+            ids[text] = np.concatenate([head_ids[number], _array(tail)])
+        return ids
+
+    def _check(
+        self,
+        moved: Sequence[tuple[str, str]],
+        apart: Sequence[bool],
+        contexts: Sequence[Ids],
+        continuations: Sequence[Ids],
+    ) -> None:
+        """Tokenize a few of those that were tokenized in parts as wholes; a difference would be a bug of ours."""
+        cut = [index for index in range(len(moved)) if apart[index]]
+        for index in cut[:: max(1, len(cut) // _CHECKED)]:
+            text = "".join(moved[index])
+            whole = self.tokenizer(text, add_special_tokens=self._adds_special(text, None))["input_ids"]
+            parts = [*contexts[index].tolist(), *continuations[index].tolist()]
+            if parts != whole:
+                raise AssertionError(f"tokenized in parts, {moved[index]} differs from the whole: {parts}, {whole}")
+
+
+def _array(tokens: Sequence[int]) -> Ids:
+    return np.array(tokens, np.int32)
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
