@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from bitladder.accuracy.rescoring import DOCUMENTS
+from bitladder.cli.dry_run import _recorded
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
@@ -141,12 +142,14 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
         assert (out / "records" / name).read_bytes() == content
     assert len(list((out / "documents").iterdir())) == 2, "questions are stored once a task"
     assert not list(out.glob("**/*.tmp")), "what a killed study was writing is removed"
+    assert _recorded(results.study, Store(out)) == 3, "a dry run knows what is done"
 
     # Prompt and new tokens now exceed the model's context: performance fails, accuracy is not touched.
     changed = Counting()
     results = run_study(settings.model_copy(update={"prompt_tokens": 510}), out, changed)
     assert len(changed.measurements) == 1
     ends = {record.item.kind: (record.status, record.reason or "") for record in results.records}
+    assert _recorded(results.study, Store(out)) == 2, "what failed is tried again"
     assert ends["accuracy"] == ("ok", "")
     assert ends["performance"][0] == "failed"
     assert "context" in ends["performance"][1]

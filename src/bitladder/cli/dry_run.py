@@ -13,7 +13,7 @@ from bitladder.cli.progress import TerminalProgress
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.forkserver import ForkServer
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
-from bitladder.records import AccuracyTask, Settings, StudyRecord
+from bitladder.records import AccuracyTask, Divergence, Item, Settings, StudyRecord
 from bitladder.results import device_title, item_name
 from bitladder.stats.power import POWER, Resolution, resolutions
 from bitladder.stats.summarize import default_margin_points
@@ -36,7 +36,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         busy = busy_share()
         if busy > BUSY_SHARE:
             progress.warn(busy_warning(busy))
-        server.start()  # its imports take about as long as preparing does
+        # only then does the server start: its imports beside the timing of layers made those up to 20 times too slow
         prepared = prepare(settings, Store(out), progress)
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
@@ -55,7 +55,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         }
         print(json.dumps(plan, indent=2))
     else:
-        show_plan(study, estimates, overhead_bytes, resolved)
+        show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)))
 
 
 def show_plan(
@@ -63,8 +63,10 @@ def show_plan(
     estimates: Sequence[RungEstimate],
     overhead_bytes: int | None,
     resolved: tuple[Resolution, ...] = (),
+    *,
+    recorded: int = 0,
 ) -> None:
-    """The plan on stdout."""
+    """The plan on stdout. ``recorded``: measurements of it that are done."""
     console = Console(highlight=False)
     names = [item_name(item) for item in study.items]
     rungs, measurements = counted(len(study.rungs), "rung"), counted(len(names), "measurement")
@@ -95,8 +97,25 @@ def show_plan(
         f"in all about {disk} of disk and {time}{without}; times are within about a factor of two{limit}",
         soft_wrap=True,
     )
+    if recorded:
+        planned = len(study.rungs) * len(names)
+        console.print(f"of these {recorded} of {planned} measurements are done: the study goes on with the others")
     if resolved:
         _print_resolutions(console, resolved, len(study.rungs) - 1, default_margin_points(study.suite))
+
+
+def _recorded(study: StudyRecord, store: Store) -> int:
+    """How many measurements of this plan are recorded and need not be made again."""
+    if not store.has_study():
+        return 0
+    planned = {_unbound(item) for item in study.items}
+    done = [record for record in store.load().records if record.status == "ok" and record.rung in study.rungs]
+    return sum(_unbound(record.item) in planned for record in done)
+
+
+def _unbound(item: Item) -> Item:
+    """As planned, before the baseline was made."""
+    return item.model_copy(update={"baseline_hash": None}) if isinstance(item, Divergence) else item
 
 
 def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, ...]:
