@@ -153,6 +153,23 @@ def test_products_are_named_with_their_rows(model: Any) -> None:
     assert "aten::mm" in text
 
 
+def test_products_are_named_of_forwards_that_ended(model: Any) -> None:
+    """One that ran out of memory is tried again with fewer rows."""
+    import torch
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("first try")
+
+    with torch.inference_mode(), products_seen(model, 1) as products:
+        hook = model.model.register_forward_pre_hook(fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            model(input_ids=torch.arange(2, 34)[None])
+        hook.remove()
+        model(input_ids=torch.arange(2, 18)[None])
+    (text,) = products
+    assert text.startswith("16 rows: ")
+
+
 def second_choice(loglikelihoods: tuple[float, ...]) -> tuple[float, ...]:
     """Another choice becomes the likeliest."""
     best = loglikelihoods.index(max(loglikelihoods))

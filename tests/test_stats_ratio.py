@@ -91,6 +91,7 @@ def test_batches_that_resemble_each_other_widen_the_interval() -> None:
 def test_serial_correlation_of_a_drift_and_of_few_batches() -> None:
     ones = [1.0] * 8
     assert serial_correlation(ones, [0.9, 0.9, 0.9, 0.9, 1.3, 1.3, 1.3, 1.3]) > 0.8
+    assert serial_correlation(ones, [0.9, 0.9, 0.9, 0.9, 1.3, 1.3, 1.3, 1.3]) == 1, "no more than a correlation can be"
     assert serial_correlation(ones, [1.0, 2.0] * 4) == 0
     assert serial_correlation(ones, ones) == 0
     assert serial_correlation(ones[:4], [1.0, 1.0, 2.0, 2.0]) == 0

@@ -22,7 +22,13 @@ def products_seen(model: "PreTrainedModel", forwards: int) -> "Iterator[list[str
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     running: list[Any] = []
 
+    def abandon() -> None:
+        """Of a forward that did not end: one that ran out of memory is tried again."""
+        while running:
+            running.pop().stop()
+
     def begin(*_: Any) -> None:
+        abandon()
         if len(found) < forwards:
             running.append(profile(activities=activities))
             running[0].start()
@@ -40,6 +46,7 @@ def products_seen(model: "PreTrainedModel", forwards: int) -> "Iterator[list[str
     try:
         yield found
     finally:
+        abandon()
         for hook in hooks:
             hook.remove()
 

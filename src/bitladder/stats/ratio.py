@@ -60,9 +60,10 @@ def relative_error(
 
 
 def serial_correlation(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Correlation of each sample's departure from the ratio with that of the one before, at least 0.
+    """Correlation of each sample's departure from the ratio with that of the one before, from 0 to 1.
 
-    0 for fewer than LEAST_SERIAL samples. The estimate's own bias, about -(1 + 4 r) / n, is taken off (Kendall 1954).
+    0 for fewer than LEAST_SERIAL samples. The estimate's own bias, about -(1 + 4 r) / n, is taken off (Kendall 1954),
+    which may leave more than a correlation can be.
     """
     n = len(numerators)
     if n < LEAST_SERIAL:
@@ -73,7 +74,7 @@ def serial_correlation(numerators: Sequence[float], denominators: Sequence[float
     if squares == 0:
         return 0.0
     found = math.fsum(one * other for one, other in pairwise(residuals)) / squares
-    return max(0.0, (n * found + 1) / (n - 4)) if found > 0 else 0.0
+    return min((n * found + 1) / (n - 4), 1.0) if found > 0 else 0.0
 
 
 def quotient_interval(
