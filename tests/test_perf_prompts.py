@@ -113,7 +113,12 @@ def test_scenarios_have_the_published_workloads() -> None:
     assert {first.prompts_hash, second.prompts_hash} == {"hash"}
 
 
+def test_requests_may_be_of_one_scenario() -> None:
+    first, second = plan_scenarios(Settings(model="m", requests={"max-batch": 40}), CALIBRATION, "hash")
+    assert (first.requests, second.requests) == (200, 40)
+
+
 def test_requests_cap_both_scenarios() -> None:
-    settings = Settings(model="m", requests={"batch1": 10, "max-batch": 10}, scenarios=("max-batch",), time_limit_s=5.0)
+    settings = Settings(model="m", requests=10, scenarios=("max-batch",), time_limit_s=5.0)
     (only,) = plan_scenarios(settings, CALIBRATION, "hash")
     assert (only.scenario, only.requests, only.time_limit_s) == ("max-batch", 10, 5.0)

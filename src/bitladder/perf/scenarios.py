@@ -10,7 +10,8 @@ ENGINE = "eager"
 
 def plan_scenarios(settings: Settings, calibration: Calibration, prompts_hash: str) -> tuple[Scenario, ...]:
     """One Scenario for each of ``settings.scenarios``, with every default filled in."""
-    requests = settings.requests or {}
+    given = settings.requests or {}
+    requests = given if isinstance(given, dict) else dict.fromkeys(settings.scenarios, given)
 
     def plan(name: Literal["batch1", "max-batch"]) -> Scenario:
         return Scenario(

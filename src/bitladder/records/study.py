@@ -16,13 +16,21 @@ def _bytes(value: object) -> object:
     return parse_bytes(value) if isinstance(value, str) else value
 
 
-def _each_scenario(value: object) -> object:
-    if isinstance(value, Mapping):
-        return value
+_Scenario = Literal["batch1", "max-batch"]
+
+
+def _requests(value: object) -> object:
+    """Judged here, since pydantic says of a union's second type only what the first has against it."""
+    by_name = dict(value) if isinstance(value, Mapping) else {"batch1": value}
     try:
-        return dict.fromkeys(defaults.SCENARIOS, int(str(value)))
+        numbers = {name: int(str(number)) for name, number in by_name.items()}
     except ValueError:
-        raise ValueError(f"found {value!r}, expected a number, or numbers by scenario") from None
+        numbers = {}
+    if not numbers or min(numbers.values()) < 1 or not numbers.keys() <= set(defaults.SCENARIOS):
+        raise ValueError(
+            f"found {value!r}, expected a number from 1, or one by scenario ({', '.join(defaults.SCENARIOS)})"
+        )
+    return numbers if isinstance(value, Mapping) else numbers["batch1"]
 
 
 class Settings(Record):
@@ -60,12 +68,9 @@ class Settings(Record):
     """score some documents again in other batches, at batch 1 and by cached decoding"""
     seed: int = defaults.SEED
     device: str = defaults.DEVICE
-    scenarios: tuple[Literal["batch1", "max-batch"], ...] = ("batch1", "max-batch")
-    requests: (
-        Annotated[dict[Literal["batch1", "max-batch"], Annotated[int, Field(ge=1)]], BeforeValidator(_each_scenario)]
-        | None
-    ) = None
-    """cap on the requests of each scenario, one number for all of them or by name; by default `defaults.REQUESTS`"""
+    scenarios: tuple[_Scenario, ...] = ("batch1", "max-batch")
+    requests: Annotated[int | dict[_Scenario, int], BeforeValidator(_requests)] | None = None
+    """cap on the requests of a scenario, for all of them or by name; by default `defaults.REQUESTS`"""
     prompt_tokens: int = Field(default=defaults.PROMPT_TOKENS, ge=1)
     new_tokens: int = Field(default=defaults.NEW_TOKENS, ge=2)
     max_batch_cap: int | None = Field(default=None, ge=1)
