@@ -13,12 +13,13 @@ from bitladder.cli.progress import TerminalProgress
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.forkserver import ForkServer
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
-from bitladder.records import AccuracyTask, Divergence, Item, Settings, StudyRecord
+from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.results import device_title, item_name
 from bitladder.stats.power import POWER, Resolution, resolutions
 from bitladder.stats.summarize import default_margin_points
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
+from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
 from bitladder.units import counted, format_bytes, format_count, format_seconds, points_text
@@ -108,14 +109,13 @@ def _recorded(study: StudyRecord, store: Store) -> int:
     """How many measurements of this plan are recorded and need not be made again."""
     if not store.has_study():
         return 0
-    planned = {_unbound(item) for item in study.items}
-    done = [record for record in store.load().records if record.status == "ok" and record.rung in study.rungs]
-    return sum(_unbound(record.item) in planned for record in done)
-
-
-def _unbound(item: Item) -> Item:
-    """As planned, before the baseline was made."""
-    return item.model_copy(update={"baseline_hash": None}) if isinstance(item, Divergence) else item
+    results = store.load()
+    if results.study.source.content_hash != study.source.content_hash:
+        return 0
+    baseline = results.rungs.get(study.baseline)
+    planned = set(bind_baseline(study, baseline.content_hash if baseline else None).items)
+    done = [record for record in results.records if record.status == "ok" and record.rung in study.rungs]
+    return sum(record.item in planned for record in done)
 
 
 def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, ...]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import altair as alt
 
 from bitladder.report.figure import (
-    CHARACTER_PX,
     INK,
     PLOT_WIDTH,
     Figure,
     MissingFigure,
     Row,
     finish,
-    label_axis,
     panel,
+    rung_axis,
     whiskers,
-    wrap_label,
 )
 from bitladder.report.table import estimate_cell
 from bitladder.stats.summary import DependenceSummary, Summary
@@ -45,16 +43,9 @@ def dependence_figure(summary: Summary) -> Figure | MissingFigure:
     rungs = list(dict.fromkeys(row["rung"] for row in rows))
     ways = [way for way in _WAYS if any(row["way"] == way for row in rows)]
     step = min(PLOT_WIDTH // len(rungs), 34 * len(ways) + 40)
-    labels = {rung: wrap_label(rung, max(5, int(step / CHARACTER_PX))) for rung in rungs}
     base = panel(_NAME, step * len(rungs), 240, "share of documents with another choice (%)")
     scale = alt.Scale(domain=[0, max(*(row["high"] or row["value"] for row in rows), 1.0)], nice=True)
-    x = alt.X(
-        "rung:N",
-        title=None,
-        sort=None,
-        scale=alt.Scale(domain=rungs, paddingInner=0.18, paddingOuter=0.08),
-        axis=label_axis(labels),
-    )
+    x = rung_axis(rungs, step, inner=0.18, outer=0.08)
     offset = alt.XOffset("way:N", sort=None, scale=alt.Scale(domain=ways, paddingInner=0.1))
     colour = alt.Color(
         "way:N",

@@ -159,6 +159,13 @@ def finish(chart: Chart, rows: Sequence[Row]) -> dict[str, Any]:
     return spec
 
 
+def rung_axis(rungs: Sequence[str], step_px: float, *, inner: float, outer: float) -> alt.X:
+    """A band a rung, in their order, with labels that fit ``step_px``; padding in shares of a band."""
+    labels = {rung: wrap_label(rung, max(5, int(step_px / CHARACTER_PX))) for rung in rungs}
+    scale = alt.Scale(domain=list(rungs), paddingInner=inner, paddingOuter=outer)
+    return alt.X("rung:N", title=None, sort=None, scale=scale, axis=label_axis(labels))
+
+
 def wrap_label(text: str, width: int, lines: int = 3) -> str:
     """Break a label at spaces, hyphens and underscores into lines of ``width`` characters; cut after ``lines``."""
     wrapped = [""]

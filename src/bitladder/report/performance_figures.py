@@ -7,7 +7,6 @@ from typing import Any
 import altair as alt
 
 from bitladder.report.figure import (
-    CHARACTER_PX,
     HALO,
     INK,
     PLOT_WIDTH,
@@ -20,6 +19,7 @@ from bitladder.report.figure import (
     finish,
     label_axis,
     panel,
+    rung_axis,
     whiskers,
     wrap_label,
 )
@@ -118,15 +118,8 @@ def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) 
 
 def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Chart:
     width = (PLOT_WIDTH - _PANEL_GAP) // 2
-    labels = {rung: wrap_label(rung, max(5, int(width / len(rungs) / CHARACTER_PX))) for rung in rungs}
     base = panel(metric.metric, width, 170, metric.column.header)
-    x = alt.X(
-        "rung:N",
-        title=None,
-        sort=None,
-        scale=alt.Scale(domain=rungs, paddingInner=0.25, paddingOuter=0.12),
-        axis=label_axis(labels),
-    )
+    x = rung_axis(rungs, width / len(rungs), inner=0.25, outer=0.12)
     # Room above the highest bar for its number.
     domain = [0, top * 1.12 or 1]
     y = alt.Y("value:Q", title=metric.unit, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=5))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, Rescoring, RescoringOutcome, Way
 from bitladder.results import Results
-from bitladder.stats.flips import floors_p_value
-from bitladder.stats.power import ONE_SIDED_ALPHA
+from bitladder.stats.flips import floors_p_value, is_indistinguishable
+from bitladder.stats.pots import likeliest
 from bitladder.stats.scores import Score, score_interval
 from bitladder.stats.summary import ChoiceChange, DependenceSummary
 
@@ -76,9 +76,10 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
     floor = compare(second, rung.own)
     flips = compare(rung.own, baseline.own, second) if baseline and second else None
     their_floor = compare(baseline.again.get("second plan", {}), baseline.own, second) if flips and baseline else None
-    p_value = None
+    p_value = indistinguishable = None
     if floor and flips and their_floor and floor.questions == flips.questions == their_floor.questions:
-        p_value = floors_p_value(flips.changed, floor.changed, their_floor.changed)
+        flags = flips.changed, floor.changed, their_floor.changed
+        p_value, indistinguishable = floors_p_value(*flags), is_indistinguishable(*flags)
     return DependenceSummary(
         title=title,
         second_plan=_change(floor),
@@ -87,7 +88,7 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
         steps=_change(compare(cached, single)),
         against_baseline=_change(flips),
         p_value=p_value,
-        indistinguishable=None if p_value is None else p_value > ONE_SIDED_ALPHA,
+        indistinguishable=indistinguishable,
     )
 
 
@@ -102,7 +103,7 @@ class _Compared:
         self, one: Scores, other: Scores, questions: Sequence[Question], clusters: Mapping[Question, str]
     ) -> None:
         self.questions = questions
-        self.changed = [_choice(one[question]) != _choice(other[question]) for question in questions]
+        self.changed = [likeliest(one[question]) != likeliest(other[question]) for question in questions]
         self._clusters = [clusters.get(question, " ".join(question)) for question in questions]
         self._largest = max(
             abs(value - before)
@@ -116,7 +117,3 @@ class _Compared:
         return ChoiceChange(
             documents=len(changed), changed=sum(self.changed), percent=share.percent(), largest_nats=self._largest
         )
-
-
-def _choice(loglikelihoods: tuple[float, ...]) -> int:
-    return loglikelihoods.index(max(loglikelihoods))

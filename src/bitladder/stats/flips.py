@@ -5,7 +5,7 @@ from typing import Literal
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, Record, TaskDocuments
 from bitladder.stats.paired import midp_mcnemar
-from bitladder.stats.pots import choice_probabilities, primary_metric
+from bitladder.stats.pots import choice_probabilities, likeliest, primary_metric
 from bitladder.stats.power import ONE_SIDED_ALPHA
 
 Kind = Literal["lost", "gained", "changed"]
@@ -110,7 +110,7 @@ def _score(document: DocumentOutcome, metric: str) -> float:
 
 def _choice(document: DocumentOutcome) -> int | None:
     answers = document.loglikelihoods
-    return answers.index(max(answers)) if answers and len(answers) > 1 else None
+    return likeliest(answers) if answers and len(answers) > 1 else None
 
 
 def above_floor(flips: Sequence[bool], floor: Sequence[bool]) -> float:

@@ -54,6 +54,11 @@ def choice_probabilities(loglikelihoods: Sequence[float]) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
+def likeliest(loglikelihoods: Sequence[float]) -> int:
+    """Which choice is made: the first of the largest, as lm-eval's argmax."""
+    return loglikelihoods.index(max(loglikelihoods))
+
+
 @dataclass(frozen=True)
 class Pot:
     """Questions that are pooled, with one rung's scores between 0 and 1."""
@@ -106,7 +111,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
             answers = document.loglikelihoods
             if answers and outcome.output_type == "multiple_choice":
                 if primary.name == "acc":
-                    choices.append(answers.index(max(answers)))
+                    choices.append(likeliest(answers))
                 if document.target is not None:
                     right.append(choice_probabilities(answers)[document.target])
         chances += _chances(outcome, binary=is_binary(own))

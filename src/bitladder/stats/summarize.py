@@ -248,8 +248,9 @@ def _scenario_summary(end: _Ends, ends: dict[str, _Ends], baseline: str, item: S
             notes=(),
         )
     metrics = derive_metrics(outcome, item.device)
-    metrics["speedup"] = _speedup(end, ends.get(baseline), item, outcome)
     others = {name: other.performance(item) for name, other in ends.items() if name != end.rung}
+    ratios = {name: speedup(outcome, theirs) for name, theirs in others.items() if theirs is not None}
+    metrics["speedup"] = ratios.get(baseline) or _no_speedup(end, ends.get(baseline), item)
     return ScenarioSummary(
         scenario=item.scenario,
         status="ok",
@@ -261,22 +262,19 @@ def _scenario_summary(end: _Ends, ends: dict[str, _Ends], baseline: str, item: S
         new_tokens=item.new_tokens,
         stopped_by=outcome.stopped_by,
         metrics=metrics,
-        ratios={name: speedup(outcome, theirs) for name, theirs in others.items() if theirs is not None},
+        ratios=ratios,
         notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap),
     )
 
 
-def _speedup(end: _Ends, baseline: _Ends | None, item: Scenario, outcome: PerformanceOutcome) -> Estimate:
-    """Against the baseline on the same machine, the only one in these results."""
+def _no_speedup(end: _Ends, baseline: _Ends | None, item: Scenario) -> Estimate:
+    """Why there is none against the baseline on the same machine, the only one in these results."""
     if baseline is None:
         return Estimate.unknown("the baseline is not in the study")
     if end.rung == baseline.rung:
         return Estimate(value=1.0, reason="the baseline against itself")
-    theirs = baseline.performance(item)
-    if theirs is None:
-        _, status, reason = baseline.measurement(item)
-        return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {describe_end(status, reason)}")
-    return speedup(outcome, theirs)
+    _, status, reason = baseline.measurement(item)
+    return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {describe_end(status, reason)}")
 
 
 def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
