@@ -16,6 +16,9 @@ from bitladder.stats.scores import RowComparison, Score
 from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
 from bitladder.stats.verdict import Judged, judge, shared_confidence
 
+Correlations = tuple[tuple[float, ...], ...]
+"""of rows with each other, one line a row"""
+
 Leaf = AccuracyOutcome | str
 """what a rung answered in one lm-eval task, or why there is nothing"""
 
@@ -296,15 +299,17 @@ def summarize_aggregates(
     The rungs are judged together against the margin.
     """
     counted = [row for row in rows if row.counts]
-    compared = {rung: _compare_all(counted, rung) for rung in rungs if not _no_aggregate(rows, counted, rung, baseline)}
+    complete = [rung for rung in rungs if not _no_aggregate(rows, counted, rung, baseline)]
+    correlations = _correlations(counted) if complete else None
+    compared = {rung: _compare_all(counted, rung, correlations) for rung in complete}
     judged = _judge_all(compared, baseline, margin_points)
     return {
-        rung: _summarize_aggregate(rows, counted, rung, baseline, compared.get(rung), judged.get(rung))
+        rung: _summarize_aggregate(rows, counted, rung, baseline, compared.get(rung), judged.get(rung), correlations)
         for rung in rungs
     }
 
 
-def _compare_all(counted: Sequence[Row], rung: str) -> RowComparison | str:
+def _compare_all(counted: Sequence[Row], rung: str, correlations: Correlations | None) -> RowComparison | str:
     """The mean difference, or why there is none."""
     found: list[RowComparison] = []
     for row in counted:
@@ -316,14 +321,14 @@ def _compare_all(counted: Sequence[Row], rung: str) -> RowComparison | str:
     missing = next((part for part in parts if isinstance(part, NoInterval)), None)
     return RowComparison(
         value=sum(one.value for one in found) / len(found),
-        comparison=missing or MeanOfTasks(parts=tuple(parts), correlations=_correlations(counted)),  # type: ignore[arg-type]  # no part is missing
+        comparison=missing or MeanOfTasks(parts=tuple(parts), correlations=correlations),  # type: ignore[arg-type]  # no part is missing
         gained=_total([one.gained for one in found]),
         lost=_total([one.lost for one in found]),
         changed=_total([one.changed for one in found]),
     )
 
 
-def _correlations(rows: Sequence[Row]) -> tuple[tuple[float, ...], ...] | None:
+def _correlations(rows: Sequence[Row]) -> Correlations | None:
     """At most so much the rows' means are correlated by documents that they share; None where they share none."""
     found = tuple(
         tuple(1.0 if row is other else most_correlated(row.asked, other.asked) for other in rows) for row in rows
@@ -343,17 +348,18 @@ def _summarize_aggregate(
     baseline: str,
     compared: RowComparison | str | None,
     judged: Judged | None,
+    correlations: Correlations | None,
 ) -> AggregateSummary:
     reason = _no_aggregate(rows, counted, rung, baseline)
-    score = Estimate.unknown(reason) if reason else _mean(counted, rung, CONFIDENCE).percent()
+    score = Estimate.unknown(reason) if reason else _mean(counted, rung, CONFIDENCE, correlations).percent()
     if compared is None or isinstance(compared, str):
         against = _unknown(reason or str(compared))
     elif rung == baseline:
         against = _SELF
     else:
         against = _against(
-            lambda confidence: _mean(counted, rung, confidence),
-            lambda confidence: _mean(counted, baseline, confidence),
+            lambda confidence: _mean(counted, rung, confidence, correlations),
+            lambda confidence: _mean(counted, baseline, confidence, correlations),
             compared.value,
             compared.comparison,
             judged,
@@ -392,11 +398,11 @@ def _no_aggregate(rows: Sequence[Row], counted: Sequence[Row], rung: str, baseli
     return None
 
 
-def _mean(rows: Sequence[Row], rung: str, confidence: float) -> Score:
+def _mean(rows: Sequence[Row], rung: str, confidence: float, correlations: Correlations | None) -> Score:
     """Mean of the rows' scores."""
     parts = [row.score(rung, confidence) for row in rows]
     intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
     missing = next((part.interval for part in parts if isinstance(part.interval, NoInterval)), None)
     return Score(
-        sum(part.value for part in parts) / len(parts), missing or combine(intervals, correlations=_correlations(rows))
+        sum(part.value for part in parts) / len(parts), missing or combine(intervals, correlations=correlations)
     )

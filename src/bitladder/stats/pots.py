@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, MetricInfo, TaskGroup
 from bitladder.stats.clusters import joined
@@ -82,6 +83,11 @@ class Pot:
     @property
     def score(self) -> float:
         return sum(self.values) / len(self.values)
+
+    @cached_property
+    def documents(self) -> frozenset[str]:
+        """Hashes of what was asked about."""
+        return frozenset(doc_hash for _, doc_hash, _, _ in self.questions)
 
 
 def make_pots(group: TaskGroup, outcomes: Mapping[str, AccuracyOutcome]) -> tuple[Pot, ...]:
@@ -192,11 +198,11 @@ def most_correlated(pots: Sequence[Pot], others: Sequence[Pot]) -> float:
     return math.sqrt(_share(pots, theirs) * _share(others, ours))
 
 
-def _documents(pots: Sequence[Pot]) -> set[str]:
-    return {doc_hash for pot in pots for _, doc_hash, _, _ in pot.questions}
+def _documents(pots: Sequence[Pot]) -> frozenset[str]:
+    return pots[0].documents.union(*(pot.documents for pot in pots[1:]))
 
 
-def _share(pots: Sequence[Pot], documents: set[str]) -> float:
+def _share(pots: Sequence[Pot], documents: frozenset[str]) -> float:
     """Share of the answers that are to these documents or to others of their clusters; the largest of any pot."""
     shares = []
     for pot in pots:
