@@ -24,8 +24,8 @@ from typing import BinaryIO, Self
 PRELOADED = ("torch", "torch.profiler", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
 """What a deployed model needs too: nothing else, since a worker's resident memory is a result."""
 
-CPU_PRELOADED = ("bitsandbytes",)
-"""Asks the driver for cards when it is imported."""
+CPU_PRELOADED = ("bitsandbytes", "transformers.modeling_layers", "bitladder.records")
+"""What every worker imports too, where there is no driver that an import could ask for cards."""
 
 NUMBER_BYTES = 8
 FORK = b"f"
