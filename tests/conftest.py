@@ -11,6 +11,9 @@ _USER_CACHE = os.environ.get("BITLADDER_CACHE")
 # Tests run side by side, and their workers too: more threads than cores are slower by far.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Nothing here is compiled, and each process that imports bitsandbytes would take a second to be ready for it.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

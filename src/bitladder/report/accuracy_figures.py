@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import altair as alt
 
@@ -12,14 +11,16 @@ from bitladder.report.figure import (
     CHARACTER_PX,
     INK,
     PLOT_WIDTH,
-    Chart,
     Figure,
     MissingFigure,
     Row,
+    Spec,
     chunks,
     colour_of_rung,
     finish,
+    joined,
     label_axis,
+    layered,
     panel,
     stroke_of_rung,
     whiskers,
@@ -32,7 +33,7 @@ from bitladder.units import format_percent, format_points
 _NARROWEST_BAR_PX = 9
 _MOST_TASKS_IN_A_ROW = 10
 
-Panel = tuple[Chart, list[Row]]
+Panel = tuple[Spec, list[Row]]
 
 
 def accuracy_figures(summary: Summary) -> list[Figure | MissingFigure]:
@@ -158,7 +159,7 @@ def _grouped_bars(rows: list[Row], rungs: list[str], step: int, title: str, axis
     return panels
 
 
-def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) -> Chart:
+def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) -> Spec:
     characters = max(6, int(step / CHARACTER_PX))
     labels = {row["task"]: wrap_label(row["title"], characters) for row in rows}
     base = panel(rows[0]["panel"], step * len(labels), 220, title)
@@ -184,7 +185,7 @@ def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) ->
         ],
     )
     chance = base.transform_filter("isValid(datum.chance)").mark_tick(color=INK, size=step * 0.84, thickness=1.2)
-    return alt.layer(
+    return layered(
         bars,
         *whiskers(base, x=x, xOffset=offset),
         chance.encode(x=x, y=alt.Y("chance:Q", title=None)),
@@ -192,7 +193,6 @@ def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) ->
     )
 
 
-def _stack(panels: list[Panel]) -> dict[str, Any]:
-    stacked: alt.VConcatChart = alt.vconcat(*(chart for chart, _ in panels))
+def _stack(panels: list[Panel]) -> Spec:
     rows = [row for _, part in panels for row in part]
-    return finish(stacked.resolve_scale(x="independent", xOffset="independent"), rows)
+    return finish(joined("vconcat", [spec for spec, _ in panels], ("x", "xOffset")), rows)

@@ -11,6 +11,7 @@ from bitladder.report.figure import (
     MissingFigure,
     Row,
     finish,
+    layered,
     panel,
     rung_axis,
     whiskers,
@@ -64,7 +65,7 @@ def dependence_figure(summary: Summary) -> Figure | MissingFigure:
             alt.Tooltip("text:N", title="% [95% interval]"),
         ],
     )
-    chart = alt.layer(
+    spec = layered(
         bars,
         *whiskers(base, x=x, xOffset=offset),
         base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.datum(0)),
@@ -75,7 +76,7 @@ def dependence_figure(summary: Summary) -> Figure | MissingFigure:
         f"own, and the flips against {summary.baseline} on the documents of the other batches. Whiskers: 95% interval "
         "of each share by itself; where nothing changed there is a whisker alone."
     )
-    return Figure(_NAME, _TITLE, caption, finish(chart, rows))
+    return Figure(_NAME, _TITLE, caption, finish(spec, rows))
 
 
 def _rows(found: DependenceSummary) -> list[Row]:

@@ -34,7 +34,7 @@ _OTHER_COLOURS = ("#882255", "#44aa99", "#999933", "#332288", "#ddcc77", "#aa449
 Row = dict[str, Any]
 ROWS = alt.NamedData("rows")
 """the data of every chart, put in by `finish`: Altair would copy and check them once a layer"""
-Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart | alt.VConcatChart
+Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    spec: dict[str, Any]
+    spec: Spec
 
     @functools.cached_property
     def svg(self) -> str:
@@ -122,11 +122,26 @@ def panel(name: str, width: int, height: int, title: str) -> alt.Chart:
     return chart.transform_filter(f"datum.panel === {json.dumps(name)}")
 
 
-def finish(chart: Chart, rows: Sequence[Row]) -> dict[str, Any]:
-    """The chart of these rows as Vega-Lite in the common look."""
-    text = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
+def layered(*layers: alt.Chart) -> Spec:
+    """The charts over each other, as Vega-Lite."""
     # Checking against the schema takes longer than drawing; tests count what is drawn.
-    spec: dict[str, Any] = chart.to_dict(validate=False)
+    spec: Spec = alt.layer(*layers).to_dict(validate=False)
+    return spec
+
+
+def joined(
+    how: Literal["concat", "vconcat"], panels: Sequence[Spec], independent: Sequence[str], **layout: Any
+) -> Spec:
+    """The panels beside or under each other, each with its own ``independent`` scales: Altair would copy them first."""
+    shared = ("$schema", "config", "data")
+    parts = [{name: value for name, value in one.items() if name not in shared} for one in panels]
+    resolve = {"scale": dict.fromkeys(independent, "independent")}
+    return {**{name: panels[0][name] for name in shared}, how: parts, "resolve": resolve, **layout}
+
+
+def finish(spec: Spec, rows: Sequence[Row]) -> Spec:
+    """The chart of these rows in the common look."""
+    text = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
     spec["datasets"] = {ROWS.name: list(rows)}
     spec["background"] = "white"
     spec["padding"] = 10

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import altair as alt
 
 from bitladder.report.figure import (
@@ -11,13 +9,15 @@ from bitladder.report.figure import (
     INK,
     PLOT_WIDTH,
     ROWS,
-    Chart,
     Figure,
     MissingFigure,
     Row,
+    Spec,
     colour_of_rung,
     finish,
+    joined,
     label_axis,
+    layered,
     panel,
     rung_axis,
     whiskers,
@@ -99,7 +99,7 @@ def _better(metric: str) -> str:
     return METRICS[metric].better or "higher"
 
 
-def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> dict[str, Any]:
+def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
     rungs = _rungs(summary, rows)
     tops = [row["value"] if row["high"] is None else row["high"] for row in rows]
     rows = [
@@ -112,11 +112,11 @@ def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) 
         if any(row["metric"] == metric.metric for row in rows)
     ]
     # Flush bounds keep the panels' axes in line, whatever the length of their labels.
-    grid = alt.concat(*panels, columns=2, bounds="flush", spacing={"row": 62, "column": _PANEL_GAP})
-    return finish(grid.resolve_scale(x="independent", y="independent"), rows)
+    spacing = {"row": 62, "column": _PANEL_GAP}
+    return finish(joined("concat", panels, ("x", "y"), columns=2, bounds="flush", spacing=spacing), rows)
 
 
-def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Chart:
+def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
     width = (PLOT_WIDTH - _PANEL_GAP) // 2
     base = panel(metric.metric, width, 170, metric.column.header)
     x = rung_axis(rungs, width / len(rungs), inner=0.25, outer=0.12)
@@ -129,7 +129,7 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Chart:
         color=colour_of_rung(rungs, legend=False),
         tooltip=[alt.Tooltip("rung:N", title="precision"), alt.Tooltip("tooltip:N", title=metric.column.header)],
     )
-    return alt.layer(
+    return layered(
         bars,
         *whiskers(base, x=x),
         base.mark_text(dy=-7, fontSize=11, color=INK).encode(x=x, y=alt.Y("top:Q", title=None), text="short:N"),
@@ -137,7 +137,7 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Chart:
     )
 
 
-def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> dict[str, Any]:
+def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
     rungs = list(dict.fromkeys(row["rung"] for row in rows))
     labels = {metric.metric: wrap_label(metric.column.header, 24) for metric in metrics}
     values = []
@@ -174,7 +174,7 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> dict[str, A
     )
     cells = base.mark_rect(stroke=HALO, strokeWidth=2).encode(fill=alt.Fill("fill:N", scale=None))
     numbers = base.mark_text(fontSize=13).encode(text="text:N", color=alt.Color("ink:N", scale=None))
-    return finish(alt.layer(cells, numbers), values)
+    return finish(layered(cells, numbers), values)
 
 
 def normalised(values: list[float | None], better: str) -> list[float | None]:
