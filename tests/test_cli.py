@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitladder.cli import main
+from bitladder.forkserver import ForkServer
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = (
@@ -101,8 +102,9 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
-    arguments: str, says: str, tmp_path: Path, bitladder: Callable[..., Ran]
+    arguments: str, says: str, tmp_path: Path, bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ForkServer, "start", lambda server: None)  # no worker is needed to find it
     out = ("--out", str(tmp_path / "out")) if arguments.startswith("study") else ()
     ran = bitladder(*arguments.split(), *out)
     assert ran.returncode == 2, ran.stderr

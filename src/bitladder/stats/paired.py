@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -64,6 +65,7 @@ def score_variance(gained: float, lost: float, n: float, difference: float) -> f
     return max(2 * lost_share + difference * (1 - difference), 0.0)
 
 
+@lru_cache(maxsize=1 << 14)  # the same limits are asked for by each ratio, verdict and aggregate that has the task
 def _upper_limit(gained: float, lost: float, n: float, z: float) -> float:
     estimate = (gained - lost) / n
     if gained >= n:
