@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from bitladder.records import (
@@ -61,6 +62,7 @@ NO_GPU = dict.fromkeys(
 )
 
 
+@cache
 def task_documents(task: TaskReplay) -> TaskDocuments:
     def document(index: int) -> Document:
         letter = "ABCD"[index % 4]
@@ -265,9 +267,11 @@ def _document_outcome(task: TaskReplay, replay: RungReplay, index: int, right: b
     )
 
 
+@cache
 def _doc_hash(task: TaskReplay, index: int) -> str:
     return hash_json(["doc", task.name, index])
 
 
+@cache
 def _prompt_hash(task: TaskReplay, index: int) -> str:
     return hash_json(["prompt", task.name, index])

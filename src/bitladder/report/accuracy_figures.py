@@ -177,7 +177,7 @@ def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) ->
         y=y,
         color=colour_of_rung(rungs, legend=True),
         stroke=stroke_of_rung(rungs),
-        fillOpacity=alt.condition("datum.filled", alt.value(1), alt.value(0.15)),
+        fillOpacity=alt.FillOpacityValue(0.15, condition={"test": "datum.filled", "value": 1}),
         tooltip=[
             alt.Tooltip("title:N", title="task"),
             alt.Tooltip("rung:N", title="precision"),
@@ -189,7 +189,7 @@ def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) ->
         bars,
         *whiskers(base, x=x, xOffset=offset),
         chance.encode(x=x, y=alt.Y("chance:Q", title=None)),
-        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.datum(0)),
+        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.YDatum(0)),
     )
 
 

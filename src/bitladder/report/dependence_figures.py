@@ -68,7 +68,7 @@ def dependence_figure(summary: Summary) -> Figure | MissingFigure:
     spec = layered(
         bars,
         *whiskers(base, x=x, xOffset=offset),
-        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.datum(0)),
+        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.YDatum(0)),
     )
     caption = (
         "Bars: share of documents whose choice differs from that in the study's own batches, scored in other batches, "

@@ -109,7 +109,9 @@ def label_axis(labels: Mapping[str, str], orient: Literal["bottom", "top"] = "bo
 
 def whiskers(base: alt.Chart, **channels: Any) -> list[alt.Chart]:
     """The interval of each row that has ``low`` and ``high``, as a dark line with a light rim."""
-    known = base.transform_filter("isValid(datum.low)").encode(y=alt.Y("low:Q", title=None), y2="high:Q", **channels)
+    known = base.transform_filter("isValid(datum.low)").encode(
+        y=alt.Y("low:Q", title=None), y2=alt.Y2("high:Q"), **channels
+    )
     return [
         known.mark_rule(color=HALO, strokeWidth=2.8, opacity=0.6),
         known.mark_rule(color=INK, strokeWidth=1.2),
@@ -125,18 +127,25 @@ def panel(name: str, width: int, height: int, title: str) -> alt.Chart:
 def layered(*layers: alt.Chart) -> Spec:
     """The charts over each other, as Vega-Lite."""
     # Checking against the schema takes longer than drawing; tests count what is drawn.
-    spec: Spec = alt.layer(*layers).to_dict(validate=False)
-    return spec
+    return _composed("layer", [layer.to_dict(validate=False) for layer in layers], ("width", "height"))
 
 
 def joined(
     how: Literal["concat", "vconcat"], panels: Sequence[Spec], independent: Sequence[str], **layout: Any
 ) -> Spec:
-    """The panels beside or under each other, each with its own ``independent`` scales: Altair would copy them first."""
-    shared = ("$schema", "config", "data")
-    parts = [{name: value for name, value in one.items() if name not in shared} for one in panels]
-    resolve = {"scale": dict.fromkeys(independent, "independent")}
-    return {**{name: panels[0][name] for name in shared}, how: parts, "resolve": resolve, **layout}
+    """The panels beside or under each other, each with its own ``independent`` scales."""
+    return {
+        **_composed(how, panels),
+        "resolve": {"scale": dict.fromkeys(independent, "independent")},
+        **layout,
+    }
+
+
+def _composed(how: str, parts: Sequence[Spec], shared: Sequence[str] = ()) -> Spec:
+    """What Altair composes too, but with copies of every part, for which it takes several times as long."""
+    top = ("$schema", "config", "data", *shared)
+    below = [{name: value for name, value in part.items() if name not in top} for part in parts]
+    return {**{name: parts[0][name] for name in top}, how: below}
 
 
 def finish(spec: Spec, rows: Sequence[Row]) -> Spec:

@@ -132,8 +132,10 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
     return layered(
         bars,
         *whiskers(base, x=x),
-        base.mark_text(dy=-7, fontSize=11, color=INK).encode(x=x, y=alt.Y("top:Q", title=None), text="short:N"),
-        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.datum(0)),
+        base.mark_text(dy=-7, fontSize=11, color=INK).encode(
+            x=x, y=alt.Y("top:Q", title=None), text=alt.Text("short:N")
+        ),
+        base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.YDatum(0)),
     )
 
 
@@ -173,7 +175,7 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
         ],
     )
     cells = base.mark_rect(stroke=HALO, strokeWidth=2).encode(fill=alt.Fill("fill:N", scale=None))
-    numbers = base.mark_text(fontSize=13).encode(text="text:N", color=alt.Color("ink:N", scale=None))
+    numbers = base.mark_text(fontSize=13).encode(text=alt.Text("text:N"), color=alt.Color("ink:N", scale=None))
     return finish(layered(cells, numbers), values)
 
 
