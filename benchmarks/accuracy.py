@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Case:
 CUDA_CASES = (
     Case("arc_challenge", "arc_challenge", None, 0, 6.0, (256,)),
     Case("hellaswag", "hellaswag", 1500, 0, 4.0, (256,)),
-    Case("mmlu 0-shot", "mmlu", 3000, 0, 2.6, (256,)),
+    Case("mmlu 0-shot", "mmlu", 3000, 0, 2.6, (256, 64)),
     Case("mmlu 5-shot", "mmlu_moral_disputes", None, 5, 8.0, (256, 64)),
     Case("gsm8k_cot", "gsm8k_cot", 128, None, 3.0, (64,)),
 )
@@ -132,6 +133,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--hf-batches", type=int, nargs="*", help="instead of each case's own")
     parser.add_argument("--new-tokens", type=int, help="limit of a generation, instead of the task's")
     parser.add_argument("--token-budget", type=int)
+    parser.add_argument("--on", nargs="*", default=(), help="fields of Ways, beside the default")
+    parser.add_argument("--off", nargs="*", default=())
     return parser.parse_args()
 
 
@@ -202,12 +205,16 @@ def timed(run: Callable[[], list[Any]], device: str) -> tuple[list[Any], Timing]
 
 
 def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace, peak: float | None) -> None:
+    import torch
+
     from bitladder.accuracy.backend.lm import BitladderLM
+    from bitladder.accuracy.backend.ways import default_ways
     from bitladder.accuracy.huggingface import HuggingFaceModel
 
     requests = load_requests(case, options)
     method = requests[0].request_type
-    lm = BitladderLM(model, tokenizer, token_budget=options.token_budget, cache_requests=False)
+    ways = replace(default_ways(model), **dict.fromkeys(options.on, True), **dict.fromkeys(options.off, False))
+    lm = BitladderLM(model, tokenizer, token_budget=options.token_budget, cache_requests=False, ways=ways)
     if options.device.startswith("cuda"):
         getattr(lm, method)(requests[:8], disable_tqdm=True)  # kernels are loaded at their first use
         lm.plans.clear()
@@ -215,7 +222,11 @@ def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace
     theirs, best, best_size = None, None, 0
     for size in options.hf_batches if options.hf_batches is not None else case.batch_sizes:
         ask = getattr(HuggingFaceModel(model, tokenizer, size), method)
-        answers, taken = timed(partial(ask, requests, disable_tqdm=True), options.device)
+        try:
+            answers, taken = timed(partial(ask, requests, disable_tqdm=True), options.device)
+        except torch.OutOfMemoryError:
+            print(f"{case.name}: hf runs out of memory at batch {size}", file=sys.stderr)
+            continue
         if best is None or taken.wall_s < best.wall_s:
             theirs, best, best_size = answers, taken, size
     documents = len({(request.task_name, request.doc_id) for request in requests})

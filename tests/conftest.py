@@ -14,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing here is compiled, and each process that imports bitsandbytes would take a second to be ready for it.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
+# Triton reads it when it is imported, which others do before our tests: its kernels run on the CPU then.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -29,6 +29,7 @@ from bitladder.accuracy.backend.lm import BitladderLM
 from bitladder.accuracy.backend.packing import Request, plan_packs
 from bitladder.accuracy.backend.scoring import score
 from bitladder.accuracy.backend.support import require_support
+from bitladder.accuracy.backend.ways import Ways
 from bitladder.accuracy.huggingface import HuggingFaceModel
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
 from bitladder.errors import UnknownNameError, UserError
@@ -126,7 +127,7 @@ def test_log_likelihoods_are_those_of_the_model_alone(name: str) -> None:
     model, requests = make_model(name), make_requests()
     expected = [alone(model, request) for request in requests]
     for token_budget, seed in ((16, 0), (64, 0), (64, 1), (2000, 0)):
-        scores = score(model, plan_packs(requests, seed=seed, token_budget=token_budget))
+        scores = score(model, [plan_packs(requests, seed=seed, token_budget=token_budget)])
         assert scores.loglikelihood == pytest.approx([value for value, _ in expected], abs=1e-4)
         assert scores.greedy.tolist() == [greedy for _, greedy in expected]
 
@@ -137,7 +138,7 @@ def test_greedy_continuation_is_flagged() -> None:
     with torch.inference_mode():
         best = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, -1].argmax().item()
     requests = [Request(tokens, np.array([token], np.int32)) for token in (best, (best + 1) % 300)]
-    assert score(model, plan_packs(requests, seed=0, token_budget=64)).greedy.tolist() == [True, False]
+    assert score(model, [plan_packs(requests, seed=0, token_budget=64)]).greedy.tolist() == [True, False]
 
 
 def test_ties_go_to_the_lowest_token() -> None:
@@ -145,12 +146,12 @@ def test_ties_go_to_the_lowest_token() -> None:
     model.lm_head.weight.data.zero_()
     inputs = np.array([5, 6], np.int32)
     requests = [Request(inputs, np.array([token], np.int32)) for token in (0, 1)]
-    assert score(model, plan_packs(requests, seed=0, token_budget=64)).greedy.tolist() == [True, False]
+    assert score(model, [plan_packs(requests, seed=0, token_budget=64)]).greedy.tolist() == [True, False]
 
 
 def test_a_model_gets_its_own_attention_back() -> None:
     model = make_model("llama")
-    score(model, plan_packs(make_requests()[:4], seed=0, token_budget=64))
+    score(model, [plan_packs(make_requests()[:4], seed=0, token_budget=64)])
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -291,10 +292,11 @@ def test_out_of_memory_halves_the_budget(tiny_llama: Path, monkeypatch: pytest.M
     ours = BitladderLM(model, tokenizer, token_budget=256, cache_requests=False)
     expected = ours.loglikelihood(ask("loglikelihood", PAIRS), disable_tqdm=True)
 
-    def short_of_memory(model: Any, plan: Any, progress: Any) -> Any:
-        if plan.token_budget > 128:
+    def short_of_memory(model: Any, plans: Any, *others: Any) -> Any:
+        first = next(iter(plans))
+        if first.token_budget > 128:
             raise torch.OutOfMemoryError("no")
-        return score(model, plan, progress)
+        return score(model, [first], *others)
 
     monkeypatch.setattr(lm, "score", short_of_memory)
     answers = ours.loglikelihood(ask("loglikelihood", PAIRS), disable_tqdm=True)
@@ -335,3 +337,20 @@ def test_plans_with_the_same_input_are_the_same() -> None:
     assert first.digest == again.digest != other.digest
     assert first.tokens == other.tokens
     assert dataclasses.replace(first).digest == first.digest
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_lm_eval_s_default_device_may_be_missing(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = {"pretrained": str(tiny_llama), "dtype": "float32"}
+    made = BitladderLM.create_from_arg_obj(arguments, {"batch_size": 1, "device": "cuda:0"})
+    assert made.model.device.type == "cpu"
+    assert "no cuda:0, lm-eval's default device, on this machine: running on the CPU" in caplog.text
+    with pytest.raises(UserError, match="'cuda:0' isn't available"):
+        BitladderLM.create_from_arg_obj({**arguments, "device": "cuda:0"}, {"device": "cuda:0"})
+    with pytest.raises(UserError, match="'cuda:1' isn't available"):
+        BitladderLM.create_from_arg_obj(arguments, {"device": "cuda:1"})
+
+
+def test_ways_are_model_arguments(tiny_llama: Path) -> None:
+    made = BitladderLM.create_from_arg_string(f"pretrained={tiny_llama},overlapped=true", {"device": "cpu"})
+    assert made.ways == Ways(overlapped=True)

@@ -136,7 +136,7 @@ def varlen_by_hand(
 @pytest.mark.parametrize("token_budget", [64, 2000])
 def test_levels_in_one_call_each_are_the_same_attention(token_budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, plan = make_model("llama"), plan_packs(make_requests(), seed=0, token_budget=token_budget)
-    expected = score(model, plan).loglikelihood
+    expected = score(model, [plan]).loglikelihood
     calls: list[int] = []
 
     def attend_levels(self: tree.TreeAttention, layer, window, query, key, value):  # type: ignore[no-untyped-def]
@@ -145,7 +145,7 @@ def test_levels_in_one_call_each_are_the_same_attention(token_budget: int, monke
 
     monkeypatch.setattr(tree.TreeAttention, "_attend_units", attend_levels)
     monkeypatch.setattr(tree, "attend_varlen", varlen_by_hand)
-    assert score(model, plan).loglikelihood == pytest.approx(expected, abs=1e-4)
+    assert score(model, [plan]).loglikelihood == pytest.approx(expected, abs=1e-4)
     assert len(calls) == 4 * len(plan.packs)
 
 
@@ -196,7 +196,7 @@ def test_requests_that_are_whole_prefixes_of_others() -> None:
     tokens = make_requests()[1].inputs
     requests = [Request(tokens[:end], tokens[end : end + 1]) for end in range(1, len(tokens))]
     one_by_one = [
-        score(model, plan_packs([request], seed=0, token_budget=500)).loglikelihood[0] for request in requests
+        score(model, [plan_packs([request], seed=0, token_budget=500)]).loglikelihood[0] for request in requests
     ]
     plan = plan_packs(requests, seed=0, token_budget=500)
-    assert score(model, plan).loglikelihood == pytest.approx(one_by_one, abs=1e-4)
+    assert score(model, [plan]).loglikelihood == pytest.approx(one_by_one, abs=1e-4)

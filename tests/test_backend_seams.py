@@ -46,6 +46,7 @@ KNOWN = {
     "smollm": (byte_level(None, pre_tokenizers.Digits(individual_digits=True)), None),
     "llama3": (byte_level(seams._PATTERNS[1]), None),
     "qwen2": (byte_level(seams._PATTERNS[2]), normalizers.NFC()),
+    "normalizers-of-nothing": (byte_level(seams._PATTERNS[0]), normalizers.Sequence([])),
 }
 
 
@@ -70,7 +71,7 @@ def test_parts_between_seams_are_the_whole(name: str) -> None:
         make_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=True)),
         make_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
         make_tokenizer(byte_level(r"\w+ \w+|\s+")),
-        make_tokenizer(byte_level(None), normalizers.Replace("a b", "c")),
+        make_tokenizer(byte_level(None), normalizers.Sequence([normalizers.NFC(), normalizers.Replace("a b", "c")])),
         make_tokenizer(byte_level(None), added="a b"),
     ],
     ids=["metaspace", "prefix-space", "no-regex", "own-pattern", "normalizer", "added-token"],

@@ -98,8 +98,8 @@ def test_our_backend_alone_does_not_fall_back_either(tiny_llama: Path, monkeypat
 
     monkeypatch.setattr(arguments, "describe_gpus", lambda: make_machine(1).gpus)
     with pytest.raises(UserError, match="is too old for torch"):
-        arguments.load_arguments({"pretrained": str(tiny_llama)})
-    assert str(arguments.load_arguments({"pretrained": str(tiny_llama), "device": "cpu"})["model"].device) == "cpu"
+        arguments.load_arguments({"pretrained": str(tiny_llama)}, {})
+    assert str(arguments.load_arguments({"pretrained": str(tiny_llama), "device": "cpu"}, {})["model"].device) == "cpu"
 
 
 @pytest.mark.usefixtures("old_driver")

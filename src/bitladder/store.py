@@ -4,6 +4,7 @@ study.json              settings, source, calibration, plan
 rungs/RUNG.json         manifest and audit of each rung's checkpoint
 records/ID.json         one measurement each
 documents/HASH.json     the questions, once a task
+journals/ID.jsonl       batches of a measurement that isn't finished
 prompts/HASH.json       the token ids that performance or divergence was measured on
 references/HASH.safetensors
                         what a divergence is from: the baseline's hidden states and head
@@ -19,6 +20,7 @@ from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import remove_unfinished, write_atomically
 from bitladder.records import (
     Divergence,
+    JournalEntry,
     MeasurementRecord,
     MergeRecord,
     Prompts,
@@ -73,6 +75,21 @@ class Store:
 
     def write_measurement(self, record: MeasurementRecord) -> None:
         self._write(self._path("records", record.measurement_id), record)
+
+    def add_to_journal(self, identity: str, entry: JournalEntry) -> None:
+        """A line at the end of a measurement's journal; one that is cut off by a crash is no entry."""
+        path = self.journals / f"{identity}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            # On a line of its own, whatever a killed study left.
+            file.write(b"\n" + entry.model_dump_json().encode() + b"\n")
+
+    def remove_journal(self, identity: str) -> None:
+        (self.journals / f"{identity}.jsonl").unlink(missing_ok=True)
+
+    @property
+    def journals(self) -> Path:
+        return self.directory / "journals"
 
     def read_measurement(self, identity: str) -> MeasurementRecord | None:
         path = self._path("records", identity)

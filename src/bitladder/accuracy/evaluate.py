@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bitladder.accuracy.harness import quiet, seeded
+from bitladder.accuracy.journal import Journal
 from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.samples import collect_samples
 from bitladder.errors import UnknownNameError, UserError
@@ -21,8 +22,10 @@ def evaluate(
     item: AccuracyTask,
     settings: Settings,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> tuple[AccuracyOutcome, TaskDocuments]:
     """Ask a model the documents of a task. ``progress`` gets (requests done, requests in all).
+    ``journal`` is what an earlier run left and gets what this one computes, where the backend has batches to keep.
 
     The model stays on its device and in its types. Raises UserError where the task or its documents are others than
     those of the plan, where the tokenizer lacks a chat template that is asked for, where the model's context is too
@@ -33,7 +36,7 @@ def evaluate(
     require_same_task(library, item)
     require_chat_template(tokenizer, item)
     with quiet(), seeded(item.seed, torch_too=True):
-        language_model = _make_backend(item, model, tokenizer, progress)
+        language_model = _make_backend(item, model, tokenizer, progress, journal)
         _require_context(task, language_model)
         results = _run(task, language_model, item)
     outcome, documents = collect_samples(task, results, language_model.truncated)
@@ -57,13 +60,17 @@ def _run(task: Any, language_model: Any, item: AccuracyTask) -> dict[str, Any]:
     return results
 
 
-def _hugging_face(model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None) -> Any:
+def _hugging_face(
+    model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None, journal: Journal | None
+) -> Any:
     from bitladder.accuracy.huggingface import HuggingFaceModel
 
     return HuggingFaceModel(model, tokenizer, item.batch_size, progress)
 
 
-def _bitladder(model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None) -> Any:
+def _bitladder(
+    model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None, journal: Journal | None
+) -> Any:
     from bitladder.accuracy.backend.lm import BitladderLM
 
     return BitladderLM(
@@ -73,10 +80,11 @@ def _bitladder(model: Any, tokenizer: Any, item: AccuracyTask, progress: Progres
         seed=item.seed,
         fallback_batch_size=item.batch_size,
         progress=progress,
+        journal=journal,
     )
 
 
-BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None], Any]] = {
+BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None, Journal | None], Any]] = {
     "hf": _hugging_face,
     "bitladder": _bitladder,
 }
@@ -84,10 +92,12 @@ BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None], Any]] = 
 ``truncated``, ``remarks`` and ``batch_plans``"""
 
 
-def _make_backend(item: AccuracyTask, model: Any, tokenizer: Any, progress: Progress | None) -> Any:
+def _make_backend(
+    item: AccuracyTask, model: Any, tokenizer: Any, progress: Progress | None, journal: Journal | None
+) -> Any:
     if item.backend not in BACKENDS:
         raise UnknownNameError("accuracy backend", item.backend, BACKENDS)
-    return BACKENDS[item.backend](model, tokenizer, item, progress)
+    return BACKENDS[item.backend](model, tokenizer, item, progress, journal)
 
 
 def require_same_task(library: TaskLibrary, item: AccuracyTask) -> None:

@@ -358,6 +358,17 @@ class PerformanceOutcome(Record):
     """field name -> why it is None"""
 
 
+class JournalEntry(Record):
+    """What one batch of a measurement gave, for as long as the measurement has no record."""
+
+    key: str
+    """what it was computed with: an entry of another machine isn't used"""
+    plan: str
+    batch: int
+    values: str
+    """base64 of FP32, (2, targets): log-probability, and 1 where the target is the first choice"""
+
+
 Outcome = Annotated[
     AccuracyOutcome | RescoringOutcome | PerformanceOutcome | DivergenceOutcome, Field(discriminator="kind")
 ]

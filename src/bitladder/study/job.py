@@ -6,6 +6,7 @@ from pydantic import Field, TypeAdapter
 
 from bitladder.records import (
     Item,
+    JournalEntry,
     Machine,
     MeasurementRecord,
     Prompts,
@@ -38,6 +39,8 @@ class Job(Record):
     """of a performance or divergence job: the token ids that all its items use"""
     reference: str | None = None
     """of a divergence job: the file with the baseline's side, which the baseline's own job writes"""
+    journals: str | None = None
+    """folder of what measurements that have no record left, to be read alone"""
 
 
 class Started(Record):
@@ -54,6 +57,14 @@ class Progress(Record):
 class Documents(Record):
     kind: Literal["documents"] = "documents"
     documents: TaskDocuments
+
+
+class Batch(Record):
+    """A batch of a measurement is computed."""
+
+    kind: Literal["batch"] = "batch"
+    measurement_id: str
+    entry: JournalEntry
 
 
 class Measured(Record):
@@ -74,5 +85,5 @@ class Stopped(Record):
     reason: str
 
 
-Message = Annotated[Started | Progress | Documents | Measured | RungMade | Stopped, Field(discriminator="kind")]
-MESSAGE: TypeAdapter[Started | Progress | Documents | Measured | RungMade | Stopped] = TypeAdapter(Message)
+Message = Annotated[Started | Progress | Documents | Batch | Measured | RungMade | Stopped, Field(discriminator="kind")]
+MESSAGE: TypeAdapter[Started | Progress | Documents | Batch | Measured | RungMade | Stopped] = TypeAdapter(Message)

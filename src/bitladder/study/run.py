@@ -28,7 +28,7 @@ from bitladder.records import (
     measurement_id,
 )
 from bitladder.store import MERGE_FILE, Results, Store
-from bitladder.study.job import Documents, Job, Measured, Phase, Progress, RungMade
+from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import bind_baseline, phase_items
 from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
@@ -218,9 +218,12 @@ class _Run:
                 self._progress.step(message.done, message.total)
             elif isinstance(message, Documents):
                 self._store.write_documents(message.documents)
+            elif isinstance(message, Batch):
+                self._store.add_to_journal(message.measurement_id, message.entry)
             elif isinstance(message, Measured):
                 record = _with_busy_share(message.record, busy)
                 self._store.write_measurement(record)
+                self._store.remove_journal(record.measurement_id)
                 left.pop(record.measurement_id)
                 self._progress.measured(record)
         return worker.ended
@@ -256,6 +259,7 @@ class _Run:
             items=items,
             prompts=self._prompts(first),
             reference=str(self._store.reference_file(first)) if isinstance(first, Divergence) else None,
+            journals=str(self._store.journals),
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
         return Worker(self._server, job, log, self._study.settings.timeout_s)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.forkserver import take_job
@@ -26,9 +26,13 @@ from bitladder.records import (
     RungRecord,
     Scenario,
     Status,
+    hash_json,
     measurement_id,
 )
-from bitladder.study.job import Documents, Job, Measured, Progress, RungMade, Started, Stopped
+from bitladder.study.job import Batch, Documents, Job, Measured, Progress, RungMade, Started, Stopped
+
+if TYPE_CHECKING:
+    from bitladder.accuracy.journal import Journal
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -147,13 +151,24 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     def run(item: AccuracyTask | Rescoring) -> Outcome:
         if isinstance(item, Rescoring):
             return rescore(model, tokenizer, item, job.settings, pipe.progress)
-        outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress)
+        outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress, _journal(job, item, pipe))
         pipe.send(Documents(documents=documents))
         return outcome
 
     for item in job.items:
         assert isinstance(item, AccuracyTask | Rescoring)
         _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
+
+
+def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":
+    from bitladder.accuracy.journal import Journal, read_entries
+
+    if job.journals is None or job.content_hash is None:
+        return None
+    identity = measurement_id(job.content_hash, item)
+    entries = read_entries(Path(job.journals) / f"{identity}.jsonl")
+    key = hash_json([job.machine.identity, job.device, job.threads])
+    return Journal(entries, key, lambda entry: pipe.send(Batch(measurement_id=identity, entry=entry)))
 
 
 def _measure_performance(job: Job, pipe: _Pipe) -> None:

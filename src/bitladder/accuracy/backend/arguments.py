@@ -1,30 +1,38 @@
 """What lm-eval's command line passes to a model, as our constructor's arguments."""
 
+import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
+from bitladder.accuracy.backend.ways import Ways, default_ways
 from bitladder.cuda import count_cards, require_usable
 from bitladder.environment import describe_gpus
 from bitladder.errors import UnknownNameError, UserError
 
+log = logging.getLogger(__name__)
+
 _OWN = ("token_budget", "seed", "max_rows", "max_length", "cache_requests")
-_NAMES = ("pretrained", "revision", "dtype", "device", "trust_remote_code", "batch_size", "max_batch_size", *_OWN)
+_WAYS = tuple(way.name for way in dataclasses.fields(Ways))
+_FROM_COMMAND = ("batch_size", "max_batch_size", "device")
+_NAMES = ("pretrained", "revision", "dtype", "trust_remote_code", *_FROM_COMMAND, *_OWN, *_WAYS)
 
 
-def load_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Load the model and its tokenizer.
+def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[str, Any]:
+    """Load the model and its tokenizer. ``given`` is ``--model_args``, ``from_command`` what options of lm-eval say.
 
     ``pretrained`` is a Hub id, a directory or a built-in model; ``dtype`` float32, bfloat16, float16 or auto;
-    ``batch_size`` counts only for a model that can't be batched our way, ``max_batch_size`` never. Raises
-    UnknownNameError for another name, UserError for no or a wrong value, and
-    where no ``device`` is given and torch can't use the GPU that is here.
+    ``batch_size`` counts only for a model that can't be batched our way, ``max_batch_size`` never; the fields of `Ways`
+    are true or false. Where lm-eval's default device is missing, which it names unasked, the CPU is used, and that is
+    told in a warning. Raises UnknownNameError for another name, UserError for no or a wrong value, and
+    where torch can't use the GPU that is here.
     """
     import torch
 
     from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
     from bitladder.models.source import resolve_model
 
-    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments = {name: value for name, value in {**from_command, **given}.items() if value is not None}
     for name in arguments:
         if name not in _NAMES:
             raise UnknownNameError("model argument", name, _NAMES)
@@ -35,7 +43,10 @@ def load_arguments(given: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     directory: Path = resolve_model(str(arguments["pretrained"]), arguments.get("revision")).directory
     trust: bool = bool(arguments.get("trust_remote_code", False))
-    device = str(arguments.get("device") or _default_device())
+    device = str(arguments.get("device") or _fastest_device())
+    if given.get("device") is None and device == _commands_device() and not count_cards():
+        log.warning("no %s, lm-eval's default device, on this machine: running on the CPU", device)
+        device = "cpu"
     options = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     loaded: dict[str, Any] = {
         "model": load_pretrained(directory, device, trust_remote_code=trust, **options),
@@ -44,9 +55,19 @@ def load_arguments(given: dict[str, Any]) -> dict[str, Any]:
     }
     if str(arguments.get("batch_size", "auto")).isdecimal():
         loaded["fallback_batch_size"] = int(arguments["batch_size"])
+    ways = {name: bool(arguments[name]) for name in _WAYS if name in arguments}
+    if ways:
+        loaded["ways"] = dataclasses.replace(default_ways(loaded["model"]), **ways)
     return loaded
 
 
-def _default_device() -> str:
+def _commands_device() -> str | None:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    default: str | None = EvaluatorConfig.__dataclass_fields__["device"].default
+    return default
+
+
+def _fastest_device() -> str:
     require_usable(describe_gpus())
     return "cuda" if count_cards() else "cpu"

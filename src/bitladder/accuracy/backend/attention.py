@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+from unittest import mock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,14 +90,18 @@ def _attention(
 @contextmanager
 def our_attention(model: "PreTrainedModel") -> Iterator[None]:
     """The model attends our way inside the block, and its own way after it."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _make_mask)
     own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
+    # transformers asks the device whether positions start anew, and waits for its answer in every forward; our mask is
+    # made of other things.
+    unasked = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     try:
-        yield
+        with unasked:
+            yield
     finally:
         model.set_attn_implementation(own)
 

@@ -27,11 +27,13 @@ def token_budget(model: "PreTrainedModel") -> int:
 def token_bytes(model: "PreTrainedModel") -> int:
     """Upper estimate of the memory one packed token takes while it is forwarded and scored.
 
-    In FP32: the logits twice (soft-capping copies them), the widest layer's inside three times, a dozen hidden states.
+    The logits twice (soft-capping copies them), the widest layer's inside three times, and a dozen hidden states in
+    FP32, which norms are computed in. On a CPU all of it is in FP32, since 16-bit products may be computed so.
     """
     config = model.config.get_text_config()
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return int(4 * (2 * config.vocab_size + 3 * wide + 12 * config.hidden_size))
+    size = 4 if model.device.type == "cpu" else model.dtype.itemsize
+    return int(size * (2 * config.vocab_size + 3 * wide) + 4 * 12 * config.hidden_size)
 
 
 def rows_at_once(model: "PreTrainedModel", length: int) -> int:

@@ -10,15 +10,17 @@ import numpy as np
 from bitladder.accuracy.backend.attention import forward, our_attention
 from bitladder.accuracy.backend.packing import flat_pack
 from bitladder.accuracy.backend.products import widened_products
+from bitladder.accuracy.backend.scoring import make_attention
 from bitladder.accuracy.backend.slots import PREFIX, Slots, StepAttention
 from bitladder.accuracy.backend.stopping import StopStrings
-from bitladder.accuracy.backend.tree import TreeAttention
 from bitladder.accuracy.backend.trie import Tokens
+from bitladder.accuracy.backend.ways import Ways
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+_NO_WAYS = Ways()
 _LEAST_PREFIX = 16
 """tokens of a common beginning below which it isn't worth a call of its own in every step"""
 
@@ -59,6 +61,7 @@ def generate(
     slots: int,
     token_budget: int,
     finished: Callable[[int, list[int]], None],
+    ways: Ways = _NO_WAYS,
 ) -> None:
     """Generate for every prompt; ``finished`` gets each one's index and new tokens, stop string or end included."""
     import torch
@@ -70,7 +73,7 @@ def generate(
     rows.sort(key=lambda row: (-len(row.suffix), row.index))  # neighbours of like length leave little of a block unused
     length = max(len(row.suffix) + row.prompt.limit for row in rows)
     with torch.inference_mode(), our_attention(model), widened_products(model.device):
-        batch = _Batch(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix])
+        batch = _Batch(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix], ways)
         waiting = deque(rows)
         while waiting or batch.rows:
             free = batch.slots.count - len(batch.rows)
@@ -95,8 +98,9 @@ def _next_rows(waiting: deque[_Row], free: int, token_budget: int) -> list[_Row]
 class _Batch:
     """Rows ``i`` of the batch are in slots ``i``."""
 
-    def __init__(self, model: "PreTrainedModel", slots: Slots, prefix: Tokens) -> None:
+    def __init__(self, model: "PreTrainedModel", slots: Slots, prefix: Tokens, ways: Ways) -> None:
         self.model = model
+        self.ways = ways
         self.slots = slots
         self.prefix_length = len(prefix)
         self.chain = (PREFIX,) if len(prefix) else ()
@@ -104,7 +108,7 @@ class _Batch:
         if len(prefix):
             pack = flat_pack([prefix], 0, (), [PREFIX])
             tokens, positions = self._tensor(pack.tokens), self._tensor(pack.positions)
-            state = TreeAttention(pack, slots.prefix, model.device, positions)
+            state = make_attention(pack, slots.prefix, model, positions, ways)
             forward(model, tokens, positions, tokens.new_zeros(1), state)
 
     def _tensor(self, values: "np.ndarray | list[int]") -> "Tensor":
@@ -118,7 +122,7 @@ class _Batch:
         keep = range(first, first + len(rows))
         pack = flat_pack([row.suffix for row in rows], self.prefix_length, self.chain, keep)
         positions = self._tensor(pack.positions)
-        state = TreeAttention(pack, self.slots, self.model.device, positions)
+        state = make_attention(pack, self.slots, self.model, positions, self.ways)
         logits = forward(self.model, self._tensor(pack.tokens), positions, self._tensor(pack.rows), state)
         self.rows += rows
         self._take(logits, rows)

@@ -3,9 +3,10 @@
 python -m bitladder.accuracy.backend run --model bitladder --model_args pretrained=DIR,dtype=float32 --tasks arc_easy
 """
 
+import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,14 +16,18 @@ from lm_eval.api.registry import register_model
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.budget import MAX_ROWS, rows_at_once
 from bitladder.accuracy.backend.budget import token_budget as find_token_budget
+from bitladder.accuracy.backend.chunks import made_ahead, split_requests
+from bitladder.accuracy.backend.compiling import compile_errors
 from bitladder.accuracy.backend.generation import Prompt, generate
-from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
+from bitladder.accuracy.backend.packing import Plan, plan_packs
 from bitladder.accuracy.backend.products import WIDENED, widens_products
 from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
 from bitladder.accuracy.backend.requests import RequestEncoder
 from bitladder.accuracy.backend.rolling import rolling_requests
-from bitladder.accuracy.backend.scoring import Progress, Scores, score
+from bitladder.accuracy.backend.scoring import Scores, score
 from bitladder.accuracy.backend.support import require_support
+from bitladder.accuracy.backend.ways import Ways, default_ways
+from bitladder.accuracy.journal import Journal
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import BatchPlan
 
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
 
 FALLBACK_BATCH_SIZE = 8
 _LEAST_BUDGET = 64
@@ -50,6 +57,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         fallback_batch_size: rows a batch where the model can only run lm-eval's way, which is said in a warning.
         progress: gets (requests done, requests in all) of each call.
         cache_requests: remember tokenized requests in the user's cache, for the next rung.
+        ways: what is done on a GPU to be faster; None: what pays there.
+        journal: what batches of log-likelihoods gave before, and gets what they give.
     """
 
     def __init__(
@@ -64,6 +73,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         fallback_batch_size: int = FALLBACK_BATCH_SIZE,
         progress: Progress | None = None,
         cache_requests: bool = True,
+        ways: Ways | None = None,
+        journal: Journal | None = None,
     ) -> None:
         from lm_eval.models.utils import resolve_max_length
 
@@ -78,6 +89,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.fallback_batch_size = fallback_batch_size
         self._progress = progress
         self.encoder = RequestEncoder(tokenizer, self.max_length, cache=cache_requests)
+        self._journal = journal
+        self.ways = ways or default_ways(model)
         self.plans: list[Plan] = []
         """of the log-likelihoods scored so far, in order"""
         self.unsupported: str | None = None
@@ -85,7 +98,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self._hf: Any = None
         self._asked_budget = self.token_budget
         try:
-            require_support(model)
+            require_support(model, self.ways)
         except UnsupportedModelError as error:
             self.unsupported = str(error)
             log.warning("%s: scored by lm-eval's hf backend, because %s", type(model).__name__, error)
@@ -102,7 +115,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """The same, parsed."""
         from bitladder.accuracy.backend.arguments import load_arguments
 
-        return cls(**load_arguments({**(additional_config or {}), **arg_dict}))
+        return cls(**load_arguments(arg_dict, additional_config or {}))
 
     @property
     def eot_token_id(self) -> int:
@@ -176,11 +189,21 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if not requests:
             return []
         pairs = [request.args for request in requests]
-        scores = self._score(self.encoder.pairs(pairs), disable_tqdm)
+
+        def plans() -> Iterator[Plan]:
+            if not self.ways.overlapped:
+                return iter([self._plan(pairs)])
+            bounds = split_requests(pairs, self.token_budget)
+            return made_ahead(self._plan(pairs[start:end]) for start, end in bounds)
+
+        scores = self._score(plans, len(pairs), disable_tqdm)
         answers = list(zip(scores.loglikelihood.tolist(), scores.greedy.tolist(), strict=True))
         for pair, answer in zip(pairs, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, answer)
         return answers
+
+    def _plan(self, pairs: Sequence[tuple[str, str]]) -> Plan:
+        return plan_packs(self.encoder.pairs(pairs), seed=self.seed, token_budget=self.token_budget)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -196,30 +219,44 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         windows, owners = rolling_requests(self.encoder, texts)
         totals = [0.0] * len(texts)
         if windows:
-            for owner, value in zip(owners, self._score(windows, disable_tqdm).loglikelihood.tolist(), strict=True):
+
+            def plans() -> Iterator[Plan]:
+                yield plan_packs(windows, seed=self.seed, token_budget=self.token_budget)
+
+            scores = self._score(plans, len(windows), disable_tqdm)
+            for owner, value in zip(owners, scores.loglikelihood.tolist(), strict=True):
                 totals[owner] += value
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
 
-    def _score(self, requests: Sequence[Request], disable_tqdm: bool) -> Scores:
-        """Plan and run; out of memory means half the budget and all over, since the plan depends on it."""
+    def _score(self, make_plans: Callable[[], Iterable[Plan]], requests: int, disable_tqdm: bool) -> Scores:
+        """Plan and run; out of memory means half the budget and all over, since the plans depend on it."""
         import torch
 
         while True:
-            plan = plan_packs(requests, seed=self.seed, token_budget=self.token_budget)
+            made: list[Plan] = []
             try:
-                with self._bar(len(requests), disable_tqdm) as advance:
-                    scores = score(self.model, plan, advance)
+                with self._bar(requests, disable_tqdm) as advance:
+                    scores = score(
+                        self.model,
+                        _remembered(make_plans(), made),
+                        self.ways,
+                        lambda done: advance(done, requests),
+                        self._journal,
+                    )
             except torch.OutOfMemoryError as error:
                 if self.token_budget <= _LEAST_BUDGET:
                     raise DoesNotFitError(f"out of memory with {self.token_budget} tokens a batch ({error})") from None
+                self.token_budget //= 2
+                log.warning("out of memory: the token budget is now %d", self.token_budget)
+            except compile_errors(self.ways.compiled) as error:
+                log.warning("the model's modules can't be compiled here, so they run as they are (%s)", error)
+                self.ways = dataclasses.replace(self.ways, compiled=False)
             else:
-                self.plans.append(plan)
+                self.plans += made
                 return scores
             torch.cuda.empty_cache()
-            self.token_budget //= 2
-            log.warning("out of memory: the token budget is now %d", self.token_budget)
 
     @contextmanager
     def _bar(self, total: int, disable_tqdm: bool) -> Iterator[Progress]:
@@ -281,7 +318,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             chosen = [prompts[index] for index in order]
             slots = min(self.max_rows, rows_at_once(self.model, max(len(one.tokens) + one.limit for one in chosen)))
             try:
-                generate(self.model, chosen, slots=slots, token_budget=self.token_budget, finished=done)
+                generate(self.model, chosen, slots=slots, token_budget=self.token_budget, finished=done, ways=self.ways)
             except torch.OutOfMemoryError as error:
                 if slots == 1:
                     raise DoesNotFitError(f"out of memory while generating one text ({error})") from None
@@ -299,6 +336,12 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self._hf._max_length = self.max_length
             self._hf.truncated = self.truncated
         return self._hf
+
+
+def _remembered(plans: Iterable[Plan], made: list[Plan]) -> Iterator[Plan]:
+    for plan in plans:
+        made.append(plan)
+        yield plan
 
 
 def _by_task(requests: "Sequence[Instance]") -> list[list[int]]:

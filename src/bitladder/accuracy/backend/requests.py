@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _CACHE_VERSION = 1
 _LEAST_SHARED = 200
 """characters of a common beginning that are worth a tokenizer's call of their own"""
-_CHECKED = 8
+_CHECKED = 2
 """requests of each call whose parts are compared with the whole"""
 Ids = npt.NDArray[np.int32]
 

@@ -1,28 +1,30 @@
 """Forwarding a plan's packs: log-probability of every target, and whether it is the model's first choice."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from bitladder.accuracy.backend.attention import forward, our_attention
-from bitladder.accuracy.backend.packing import Pack, Plan
-from bitladder.accuracy.backend.prefix import PrefixCache
+from bitladder.accuracy.backend.compiling import compiled
+from bitladder.accuracy.backend.packing import Integers, Pack, Plan
+from bitladder.accuracy.backend.prefix import KeyValueStore, PrefixCache
 from bitladder.accuracy.backend.products import widened_products
+from bitladder.accuracy.backend.transfer import to_device
 from bitladder.accuracy.backend.tree import TreeAttention
+from bitladder.accuracy.backend.ways import Ways
+from bitladder.accuracy.journal import Journal, Values
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]
 
-_AHEAD = 4
-"""packs prepared while the device works"""
+_NO_WAYS = Ways()
 _SOFTMAX_ELEMENTS = 2**27
 """log-probabilities made at once: 512 MiB in FP32"""
 
@@ -35,24 +37,102 @@ class Scores:
     """whether every target is the most likely token, ties going to the lowest token id as in lm-eval's hf"""
 
 
-def score(model: "PreTrainedModel", plan: Plan, progress: Progress | None = None) -> Scores:
-    """Run the plan. ``progress`` gets (requests done, requests in all) as forwards are launched."""
+def score(
+    model: "PreTrainedModel",
+    plans: Iterable[Plan],
+    ways: Ways = _NO_WAYS,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> Scores:
+    """Run the plans, in order, as one. ``progress`` gets the number of requests done as forwards are launched.
+
+    A plan is asked for when the forwards of those before it are launched, and nothing waits for the device before all
+    of them are: making a plan costs no time while the device has work. What the ``journal`` has isn't computed again.
+    """
     import torch
 
     prefixes = PrefixCache()
-    results: list[Tensor] = []
-    preparation = _Preparation(plan.packs, model.device, prefixes)
-    with torch.inference_mode(), our_attention(model), widened_products(model.device), preparation as prepared:
-        for batch, done in zip(prepared, plan.requests_done, strict=True):
-            results.append(forward_batch(model, batch))
-            prefixes.drop(batch.pack.drop)
-            if progress is not None:
-                progress(done, plan.requests)
-        merged = torch.cat(results, 1).double().cpu().numpy()  # (2, targets)
-    owners = np.concatenate([pack.target_requests for pack in plan.packs])
-    missed = np.bincount(owners, weights=1 - merged[1], minlength=plan.requests)
-    sums = np.bincount(owners, weights=merged[0], minlength=plan.requests).astype(np.float64)
+    results = _Results(journal)
+    owners: list[Integers] = []
+    requests = 0
+    with torch.inference_mode(), our_attention(model), widened_products(model.device), compiled(model, ways.compiled):
+        for plan in plans:
+            known = results.begin(plan, ways)
+            to_run = _packs_to_run(plan, known)
+            for number, (pack, done) in enumerate(zip(plan.packs, plan.requests_done, strict=True)):
+                if number in to_run:
+                    result = forward_batch(model, prepare_batch(pack, model, prefixes, ways), ways)
+                    prefixes.drop(pack.drop)
+                if number in known:
+                    results.add_known(known[number])
+                else:
+                    results.add(number, result)
+                owners.append(requests + pack.target_requests)
+                if progress is not None:
+                    progress(requests + done)
+            requests += plan.requests
+        merged = results.merged()
+    owner = np.concatenate(owners)
+    missed = np.bincount(owner, weights=1 - merged[1], minlength=requests)
+    sums = np.bincount(owner, weights=merged[0], minlength=requests).astype(np.float64)
     return Scores(sums, missed == 0)
+
+
+def _packs_to_run(plan: Plan, known: Container[int]) -> set[int]:
+    """Those that aren't known, and those whose keys and values they need."""
+    found: set[int] = set()
+    wanted: set[int] = set()
+    for number in range(len(plan.packs) - 1, -1, -1):
+        pack = plan.packs[number]
+        if number not in known or not wanted.isdisjoint(node for node, _, _ in pack.keep):
+            found.add(number)
+            wanted.update(node for _, _, chain in pack.chains for node in chain)
+    return found
+
+
+class _Results:
+    """What packs gave, left on the device until it is due in the journal or all are done."""
+
+    def __init__(self, journal: Journal | None) -> None:
+        self.journal = journal
+        self.plan = ""
+        self.parts: list[Values] = []
+        self.waiting: list[tuple[str, int, Tensor]] = []
+
+    def begin(self, plan: Plan, ways: Ways) -> dict[int, Values]:
+        """What is known of the plan's packs."""
+        if self.journal is None:
+            return {}
+        self.plan = hashlib.sha256(f"{plan.digest}{ways}".encode()).hexdigest()
+        found = ((number, self.journal.find(self.plan, number)) for number in range(len(plan.packs)))
+        return {number: values for number, values in found if values is not None}
+
+    def add(self, number: int, result: "Tensor") -> None:
+        self.waiting.append((self.plan, number, result))
+        if self.journal is not None and self.journal.is_due:
+            self._fetch()
+
+    def add_known(self, values: Values) -> None:
+        self._fetch()
+        self.parts.append(values)
+
+    def _fetch(self) -> None:
+        import torch
+
+        if not self.waiting:
+            return
+        fetched = torch.cat([result for _, _, result in self.waiting], 1).cpu().numpy()
+        ends = np.cumsum([result.shape[1] for _, _, result in self.waiting])
+        values = np.split(fetched, ends[:-1], axis=1)
+        self.parts += values
+        if self.journal is not None:
+            self.journal.add((plan, number, one) for (plan, number, _), one in zip(self.waiting, values, strict=True))
+        self.waiting = []
+
+    def merged(self) -> npt.NDArray[np.float64]:
+        """(2, targets) of all packs in order."""
+        self._fetch()
+        return np.concatenate(self.parts, axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -68,28 +148,38 @@ class Batch:
     target_tokens: "Tensor"
 
 
-def prepare_batch(pack: Pack, device: Any, prefixes: PrefixCache) -> Batch:
+def prepare_batch(pack: Pack, model: "PreTrainedModel", prefixes: PrefixCache, ways: Ways) -> Batch:
     """Everything about the pack that doesn't depend on the model's answers, on the device."""
-    import torch
-
     # A pack of kept tokens may score none of them; the model's head wants a row all the same.
     rows = pack.rows if len(pack.rows) else np.zeros(1, np.int64)
     parts = [pack.tokens, pack.positions, rows, pack.target_rows, pack.target_tokens]
-    together: Tensor = torch.from_numpy(np.concatenate(parts))
-    if device.type == "cuda":
-        together = together.pin_memory()
-    tensors = torch.split(together.to(device, non_blocking=True), [len(part) for part in parts])
-    attention = TreeAttention(pack, prefixes, device, tensors[1])
-    attention.prepare()
+    tensors = to_device(parts, model.device)
+    attention = make_attention(pack, prefixes, model, tensors[1], ways)
     return Batch(pack, attention, *tensors)
 
 
-def forward_batch(model: "PreTrainedModel", batch: Batch) -> "Tensor":
+def make_attention(
+    pack: Pack, prefixes: KeyValueStore, model: "PreTrainedModel", positions: "Tensor", ways: Ways
+) -> TreeAttention:
+    if not ways.tree_kernel:
+        return TreeAttention(pack, prefixes, model.device, positions)
+    from bitladder.accuracy.backend.device_kernels import block_rows
+
+    return TreeAttention(pack, prefixes, model.device, positions, block_rows(model.dtype))
+
+
+def forward_batch(model: "PreTrainedModel", batch: Batch, ways: Ways) -> "Tensor":
     """Returns (2, targets), FP32: log-probability, and 1 where the target is the first choice."""
     import torch
 
     pack = batch.pack
     logits = forward(model, batch.tokens, batch.positions, batch.rows, batch.attention)
+    if ways.row_kernel:
+        from bitladder.accuracy.backend.device_kernels import row_statistics
+
+        largest, log_sum, choice = (part[batch.target_rows] for part in row_statistics(logits))
+        chosen = logits[batch.target_rows, batch.target_tokens].float()
+        return torch.stack([chosen - largest - log_sum, (choice == batch.target_tokens).float()])
     result = torch.empty((2, len(pack.target_rows)), dtype=torch.float32, device=logits.device)
     step = max(1, _SOFTMAX_ELEMENTS // logits.shape[1])
     starts = range(0, len(pack.rows), step)
@@ -102,45 +192,3 @@ def forward_batch(model: "PreTrainedModel", batch: Batch) -> "Tensor":
         result[0, first:end] = log_probabilities[local, tokens]
         result[1, first:end] = first_choice[local] == tokens
     return result
-
-
-class _Preparation:
-    """Batches, made by a thread of its own while the device works on those before."""
-
-    def __init__(self, packs: list[Pack], device: Any, prefixes: PrefixCache) -> None:
-        self.packs = packs
-        self.device = device
-        self.prefixes = prefixes
-        self.ready: queue.Queue[Batch | Exception | None] = queue.Queue(_AHEAD)
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._prepare, daemon=True)
-
-    def __enter__(self) -> Iterator[Batch]:
-        self.thread.start()
-        return self._take()
-
-    def __exit__(self, *_: object) -> None:
-        self.stopped.set()
-        while self.thread.is_alive():
-            try:
-                self.ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self.thread.join()
-
-    def _prepare(self) -> None:
-        try:
-            for pack in self.packs:
-                if self.stopped.is_set():
-                    return
-                self.ready.put(prepare_batch(pack, self.device, self.prefixes))
-        except Exception as error:  # handed to the thread that waits, which raises it
-            self.ready.put(error)
-            return
-        self.ready.put(None)
-
-    def _take(self) -> Iterator[Batch]:
-        while (item := self.ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item

@@ -32,7 +32,7 @@ def has_seams(tokenizer: "PreTrainedTokenizerBase") -> bool:
     if backend is None or type(tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus:
         return False
     normalizer, splitter = (_description(part) for part in (backend.normalizer, backend.pre_tokenizer))
-    if type(backend.model).__name__ != "BPE" or backend.model.dropout or (normalizer and normalizer["type"] != "NFC"):
+    if type(backend.model).__name__ != "BPE" or backend.model.dropout or not _keeps_seams(normalizer):
         return False
     if splitter is None or not _splits_at_seams(splitter):
         return False
@@ -41,6 +41,12 @@ def has_seams(tokenizer: "PreTrainedTokenizerBase") -> bool:
             return False
     with_special, without = (tokenizer("A rung", add_special_tokens=special)["input_ids"] for special in (True, False))
     return bool(without) and with_special[-len(without) :] == without
+
+
+def _keeps_seams(normalizer: dict[str, Any] | None) -> bool:
+    if normalizer is None or normalizer["type"] == "NFC":
+        return True
+    return normalizer["type"] == "Sequence" and all(map(_keeps_seams, normalizer["normalizers"]))
 
 
 def _description(part: Any) -> dict[str, Any] | None:

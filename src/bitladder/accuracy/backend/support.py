@@ -1,5 +1,6 @@
 """Whether a model can be scored our way: by what its configuration says, then by trying it on a few tokens."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.packing import Request, plan_packs
+from bitladder.accuracy.backend.ways import Ways
 from bitladder.checkpoint.placement import model_devices
 
 if TYPE_CHECKING:
@@ -19,11 +21,12 @@ _TOLERANCE = 0.25
 """In standard deviations of the log-probabilities. Rounding of 16-bit and the batch dependence of LLM.int8 stay well
 below it, attention to wrong tokens does not."""
 
+_NO_WAYS = Ways()
 _tried: "WeakSet[PreTrainedModel]" = WeakSet()
 """models that passed their trial: every task of a study asks again"""
 
 
-def require_support(model: "PreTrainedModel") -> None:
+def require_support(model: "PreTrainedModel", ways: Ways = _NO_WAYS) -> None:
     """Raise UnsupportedModelError, saying why, for a model that must be scored lm-eval's way."""
     config = model.config.get_text_config()
     if len(model_devices(model)) > 1:
@@ -43,7 +46,7 @@ def require_support(model: "PreTrainedModel") -> None:
             f"its rotary embedding ({', '.join(sorted(unknown))}) depends on the batch's length"
         )
     if model not in _tried:
-        _probe(model)
+        _probe(model, dataclasses.replace(ways, compiled=False))
         _tried.add(model)
 
 
@@ -53,7 +56,7 @@ def _rope_types(config: Any) -> set[str]:
     return {str(one["rope_type"]) for one in each if one.get("rope_type")}
 
 
-def _probe(model: "PreTrainedModel") -> None:
+def _probe(model: "PreTrainedModel", ways: Ways) -> None:
     """Two texts with a common beginning, as one tree and each alone: the same log-probabilities, or unsupported."""
     import torch
 
@@ -72,7 +75,7 @@ def _probe(model: "PreTrainedModel") -> None:
             alone.append(float(torch.log_softmax(logits, -1)[int(request.targets[0])]))
             spread.append(float(logits.std()))
     try:
-        together = score(model, plan_packs(requests, seed=0, token_budget=22)).loglikelihood
+        together = score(model, [plan_packs(requests, seed=0, token_budget=22)], ways).loglikelihood
     except (TypeError, AttributeError, ValueError) as error:
         raise UnsupportedModelError(f"its forward doesn't take what a packed batch needs ({error})") from None
     tolerance = _TOLERANCE_FP32 if model.dtype == torch.float32 else _TOLERANCE

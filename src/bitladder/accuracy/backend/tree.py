@@ -1,7 +1,8 @@
-"""Attention over a pack: causal within a segment, and from below a segment to all of it, merged by log-sum-exp.
+"""Attention over a pack: causal within a segment, and from below a segment to all of it.
 
-Nothing is padded. On a CUDA device with FP16 or BF16 each level of the trees is one call of a variable-length kernel
-without a mask; elsewhere, and for soft-capped scores or a window that is shorter than the text, it is one call a unit.
+Nothing is padded. On a GPU with Triton it is one call of our kernel. Without it, in FP16 or BF16, each level of the
+trees is one call of a variable-length kernel without a mask, merged by log-sum-exp; elsewhere, and for soft-capped
+scores or a window that is shorter than the text, it is one call a unit.
 """
 
 from dataclasses import dataclass
@@ -9,14 +10,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from bitladder.accuracy.backend.attention import Layer
 from bitladder.accuracy.backend.kernels import attend, attend_varlen, merge
-from bitladder.accuracy.backend.packing import Pack, Span
+from bitladder.accuracy.backend.packing import Integers, Pack, Span
 from bitladder.accuracy.backend.prefix import KeyValueStore
+from bitladder.accuracy.backend.transfer import to_device
 
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype
+
+    from bitladder.accuracy.backend.device_kernels import Tree
 
 _SMALL_UNIT = 256
 """tokens up to which the products wasted on a mask cost less than the calls that it saves"""
@@ -37,18 +42,25 @@ class _Varlen:
 class TreeAttention:
     """The attention of one pack's forward; also keeps the keys and values that later packs need."""
 
-    def __init__(self, pack: Pack, prefixes: KeyValueStore, device: "device", positions: "Tensor") -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        prefixes: KeyValueStore,
+        device: "device",
+        positions: "Tensor",
+        block_rows: int | None = None,
+    ) -> None:
+        """``block_rows``: queries a block of our kernel; None: the attention is not made by it."""
         self.pack = pack
         self.prefixes = prefixes
         self.device = device
         self.positions = positions
+        self.block_rows = block_rows
         self.deepest = int(pack.positions.max())
-        self._chain: _Varlen | None = None
         self._masks: dict[tuple[int, int | None], Tensor] = {}
-
-    def prepare(self) -> None:
-        """Make the indices before the forward wants them."""
-        if self.device.type == "cuda":
+        # Made before the forward wants them, so that it waits for nothing.
+        self._tree = None if block_rows is None else make_tree(pack, block_rows, device)
+        if device.type == "cuda" and block_rows is None:
             _ = self._varlen_calls
 
     def attend(self, layer: Layer, query: "Tensor", key: "Tensor", value: "Tensor") -> "Tensor":
@@ -57,10 +69,26 @@ class TreeAttention:
         for node, start, end in self.pack.keep:
             self.prefixes.put(node, layer.index, key[start:end], value[start:end])
         window = layer.window if layer.window is not None and layer.window <= self.deepest else None
+        if self._tree is not None and value.shape[-1] == query.shape[-1]:
+            return self._attend_tree(self._tree, layer, window, query, key, value)
         half = query.dtype in (torch.float16, torch.bfloat16)
         if self.device.type == "cuda" and half and layer.softcap is None and window is None and query.shape[-1] <= 256:
             return self._attend_levels(layer, query, key, value)
         return self._attend_units(layer, window, query, key, value)
+
+    def _attend_tree(
+        self, tree: "Tree", layer: Layer, window: int | None, query: "Tensor", key: "Tensor", value: "Tensor"
+    ) -> "Tensor":
+        from bitladder.accuracy.backend.device_kernels import tree_attention
+
+        kept = self._kept(layer) if self.pack.chains else None
+        return tree_attention(query, key, value, kept, tree, scale=layer.scale, softcap=layer.softcap, window=window)
+
+    def _kept(self, layer: Layer) -> "tuple[Tensor, Tensor]":
+        """Keys and values of all chains, one after the other."""
+        kept = [self.prefixes.get(chain, layer.index) for _, _, chain in self.pack.chains]
+        keys, values = zip(*kept, strict=True)
+        return _concatenate(keys), _concatenate(values)
 
     def _attend_units(
         self, layer: Layer, window: int | None, query: "Tensor", key: "Tensor", value: "Tensor"
@@ -146,60 +174,102 @@ class TreeAttention:
 
     def _attend_levels(self, layer: Layer, query: "Tensor", key: "Tensor", value: "Tensor") -> "Tensor":
         own, *levels = self._varlen_calls
+        chains = [levels.pop()] if self.pack.chains else []
         output, lse = _call(own, query, key, value, layer.scale, causal=True)
         for call in levels:
             output, lse = _merge_call(call, output, lse, query, key, value, layer.scale)
-        if self.pack.chains:
-            kept = [self.prefixes.get(chain, layer.index) for _, _, chain in self.pack.chains]
-            keys, values = (_concatenate([part[i] for part in kept]) for i in (0, 1))
-            call = self._chain_call(tuple(len(part[0]) for part in kept))
-            output, lse = _merge_call(call, output, lse, query, keys, values, layer.scale)
+        for call in chains:
+            output, lse = _merge_call(call, output, lse, query, *self._kept(layer), layer.scale)
         return output
 
     @cached_property
     def _varlen_calls(self) -> list[_Varlen]:
+        """The segments themselves, each level, and what was kept, where there is any."""
         total = len(self.pack.tokens)
-        spans = [(start, end, start, end) for start, end in self.pack.segments]
-        calls = [self._varlen(spans, total, total)]
+        spans = [[(start, end, start, end) for start, end in self.pack.segments]]
         for level in self.pack.levels:
-            spans = [(span.start, span.end, span.key_start, span.key_end) for span in level]
-            calls.append(self._varlen(spans, total, total))
-        return calls
+            spans.append([(span.start, span.end, span.key_start, span.key_end) for span in level])
+        keys = [total] * len(spans)
+        if self.pack.chains:
+            spans.append(_kept_spans(self.pack))
+            keys.append(spans[-1][-1][-1])
+        return _varlen_calls([np.array(one) for one in spans], total, keys, self.device)
 
-    def _chain_call(self, lengths: tuple[int, ...]) -> _Varlen:
-        if self._chain is None:
-            ends = np.cumsum(lengths).tolist()
-            spans = [
-                (start, end, key_end - length, key_end)
-                for (start, end, _), key_end, length in zip(self.pack.chains, ends, lengths, strict=True)
-            ]
-            self._chain = self._varlen(spans, len(self.pack.tokens), ends[-1])
-        return self._chain
 
-    def _varlen(self, spans: list[tuple[int, int, int, int]], queries: int, keys: int) -> _Varlen:
-        import torch
+def _kept_spans(pack: Pack) -> list[tuple[int, int, int, int]]:
+    """Tokens ``[start, end)`` see kept keys ``[key_start, key_end)`` of all chains, one after the other.
 
-        array = np.array(spans)
-        query_lengths, key_lengths = array[:, 1] - array[:, 0], array[:, 3] - array[:, 2]
+    A chain is all that is before a token outside its pack, so its length is the depth of the first token below it.
+    """
+    lengths = [int(pack.positions[start]) for start, _, _ in pack.chains]
+    ends = np.cumsum(lengths).tolist()
+    return [
+        (start, end, key_end - length, key_end)
+        for (start, end, _), key_end, length in zip(pack.chains, ends, lengths, strict=True)
+    ]
 
-        def indices(starts: np.ndarray, lengths: np.ndarray, total: int) -> "Tensor | None":
-            index = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-            if len(index) == total and bool((index == np.arange(total)).all()):
-                return None
-            return torch.from_numpy(index).to(self.device, non_blocking=True)
 
-        def bounds(lengths: np.ndarray) -> "Tensor":
-            cumulative = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            return torch.from_numpy(cumulative).to(self.device, non_blocking=True)
+def _varlen_calls(spans: list[Integers], queries: int, keys: list[int], device: "device") -> list[_Varlen]:
+    arrays: list[npt.NDArray[np.generic]] = []
 
-        return _Varlen(
-            queries=indices(array[:, 0], query_lengths, queries),
-            keys=indices(array[:, 2], key_lengths, keys),
-            query_bounds=bounds(query_lengths),
-            key_bounds=bounds(key_lengths),
-            longest_query=int(query_lengths.max()),
-            longest_key=int(key_lengths.max()),
+    def indices(starts: Integers, lengths: Integers, total: int) -> int | None:
+        index = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        if len(index) == total and bool((index == np.arange(total)).all()):
+            return None
+        arrays.append(index)
+        return len(arrays) - 1
+
+    def bounds(lengths: Integers) -> int:
+        arrays.append(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        return len(arrays) - 1
+
+    calls = []
+    for span, key_total in zip(spans, keys, strict=True):
+        lengths, key_lengths = span[:, 1] - span[:, 0], span[:, 3] - span[:, 2]
+        chosen = indices(span[:, 0], lengths, queries), indices(span[:, 2], key_lengths, key_total)
+        calls.append((chosen, (bounds(lengths), bounds(key_lengths)), (int(lengths.max()), int(key_lengths.max()))))
+    sent = to_device(arrays, device)
+    return [
+        _Varlen(
+            None if chosen[0] is None else sent[chosen[0]],
+            None if chosen[1] is None else sent[chosen[1]],
+            sent[ends[0]],
+            sent[ends[1]],
+            *longest,
         )
+        for chosen, ends, longest in calls
+    ]
+
+
+def make_tree(pack: Pack, block_rows: int, device: "device") -> "Tree":
+    """The pack as our kernel reads it."""
+    from bitladder.accuracy.backend.device_kernels import Tree
+
+    total = len(pack.tokens)
+    low, high = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    for start, end, key_start, key_end in _kept_spans(pack) if pack.chains else ():
+        low[start:end], high[start:end] = key_start, key_end
+    blocks = np.arange(0, total, block_rows)
+    arrays = (
+        pack.subtree_ends,
+        pack.positions,
+        *_seen_blocks(pack.subtree_ends, blocks),
+        low,
+        high,
+        np.minimum.reduceat(np.where(high > low, low, high.max()), blocks),
+        np.maximum.reduceat(high, blocks),
+    )
+    return Tree(block_rows, *to_device([array.astype(np.int32) for array in arrays], device))
+
+
+def _seen_blocks(ends: Integers, blocks: Integers) -> tuple[Integers, Integers]:
+    """Of each block of queries the blocks of keys that one of them sees, in a row, and where each one's begin.
+
+    Documents below one short beginning are one tree, and most of it is of no concern to a block.
+    """
+    last_end = np.maximum.reduceat(ends, blocks)
+    seen = (last_end[None, :] > blocks[:, None]) & (blocks[None, :] <= blocks[:, None])
+    return np.nonzero(seen)[1], np.concatenate([[0], np.cumsum(seen.sum(1))])
 
 
 def _call(
@@ -228,7 +298,7 @@ def _merge_call(
     return output.float().index_copy_(0, call.queries, merged), lse.index_copy_(1, call.queries, merged_lse)
 
 
-def _concatenate(parts: "list[Tensor]") -> "Tensor":
+def _concatenate(parts: "tuple[Tensor, ...]") -> "Tensor":
     import torch
 
     return parts[0] if len(parts) == 1 else torch.cat(parts)
