@@ -4,6 +4,7 @@ Nothing is computed here. A limit is held against the unfavourable end of an int
 is never picked.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -180,7 +181,9 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
     if verdict != "undecided":
         return None
     text = f"{describe_difference(difference)}, so a drop of {points_text(margin)} is neither shown nor ruled out"
-    return Objection("drop", f"{text}; {_more_questions(summary, rung, margin)}", undecided=True)
+    ruled_out = points_text(math.floor(1 - 10 * difference.low) / 10)  # the next tenth beyond it
+    more = _more_questions(summary, rung, margin)
+    return Objection("drop", f"{text}, one of {ruled_out} is ruled out; {more}", undecided=True)
 
 
 def _accuracy(summary: Summary, rung: RungSummary, margin: float | None) -> Verdict | None:

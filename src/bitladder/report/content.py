@@ -192,7 +192,7 @@ def _scenario_section(pages: Sequence[MachinePage], scenario: str) -> Section:
 
 def _derived_section(pages: Sequence[MachinePage]) -> Section | None:
     tables = split_tables(pages, lambda page: [table] if (table := derived_table(page.summary)) else [])
-    return Section("derived", "The study's workloads", tables=tables) if tables else None
+    return Section("derived", "The published study's workloads", tables=tables) if tables else None
 
 
 def _published_section(comparisons: Sequence[PublishedComparison]) -> Section | None:
