@@ -19,6 +19,7 @@ FOUNDATION = {
     "rungs",
     "files",
     "results",
+    "stages",
     "store",
     "environment",
     "main_memory",

@@ -32,7 +32,7 @@ class Part:
     def name(self) -> str:
         """Hash of all that is kept of it; the same wherever the folder lies."""
         results = self.results
-        records = sorted(hash_json(record) for record in results.records)
+        records = sorted(hash_json(record) for record in results.measured)
         rungs = {name: hash_json(rung) for name, rung in results.rungs.items()}
         return hash_json([hash_json(results.study), rungs, records, sorted(self.documents), sorted(self.prompts)])[:16]
 
@@ -92,7 +92,7 @@ def _read_part(part: Results, shown: Results) -> Part:
     """Raises UserError where the questions of an outcome are not in the folder."""
     store = Store(part.directory)
     documents: dict[str, TaskDocuments] = {}
-    for record in part.records:
+    for record in part.measured:
         if isinstance(record.outcome, AccuracyOutcome) and record.outcome.documents_hash not in documents:
             found = store.read_documents(record.outcome.documents_hash)
             if found is None:
@@ -123,7 +123,7 @@ def _write(out: Path, record: MergeRecord, parts: dict[str, Part]) -> None:
             store.write_study(part.results.study)
             for rung in part.results.rungs.values():
                 store.write_rung(rung)
-            for measurement in part.results.records:
+            for measurement in part.results.measured:
                 store.write_measurement(measurement)
             for documents in part.documents.values():
                 store.write_documents(documents)

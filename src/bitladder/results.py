@@ -20,6 +20,7 @@ from bitladder.records import (
     StudyRecord,
     TaskGroup,
 )
+from bitladder.stages import read_as_one
 
 DIVERGENCE = "divergence"
 _MAY_DIFFER = {"device", "batch_size", "token_budget"}
@@ -38,6 +39,8 @@ class Results:
     """of a merged folder: what was joined"""
     elsewhere: frozenset[tuple[str, str]] = frozenset()
     """(rung, task or scenario) that is left out here, because only another machine measured it"""
+    measured: tuple[MeasurementRecord, ...] = ()
+    """`records` as they are stored: of a task that is asked in stages, one a stage"""
     measured_on: str | None = None
     """which machines these records are of, where the study has others too"""
 
@@ -46,9 +49,11 @@ class Results:
 
 
 def item_name(item: Item) -> str:
-    """The task, with the way where it is scored again, the scenario, or ``divergence``."""
+    """The task, with its documents where it is asked in stages and with the way where it is scored again; the scenario,
+    or ``divergence``."""
     if isinstance(item, AccuracyTask):
-        return item.task
+        chunk = item.order.chunk if item.order else None
+        return item.task if chunk is None else f"{item.task}, documents {chunk[0] + 1} to {chunk[1]}"
     if isinstance(item, Rescoring):
         return f"{item.task.task} ({item.way})"
     return item.scenario if isinstance(item, Scenario) else DIVERGENCE
@@ -99,7 +104,7 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
     _require_one_content(parts)
     groups = _joined_groups(parts)
     _require_one_way_of_asking(parts)
-    records = _joined_records(parts)
+    measured = _joined_records(parts)
     first = next((part.study for part in parts if part.study.groups), parts[0].study)
     suites = {part.study.suite for part in parts if part.study.groups}
     names = dict.fromkeys(name for part in parts for name in part.study.settings.rungs)
@@ -113,7 +118,8 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
             "items": tuple(dict.fromkeys(item for part in parts for item in part.study.items)),
         }
     )
-    return Results(directory, study, joined_rungs(parts), records, tuple(parts))
+    records = tuple(read_as_one(study.items, measured))
+    return Results(directory, study, joined_rungs(parts), records, tuple(parts), measured=measured)
 
 
 def joined_rungs(parts: Sequence[Results]) -> dict[str, RungRecord]:
@@ -174,7 +180,7 @@ def _require_one_way_of_asking(parts: Sequence[Results]) -> None:
                         f"{item.task} was asked in another way in {part.directory} than in {directory}: {different}; "
                         "merge studies with equal prompts and harness"
                     )
-        for record in part.records:
+        for record in part.measured:
             if isinstance(record.outcome, AccuracyOutcome):
                 task = item_name(record.item)
                 documents, directory = prompts.setdefault(task, (record.outcome.documents_hash, part.directory))
@@ -190,7 +196,7 @@ def _joined_records(parts: Sequence[Results]) -> tuple[MeasurementRecord, ...]:
     items: dict[tuple[tuple[str, str], str], tuple[Item, Path]] = {}
     found: dict[tuple[tuple[str, str], str, str], tuple[MeasurementRecord, Path]] = {}
     for part in parts:
-        for record in part.records:
+        for record in part.measured:
             place, name = place_of(record), item_name(record.item)
             item, directory = items.setdefault((place, name), (record.item, part.directory))
             if item != record.item:

@@ -14,6 +14,7 @@ A merged folder has ``merge.json`` instead, and all but the weights of each join
 """
 
 import re
+from itertools import chain
 from pathlib import Path
 
 from bitladder.errors import BrokenFileError, UserError
@@ -34,6 +35,7 @@ from bitladder.records import (
 )
 from bitladder.results import Results as Results
 from bitladder.results import join
+from bitladder.stages import measured_items, read_as_one
 
 MERGE_FILE = "merge.json"
 _MEND_STUDY = "restore it from a copy or an archive of `bitladder pack`, or run the study with a new --out"
@@ -134,11 +136,12 @@ class Store:
             rungs[rung] = rung_record
             if rung_record.content_hash is None:
                 continue
-            for item in study.items:
+            for item in chain.from_iterable(map(measured_items, study.items)):
                 record = self.read_measurement(measurement_id(rung_record.content_hash, item))
                 if record is not None:
                     records.append(record.model_copy(update={"rung": rung}))
-        return Results(self.directory, study, rungs, tuple(records))
+        whole = tuple(read_as_one(study.items, records))
+        return Results(self.directory, study, rungs, whole, measured=tuple(records))
 
     def _path(self, folder: str, name: str) -> Path:
         """Names come from records, which may come from other people: none leads out of the study's folder."""

@@ -78,6 +78,10 @@ def study_answers(results: Results, rung: str) -> Answers:
         raise UnknownNameError("rung", rung, results.study.rungs)
     outcomes: dict[str, AccuracyOutcome] = {}
     asked: dict[str, dict[str, str]] = {}
+    hashes: dict[str, list[str]] = {}
+    for record in results.measured:
+        if record.rung == rung and isinstance(record.item, AccuracyTask) and isinstance(record.outcome, AccuracyOutcome):
+            hashes.setdefault(record.item.task, []).append(record.outcome.documents_hash)
     for record in results.of(rung):
         if isinstance(record.item, AccuracyTask) and isinstance(record.outcome, AccuracyOutcome):
             outcomes[record.item.task] = record.outcome
@@ -90,11 +94,16 @@ def study_answers(results: Results, rung: str) -> Answers:
         merged = MergedStore(results.directory)
         record = merged.read()
         stores = [merged.part(part) for part in record.parts] if record else [Store(results.directory)]
-        found = (store.read_documents(outcomes[task].documents_hash) for store in stores)
-        documents = next((one for one in found if one is not None), None)
-        if documents is None:
-            raise UserError(f"{results.directory}: no questions of {task} in documents/; run the study again")
-        return documents
+        found = []
+        for documents_hash in dict.fromkeys(hashes[task]):
+            kept = (store.read_documents(documents_hash) for store in stores)
+            documents = next((one for one in kept if one is not None), None)
+            if documents is None:
+                raise UserError(f"{results.directory}: no questions of {task} in documents/; run the study again")
+            found += documents.documents
+        return TaskDocuments(
+            task=task, documents_hash=outcomes[task].documents_hash, documents=tuple(found)
+        )
 
     groups = tuple(group for group in results.study.groups if outcomes.keys() >= set(group.tasks))
     missing = [group.name for group in results.study.groups if group not in groups]

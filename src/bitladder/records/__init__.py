@@ -38,6 +38,7 @@ from bitladder.records.measurement import (
     WindowDivergence,
     measurement_id,
 )
+from bitladder.records.order import Order, order_key
 from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "MemoryFigures",
     "MergeRecord",
     "MetricInfo",
+    "Order",
     "Outcome",
     "PerformanceOutcome",
     "Prompts",
@@ -89,5 +91,6 @@ __all__ = [
     "WindowDivergence",
     "hash_json",
     "measurement_id",
+    "order_key",
     "parse_record",
 ]

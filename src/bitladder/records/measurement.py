@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
+from bitladder.records.order import Order
 
 FULL_BATCHES = 2
 
@@ -28,6 +29,8 @@ class AccuracyTask(Record):
     token_budget: int | None = None
     """tokens a forward of the backend ``bitladder``, which decides what shares a batch"""
     harness_version: str
+    order: Order | None = Field(default=None, exclude_if=lambda order: order is None)
+    """None: all documents in one measurement, in the task's own order"""
 
 
 class Scenario(Record):

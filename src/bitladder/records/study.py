@@ -9,11 +9,15 @@ from bitladder import defaults
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record
 from bitladder.records.checkpoint import Audit, Manifest, Source
 from bitladder.records.measurement import Item, Status
-from bitladder.units import parse_bytes
+from bitladder.units import parse_bytes, parse_points
 
 
 def _bytes(value: object) -> object:
     return parse_bytes(value) if isinstance(value, str) else value
+
+
+def _points(value: object) -> object:
+    return parse_points(value) if isinstance(value, str) else value
 
 
 _Scenario = Literal["batch1", "max-batch"]
@@ -66,6 +70,13 @@ class Settings(Record):
     """windows of text for it, of `defaults.DIVERGENCE_WINDOW_TOKENS` tokens"""
     batch_dependence: bool = False
     """score some documents again in other batches, at batch 1 and by cached decoding"""
+    max_drop: Annotated[float, BeforeValidator(_points)] | None = Field(
+        default=None, gt=0, exclude_if=lambda value: value is None
+    )
+    """points, or text such as 1pt, that a rung's aggregate may lose: what the verdicts are held against; by default the
+    suite's"""
+    until_decided: bool = Field(default=False, exclude_if=lambda value: not value)
+    """ask each rung, in stages, only as many documents as its verdict against ``max_drop`` takes"""
     seed: int = defaults.SEED
     device: str = defaults.DEVICE
     scenarios: tuple[_Scenario, ...] = ("batch1", "max-batch")
