@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from bitladder.stats.betting import EARLY_ALPHA, decided_after
+from bitladder.stats.betting import EARLY_ALPHA, decided_after, each_alone
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.power import ONE_SIDED_ALPHA
 
@@ -26,7 +26,7 @@ def row(documents: int, gained: float, lost: float, draws: int) -> tuple[float, 
     answers = rng.choice([1.0, -1.0, 0.0], (draws, documents), p=[gained, lost, 1 - gained - lost])
 
     def stopped(alpha: float) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        sides = [decided_after(answers, MARGIN, side, alpha) for side in ("within", "beyond")]
+        sides = [decided_after(each_alone(answers), MARGIN, side, alpha) for side in ("within", "beyond")]
         return np.minimum(*sides)
 
     def clears(one_sided_alpha: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

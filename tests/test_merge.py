@@ -22,8 +22,9 @@ from bitladder.report.machine_pages import machine_pages
 from bitladder.report.markdown import to_markdown
 from bitladder.report.stamp import source_hash
 from bitladder.results import Results
+from bitladder.stats.ends import NOT_HERE
 from bitladder.stats.machines import default_place, find_place, place_names, places, to_decide
-from bitladder.stats.summarize import NOT_HERE, summarize
+from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Summary
 from bitladder.store import Store, load_results
 from bitladder.study.prepare import prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 from bitladder.accuracy.logs import LogFolder
 from bitladder.accuracy.rows import count_once
 from bitladder.errors import UnknownNameError, UserError
-from bitladder.records import AccuracyOutcome, AccuracyTask, TaskDocuments, TaskGroup
+from bitladder.records import AccuracyOutcome, AccuracyTask, Document, TaskDocuments, TaskGroup
 from bitladder.results import Results
 from bitladder.store import MERGE_FILE, MergedStore, Store, load_results
 
@@ -80,8 +80,9 @@ def study_answers(results: Results, rung: str) -> Answers:
     asked: dict[str, dict[str, str]] = {}
     hashes: dict[str, list[str]] = {}
     for record in results.measured:
-        if record.rung == rung and isinstance(record.item, AccuracyTask) and isinstance(record.outcome, AccuracyOutcome):
-            hashes.setdefault(record.item.task, []).append(record.outcome.documents_hash)
+        item, outcome = record.item, record.outcome
+        if record.rung == rung and isinstance(item, AccuracyTask) and isinstance(outcome, AccuracyOutcome):
+            hashes.setdefault(item.task, []).append(outcome.documents_hash)
     for record in results.of(rung):
         if isinstance(record.item, AccuracyTask) and isinstance(record.outcome, AccuracyOutcome):
             outcomes[record.item.task] = record.outcome
@@ -94,16 +95,14 @@ def study_answers(results: Results, rung: str) -> Answers:
         merged = MergedStore(results.directory)
         record = merged.read()
         stores = [merged.part(part) for part in record.parts] if record else [Store(results.directory)]
-        found = []
+        found: list[Document] = []
         for documents_hash in dict.fromkeys(hashes[task]):
             kept = (store.read_documents(documents_hash) for store in stores)
             documents = next((one for one in kept if one is not None), None)
             if documents is None:
                 raise UserError(f"{results.directory}: no questions of {task} in documents/; run the study again")
             found += documents.documents
-        return TaskDocuments(
-            task=task, documents_hash=outcomes[task].documents_hash, documents=tuple(found)
-        )
+        return TaskDocuments(task=task, documents_hash=outcomes[task].documents_hash, documents=tuple(found))
 
     groups = tuple(group for group in results.study.groups if outcomes.keys() >= set(group.tasks))
     missing = [group.name for group in results.study.groups if group not in groups]

@@ -1,11 +1,13 @@
 """One model on one task: lm-eval's prompts and scoring in, every document's answer out."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from bitladder.accuracy.harness import quiet, seeded
 from bitladder.accuracy.journal import Journal
 from bitladder.accuracy.library import TaskLibrary, task_library
+from bitladder.accuracy.order import chosen_documents, prompts_of_the_whole
 from bitladder.accuracy.samples import collect_samples
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, Settings, TaskDocuments
@@ -38,25 +40,32 @@ def evaluate(
     with quiet(), seeded(item.seed, torch_too=True):
         language_model = _make_backend(item, model, tokenizer, progress, journal)
         _require_context(task, language_model)
-        results = _run(task, language_model, item)
+        results = _run(library, task, language_model, item)
     outcome, documents = collect_samples(task, results, language_model.truncated)
     about = {"remarks": language_model.remarks, "plans": language_model.batch_plans}
     return outcome.model_copy(update=about), documents
 
 
-def _run(task: Any, language_model: Any, item: AccuracyTask) -> dict[str, Any]:
+def _run(library: TaskLibrary, task: Any, language_model: Any, item: AccuracyTask) -> dict[str, Any]:
     import lm_eval
 
     task.set_fewshot_seed(seed=item.seed)
-    results: dict[str, Any] = lm_eval.evaluate(
-        lm=language_model,
-        task_dict={"tasks": {item.task: task}, "groups": {}, "group_map": {}},
-        limit=item.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=item.chat_template,
-        fewshot_as_multiturn=item.chat_template,
-    )
+    chosen = None if item.order is None else chosen_documents(library, item.task, item.limit, item.order)
+    with (
+        prompts_of_the_whole(task, library.documents(item.task, item.limit), chosen)
+        if chosen is not None
+        else nullcontext()
+    ):
+        results: dict[str, Any] = lm_eval.evaluate(
+            lm=language_model,
+            task_dict={"tasks": {item.task: task}, "groups": {}, "group_map": {}},
+            limit=item.limit if chosen is None else None,
+            samples=None if chosen is None else {item.task: chosen},
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=item.chat_template,
+            fewshot_as_multiturn=item.chat_template,
+        )
     return results
 
 

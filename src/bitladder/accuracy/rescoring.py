@@ -4,7 +4,6 @@ LLM.int8 with a threshold takes for outliers the columns where any row of a batc
 products take another kernel by the number of rows: what is scored depends on what it is scored with.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,10 @@ from bitladder.accuracy.backend.packing import Request
 from bitladder.accuracy.backend.products import widened_products
 from bitladder.accuracy.evaluate import require_chat_template, require_same_task
 from bitladder.accuracy.harness import quiet, seeded
-from bitladder.accuracy.library import task_library
+from bitladder.accuracy.library import TaskLibrary, task_library
+from bitladder.accuracy.order import chosen_documents
 from bitladder.accuracy.products_seen import products_seen
+from bitladder.accuracy.samples import document_hash
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOutcome, Settings, TaskGroup, Way
 
@@ -93,7 +94,7 @@ def rescore(
         )
         if language_model.unsupported is not None:
             raise UserError(f"its batches can't be planned, because {language_model.unsupported}")
-        documents = _build(library.task(item.task.task), item, language_model)
+        documents = _build(library, item, language_model)
         # of cached decoding the prefill and a step
         with products_seen(model, 2 if item.way == "cached decoding" else 1) as products:
             scored = _score(language_model, item.way, documents, progress)
@@ -112,9 +113,9 @@ _Document = tuple[str, str, list[Any]]
 """hashes of document and prompt as lm-eval logs them, and one ``Instance`` a choice"""
 
 
-def _build(task: Any, item: Rescoring, language_model: "BitladderLM") -> list[_Document]:
+def _build(library: TaskLibrary, item: Rescoring, language_model: "BitladderLM") -> list[_Document]:
     """The chosen documents in the task's order; all are built, since few-shot examples are drawn for one by one."""
-    chat = item.task.chat_template
+    task, chat = library.task(item.task.task), item.task.chat_template
     task.set_fewshot_seed(seed=item.task.seed)
     task.build_all_requests(
         limit=item.task.limit,
@@ -125,19 +126,23 @@ def _build(task: Any, item: Rescoring, language_model: "BitladderLM") -> list[_D
     by_document: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_document.setdefault(instance.doc_id, []).append(instance)
-    order = np.random.default_rng(item.task.seed).permutation(len(by_document))
-    return [_hashed(task, by_document[number]) for number in sorted(order[: item.documents].tolist())]
+    if item.task.order is not None:  # those that a rung answers first, so that all have answered them
+        order = item.task.order.model_copy(update={"chunk": (0, item.documents)})
+        numbers = chosen_documents(library, item.task.task, item.task.limit, order)
+    else:
+        drawn = np.random.default_rng(item.task.seed).permutation(len(by_document))
+        numbers = sorted(drawn[: item.documents].tolist())
+    return [_hashed(task, by_document[number]) for number in numbers]
 
 
 def _hashed(task: Any, instances: list[Any]) -> _Document:
-    from lm_eval.utils import handle_non_serializable, hash_string
+    from lm_eval.utils import hash_string
 
     instances = sorted(instances, key=lambda one: one.idx)
     document = instances[0].doc
-    text = json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
     # those that acc_mutual_info scores without their context come after the choices
     choices = instances[: len(task.doc_to_choice(document))]
-    return hash_string(text), hash_string(instances[0].arguments[0]), choices
+    return document_hash(document), hash_string(instances[0].arguments[0]), choices
 
 
 def _score(

@@ -85,17 +85,25 @@ def document_outcome(name: str, output_type: str, filtered: Sequence[Sample], ta
         greedy=greedy,
         text=text,
         target=target if output_type == "multiple_choice" and _is_index(target, loglikelihoods) else None,
-        cluster=_cluster(name, first["doc"]),
+        cluster=cluster_of(name, first["doc"]),
         true_share=_true_share(first["doc"], len(loglikelihoods)) if greedy and loglikelihoods else None,
         metrics=metrics,
     )
 
 
-def _cluster(name: str, doc: Any) -> str | None:
+def cluster_of(name: str, doc: Any) -> str | None:
+    """The label that a document of the task shares with those that resemble it; None where it is like no other."""
     for start, field in CLUSTER_FIELDS.items():
         if name.startswith(start) and isinstance(doc, Mapping) and doc.get(field) is not None:
             return str(doc[field])
     return None
+
+
+def document_hash(doc: Any) -> str:
+    """As lm-eval logs it."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    return str(hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)))
 
 
 def _true_share(doc: Any, choices: int) -> float | None:

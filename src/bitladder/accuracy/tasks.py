@@ -1,17 +1,19 @@
 """From the settings' suite or task names to the accuracy items of a plan, and to the table's rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from bitladder.accuracy.expansion import Group, Leaf, Member
 from bitladder.accuracy.library import TaskLibrary, task_library
+from bitladder.accuracy.order import plan_orders, unordered_reason
 from bitladder.accuracy.registry import harness_version
 from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.suites import find_suite, published_title
 from bitladder.defaults import TOKEN_BUDGET
 from bitladder.errors import UnknownNameError
-from bitladder.records import AccuracyTask, Settings, TaskGroup
+from bitladder.records import AccuracyTask, Order, Settings, TaskGroup
+from bitladder.rungs import BASELINE
 
 CUSTOM = "custom"
 """the suite of a study that names its tasks itself"""
@@ -27,6 +29,8 @@ class TaskSet:
     items: tuple[AccuracyTask, ...]
     document_counts: dict[str, int]
     """documents that are asked, by leaf task"""
+    remarks: tuple[str, ...] = ()
+    """what is planned otherwise than it was asked for"""
 
 
 def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
@@ -38,6 +42,7 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
     rows = _custom_rows(library) if settings.tasks else _suite_rows(library, suite)
     names = tuple(dict.fromkeys(task for row in rows for task in row.tasks))
     limits = _limits(settings, library, rows, names)
+    orders, remarks = _orders(settings, library, rows, limits)
     items = tuple(
         AccuracyTask(
             task=name,
@@ -51,6 +56,7 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
             backend=settings.backend,
             token_budget=_token_budget(settings, device),
             harness_version=harness_version(),
+            order=orders.get(name),
         )
         for name in names
     )
@@ -59,7 +65,24 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
         groups=tuple(rows),
         items=items,
         document_counts={name: library.count(name, limits[name]) for name in names},
+        remarks=remarks,
     )
+
+
+def _orders(
+    settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup], limits: Mapping[str, int | None]
+) -> tuple[dict[str, Order], tuple[str, ...]]:
+    """The order of each task that is asked in stages; none, and why, where asking can't stop when decided."""
+    if not settings.until_decided:
+        return {}, ()
+    rungs = (*settings.rungs, *settings.add)
+    if BASELINE not in rungs or len(rungs) < 2:
+        reason: str | None = f"nothing is held against {BASELINE}"
+    else:
+        reason = unordered_reason(library, rows)
+    if reason is not None:
+        return {}, (f"every question is asked, --until-decided notwithstanding: {reason}",)
+    return plan_orders(library, rows, limits, settings.seed), ()
 
 
 def _token_budget(settings: Settings, device: str) -> int | None:

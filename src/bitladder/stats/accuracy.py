@@ -2,130 +2,28 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-from bitladder.records import AccuracyOutcome, TaskGroup
 from bitladder.stats import scores
 from bitladder.stats.aggregate import MeanOfTasks, combine
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.pots import Pot, make_pots, most_correlated, primary_metric
+from bitladder.stats.pots import most_correlated
 from bitladder.stats.power import QuestionsToDecide
 from bitladder.stats.ratio import paired_ratio_interval
+from bitladder.stats.row import Row
 from bitladder.stats.scores import RowComparison, Score
+from bitladder.stats.stopping import Assessed, Staging, assess
 from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
 from bitladder.stats.verdict import Judged, judge, shared_confidence
 
 Correlations = tuple[tuple[float, ...], ...]
 """of rows with each other, one line a row"""
 
-Leaf = AccuracyOutcome | str
-"""what a rung answered in one lm-eval task, or why there is nothing"""
-
 ScoreAt = Callable[[float], Score]
 """confidence -> a score with its interval"""
 
+_NO_RATIO = "no interval of a ratio holds at a time that the answers chose"
 _NO_NORM = Estimate.unknown("the task has no length-normalised accuracy")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row over all rungs: `leaves` is rung -> lm-eval task -> what came of it."""
-
-    group: TaskGroup
-    baseline: str
-    leaves: Mapping[str, Mapping[str, Leaf]]
-
-    def outcomes(self, rung: str) -> dict[str, AccuracyOutcome] | str:
-        """The outcomes of the row's tasks on one rung, or why one is missing."""
-        found: dict[str, AccuracyOutcome] = {}
-        for task in self.group.tasks:
-            leaf = self.leaves[rung][task]
-            if isinstance(leaf, str):
-                return leaf if self.group.tasks == (self.group.name,) else f"{task}: {leaf}"
-            found[task] = leaf
-        return found
-
-    @cached_property
-    def _known(self) -> list[AccuracyOutcome]:
-        return [
-            leaf
-            for leaves in self.leaves.values()
-            for task in self.group.tasks
-            if not isinstance(leaf := leaves[task], str)
-        ]
-
-    @cached_property
-    def is_share(self) -> bool:
-        return scores.is_share(self._known)
-
-    @cached_property
-    def metric(self) -> str:
-        return " / ".join(dict.fromkeys(primary_metric(outcome.metrics).title for outcome in self._known))
-
-    @cached_property
-    def pots(self) -> dict[str, tuple[Pot, ...] | str]:
-        """Of a row in per cent: each rung's questions and scores, or why there are none."""
-        found = {rung: self.outcomes(rung) for rung in self.leaves}
-        return {self.baseline: "it is not in the study"} | {
-            rung: outcomes if isinstance(outcomes, str) else make_pots(self.group, outcomes)
-            for rung, outcomes in found.items()
-        }
-
-    @cached_property
-    def no_signal_reason(self) -> str | None:
-        if not self.is_share:
-            return "scored in a unit of its own: in no aggregate and no comparison"
-        baseline = self.pots[self.baseline]
-        if isinstance(baseline, str):
-            return f"{self.baseline} has no result to compare with: {baseline}"
-        return scores.no_signal_reason(baseline)
-
-    @property
-    def counts(self) -> bool:
-        """Whether the row belongs to the aggregate.
-
-        One that only lacks the baseline's result does: leaving it out would quietly change the question.
-        """
-        if not (self.group.in_aggregate and self.is_share):
-            return False
-        return self.no_signal_reason is None or isinstance(self.pots[self.baseline], str)
-
-    @cached_property
-    def asked(self) -> tuple[Pot, ...]:
-        """Any rung's pots, for what they have in common; none where no rung has answers in per cent."""
-        return next((pots for pots in self.pots.values() if not isinstance(pots, str)), ()) if self.is_share else ()
-
-    @cached_property
-    def chance(self) -> float | None:
-        """As a fraction of 1; None for generated answers, and for `chance_reason`."""
-        return scores.chance_of(self.asked) if self.asked else None
-
-    @cached_property
-    def chance_reason(self) -> str | None:
-        """Why it is not known what guessing scores, though there are choices."""
-        return next((pot.chance_reason for pot in self.asked if pot.chance_reason), None)
-
-    def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
-        """Raises KeyError where there is none: ask `pots` first."""
-        pots = self.pots[rung]
-        if isinstance(pots, str):
-            raise KeyError(f"{self.group.name} on {rung}: {pots}")
-        return scores.row_score(pots, confidence)
-
-    @cached_property
-    def compared(self) -> dict[str, RowComparison | str]:
-        """Each rung's difference to the baseline, or why there is none."""
-        return {rung: self._compare(rung) for rung in self.leaves}
-
-    def _compare(self, rung: str) -> RowComparison | str:
-        if self.no_signal_reason is not None:
-            return self.no_signal_reason
-        pots, baseline = self.pots[rung], self.pots[self.baseline]
-        if isinstance(pots, str):
-            return pots
-        assert not isinstance(baseline, str)  # it would have no signal
-        return scores.unpaired_reason(pots, baseline) or scores.compare(pots, baseline)
 
 
 def summarize_tasks(row: Row, margin_points: float) -> dict[str, TaskSummary]:
@@ -157,6 +55,7 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         metric=row.metric,
         unit="percent" if row.is_share else "raw",
         questions=questions,
+        planned_questions=row.planned_questions,
         score=score,
         score_norm=norm,
         chance_percent=None if row.chance is None else 100 * row.chance,
@@ -166,6 +65,7 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         in_aggregate=row.counts,
         gained=None if isinstance(compared, str) else compared.gained,
         lost=None if isinstance(compared, str) else compared.lost,
+        baseline_percent=_baseline_percent(row, rung),
         changed=None if isinstance(compared, str) else compared.changed,
         difference_points=against.difference,
         relative_drop_percent=against.relative_drop,
@@ -201,6 +101,12 @@ def _scores(row: Row, rung: str) -> tuple[Estimate, Estimate, int]:
     return scores.row_score(pots).percent(), _NO_NORM if norm is None else norm.percent(), questions
 
 
+def _baseline_percent(row: Row, rung: str) -> float | None:
+    if row.planned_questions is None or not row.is_share or isinstance(row.baselines[rung], str):
+        return None
+    return 100 * row.baseline_score(rung).value
+
+
 @dataclass(frozen=True)
 class Against:
     """What is said of a rung in comparison: points, per cent, per cent above chance."""
@@ -217,7 +123,7 @@ def _against_baseline(row: Row, rung: str, compared: RowComparison | str, judged
         return _SELF
     return _against(
         lambda confidence: row.score(rung, confidence),
-        lambda confidence: row.score(row.baseline, confidence),
+        lambda confidence: row.baseline_score(rung, confidence),
         compared.value,
         compared.comparison,
         judged,
@@ -251,6 +157,8 @@ def _against(
         found = 100 * value / under + 100 - less
         if judged is None or isinstance(comparison, NoInterval):
             return Estimate(value=found, reason=difference.reason)
+        if judged.at_any_time:
+            return Estimate(value=found, reason=_NO_RATIO)
         limits: list[Interval] = []
         for level in judged.levels:
             one = _ratio_interval(score(level), baseline(level), comparison.interval(level), above)
@@ -292,21 +200,49 @@ def _shift(interval: Interval | NoInterval, by: float) -> Interval | NoInterval:
 
 
 def summarize_aggregates(
-    rows: Sequence[Row], rungs: Sequence[str], baseline: str, margin_points: float
+    rows: Sequence[Row],
+    rungs: Sequence[str],
+    baseline: str,
+    margin_points: float,
+    staging: Staging | None = None,
+    answered: Mapping[str, int] | None = None,
 ) -> dict[str, AggregateSummary]:
     """Mean over the rows with signal, the same rows for every rung; unknown where a rung or the baseline lacks one.
 
-    The rungs are judged together against the margin.
+    The rungs are judged together against the margin. ``staging``: where documents are asked until that is decided;
+    ``answered`` then has the stages that each rung was asked.
     """
     counted = [row for row in rows if row.counts]
     complete = [rung for rung in rungs if not _no_aggregate(rows, counted, rung, baseline)]
     correlations = _correlations(counted) if complete else None
     compared = {rung: _compare_all(counted, rung, correlations) for rung in complete}
-    judged = _judge_all(compared, baseline, margin_points)
+    assessed = _assess(counted, compared, baseline, margin_points, staging, answered or {}, correlations)
+    judged = (
+        _judge_all(compared, baseline, margin_points)
+        if staging is None
+        else {rung: one.judged for rung, one in assessed.items()}
+    )
     return {
-        rung: _summarize_aggregate(rows, counted, rung, baseline, compared.get(rung), judged.get(rung), correlations)
+        rung: _summarize_aggregate(
+            rows, counted, rung, baseline, compared.get(rung), judged.get(rung), correlations
+        ).model_copy(update={"stopping": assessed[rung].stopping if rung in assessed else None})
         for rung in rungs
     }
+
+
+def _assess(
+    counted: Sequence[Row],
+    compared: Mapping[str, RowComparison | str],
+    baseline: str,
+    margin_points: float,
+    staging: Staging | None,
+    answered: Mapping[str, int],
+    correlations: Correlations | None,
+) -> dict[str, Assessed]:
+    if staging is None:
+        return {}
+    known = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, str)}
+    return assess(counted, known, answered, staging, margin_points / 100, shares_documents=correlations is not None)
 
 
 def _compare_all(counted: Sequence[Row], rung: str, correlations: Correlations | None) -> RowComparison | str:
@@ -351,15 +287,19 @@ def _summarize_aggregate(
     correlations: Correlations | None,
 ) -> AggregateSummary:
     reason = _no_aggregate(rows, counted, rung, baseline)
-    score = Estimate.unknown(reason) if reason else _mean(counted, rung, CONFIDENCE, correlations).percent()
+    score = (
+        Estimate.unknown(reason)
+        if reason
+        else _mean([row.score(rung, CONFIDENCE) for row in counted], correlations).percent()
+    )
     if compared is None or isinstance(compared, str):
         against = _unknown(reason or str(compared))
     elif rung == baseline:
         against = _SELF
     else:
         against = _against(
-            lambda confidence: _mean(counted, rung, confidence, correlations),
-            lambda confidence: _mean(counted, baseline, confidence, correlations),
+            lambda confidence: _mean([row.score(rung, confidence) for row in counted], correlations),
+            lambda confidence: _mean([row.baseline_score(rung, confidence) for row in counted], correlations),
             compared.value,
             compared.comparison,
             judged,
@@ -398,9 +338,8 @@ def _no_aggregate(rows: Sequence[Row], counted: Sequence[Row], rung: str, baseli
     return None
 
 
-def _mean(rows: Sequence[Row], rung: str, confidence: float, correlations: Correlations | None) -> Score:
-    """Mean of the rows' scores."""
-    parts = [row.score(rung, confidence) for row in rows]
+def _mean(parts: Sequence[Score], correlations: Correlations | None) -> Score:
+    """Of the rows' scores."""
     intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
     missing = next((part.interval for part in parts if isinstance(part.interval, NoInterval)), None)
     return Score(

@@ -108,32 +108,28 @@ def bet_interval(tasks: Sequence[Draws], margin: float, alpha: float, value: flo
     both limits hold between them.
     """
 
+    if not tasks or not len(tasks[0].starts):
+        return Interval(low=-_WIDEST, value=value, high=_WIDEST, confidence=1 - 2 * alpha)
+
     def won(difference: float, side: Side) -> bool:
         return bool(decided_after(tasks, -difference, side, alpha) <= len(tasks[0].starts))
 
-    def limit(side: Side, extreme: float) -> float:
-        """Between a difference that is ruled out, or the extreme, and one that is not: the estimate."""
-        if len(tasks[0].starts) == 0:
-            return extreme
-        decided = won(-margin, side) and (value > -margin if side == "within" else value < -margin)
-        return _turn(lambda one: won(one, side), -margin if decided else extreme, value if decided else _nearest(side))
-
-    def _nearest(side: Side) -> float:
-        return min(value, -margin) if side == "within" else max(value, -margin)
-
-    return Interval(
-        low=min(limit("within", -_WIDEST), value),
-        value=value,
-        high=max(limit("beyond", _WIDEST), value),
-        confidence=1 - 2 * alpha,
-    )
+    if value > -margin and won(-margin, "within"):
+        low = _turn(won, "within", -margin, value)
+    else:
+        low = _turn(won, "within", -_WIDEST, min(value, -margin))
+    if value < -margin and won(-margin, "beyond"):
+        high = _turn(won, "beyond", -margin, value)
+    else:
+        high = _turn(won, "beyond", _WIDEST, max(value, -margin))
+    return Interval(low=min(low, value), value=value, high=max(high, value), confidence=1 - 2 * alpha)
 
 
-def _turn(won: Callable[[float], bool], ruled_out: float, kept: float) -> float:
+def _turn(won: Callable[[float, Side], bool], side: Side, ruled_out: float, kept: float) -> float:
     """Where the bets turn from won to lost, by halving; the last that was won, or the extreme where none was."""
     for _ in range(_STEPS):
         middle = (ruled_out + kept) / 2
-        if won(middle):
+        if won(middle, side):
             ruled_out = middle
         else:
             kept = middle

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from bitladder.records import AccuracyOutcome, MetricInfo, Record, TaskGroup
 from bitladder.stats import scores
-from bitladder.stats.accuracy import Row, summarize_aggregates, summarize_tasks
+from bitladder.stats.accuracy import summarize_aggregates, summarize_tasks
 from bitladder.stats.pots import primary_metric
+from bitladder.stats.row import Row
 from bitladder.stats.summary import AggregateSummary, Summary, TaskSummary
 
 

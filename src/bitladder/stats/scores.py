@@ -170,13 +170,13 @@ def compare(pots: Sequence[Pot], baseline: Sequence[Pot]) -> RowComparison:
     questions.
     """
     pairs = list(zip(pots, baseline, strict=True))
-    differences = [_paired(pot, other, pot.values, other.values) for pot, other in pairs]
+    differences = [paired_values(pot, other, pot.values, other.values) for pot, other in pairs]
     binary = {-1.0, 0.0, 1.0}.issuperset(one for part in differences for one in part)
     choices = [
-        _paired(pot, other, pot.choices, other.choices) if pot.choices and other.choices else None
+        paired_values(pot, other, pot.choices, other.choices) if pot.choices and other.choices else None
         for pot, other in pairs
     ]
-    right = [_paired(pot, other, pot.right, other.right) for pot, other in pairs if pot.right and other.right]
+    right = [paired_values(pot, other, pot.right, other.right) for pot, other in pairs if pot.right and other.right]
     value, comparison = _change(pots, differences)
     return RowComparison(
         value=value,
@@ -198,8 +198,8 @@ def _change(pots: Sequence[Pot], differences: Sequence[Sequence[float]]) -> Chan
     return Change(value, _same_questions(parts))
 
 
-def _paired(pot: Pot, other: Pot, values: Sequence[float], before: Sequence[float]) -> list[float]:
-    """This pot's values less the other's, in the order of this one's questions."""
+def paired_values(pot: Pot, other: Pot, values: Sequence[float], before: Sequence[float]) -> list[float]:
+    """By question, this pot's values less the other's, in the order of this one's questions."""
     known = dict(zip(other.questions, before, strict=True))
     return [value - known[question] for question, value in zip(pot.questions, values, strict=True)]
 

@@ -1,6 +1,7 @@
 """From a study's raw records to the one table that deciding and reporting read."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, TypeGuard
 
 from bitladder.records import (
     AccuracyOutcome,
@@ -8,25 +9,24 @@ from bitladder.records import (
     Divergence,
     DivergenceOutcome,
     Item,
-    MeasurementRecord,
-    PerformanceOutcome,
     Rescoring,
     RescoringOutcome,
-    RungRecord,
     Scenario,
     StudyRecord,
 )
 from bitladder.results import Results, item_name
 from bitladder.rungs import ready_title
 from bitladder.stats import scores
-from bitladder.stats.accuracy import Leaf, Row, summarize_aggregates, summarize_tasks
+from bitladder.stats.accuracy import summarize_tasks
+from bitladder.stats.answered import read_answered
 from bitladder.stats.dependence import Scored, read_scored, summarize_dependence
 from bitladder.stats.divergence import summarize_divergence
+from bitladder.stats.ends import Ends
 from bitladder.stats.machines import find_place, to_decide
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
+from bitladder.stats.row import Row
 from bitladder.stats.summary import (
     AggregateSummary,
-    End,
     Estimate,
     RungSummary,
     ScenarioSummary,
@@ -40,19 +40,21 @@ MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
 """--max-drop by suite: what its questions can resolve"""
 OTHER_MARGIN_POINTS = 1.0
 
-NOT_MADE = "not made yet; run the study again to go on"
-NOT_MEASURED = "not measured yet; run the study again to go on"
-NOT_HERE = "not measured on this machine"
-
 
 def default_margin_points(suite: str) -> float:
     return MARGIN_POINTS.get(suite, OTHER_MARGIN_POINTS)
 
 
+def study_margin_points(study: StudyRecord) -> float:
+    """What a study's verdicts are held against, and its stopping: its own ``max_drop``, else the suite's."""
+    own = study.settings.max_drop
+    return default_margin_points(study.suite) if own is None else own
+
+
 def summarize(results: Results, margin_points: float | None = None, machine: str | None = None) -> Summary:
     """Derive every figure of a study, with its interval or the reason for none.
 
-    `margin_points`: how many points of the aggregate a rung may lose; the suite's default where None. It enters the
+    `margin_points`: how many points of the aggregate a rung may lose; the study's own where None. It enters the
     verdicts, with the limits that they are judged by, and how many more questions would decide. `machine`: part of the
     name of the one whose performance counts, needed where several measured it. Raises ValueError for a margin that is
     not positive, UserError where a machine must be chosen.
@@ -60,20 +62,20 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     if results.measured_on is None:
         results = to_decide(results, find_place(results, machine))
     study = results.study
-    margin = default_margin_points(study.suite) if margin_points is None else margin_points
+    margin = study_margin_points(study) if margin_points is None else margin_points
     if margin <= 0:
         raise ValueError(f"the margin must be more than 0 points, got {margin}")
-    ends = {rung: _Ends(results, rung) for rung in study.rungs}
-    tasks = [item.task for item in study.items if isinstance(item, AccuracyTask)]
-    leaves = {rung: {task: end.leaf(task) for task in tasks} for rung, end in ends.items()}
-    rows = [Row(group, study.baseline, leaves) for group in study.groups if tasks]
+    ends = {rung: Ends(results, rung) for rung in study.rungs}
+    answered = read_answered(results, ends)
+    rows = answered.rows
     found = [summarize_tasks(row, margin) for row in rows]
-    aggregates = summarize_aggregates(rows, study.rungs, study.baseline, margin)
+    aggregates = answered.aggregates(margin)
+    unasked = answered.unasked(aggregates)
     scored = _scored(results)
     summaries = tuple(
-        _rung_summary(results, ends, rung, tuple(row[rung] for row in found), aggregates[rung]).model_copy(
-            update=_dependence(study, scored, rung)
-        )
+        _rung_summary(
+            results, ends, rung, tuple(row[rung] for row in found), aggregates[rung], unasked[rung]
+        ).model_copy(update=_dependence(study, scored, rung))
         for rung in ends
     )
     return Summary(
@@ -91,69 +93,22 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     )
 
 
-class _Ends:
-    """What came of one rung and of each of its measurements."""
-
-    def __init__(self, results: Results, rung: str) -> None:
-        self.rung = rung
-        self.record: RungRecord | None = results.rungs.get(rung)
-        self._records = {_key(record.item): record for record in results.of(rung)}
-        self._elsewhere = results.elsewhere
-
-    @property
-    def status(self) -> End:
-        return "missing" if self.record is None else self.record.status
-
-    @property
-    def reason(self) -> str | None:
-        return NOT_MADE if self.record is None else self.record.reason
-
-    def is_missing(self, item: Item) -> bool:
-        """Whether the study has not come to it: neither its own end nor its rung's is known."""
-        return self.measurement(item)[2] in (NOT_MADE, NOT_MEASURED)
-
-    def measurement(self, item: Item) -> tuple[MeasurementRecord | None, End, str | None]:
-        """Its record if there is one, how it ended, and why not well."""
-        if self.status != "ok":
-            return None, self.status, self.reason
-        record = self._records.get(_key(item))
-        if record is None:
-            return None, "missing", self._missing(item_name(item))
-        if record.status == "ok" and record.outcome is None:
-            return record, "failed", "its record has no outcome"
-        return record, record.status, record.reason
-
-    def leaf(self, task: str) -> Leaf:
-        record = self._records.get(("accuracy", task)) if self.status == "ok" else None
-        if record is not None and isinstance(record.outcome, AccuracyOutcome) and record.status == "ok":
-            return record.outcome
-        if record is not None:
-            return describe_end(record.status, record.reason)
-        return self._missing(task) if self.status == "ok" else describe_end(self.status, self.reason)
-
-    def _missing(self, name: str) -> str:
-        return NOT_HERE if (self.rung, name) in self._elsewhere else NOT_MEASURED
-
-    def performance(self, scenario: Scenario) -> PerformanceOutcome | None:
-        record, status, _ = self.measurement(scenario)
-        if record is None or status != "ok" or not isinstance(record.outcome, PerformanceOutcome):
-            return None
-        return record.outcome
-
-
-def _key(item: Item) -> tuple[str, str]:
-    return item.kind, item_name(item)
-
-
 def _rung_summary(
-    results: Results, ends: dict[str, _Ends], rung: str, tasks: tuple[TaskSummary, ...], aggregate: AggregateSummary
+    results: Results,
+    ends: dict[str, Ends],
+    rung: str,
+    tasks: tuple[TaskSummary, ...],
+    aggregate: AggregateSummary,
+    unasked: Collection[str],
 ) -> RungSummary:
+    """``unasked``: tasks that are asked in stages, with documents that the rung is still to be asked."""
     study, end = results.study, ends[rung]
     record = end.record
     audit = record.audit if record else None
     scenarios = tuple(
         _scenario_summary(end, ends, study.baseline, item) for item in study.items if isinstance(item, Scenario)
     )
+    missing = [item for item in study.items if (item.task in unasked if _is_staged(item) else end.is_missing(item))]
     return RungSummary(
         rung=rung,
         title=ready_title(rung, audit),
@@ -167,15 +122,17 @@ def _rung_summary(
         aggregate=aggregate,
         scenarios=scenarios,
         failures=_failures(end, study.items),
-        missing=tuple(item_name(item) for item in study.items if end.is_missing(item)),
-        missing_tasks=tuple(
-            item.task for item in study.items if isinstance(item, AccuracyTask) and end.is_missing(item)
-        ),
+        missing=tuple(item_name(item) for item in missing),
+        missing_tasks=tuple(item.task for item in missing if isinstance(item, AccuracyTask)),
         **_divergence(end, study.items),
     )
 
 
-def _divergence(end: _Ends, items: tuple[Item, ...]) -> dict[str, Any]:
+def _is_staged(item: Item) -> TypeGuard[AccuracyTask]:
+    return isinstance(item, AccuracyTask) and item.order is not None
+
+
+def _divergence(end: Ends, items: tuple[Item, ...]) -> dict[str, Any]:
     """The fields of a rung that are about it."""
     item = next((item for item in items if isinstance(item, Divergence)), None)
     if item is None:
@@ -209,7 +166,7 @@ def _dependence(study: StudyRecord, scored: dict[str, Scored], rung: str) -> dic
     }
 
 
-def _loaded_bytes(end: _Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | None:
+def _loaded_bytes(end: Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | None:
     """As audited, else as seen in a performance measurement."""
     if end.record and end.record.audit and end.record.audit.loaded_bytes is not None:
         return end.record.audit.loaded_bytes
@@ -217,7 +174,7 @@ def _loaded_bytes(end: _Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | N
     return next((int(value) for value in seen if value is not None), None)
 
 
-def _failures(end: _Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
+def _failures(end: Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
     if end.status == "missing":
         return ()
     if end.status != "ok":
@@ -230,7 +187,7 @@ def _failures(end: _Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
     )
 
 
-def _scenario_summary(end: _Ends, ends: dict[str, _Ends], baseline: str, item: Scenario) -> ScenarioSummary:
+def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Scenario) -> ScenarioSummary:
     record, status, reason = end.measurement(item)
     outcome = end.performance(item)
     if record is None or outcome is None:
@@ -267,7 +224,7 @@ def _scenario_summary(end: _Ends, ends: dict[str, _Ends], baseline: str, item: S
     )
 
 
-def _no_speedup(end: _Ends, baseline: _Ends | None, item: Scenario) -> Estimate:
+def _no_speedup(end: Ends, baseline: Ends | None, item: Scenario) -> Estimate:
     """Why there is none against the baseline on the same machine, the only one in these results."""
     if baseline is None:
         return Estimate.unknown("the baseline is not in the study")

@@ -46,6 +46,8 @@ class TaskSummary(Record):
     """``percent`` for shares of right answers; ``raw`` for anything else, such as bits per byte"""
     questions: int
     """answered on this rung; the same questions in several parts count once"""
+    planned_questions: int | None = Field(default=None, exclude_if=lambda value: value is None)
+    """all that may be asked; None where it isn't asked in stages"""
     score: Estimate
     """its reason says why there is none, such as a measurement that failed"""
     score_norm: Estimate
@@ -63,6 +65,8 @@ class TaskSummary(Record):
     """answers right here and wrong on the baseline"""
     lost: int | None
     """answers wrong here and right on the baseline"""
+    baseline_percent: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """the baseline's score on what this rung was asked, where it is asked in stages"""
     changed: int | None
     """questions with another choice than on the baseline, right or wrong; None where nothing is chosen"""
     difference_points: Estimate
@@ -86,6 +90,29 @@ class TaskSummary(Record):
         return self.title if self.unit == "percent" or metric in self.title else f"{self.title} ({metric})"
 
 
+class Stopping(Record):
+    """How far one rung was asked, where asking stops when decided."""
+
+    state: Literal["early", "end", "hopeless", "undecided", "open"]
+    """decided by bets before the end or at it; decided by the test at the end; not asked on, since the documents that
+    are left could hardly decide it; undecided after all documents; still to be asked"""
+    documents: int
+    """that the rung was asked of the tasks in stages; a question in two tasks counts twice"""
+    of: int
+    stages: int
+    """that the rung was asked"""
+
+    @property
+    def text(self) -> str:
+        """What follows the verdict, for people."""
+        so_far = f"{self.documents:,} of {self.of:,} questions"
+        if self.state in ("early", "end"):
+            return f"decided after {so_far}"
+        if self.state == "hopeless":
+            return f"cannot be decided with the documents that exist: stopped after {so_far}"
+        return f"after all {self.of:,} questions" if self.state == "undecided" else f"{so_far} so far"
+
+
 class AggregateSummary(Record):
     """Mean over the tasks with signal, the same for all rungs."""
 
@@ -103,6 +130,8 @@ class AggregateSummary(Record):
     more_questions: int | None
     """about how many more would decide against the margin in force; 0: it is decided"""
     more_questions_reason: str | None
+    stopping: Stopping | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None where every document is asked, and for the baseline"""
 
 
 class ScenarioSummary(Record):

@@ -55,24 +55,43 @@ class Judged:
     levels: Levels
     verdict: Verdict
     to_decide: QuestionsToDecide
+    at_any_time: bool = False
+    """whether the limits hold whenever one looks, see `betting`"""
 
 
-def judge(comparisons: Mapping[str, Comparison], margin: float, *, count_more: bool = True) -> dict[str, Judged]:
+class Beside(NamedTuple):
+    """Rungs that are judged by other means and of which the side's hypothesis is not rejected, on either side."""
+
+    low: int = 0
+    high: int = 0
+
+
+def judge(
+    comparisons: Mapping[str, Comparison],
+    margin: float,
+    *,
+    count_more: bool = True,
+    confidence: float = CONFIDENCE,
+    beside: Beside = Beside(),
+) -> dict[str, Judged]:
     """The verdict on each rung that is compared with the baseline, all of them together; see the module.
 
-    `count_more`: whether to work out how many more questions would decide an open one.
+    `count_more`: whether to work out how many more questions would decide an open one. `confidence`: what both sides
+    leave, where a part of the error was spent before. `beside` stay open to the end.
     """
-    low = _levels(comparisons, lambda interval: interval.low > -margin)
-    high = _levels(comparisons, lambda interval: interval.high < -margin)
+    low = _levels(comparisons, lambda interval: interval.low > -margin, confidence, beside.low)
+    high = _levels(comparisons, lambda interval: interval.high < -margin, confidence, beside.high)
     return {rung: _judged(one, Levels(low[rung], high[rung]), margin, count_more) for rung, one in comparisons.items()}
 
 
-def _levels(comparisons: Mapping[str, Comparison], clears: Callable[[Interval], bool]) -> dict[str, float]:
+def _levels(
+    comparisons: Mapping[str, Comparison], clears: Callable[[Interval], bool], all_together: float, beside: int
+) -> dict[str, float]:
     """The confidence that each rung's limit was judged at, by Holm's procedure."""
     levels: dict[str, float] = {}
     still_open = set(comparisons)
     while still_open:
-        confidence = shared_confidence(len(still_open))
+        confidence = shared_confidence(len(still_open) + beside, all_together)
         levels.update(dict.fromkeys(still_open, confidence))
         cleared = {rung for rung in still_open if clears(comparisons[rung].interval(confidence))}
         if not cleared:
@@ -81,9 +100,9 @@ def _levels(comparisons: Mapping[str, Comparison], clears: Callable[[Interval], 
     return levels
 
 
-def shared_confidence(rungs: int) -> float:
-    """Two-sided confidence of each of so many intervals that hold all together with 95% (Bonferroni)."""
-    return 1 - (1 - CONFIDENCE) / rungs
+def shared_confidence(rungs: int, all_together: float = CONFIDENCE) -> float:
+    """Two-sided confidence of each of so many intervals that hold all together, with 95% by default (Bonferroni)."""
+    return 1 - (1 - all_together) / rungs
 
 
 def _judged(comparison: Comparison, levels: Levels, margin: float, count_more: bool) -> Judged:

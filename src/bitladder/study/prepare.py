@@ -63,7 +63,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
 
     progress.preparing("reading tasks and prompts")
-    suite, groups, tasks = _accuracy(settings, calibration, kept)
+    suite, groups, tasks = _accuracy(settings, calibration, kept, progress)
     scenarios, prompts = _scenarios(settings, calibration, model.directory, kept, store)
     divergence, windows = _divergence(settings, calibration, model.directory, kept, store)
     planned: tuple[Item, ...] = (*tasks, *scenarios, *([divergence] if divergence else []))
@@ -122,7 +122,7 @@ def _without_accuracy(settings: Settings) -> Settings:
 
 
 def _accuracy(
-    settings: Settings, calibration: Calibration, kept: StudyRecord | None
+    settings: Settings, calibration: Calibration, kept: StudyRecord | None, progress: StudyProgress
 ) -> tuple[str, tuple[TaskGroup, ...], tuple[AccuracyTask, ...]]:
     default = "builtin" if settings.model.startswith(BUILTIN) else "paper"
     suite = "custom" if settings.tasks else settings.suite or default
@@ -133,6 +133,8 @@ def _accuracy(
     from bitladder.accuracy.tasks import resolve_tasks
 
     resolved = resolve_tasks(settings, suite=suite, device=calibration.device)
+    for remark in resolved.remarks:
+        progress.warn(remark)
     return suite, resolved.groups, resolved.items
 
 

@@ -1,0 +1,64 @@
+"""How a study's checkpoints and measurements ended."""
+
+from bitladder.records import AccuracyOutcome, Item, MeasurementRecord, PerformanceOutcome, RungRecord, Scenario
+from bitladder.results import Results, item_name
+from bitladder.stats.row import Leaf
+from bitladder.stats.summary import End, describe_end
+
+NOT_MADE = "not made yet; run the study again to go on"
+NOT_MEASURED = "not measured yet; run the study again to go on"
+NOT_HERE = "not measured on this machine"
+
+
+class Ends:
+    """What came of one rung and of each of its measurements."""
+
+    def __init__(self, results: Results, rung: str) -> None:
+        self.rung = rung
+        self.record: RungRecord | None = results.rungs.get(rung)
+        self._records = {_key(record.item): record for record in results.of(rung)}
+        self._elsewhere = results.elsewhere
+
+    @property
+    def status(self) -> End:
+        return "missing" if self.record is None else self.record.status
+
+    @property
+    def reason(self) -> str | None:
+        return NOT_MADE if self.record is None else self.record.reason
+
+    def is_missing(self, item: Item) -> bool:
+        """Whether the study has not come to it: neither its own end nor its rung's is known."""
+        return self.measurement(item)[2] in (NOT_MADE, NOT_MEASURED)
+
+    def measurement(self, item: Item) -> tuple[MeasurementRecord | None, End, str | None]:
+        """Its record if there is one, how it ended, and why not well."""
+        if self.status != "ok":
+            return None, self.status, self.reason
+        record = self._records.get(_key(item))
+        if record is None:
+            return None, "missing", self._missing(item_name(item))
+        if record.status == "ok" and record.outcome is None:
+            return record, "failed", "its record has no outcome"
+        return record, record.status, record.reason
+
+    def leaf(self, task: str) -> Leaf:
+        record = self._records.get(("accuracy", task)) if self.status == "ok" else None
+        if record is not None and isinstance(record.outcome, AccuracyOutcome) and record.status == "ok":
+            return record.outcome
+        if record is not None:
+            return describe_end(record.status, record.reason)
+        return self._missing(task) if self.status == "ok" else describe_end(self.status, self.reason)
+
+    def _missing(self, name: str) -> str:
+        return NOT_HERE if (self.rung, name) in self._elsewhere else NOT_MEASURED
+
+    def performance(self, scenario: Scenario) -> PerformanceOutcome | None:
+        record, status, _ = self.measurement(scenario)
+        if record is None or status != "ok" or not isinstance(record.outcome, PerformanceOutcome):
+            return None
+        return record.outcome
+
+
+def _key(item: Item) -> tuple[str, str]:
+    return item.kind, item_name(item)

@@ -1,0 +1,164 @@
+"""One row of the accuracy table over all rungs: a task, or several that are pooled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from bitladder.records import AccuracyOutcome, AccuracyTask, TaskGroup
+from bitladder.stats import scores
+from bitladder.stats.interval import CONFIDENCE
+from bitladder.stats.pots import Pot, make_pots, primary_metric
+from bitladder.stats.scores import RowComparison, Score
+
+Leaf = AccuracyOutcome | str | None
+"""what a rung answered in one lm-eval task, or why there is nothing; None where the stages so far ask none of it"""
+
+Pots = tuple[Pot, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row over all rungs: `leaves` is rung -> lm-eval task -> what came of it."""
+
+    group: TaskGroup
+    baseline: str
+    leaves: Mapping[str, Mapping[str, Leaf]]
+    staged: Mapping[str, AccuracyTask] = field(default_factory=dict)
+    """of its tasks those that are asked in stages, so that the baseline may have answered more than a rung"""
+
+    def outcomes(self, rung: str) -> dict[str, AccuracyOutcome] | str:
+        """The outcomes of the row's tasks on one rung, or why one is missing."""
+        found: dict[str, AccuracyOutcome] = {}
+        for task in self.group.tasks:
+            leaf = self.leaves[rung][task]
+            if isinstance(leaf, str):
+                return leaf if self.group.tasks == (self.group.name,) else f"{task}: {leaf}"
+            if leaf is not None:
+                found[task] = leaf
+        return found or "none of its documents were asked yet"
+
+    @cached_property
+    def _known(self) -> list[AccuracyOutcome]:
+        return [
+            leaf
+            for leaves in self.leaves.values()
+            for task in self.group.tasks
+            if isinstance(leaf := leaves[task], AccuracyOutcome)
+        ]
+
+    @cached_property
+    def is_share(self) -> bool:
+        return scores.is_share(self._known)
+
+    @cached_property
+    def metric(self) -> str:
+        return " / ".join(dict.fromkeys(primary_metric(outcome.metrics).title for outcome in self._known))
+
+    @cached_property
+    def pots(self) -> dict[str, Pots | str]:
+        """Of a row in per cent: each rung's questions and scores, or why there are none."""
+        found = {rung: self.outcomes(rung) for rung in self.leaves}
+        return {self.baseline: "it is not in the study"} | {
+            rung: outcomes if isinstance(outcomes, str) else self._make_pots(outcomes)
+            for rung, outcomes in found.items()
+        }
+
+    def _make_pots(self, outcomes: Mapping[str, AccuracyOutcome]) -> Pots:
+        tasks = tuple(task for task in self.group.tasks if task in outcomes)
+        return make_pots(self.group.model_copy(update={"tasks": tasks}), outcomes)
+
+    @cached_property
+    def baselines(self) -> dict[str, Pots | str]:
+        """What each rung is held against: the baseline's questions and scores, as far as the rung was asked them."""
+        whole = self.pots[self.baseline]
+        if not self.staged or isinstance(whole, str):
+            return dict.fromkeys(self.leaves, whole)
+        outcomes = self.outcomes(self.baseline)
+        assert not isinstance(outcomes, str)  # it has pots
+        found: dict[str, Pots | str] = {}
+        for rung in self.leaves:
+            own = self.outcomes(rung)
+            found[rung] = own if isinstance(own, str) else self._make_pots(_as_far_as(outcomes, own, self.staged))
+        return found
+
+    @property
+    def planned_questions(self) -> int | None:
+        """All that the row may ask; None where it isn't asked in stages."""
+        numbers = [task.order.stops[-1] for name in self.group.tasks if (task := self.staged.get(name)) and task.order]
+        if len(numbers) < len(self.group.tasks):
+            return None
+        return sum(numbers) if self.group.pooling == "documents" else max(numbers)
+
+    @cached_property
+    def no_signal_reason(self) -> str | None:
+        if not self.is_share:
+            return "scored in a unit of its own: in no aggregate and no comparison"
+        baseline = self.pots[self.baseline]
+        if isinstance(baseline, str):
+            return f"{self.baseline} has no result to compare with: {baseline}"
+        return scores.no_signal_reason(baseline)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the row belongs to the aggregate.
+
+        One that only lacks the baseline's result does: leaving it out would quietly change the question.
+        """
+        if not (self.group.in_aggregate and self.is_share):
+            return False
+        return self.no_signal_reason is None or isinstance(self.pots[self.baseline], str)
+
+    @cached_property
+    def asked(self) -> Pots:
+        """Any rung's pots, for what they have in common; none where no rung has answers in per cent."""
+        return next((pots for pots in self.pots.values() if not isinstance(pots, str)), ()) if self.is_share else ()
+
+    @cached_property
+    def chance(self) -> float | None:
+        """As a fraction of 1; None for generated answers, and for `chance_reason`."""
+        return scores.chance_of(self.asked) if self.asked else None
+
+    @cached_property
+    def chance_reason(self) -> str | None:
+        """Why it is not known what guessing scores, though there are choices."""
+        return next((pot.chance_reason for pot in self.asked if pot.chance_reason), None)
+
+    def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
+        """Raises KeyError where there is none: ask `pots` first."""
+        return self._score(self.pots[rung], rung, confidence)
+
+    def baseline_score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
+        """The baseline's on what the rung was asked. Raises KeyError where there is none."""
+        return self._score(self.baselines[rung], rung, confidence)
+
+    def _score(self, pots: Pots | str, rung: str, confidence: float) -> Score:
+        if isinstance(pots, str):
+            raise KeyError(f"{self.group.name} on {rung}: {pots}")
+        return scores.row_score(pots, confidence)
+
+    @cached_property
+    def compared(self) -> dict[str, RowComparison | str]:
+        """Each rung's difference to the baseline, or why there is none."""
+        return {rung: self._compare(rung) for rung in self.leaves}
+
+    def _compare(self, rung: str) -> RowComparison | str:
+        if self.no_signal_reason is not None:
+            return self.no_signal_reason
+        pots, baseline = self.pots[rung], self.baselines[rung]
+        if isinstance(pots, str):
+            return pots
+        assert not isinstance(baseline, str)  # it would have no signal
+        return scores.unpaired_reason(pots, baseline) or scores.compare(pots, baseline)
+
+
+def _as_far_as(
+    baseline: Mapping[str, AccuracyOutcome], rung: Mapping[str, AccuracyOutcome], staged: Mapping[str, AccuracyTask]
+) -> dict[str, AccuracyOutcome]:
+    """The baseline's outcomes with the documents that a rung has too: they come in one order for both."""
+    return {
+        task: outcome.model_copy(update={"documents": outcome.documents[: len(rung[task].documents)]})
+        if task in staged
+        else outcome
+        for task, outcome in baseline.items()
+        if task in rung
+    }
