@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "accuracy": FOUNDATION | {"checkpoint", "checkpoint files", "models"},
     "divergence": FOUNDATION | {"accuracy", "checkpoint", "checkpoint files"},
     "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
-    "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "divergence", "perf"},
+    # stats: what decides whether a rung is asked on is what its verdict will be
+    "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "divergence", "perf", "stats"},
     "archive": FOUNDATION,
     "merge": FOUNDATION | {"archive", "checkpoint files"},
     "stats": FOUNDATION,

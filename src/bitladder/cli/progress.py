@@ -1,7 +1,7 @@
 """Progress of a study on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 
 from rich.console import Console
@@ -72,6 +72,9 @@ class TerminalProgress(StudyProgress):
             self._say(f"{record.rung}: {format_bytes(record.audit.stored_bytes)} on disk, audit passed{note}")
         else:
             self._say(f"{record.rung}: {record.status}: {record.reason}")
+
+    def stage(self, number: int, stages: int, rungs: Collection[str]) -> None:
+        self._say(f"stage {number} of at most {stages} asks {', '.join(rungs)}")
 
     def measured(self, record: MeasurementRecord) -> None:
         self._bars.advance(self._study)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitladder import defaults
+from bitladder.cli.limits import MaxDrop
 
 if TYPE_CHECKING:
     from bitladder.store import Results
@@ -83,6 +84,14 @@ def study_command(
             "depend on that? Needs --backend bitladder.",
         ),
     ] = None,
+    max_drop: MaxDrop = None,
+    until_decided: Annotated[
+        bool | None,
+        typer.Option(
+            "--until-decided",
+            help="Ask in stages, of each rung only as many questions as its verdict against --max-drop takes.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help=f"Seed of everything drawn. {_default(defaults.SEED)}")] = None,
     device: Annotated[
         str | None,
@@ -156,6 +165,8 @@ def study_command(
         "token_budget": token_budget,
         "chat_template": chat_template,
         "batch_dependence": batch_dependence,
+        "max_drop": max_drop,
+        "until_decided": until_decided,
         "divergence": False if no_divergence else None,
         "divergence_windows": divergence_windows,
         "seed": seed,

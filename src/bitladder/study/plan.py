@@ -15,6 +15,7 @@ from bitladder.records import (
     TaskGroup,
 )
 from bitladder.rungs import BASELINE
+from bitladder.stages import measured_items
 
 
 def plan_study(
@@ -58,9 +59,11 @@ def bind_baseline(study: StudyRecord, content_hash: str | None) -> StudyRecord:
 def phase_items(study: StudyRecord) -> tuple[tuple[Item, ...], ...]:
     """Items by worker: all that asks questions shares one process, each scenario has its own, for clean memory figures.
 
-    Divergence has its own too, so that all rungs have it before any is asked a question.
+    Divergence has its own too, so that all rungs have it before any is asked a question. Tasks that are asked in stages
+    are left out: whom a stage asks is known only once the one before is done.
     """
-    accuracy = tuple(item for item in study.items if isinstance(item, AccuracyTask | Rescoring))
-    alone = [(item,) for item in study.items if not isinstance(item, AccuracyTask | Rescoring)]
+    items = [item for item in study.items if measured_items(item) == (item,)]
+    accuracy = tuple(item for item in items if isinstance(item, AccuracyTask | Rescoring))
+    alone = [(item,) for item in items if not isinstance(item, AccuracyTask | Rescoring)]
     first = tuple(items for items in alone if isinstance(items[0], Divergence))
     return (*first, *((accuracy,) if accuracy else ()), *(items for items in alone if items not in first))

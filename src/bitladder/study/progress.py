@@ -1,5 +1,7 @@
 """What a study tells while it runs. The default says nothing; the command line shows a bar or plain lines."""
 
+from collections.abc import Collection
+
 from bitladder.records import MeasurementRecord, RungRecord
 
 
@@ -23,6 +25,9 @@ class StudyProgress:
 
     def rung(self, record: RungRecord) -> None:
         """A rung's checkpoint is made and audited, or not."""
+
+    def stage(self, number: int, stages: int, rungs: Collection[str]) -> None:
+        """Documents of a stage are asked of these rungs, where asking stops when decided; numbered from 1."""
 
     def measured(self, record: MeasurementRecord) -> None:
         """A measurement left its record."""

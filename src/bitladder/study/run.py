@@ -6,9 +6,11 @@ stopped: what has a record is not measured again.
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
@@ -16,6 +18,7 @@ from bitladder.errors import UserError
 from bitladder.files import require_own_folder
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
+    AccuracyTask,
     Divergence,
     Item,
     MeasurementRecord,
@@ -27,6 +30,8 @@ from bitladder.records import (
     Status,
     measurement_id,
 )
+from bitladder.results import place_key, place_of
+from bitladder.stages import measured_items, stage_count, stage_item, staged_tasks
 from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Progress, RungMade
 from bitladder.study.plan import bind_baseline, phase_items
@@ -83,22 +88,95 @@ class _Run:
         self._progress = progress
         self._rungs: dict[str, RungRecord | None] = {}
         self._finished: set[str] = set()
+        self._with_weights: set[str] = set()
+        """whose checkpoint this run has made, or found to be what was audited"""
         self._warned = False
 
     def run(self) -> None:
         rungs = self._rungs = {name: self._known_rung(name) for name in self._study.rungs}
         self._write_study()
-        total = len(rungs) * len(self._study.items)
-        missing = sum(len(self._missing(record, self._study.items)) for record in rungs.values())
-        self._progress.planned(total, total - missing)
+        self._tell_plan()
+        asked = self._asked_next()
         for name, known in rungs.items():
-            rungs[name] = known if known and not self._needs_weights(known) else self._make_checkpoint(name)
+            items = self._whole_items + (self._staged_items if name in asked else ())
+            rungs[name] = known if known and not self._needs_weights(known, items) else self._make_checkpoint(name)
         self._write_study()
-        for items in phase_items(self._study):
-            # the baseline first: it leaves what a divergence is from
-            for record in sorted(filter(None, rungs.values()), key=lambda one: one.rung != self._study.baseline):
-                if record.status == "ok":
+        phases = phase_items(self._study)
+        first = [items for items in phases if isinstance(items[0], Divergence)]
+        self._measure_phases(first)
+        self._measure_stages()
+        self._measure_phases(items for items in phases if items not in first)
+
+    @property
+    def _whole_items(self) -> tuple[Item, ...]:
+        return tuple(item for item in self._study.items if measured_items(item) == (item,))
+
+    @property
+    def _staged_items(self) -> tuple[Item, ...]:
+        return tuple(chain.from_iterable(map(measured_items, staged_tasks(self._study))))
+
+    def _tell_plan(self, *, staged: bool = True) -> None:
+        """With all that the stages may ask, or with what they have asked."""
+        missing = [self._missing(record, self._whole_items) for record in self._rungs.values()]
+        total = len(self._rungs) * len(self._whole_items)
+        left = sum(map(len, missing))
+        by_rung = [len(self._missing(record, self._staged_items)) for record in self._rungs.values()]
+        total += len(self._rungs) * len(self._staged_items) - (0 if staged else sum(by_rung))
+        self._progress.planned(total, total - left - (sum(by_rung) if staged else 0))
+
+    def _measure_phases(self, phases: Iterable[tuple[Item, ...]]) -> None:
+        for items in phases:
+            for record in self._baseline_first():
+                self._measure(record, items)
+
+    def _baseline_first(self) -> list[RungRecord]:
+        """Checkpoints that can be measured. The baseline leaves what the others are held against."""
+        made = [record for record in self._rungs.values() if record is not None and record.status == "ok"]
+        return sorted(made, key=lambda one: one.rung != self._study.baseline)
+
+    def _measure_stages(self) -> None:
+        """Ask stage after stage of those rungs whose verdict the records before leave open."""
+        stages = stage_count(staged_tasks(self._study))
+        for stage in range(stages):
+            asked = self._asked_by(stage)
+            if not asked:
+                break
+            items = self._items_of(stage)
+            names = [record.rung for record in self._baseline_first() if record.rung in asked]
+            self._progress.stage(stage + 1, stages, names)
+            for name in names:
+                record = self._rungs[name]
+                if record is not None and self._needs_weights(record, items):  # it had been decided, and is no longer
+                    record = self._rungs[name] = self._make_checkpoint(name)
+                if record is not None and record.status == "ok":
                     self._measure(record, items)
+        if stages:
+            self._tell_plan(staged=False)
+
+    def _items_of(self, stage: int) -> tuple[Item, ...]:
+        """Of a stage and of those before, which a rung may lack that was decided for a while."""
+        parts = (stage_item(task, one) for one in range(stage + 1) for task in staged_tasks(self._study))
+        return tuple(part for part in parts if part is not None)
+
+    def _asked_by(self, stage: int) -> frozenset[str]:
+        from bitladder.stats.answered import rungs_to_ask
+        from bitladder.stats.summarize import study_margin_points
+
+        results = self._store.load()
+        here = tuple(record for record in results.records if place_of(record) == self._place)
+        return rungs_to_ask(replace(results, records=here), study_margin_points(self._study), stage)
+
+    def _asked_next(self) -> frozenset[str]:
+        """Whom the first stage asks that isn't done."""
+        for stage in range(stage_count(staged_tasks(self._study))):
+            asked = self._asked_by(stage)
+            if any(self._missing(self._rungs[name], self._items_of(stage)) for name in asked):
+                return asked
+        return frozenset()
+
+    @property
+    def _place(self) -> tuple[str, str]:
+        return place_key(self._study.calibration.machine, self._study.calibration.device)
 
     def _write_study(self) -> None:
         """With the baseline's content, as far as it is known: no plan knows it before it is made."""
@@ -120,9 +198,12 @@ class _Run:
         recipe = expected_recipe_hash(self._study.source, name)
         return record if record.manifest.recipe_hash == recipe else None
 
-    def _needs_weights(self, record: RungRecord) -> bool:
+    def _needs_weights(self, record: RungRecord, items: tuple[Item, ...]) -> bool:
         """Whether something is left to measure and the checkpoint isn't there, or is no longer what was audited."""
-        if record.status != "ok" or record.rung in self._added or not self._missing(record, self._study.items):
+        if record.status != "ok" or record.rung in self._with_weights or not self._missing(record, items):
+            return False
+        self._with_weights.add(record.rung)  # now, or when it is made
+        if record.rung in self._added:
             return False
         from bitladder.checkpoint.manifest import read_manifest, verify_files
 
@@ -157,11 +238,15 @@ class _Run:
             record = self._store.read_measurement(identity)
             if record is None or record.status in RETRIED:
                 return True
+            chunk = isinstance(record.item, AccuracyTask) and record.item.order is not None
+            if chunk and place_of(record) != self._place:
+                return True  # the stages of a rung are of one machine
             self._finished.add(identity)
         return False
 
     def _make_checkpoint(self, name: str) -> RungRecord:
         source = self._study.added.get(name)
+        self._with_weights.add(name)
         self._progress.phase(name, "audit" if source else "quantize and audit")
         record = RungRecord(
             rung=name, status="failed", reason="the worker sent no record", content_hash=None, manifest=None, audit=None
