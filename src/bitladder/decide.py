@@ -177,13 +177,22 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
         return Objection("missing", text)
     verdict = verdict_of(difference.low, difference.high, margin)
     if verdict == "beyond the margin":
-        return Objection("drop", f"{describe_difference(difference)}: a drop of more than {points_text(margin)}")
+        text = f"{describe_difference(difference)}: a drop of more than {points_text(margin)}"
+        return Objection("drop", text + _after(summary, rung, margin))
     if verdict != "undecided":
         return None
     text = f"{describe_difference(difference)}, so a drop of {points_text(margin)} is neither shown nor ruled out"
     ruled_out = points_text(math.floor(1 - 10 * difference.low) / 10)  # the next tenth beyond it
     more = _more_questions(summary, rung, margin)
     return Objection("drop", f"{text}, one of {ruled_out} is ruled out; {more}", undecided=True)
+
+
+def _after(summary: Summary, rung: RungSummary, margin: float) -> str:
+    """After how many questions the verdict fell, where asking stops then."""
+    stopping = rung.aggregate.stopping
+    if stopping is None or margin != summary.margin_points or stopping.state not in ("early", "end"):
+        return ""
+    return f", {stopping.text}"
 
 
 def _accuracy(summary: Summary, rung: RungSummary, margin: float | None) -> Verdict | None:
@@ -372,7 +381,9 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
             difference = describe_difference(rung.aggregate.difference_points)
             margin = points_text(limits.max_drop_points)
             verdict = _accuracy(summary, rung, limits.max_drop_points)
-            reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} rules out a drop of {margin}")
+            after = _after(summary, rungs[name], limits.max_drop_points)
+            ruled_out = f"rules out a drop of {margin}{after}"
+            reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} {ruled_out}")
         if limits.max_memory_bytes is not None:
             reasons.append(f"{name}: {_describe_peak(_peak_memory(rung))}")
     if summary.measured_on:

@@ -8,8 +8,9 @@ from pathlib import Path
 from bitladder.accuracy.logs import LogFolder
 from bitladder.accuracy.rows import count_once
 from bitladder.errors import UnknownNameError, UserError
-from bitladder.records import AccuracyOutcome, AccuracyTask, Document, TaskDocuments, TaskGroup
+from bitladder.records import AccuracyOutcome, AccuracyTask, Document, StudyRecord, TaskDocuments, TaskGroup
 from bitladder.results import Results
+from bitladder.stages import staged_tasks
 from bitladder.store import MERGE_FILE, MergedStore, Store, load_results
 
 
@@ -27,8 +28,13 @@ class Answers:
     """the questions of a task. Raises UserError where they are not kept"""
     notes: tuple[str, ...] = ()
     """what the reader has to know of how they were found"""
-    suite: str | None = None
-    """of a study"""
+    study: StudyRecord | None = None
+    """of which these are one rung's"""
+
+    @property
+    def staged(self) -> dict[str, AccuracyTask]:
+        """The tasks that are asked in stages, of which a rung may have answered fewer documents than another."""
+        return {task.task: task for task in staged_tasks(self.study)} if self.study else {}
 
 
 def read_answers(source: str) -> Answers:
@@ -107,7 +113,7 @@ def study_answers(results: Results, rung: str) -> Answers:
     groups = tuple(group for group in results.study.groups if outcomes.keys() >= set(group.tasks))
     missing = [group.name for group in results.study.groups if group not in groups]
     notes = (f"{rung} has no result of {', '.join(missing)}, left out",) if missing else ()
-    return Answers(rung, outcomes, groups, asked, read_documents, notes, results.study.suite)
+    return Answers(rung, outcomes, groups, asked, read_documents, notes, results.study)
 
 
 def take_tasks(answers: Answers, names: Collection[str]) -> Answers:
@@ -138,14 +144,36 @@ def require_comparable(base: Answers, others: Sequence[Answers]) -> None:
         if count > 1:
             raise UserError(f"{name!r} stands {count} times; expected a baseline and others, each with its own name")
     for other in others:
-        missing = [task for task in base.outcomes if task not in other.outcomes]
+        staged = base.staged if base.staged == other.staged else {}
+        missing = [task for task in base.outcomes if task not in other.outcomes and task not in staged]
         if missing:
             shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             raise UserError(
                 f"{other.name} has no {shown}, which {base.name} has; log the same tasks, or choose some with --tasks"
             )
         for task in base.outcomes:
-            _require_same_task(task, base, other)
+            if task not in staged:
+                _require_same_task(task, base, other)
+            elif task in other.outcomes:
+                _require_same_task(task, *(answers_to_both(one, another) for one, another in _both_ways(base, other)))
+
+
+def _both_ways(base: Answers, other: Answers) -> tuple[tuple[Answers, Answers], tuple[Answers, Answers]]:
+    return (base, other), (other, base)
+
+
+def answers_to_both(answers: Answers, other: Answers) -> Answers:
+    """Without the documents that another rung of a study wasn't asked, since it was decided: both have one order."""
+    if not answers.staged or answers.staged != other.staged:
+        return answers
+    outcomes = {
+        task: outcome.model_copy(update={"documents": outcome.documents[: len(other.outcomes[task].documents)]})
+        if task in answers.staged
+        else outcome
+        for task, outcome in answers.outcomes.items()
+        if task in other.outcomes
+    }
+    return replace(answers, outcomes=outcomes)
 
 
 def _require_same_task(task: str, base: Answers, other: Answers) -> None:

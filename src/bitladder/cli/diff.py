@@ -26,13 +26,14 @@ def diff_command(
     """
     import json
 
-    from bitladder.accuracy.answers import read_pair, require_comparable, take_tasks
+    from bitladder.accuracy.answers import answers_to_both, read_pair, require_comparable, take_tasks
     from bitladder.stats.flips import find_flips
 
     base, other = read_pair(directory, rung)
     if task:
         base = take_tasks(base, [name.strip() for name in task.split(",")])
     require_comparable(base, [other])
+    base, other = answers_to_both(base, other), answers_to_both(other, base)
     flips = [
         flip
         for name, outcome in base.outcomes.items()

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -15,8 +16,10 @@ from bitladder.forkserver import ForkServer
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.results import device_title, item_name
+from bitladder.stages import measured_items
+from bitladder.stats.margin import study_margin_points
 from bitladder.stats.power import POWER, Resolution, resolutions
-from bitladder.stats.summarize import default_margin_points
+from bitladder.stats.stopping import Staging
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
 from bitladder.study.plan import bind_baseline
@@ -44,7 +47,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         overhead_bytes = measure_overhead(server, study.calibration.device)
         directory = resolve_model(settings.model, settings.revision).directory
         estimates = estimate_study(study, directory, prepared.added, overhead_bytes)
-        margin_points = default_margin_points(study.suite)
+        margin_points = study_margin_points(study)
         resolved = _resolutions(study, margin_points)
     if json_output:
         plan = {
@@ -70,9 +73,18 @@ def show_plan(
     """The plan on stdout. ``recorded``: measurements of it that are done."""
     console = Console(highlight=False)
     names = [item_name(item) for item in study.items]
+    staging = Staging.of(study)
     rungs, measurements = counted(len(study.rungs), "rung"), counted(len(names), "measurement")
     console.print(f"{rungs} x {measurements} on {device_title(study.calibration)}:")
     console.print(f"  {', '.join(names)}", markup=False, soft_wrap=True)
+    if staging:
+        documents = ", ".join(format_count(number) for number in staging.documents)
+        margin = points_text(study_margin_points(study))
+        console.print(
+            f"  in {counted(staging.stages, 'stage')}, by the end of which a rung is asked {documents} questions; it is "
+            f"asked on until a drop of {margin} is shown or ruled out, so the times are the most",
+            soft_wrap=True,
+        )
     table = Table("rung", "disk", "peak memory", "quantize", "accuracy", "performance", box=None)
     for estimate in estimates:
         table.add_row(
@@ -99,10 +111,13 @@ def show_plan(
         soft_wrap=True,
     )
     if recorded:
-        planned = len(study.rungs) * len(names)
-        console.print(f"of these {recorded} of {planned} measurements are done: the study goes on with the others")
+        planned = len(study.rungs) * sum(len(measured_items(item)) for item in study.items)
+        most = "at most " if staging else ""
+        console.print(
+            f"of these {recorded} of {most}{planned} measurements are done: the study goes on with the others"
+        )
     if resolved:
-        _print_resolutions(console, resolved, len(study.rungs) - 1, default_margin_points(study.suite))
+        _print_resolutions(console, resolved, len(study.rungs) - 1, study_margin_points(study))
 
 
 def _recorded(study: StudyRecord, store: Store) -> int:
@@ -113,8 +128,9 @@ def _recorded(study: StudyRecord, store: Store) -> int:
     if results.study.source.content_hash != study.source.content_hash:
         return 0
     baseline = results.rungs.get(study.baseline)
-    planned = set(bind_baseline(study, baseline.content_hash if baseline else None).items)
-    done = [record for record in results.records if record.status == "ok" and record.rung in study.rungs]
+    bound = bind_baseline(study, baseline.content_hash if baseline else None)
+    planned = set(chain.from_iterable(map(measured_items, bound.items)))
+    done = [record for record in results.measured if record.status == "ok" and record.rung in study.rungs]
     return sum(record.item in planned for record in done)
 
 

@@ -34,7 +34,8 @@ def verdict_command(
     from bitladder.report.markdown import table_to_markdown
     from bitladder.report.verdict_tables import verdict_tables
     from bitladder.stats.compare import compare_answers
-    from bitladder.stats.summarize import OTHER_MARGIN_POINTS, default_margin_points
+    from bitladder.stats.margin import default_margin_points, study_margin_points
+    from bitladder.stats.stopping import Staging
     from bitladder.stats.verdict import all_acceptable
 
     margin_points = parse_limits(None, max_drop, None).max_drop_points
@@ -44,9 +45,11 @@ def verdict_command(
             first = take_tasks(first, [name.strip() for name in tasks.split(",")])
         require_comparable(first, others)
         if margin_points is None:
-            margin_points = default_margin_points(first.suite) if first.suite else OTHER_MARGIN_POINTS
-        answers = {one.name: {task: one.outcomes[task] for task in first.outcomes} for one in (first, *others)}
-        compared = compare_answers(first.groups, answers, first.name, margin_points)
+            margin_points = study_margin_points(first.study) if first.study else default_margin_points(None)
+        answers = {one.name: {task: one.outcomes.get(task) for task in first.outcomes} for one in (first, *others)}
+        staged = bool(first.study) and all(one.staged == first.staged for one in others)
+        staging = Staging.of(first.study) if first.study and staged else None
+        compared = compare_answers(first.groups, answers, first.name, margin_points, staging)
     found = tuple(note for one in (first, *others) for note in one.notes)
     compared = compared.model_copy(update={"notes": (*found, *compared.notes)})
     if json_output:

@@ -10,7 +10,7 @@ from bitladder.stats.metrics import METRICS
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
 from bitladder.store import load_results
-from bitladder.units import UNKNOWN, format_count, format_percent, format_points, format_raw
+from bitladder.units import UNKNOWN, format_count, format_percent, format_points, format_raw, points_text
 
 SCENARIOS = {"batch1": "Batch size 1", "max-batch": "Largest batch"}
 _METRICS = ("requests_per_s", "tokens_per_s", "latency_s", "ttft_s", "peak_memory_bytes", "speedup")
@@ -79,6 +79,13 @@ def _accuracy_table(measured: Measured) -> CardTable:
             f"Difference: to {baseline.rung}, paired by question, with an interval that holds with 95% for all "
             "precisions of the study together; where it holds 0, none is shown to exist."
         )
+    stopping = rung.aggregate.stopping
+    if baseline and stopping and rung.aggregate.verdict:
+        text = stopping.text if stopping.state not in ("early", "end") else f"it was {stopping.text}"
+        notes.append(
+            f"Asked until decided: against a drop of {points_text(measured.summary.margin_points)} {rung.rung} is "
+            f"{rung.aggregate.verdict}; {text}. {baseline.rung}'s scores by task are on the same questions."
+        )
     rows = [_task_row(task, baseline) for task in rung.tasks]
     if rung.aggregate.tasks:
         titles = {task.name: task.title for task in rung.tasks}
@@ -103,6 +110,8 @@ def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...
     if baseline:
         compared = next((other for other in baseline.tasks if other.name == task.name), None)
         score = compared.score if compared else Estimate.unknown(baseline.reason or "not measured")
+        if task.baseline_percent is not None:  # on what this rung was asked
+            score = Estimate(value=task.baseline_percent)
         row += [_estimate(score, format_score), _estimate(task.difference_points, format_points)]
     return tuple(row)
 

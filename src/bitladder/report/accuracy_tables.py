@@ -9,7 +9,7 @@ from bitladder.report.table import Cell, Column, Formatter, Table, estimate_cell
 from bitladder.report.verdict_tables import verdict_tables
 from bitladder.stats.compare import compared_rungs
 from bitladder.stats.summary import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
-from bitladder.units import format_count, format_percent, format_points, format_raw
+from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
 
 AGGREGATE = "Aggregate"
 NO_SIGNAL = "no signal"
@@ -25,6 +25,8 @@ def accuracy_tables(summary: Summary) -> list[Table]:
     tables: list[Table] = []
     if tasks:
         tables.append(_score_table(summary, tasks))
+        if any(task.planned_questions is not None for task in tasks):
+            tables.append(_questions_table(summary, tasks))
         if any(task.score_norm.value is not None for rung in summary.rungs for task in rung.tasks):
             tables.append(_norm_table(summary, tasks))
     if raw_tasks(summary):
@@ -121,9 +123,42 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
     notes = (
         "Brackets: 95% interval of one score by itself. Two precisions answer the same questions, "
         "so compare them by Table 2b, not by these brackets.",
+        *(
+            (f"Questions: {summary.baseline}'s. A precision that stopped early answered fewer, see Table 1d.",)
+            if any(task.planned_questions is not None for task in tasks)
+            else ()
+        ),
         aggregate_note(summary),
     )
     return Table("table1", "Table 1. Accuracy (%)", columns, tuple(rows), notes)
+
+
+def _questions_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
+    """On how many questions the scores rest, where asking stops when decided."""
+    columns = (
+        Column("Task", numeric=False),
+        Column("All", interval=False),
+        *(Column(rung.rung, interval=False) for rung in summary.rungs),
+    )
+    rows = tuple(
+        (
+            _task_cell(task),
+            number_cell(task.planned_questions, format_count),
+            *(_questions_cell(rung, task.name) for rung in summary.rungs),
+        )
+        for task in tasks
+    )
+    points = points_text(summary.margin_points)
+    notes = (
+        f"Questions come in one random order for all precisions; one is asked until its drop is shown to be within or "
+        f"beyond {points}, or until there are no more. All: that there are to ask.",
+    )
+    return Table("table1-questions", "Table 1d. Questions answered", columns, rows, notes)
+
+
+def _questions_cell(rung: RungSummary, name: str) -> Cell:
+    task = task_of(rung, name)
+    return text_cell(None, reason=absence(rung)) if task is None else number_cell(task.questions, format_count)
 
 
 def _no_chance(task: TaskSummary) -> str | None:

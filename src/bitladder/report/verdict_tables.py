@@ -13,6 +13,10 @@ MARKS: dict[Verdict | None, Mark] = {
     "lower but within": "good",
     "beyond the margin": "bad",
 }
+STAGED_TASKS = (
+    "A precision that stopped early answered only some of the questions of a task, and is held against the baseline on "
+    "the same ones; a task's own limits are as if their number had been fixed before."
+)
 _COUNTS = (
     Column("Gained", interval=False, help="right here, wrong on the baseline"),
     Column("Lost", interval=False, help="wrong here, right on the baseline"),
@@ -32,12 +36,16 @@ def verdict_tables(compared: Compared) -> list[Table]:
 
 
 def verdict_text(found: TaskSummary | AggregateSummary) -> str | None:
-    """The verdict, with how many more documents an open one takes."""
+    """The verdict, with how many more documents an open one takes, or after how many asking stopped."""
+    stopping = found.stopping if isinstance(found, AggregateSummary) else None
+    after = f" {stopping.text}" if stopping else ""
     if found.verdict != "undecided":
-        return found.verdict
+        return f"{found.verdict},{after}" if found.verdict and stopping else found.verdict
+    if stopping and stopping.state in ("hopeless", "open", "stopped"):
+        return f"undecided,{after}" if stopping.state == "hopeless" else f"undecided{after}"
     if found.more_questions is None:
-        return f"undecided ({found.more_questions_reason})"
-    return f"undecided (about {format_count(found.more_questions)} more documents)"
+        return f"undecided{after} ({found.more_questions_reason})"
+    return f"undecided{after} (about {format_count(found.more_questions)} more documents)"
 
 
 def _primary(compared: Compared) -> Table:
@@ -63,13 +71,33 @@ def _primary(compared: Compared) -> Table:
         f"Aggregate: mean of {', '.join(tasks[name] for name in names)}." if names else "No task has signal.",
         f"Within the margin: the lower limit is above -{margin}; lower but within: and the upper limit is below 0. "
         f"Beyond the margin: the upper limit is below -{margin}. Undecided: neither.",
-        f"Limits: the {len(compared.others)} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
-        "at the level it was judged at, Bonferroni's over the precisions still open then, so none contradicts its "
-        "verdict."
-        if len(compared.others) > 1
-        else "Limits: 95%.",
+        _limits_note(compared),
     )
     return Table("verdicts", f"Verdicts against {compared.baseline}, margin {margin}", columns, rows, notes)
+
+
+def _limits_note(compared: Compared) -> str:
+    others = len(compared.others)
+    if is_staged(compared):
+        verdicts = f"the {others} verdicts hold together" if others > 1 else "the verdict holds"
+        return (
+            f"Limits: {verdicts} with 95%, though one looks after every stage. Bets on the difference "
+            "(Waudby-Smith and Ramdas 2024) have 0.005 of each side's 0.025 and end the asking; what they leave open "
+            "after the last question is judged at 0.020. The limits of a precision that stopped are those that its "
+            "bets leave: wider than an interval for so many questions, and right though the answers chose the number."
+        )
+    if others == 1:
+        return "Limits: 95%."
+    return (
+        f"Limits: the {others} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
+        "at the level it was judged at, Bonferroni's over the precisions still open then, so none contradicts its "
+        "verdict."
+    )
+
+
+def is_staged(compared: Compared) -> bool:
+    """Whether precisions are asked until they are decided."""
+    return any(rung.aggregate.stopping for rung in compared.others)
 
 
 def _secondary(compared: Compared) -> Table:
@@ -103,7 +131,7 @@ def _secondary(compared: Compared) -> Table:
                     text_cell(found.metric),
                     number_cell(found.questions, format_count),
                     text_cell(rung.rung),
-                    _score_cell(baseline.get((task.name, task.metric))),
+                    _baseline_cell(found, baseline.get((task.name, task.metric))),
                     _score_cell(found),
                     estimate_cell(found.difference_points, format_points),
                     *_counts(found),
@@ -118,8 +146,16 @@ def _secondary(compared: Compared) -> Table:
         "flips; the intervals hold with 95% for all precisions together.",
         "Documents that resemble each other (HellaSwag's of one source, one question asked in two ways) count by their "
         "effective number.",
+        *((STAGED_TASKS,) if is_staged(compared) else ()),
     )
     return Table("verdicts-tasks", "Verdicts by task", columns, tuple(rows), notes, secondary=True)
+
+
+def _baseline_cell(task: TaskSummary, baseline: TaskSummary | None) -> Cell:
+    """The baseline's score on the same questions."""
+    if task.baseline_percent is None:
+        return _score_cell(baseline)
+    return number_cell(task.baseline_percent, format_percent)
 
 
 def _score_cell(task: TaskSummary | None) -> Cell:

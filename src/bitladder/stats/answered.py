@@ -9,6 +9,7 @@ from bitladder.results import Results
 from bitladder.stages import stages_done, take_stages
 from bitladder.stats.accuracy import summarize_aggregates
 from bitladder.stats.ends import NOT_MADE, NOT_MEASURED, Ends
+from bitladder.stats.margin import study_margin_points
 from bitladder.stats.row import Leaf, Row
 from bitladder.stats.stopping import Staging
 from bitladder.stats.summary import AggregateSummary
@@ -38,12 +39,23 @@ class Answered:
     def _has_tasks(self) -> bool:
         return any(isinstance(item, AccuracyTask) for item in self.study.items)
 
-    def aggregates(self, margin_points: float) -> dict[str, AggregateSummary]:
-        """By rung, judged together against the margin."""
+    @cached_property
+    def _own(self) -> dict[str, AggregateSummary]:
+        return self._aggregates(study_margin_points(self.study))
+
+    def _aggregates(self, margin_points: float) -> dict[str, AggregateSummary]:
         study = self.study
         return summarize_aggregates(self.rows, study.rungs, study.baseline, margin_points, self.staging, self.stages)
 
-    def to_ask(self, aggregates: Mapping[str, AggregateSummary]) -> frozenset[str]:
+    def aggregates(self, margin_points: float) -> dict[str, AggregateSummary]:
+        """By rung, judged together against the margin, which need not be the one that asking stops by."""
+        if self.staging is None:
+            return self._aggregates(margin_points)
+        found = self._own if margin_points == study_margin_points(self.study) else self._aggregates(margin_points)
+        return {rung: one if rung in self.to_ask else not_asked_on(one) for rung, one in found.items()}
+
+    @cached_property
+    def to_ask(self) -> frozenset[str]:
         """The rungs with a stage to come, whose verdict isn't known; and the baseline, where they need more of it."""
         staging, baseline = self.staging, self.study.baseline
         if staging is None or not self.ended.get(baseline, False):
@@ -55,24 +67,37 @@ class Answered:
             and self.ended[rung]
             and self.stages[rung] < staging.stages
             # without any comparison so far, such as without a row that has a signal, all that there is may be needed
-            and ((stopping := aggregates[rung].stopping) is None or stopping.state == "open")
+            and ((stopping := self._own[rung].stopping) is None or stopping.state == "open")
         }
         if any(self.stages[rung] >= self.stages[baseline] for rung in found):
             found.add(baseline)
         return frozenset(found)
 
-    def unasked(self, aggregates: Mapping[str, AggregateSummary]) -> dict[str, frozenset[str]]:
+    @cached_property
+    def unasked(self) -> dict[str, frozenset[str]]:
         """Of each rung the tasks in stages with documents that it is still to be asked."""
         if self.staging is None:
             return {rung: frozenset() for rung in self.study.rungs}
-        asked = self.to_ask(aggregates)
         found = {}
         for rung in self.study.rungs:
             orders = {name: task.order for name, task in self.staging.tasks.items() if task.order}
             left = {name for name, order in orders.items() if (0, *order.stops)[self.stages[rung]] < order.stops[-1]}
             not_made = NOT_MADE in self.leaves[rung].values()
-            found[rung] = frozenset(left if rung in asked or not_made else ())
+            found[rung] = frozenset(left if rung in self.to_ask or not_made else ())
         return found
+
+
+def not_asked_on(aggregate: AggregateSummary) -> AggregateSummary:
+    """Of a rung that nobody goes on to ask, though it is undecided against this margin or baseline."""
+    stopping = aggregate.stopping
+    if stopping is None or stopping.state != "open":
+        return aggregate
+    return aggregate.model_copy(
+        update={
+            "stopping": stopping.model_copy(update={"state": "stopped"}),
+            "more_questions_reason": "asking stopped before, at another verdict; give the study this --max-drop",
+        }
+    )
 
 
 def read_answered(results: Results, ends: Mapping[str, Ends] | None = None, stages: int | None = None) -> Answered:
@@ -84,20 +109,23 @@ def read_answered(results: Results, ends: Mapping[str, Ends] | None = None, stag
     staging = Staging.of(study)
     if staging is None:
         return Answered(study, leaves, None, {}, {})
-    most = staging.stages if stages is None else min(stages, staging.stages)
-    done = {rung: min(_stages(own, staging), most) for rung, own in leaves.items()}
-    of_baseline = done.get(study.baseline, 0)
-    done = {rung: min(own, of_baseline) for rung, own in done.items()}
-    return Answered(
-        study,
-        {
-            rung: {task: _cut(leaf, staging.tasks.get(task), done[rung]) for task, leaf in own.items()}
-            for rung, own in leaves.items()
-        },
-        staging,
-        done,
-        {rung: end.status == "ok" and not _failed(leaves[rung], staging) for rung, end in ends.items()},
-    )
+    whole, done = whole_stages(leaves, staging, study.baseline, stages)
+    ended = {rung: end.status == "ok" and not _failed(leaves[rung], staging) for rung, end in ends.items()}
+    return Answered(study, whole, staging, done, ended)
+
+
+def whole_stages(
+    leaves: Leaves, staging: Staging, baseline: str, most: int | None = None
+) -> tuple[Leaves, dict[str, int]]:
+    """What was answered in whole stages, at most so many, and none that the baseline lacks; and how many by rung."""
+    done = {rung: _stages(own, staging) for rung, own in leaves.items()}
+    most = min(done.get(baseline, 0), staging.stages if most is None else most)
+    done = {rung: min(own, most) for rung, own in done.items()}
+    cut = {
+        rung: {task: _cut(leaf, staging.tasks.get(task), done[rung]) for task, leaf in own.items()}
+        for rung, own in leaves.items()
+    }
+    return cut, done
 
 
 def _stages(leaves: Mapping[str, Leaf], staging: Staging) -> int:
@@ -125,10 +153,9 @@ def _cut(leaf: Leaf, task: AccuracyTask | None, stages: int) -> Leaf:
     return take_stages(task, leaf, stages)
 
 
-def rungs_to_ask(results: Results, margin_points: float, stage: int) -> frozenset[str]:
+def rungs_to_ask(results: Results, stage: int) -> frozenset[str]:
     """Whom a stage asks, the baseline among them: a pure function of the records of the stages before."""
     if stage == 0:
         return frozenset(results.study.rungs)
-    answered = read_answered(results, stages=stage)
-    found = answered.to_ask(answered.aggregates(margin_points))
+    found = read_answered(results, stages=stage).to_ask
     return found | {results.study.baseline} if found else found

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from bitladder.records import AccuracyOutcome, MetricInfo, Record, TaskGroup
+from bitladder.records import AccuracyOutcome, AccuracyTask, MetricInfo, Record, TaskGroup
 from bitladder.stats import scores
 from bitladder.stats.accuracy import summarize_aggregates, summarize_tasks
+from bitladder.stats.answered import Leaves, not_asked_on, whole_stages
 from bitladder.stats.pots import primary_metric
-from bitladder.stats.row import Row
+from bitladder.stats.row import Leaf, Row
+from bitladder.stats.stopping import Staging
 from bitladder.stats.summary import AggregateSummary, Summary, TaskSummary
 
 
@@ -40,17 +42,28 @@ def compared_rungs(summary: Summary) -> Compared:
 
 def compare_answers(
     groups: Sequence[TaskGroup],
-    answers: Mapping[str, Mapping[str, AccuracyOutcome]],
+    answers: Leaves,
     baseline: str,
     margin_points: float,
+    staging: Staging | None = None,
 ) -> Compared:
     """Verdicts from answers by rung and leaf task; every task of `groups` has to be there for each rung.
 
     Beside each group's primary metric, which alone enters the aggregate, its others are rows of their own.
+    ``staging``: of rungs of one study that were asked until each was decided, and are compared on what both answered.
     """
-    rows = [row for group in groups for row in (Row(group, baseline, answers), *_other_rows(group, answers, baseline))]
+    stages: dict[str, int] = {}
+    if staging is not None:
+        answers, stages = whole_stages(answers, staging, baseline)
+    staged = staging.tasks if staging else {}
+    rows = [
+        row
+        for group in groups
+        for row in (Row(group, baseline, answers, staged), *_other_rows(group, answers, baseline, staged))
+    ]
     tasks = [summarize_tasks(row, margin_points) for row in rows]
-    aggregates = summarize_aggregates(rows, tuple(answers), baseline, margin_points)
+    found = summarize_aggregates(rows, tuple(answers), baseline, margin_points, staging, stages)
+    aggregates = {rung: not_asked_on(one) for rung, one in found.items()}
     return Compared(
         baseline=baseline,
         margin_points=margin_points,
@@ -62,9 +75,11 @@ def compare_answers(
     )
 
 
-def _other_rows(group: TaskGroup, answers: Mapping[str, Mapping[str, AccuracyOutcome]], baseline: str) -> list[Row]:
+def _other_rows(group: TaskGroup, answers: Leaves, baseline: str, staged: Mapping[str, AccuracyTask]) -> list[Row]:
     """A row for each further metric that every task of the group has."""
-    infos = [answers[baseline][task].metrics for task in group.tasks]
+    infos = [leaf.metrics for task in group.tasks if isinstance(leaf := answers[baseline][task], AccuracyOutcome)]
+    if not infos:
+        return []
     primary = [primary_metric(metrics).key for metrics in infos]
     rows = []
     for metric in infos[0]:
@@ -73,15 +88,15 @@ def _other_rows(group: TaskGroup, answers: Mapping[str, Mapping[str, AccuracyOut
                 rung: {task: _only(outcomes[task], metric) for task in group.tasks}
                 for rung, outcomes in answers.items()
             }
-            rows.append(Row(group.model_copy(update={"in_aggregate": False}), baseline, only))
+            rows.append(Row(group.model_copy(update={"in_aggregate": False}), baseline, only, staged))
     return rows
 
 
-def _only(outcome: AccuracyOutcome, metric: MetricInfo) -> AccuracyOutcome:
-    return outcome.model_copy(update={"metrics": (metric,)})
+def _only(leaf: Leaf, metric: MetricInfo) -> Leaf:
+    return leaf.model_copy(update={"metrics": (metric,)}) if isinstance(leaf, AccuracyOutcome) else leaf
 
 
-def _notes(rows: Sequence[Row], answers: Mapping[str, Mapping[str, AccuracyOutcome]]) -> tuple[str, ...]:
+def _notes(rows: Sequence[Row], answers: Leaves) -> tuple[str, ...]:
     notes = [
         f"{row.group.title} is in no aggregate: {row.no_signal_reason}."
         for row in rows
@@ -89,5 +104,7 @@ def _notes(rows: Sequence[Row], answers: Mapping[str, Mapping[str, AccuracyOutco
     ]
     for rung, outcomes in answers.items():
         for task, outcome in outcomes.items():
+            if not isinstance(outcome, AccuracyOutcome):
+                continue
             notes += [f"{rung}, {task}: {text}" for text in scores.disagreements(outcome)]
     return tuple(notes)

@@ -136,9 +136,9 @@ def _assessed(
     elif answered == staging.stages:
         state, reason = "undecided", "its answers give no interval"
     elif is_hopeless(rows, rung, margin):
-        state, reason = "hopeless", "the documents that exist can't decide it"
+        state, reason = "hopeless", "the questions that exist can't decide it"
     else:
-        state, reason = "open", "it is asked on"
+        state, reason = "open", "the study is still asking it; run it again to go on"
     levels = Levels(bets.confidence, bets.confidence)
     to_decide = QuestionsToDecide(more=more, reason=reason)
     judged = Judged(bets.low, bets.value, bets.high, levels, verdict, to_decide, at_any_time=True)

@@ -23,6 +23,7 @@ from bitladder.stats.dependence import Scored, read_scored, summarize_dependence
 from bitladder.stats.divergence import summarize_divergence
 from bitladder.stats.ends import Ends
 from bitladder.stats.machines import find_place, to_decide
+from bitladder.stats.margin import default_margin_points, study_margin_points
 from bitladder.stats.performance import derive_metrics, notes_on, speedup
 from bitladder.stats.row import Row
 from bitladder.stats.summary import (
@@ -35,20 +36,6 @@ from bitladder.stats.summary import (
     describe_end,
 )
 from bitladder.units import counted
-
-MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
-"""--max-drop by suite: what its questions can resolve"""
-OTHER_MARGIN_POINTS = 1.0
-
-
-def default_margin_points(suite: str) -> float:
-    return MARGIN_POINTS.get(suite, OTHER_MARGIN_POINTS)
-
-
-def study_margin_points(study: StudyRecord) -> float:
-    """What a study's verdicts are held against, and its stopping: its own ``max_drop``, else the suite's."""
-    own = study.settings.max_drop
-    return default_margin_points(study.suite) if own is None else own
 
 
 def summarize(results: Results, margin_points: float | None = None, machine: str | None = None) -> Summary:
@@ -70,7 +57,7 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     rows = answered.rows
     found = [summarize_tasks(row, margin) for row in rows]
     aggregates = answered.aggregates(margin)
-    unasked = answered.unasked(aggregates)
+    unasked = answered.unasked
     scored = _scored(results)
     summaries = tuple(
         _rung_summary(

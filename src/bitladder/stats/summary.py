@@ -93,9 +93,10 @@ class TaskSummary(Record):
 class Stopping(Record):
     """How far one rung was asked, where asking stops when decided."""
 
-    state: Literal["early", "end", "hopeless", "undecided", "open"]
+    state: Literal["early", "end", "hopeless", "undecided", "open", "stopped"]
     """decided by bets before the end or at it; decided by the test at the end; not asked on, since the documents that
-    are left could hardly decide it; undecided after all documents; still to be asked"""
+    are left could hardly decide it; undecided after all documents; still to be asked; decided, but against another
+    margin or baseline than this"""
     documents: int
     """that the rung was asked of the tasks in stages; a question in two tasks counts twice"""
     of: int
@@ -109,8 +110,10 @@ class Stopping(Record):
         if self.state in ("early", "end"):
             return f"decided after {so_far}"
         if self.state == "hopeless":
-            return f"cannot be decided with the documents that exist: stopped after {so_far}"
-        return f"after all {self.of:,} questions" if self.state == "undecided" else f"{so_far} so far"
+            return f"cannot be decided with the questions that exist, stopped after {so_far}"
+        if self.state == "undecided":
+            return f"after all {self.of:,} questions"
+        return f"after {so_far}, where asking stopped" if self.state == "stopped" else f"after {so_far} so far"
 
 
 class AggregateSummary(Record):

@@ -160,11 +160,10 @@ class _Run:
 
     def _asked_by(self, stage: int) -> frozenset[str]:
         from bitladder.stats.answered import rungs_to_ask
-        from bitladder.stats.summarize import study_margin_points
 
         results = self._store.load()
         here = tuple(record for record in results.records if place_of(record) == self._place)
-        return rungs_to_ask(replace(results, records=here), study_margin_points(self._study), stage)
+        return rungs_to_ask(replace(results, records=here), stage)
 
     def _asked_next(self) -> frozenset[str]:
         """Whom the first stage asks that isn't done."""
