@@ -3,21 +3,40 @@
 One task, one rung. Bets may stop at any document with 0.005 of each side's 0.025; Tango's interval at the end has
 0.020. Beside it Tango's alone with 0.025, and bets alone with 0.025. Rows at a difference of -2 points lie on the
 margin: there any verdict is wrong.
+
+Then whole studies, with a study's own stages, several rungs judged together, and an aggregate over tasks.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 import numpy as np
 
 from bitladder.stats.betting import EARLY_ALPHA, decided_after, each_alone
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.power import ONE_SIDED_ALPHA
+from bitladder.stats.simulation import ChangeRates
+from bitladder.stats.staged_simulation import StagedShares, simulate_stages
+
+PART = 100
 
 MARGIN = 0.02
-TASKS = {"arc_challenge": 1172, "hellaswag": 10_042}
+TASKS = {"arc_challenge": 1172, "hellaswag": 10_042, "mmlu": 14_042}
 CHANGES = ((0.005, 0.005), (0.01, 0.01), (0.025, 0.025), (0.0, 0.02), (0.015, 0.035), (0.04, 0.06))
+
+STUDIES = {
+    "hellaswag, 1 rung": ((10_042,), 1, 0.02),
+    "mmlu, 1 rung": ((14_042,), 1, 0.02),
+    "arc_challenge, 1 rung": ((1172,), 1, 0.02),
+    "paper suite, 4 rungs": ((1172, 2376, 1319, 10_042, 14_042), 4, 0.02),
+    "paper suite, 4 rungs, margin 1": ((1172, 2376, 1319, 10_042, 14_042), 4, 0.01),
+    "builtin suite, 4 rungs, margin 5": ((538, 465, 585), 4, 0.05),
+}
+"""documents of each task, rungs, margin"""
+SHARES = (0.01, 0.02, 0.05, 0.1)
+"""of changed answers, of rungs equal to the baseline and on the margin"""
 
 
 def row(documents: int, gained: float, lost: float, draws: int) -> tuple[float, float, float, float]:
@@ -49,13 +68,28 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for task, documents in TASKS.items():
         for gained, lost in CHANGES:
-            shares = row(documents, gained, lost, draws)
-            print(
-                f"| {task} | {gained:.1%} | {lost:.1%} | {100 * (gained - lost):+.1f} | "
-                + " | ".join(f"{share:.1%}" for share in shares)
-                + " |",
-                flush=True,
-            )
+            print_row(f"{task} | {gained:.1%} | {lost:.1%}", gained - lost, row(documents, gained, lost, draws))
+    print("\n| study | gained | lost | difference, points | decided | fixed n alone | any wrong | documents taken |")
+    print("|---|---|---|---|---|---|---|---|")
+    for study, (tasks, rungs, margin) in STUDIES.items():
+        for changed in SHARES:
+            for difference in (0.0, -margin):
+                lost = max((changed - difference) / 2, -difference)
+                gained = lost + difference
+                rung = tuple(ChangeRates(gained, lost, documents) for documents in tasks)
+                shares = in_parts((rung,) * rungs, margin, draws // 6)
+                print_row(f"{study} | {gained:.1%} | {lost:.1%}", difference, shares)
+
+
+def in_parts(rungs: tuple[tuple[ChangeRates, ...], ...], margin: float, draws: int) -> StagedShares:
+    """Means of simulations that fit memory."""
+    parts = [simulate_stages(rungs, margin, PART, seed) for seed in range(-(-draws // PART))]
+    return StagedShares(*np.mean(parts, axis=0).tolist())
+
+
+def print_row(about: str, difference: float, shares: Iterable[float]) -> None:
+    figures = " | ".join(f"{share:.1%}" for share in shares)
+    print(f"| {about} | {100 * difference:+.1f} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

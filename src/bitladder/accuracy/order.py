@@ -5,7 +5,6 @@ question that several tasks ask. How many documents of a row a stage asks grows 
 about two in the largest row, so that all rows begin with 128 documents and end together.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,9 +14,7 @@ from unittest import mock
 from bitladder.accuracy.library import TaskLibrary
 from bitladder.accuracy.samples import cluster_of, document_hash
 from bitladder.records import Order, TaskGroup, order_key
-
-FIRST_DOCUMENTS = 128
-"""of a row in the first stage: enough to show damage, and to tell a baseline from guessing"""
+from bitladder.stages import row_stops, stages_for
 
 
 def plan_orders(
@@ -29,7 +26,7 @@ def plan_orders(
         for group in _rows(library, groups)
     }
     units = {name: sorted({key for keys in tasks.values() for key in keys}) for name, tasks in rows.items()}
-    stages = max((_stages(len(keys)) for keys in units.values()), default=0)
+    stages = max((stages_for(len(keys)) for keys in units.values()), default=0)
     orders: dict[str, Order] = {}
     for name, tasks in rows.items():
         last_keys = [units[name][stop - 1] for stop in row_stops(len(units[name]), stages)]
@@ -64,21 +61,6 @@ def _rows(library: TaskLibrary, groups: Iterable[TaskGroup]) -> list[TaskGroup]:
 def _keys(library: TaskLibrary, name: str, limit: int | None, seed: int) -> list[str]:
     """By document, in the task's own order."""
     return [order_key(seed, cluster_of(name, doc) or document_hash(doc)) for doc in library.documents(name, limit)]
-
-
-def _stages(units: int) -> int:
-    return 1 + max(round(math.log2(units / FIRST_DOCUMENTS)), 0)
-
-
-def row_stops(units: int, stages: int) -> list[int]:
-    """Clusters of a row that are asked by the end of each stage.
-
-    As many as `FIRST_DOCUMENTS` in the first, or half of the row where it has fewer than two times that.
-    """
-    if stages == 1:
-        return [units]
-    first = max(min(FIRST_DOCUMENTS, units // 2), 1)
-    return [round(first * (units / first) ** (stage / (stages - 1))) for stage in range(stages)]
 
 
 def chosen_documents(library: TaskLibrary, name: str, limit: int | None, order: Order) -> list[int]:

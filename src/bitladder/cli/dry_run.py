@@ -81,8 +81,8 @@ def show_plan(
         documents = ", ".join(format_count(number) for number in staging.documents)
         margin = points_text(study_margin_points(study))
         console.print(
-            f"  in {counted(staging.stages, 'stage')}, by the end of which a rung is asked {documents} questions; it is "
-            f"asked on until a drop of {margin} is shown or ruled out, so the times are the most",
+            f"  in {counted(staging.stages, 'stage')}, by the end of which a rung is asked {documents} questions; it "
+            f"is asked on until a drop of {margin} is shown or ruled out, so the times are the most",
             soft_wrap=True,
         )
     table = Table("rung", "disk", "peak memory", "quantize", "accuracy", "performance", box=None)
