@@ -13,6 +13,7 @@ must fear that a whole block is lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -54,8 +55,8 @@ def evenly(draws: int, blocks: int) -> NDArray[np.int64]:
     return np.arange(blocks) * draws // blocks
 
 
-def capital(tasks: Sequence[Draws], margin: float, side: Side) -> Numbers:
-    """What a gambler who began with 1 has after each block, (..., blocks).
+def log_capital(tasks: Sequence[Draws], margin: float, side: Side) -> Numbers:
+    """The natural logarithm of what a gambler who began with 1 has after each block, (..., blocks).
 
     ``within`` bets against a true difference of at most -margin, ``beyond`` against one of at least that: there the
     capital is a nonnegative supermartingale, which ever reaches 1 / alpha with probability alpha at most (Ville). The
@@ -79,7 +80,7 @@ def capital(tasks: Sequence[Draws], margin: float, side: Side) -> Numbers:
         _by_block(np.log1p(np.repeat(stakes * share, _sizes(one), axis=-1) * part), one)
         for part, one, share in zip(gains, tasks, shares, strict=True)
     ]
-    found: Numbers = np.exp(np.cumsum(sum(growth[1:], growth[0]), axis=-1))
+    found: Numbers = np.cumsum(sum(growth[1:], growth[0]), axis=-1)
     return found
 
 
@@ -96,7 +97,7 @@ def _by_block(values: Numbers, task: Draws) -> Numbers:
 
 def decided_after(tasks: Sequence[Draws], margin: float, side: Side, alpha: float) -> NDArray[np.int64]:
     """Blocks, (...,), after which the capital first is 1 / alpha; one more than there are where it never is."""
-    enough = capital(tasks, margin, side) >= 1 / alpha
+    enough = log_capital(tasks, margin, side) >= -math.log(alpha)
     found: NDArray[np.int64] = np.where(enough.any(axis=-1), enough.argmax(axis=-1), enough.shape[-1]) + 1
     return found
 
