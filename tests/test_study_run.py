@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from bitladder.cli.dry_run import _recorded
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
+    AccuracyOutcome,
     Divergence,
     DivergenceOutcome,
     MeasurementRecord,
@@ -27,6 +28,7 @@ from bitladder.records import (
     RungRecord,
     Settings,
 )
+from bitladder.results import item_name
 from bitladder.rungs import RUNGS
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
@@ -45,10 +47,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-def write_tasks(folder: Path) -> Path:
+def write_tasks(folder: Path, questions: int = QUESTIONS) -> Path:
     """A folder with two multiple-choice tasks."""
     for name in ("left", "right"):
-        rows = [{"question": f"{name} {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(QUESTIONS)]
+        rows = [{"question": f"{name} {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(questions)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / f"{name}.yaml").write_text(
             f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {name}.jsonl\n"
@@ -339,3 +341,40 @@ def test_study_on_a_gpu(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
     assert {value for window in itself.windows for value in window.kl} == {0.0}
     products = [one.products for one in outcomes["nf4"] if isinstance(one, RescoringOutcome)]
     assert all("none seen" not in text for texts in products for text in texts), products
+
+
+class StoppedAt(Counting):
+    """Ends the study as it comes to a stage, as a power cut would."""
+
+    def __init__(self, stage: int) -> None:
+        super().__init__()
+        self._stage = stage
+        self.asked: list[tuple[str, ...]] = []
+
+    def stage(self, number: int, stages: int, rungs: Collection[str]) -> None:
+        self.asked.append(tuple(rungs))
+        if number == self._stage:
+            raise KeyboardInterrupt
+
+
+def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
+    tiny_llama: Path, tmp_path: Path, ready_server: None
+) -> None:
+    """A random model has no signal, so that no rung is decided and all is asked."""
+    (tmp_path / "tasks").mkdir()
+    tasks = write_tasks(tmp_path / "tasks", 200)
+    settings = settings_for(tiny_llama, tasks, rungs=("bf16", "int8"), only="accuracy", divergence=False).model_copy(
+        update={"until_decided": True, "tasks": (str(tasks / "left.yaml"),)}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_study(settings, tmp_path / "out", StoppedAt(2))
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out" / "records").glob("*.json")}
+    assert len(kept) == 2
+    resumed = StoppedAt(0)
+    results = run_study(settings, tmp_path / "out", resumed)
+    assert resumed.asked == [("bf16", "int8")] * 2 and resumed.made == []
+    assert [item_name(record.item) for record in resumed.records] == ["left, documents 101 to 200"] * 2
+    now = {path.name: path.read_bytes() for path in (tmp_path / "out" / "records").glob("*.json")}
+    assert now.items() >= kept.items() and len(now) == 4
+    outcomes = [record.outcome for record in results.records]
+    assert [len(one.documents) for one in outcomes if isinstance(one, AccuracyOutcome)] == [200, 200]

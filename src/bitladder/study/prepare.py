@@ -56,6 +56,9 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
+    if kept is not None and settings.only == "performance" and settings.max_drop is None:
+        # what its accuracy half is judged by, and stops at
+        settings = settings.model_copy(update={"max_drop": kept.settings.max_drop})
     if model.source.speed_only:
         settings = _without_accuracy(settings)
     added = _added(settings, model.directory)
