@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import altair as alt
 
-from bitladder.report.accuracy_tables import AGGREGATE, aggregate_tasks, percent_tasks, task_of
+from bitladder.report.accuracy_tables import AGGREGATE, FEWER, aggregate_tasks, is_staged, percent_tasks, task_of
 from bitladder.report.figure import (
     CHARACTER_PX,
     INK,
@@ -58,6 +58,8 @@ def _score_figure(summary: Summary) -> Figure | MissingFigure:
     )
     if not norms:
         caption += " No task here has acc_norm, so its panel is left out."
+    if is_staged(tasks):
+        caption += f" {FEWER}"
     return Figure("figure1", title, caption, _stack(parts))
 
 

@@ -25,16 +25,26 @@ def accuracy_tables(summary: Summary) -> list[Table]:
     tables: list[Table] = []
     if tasks:
         tables.append(_score_table(summary, tasks))
-        if any(task.planned_questions is not None for task in tasks):
-            tables.append(_questions_table(summary, tasks))
         if any(task.score_norm.value is not None for rung in summary.rungs for task in rung.tasks):
             tables.append(_norm_table(summary, tasks))
     if raw_tasks(summary):
         tables.append(_raw_table(summary))
+    if is_staged(tasks):
+        tables.append(_questions_table(summary, tasks))
     if tasks and len(summary.rungs) > 1:
         tables += verdict_tables(compared_rungs(summary))
         tables += [_comparison_table(summary, tasks, comparison) for comparison in _COMPARISONS]
     return tables
+
+
+FEWER = (
+    "A precision that stopped early answered fewer of them (Table 1d), and its score is not to be held against others."
+)
+
+
+def is_staged(tasks: list[TaskSummary]) -> bool:
+    """Whether precisions are asked until they are decided."""
+    return any(task.planned_questions is not None for task in tasks)
 
 
 def percent_tasks(summary: Summary) -> list[TaskSummary]:
@@ -123,11 +133,7 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
     notes = (
         "Brackets: 95% interval of one score by itself. Two precisions answer the same questions, "
         "so compare them by Table 2b, not by these brackets.",
-        *(
-            (f"Questions: {summary.baseline}'s. A precision that stopped early answered fewer, see Table 1d.",)
-            if any(task.planned_questions is not None for task in tasks)
-            else ()
-        ),
+        *((f"Questions: {summary.baseline}'s. {FEWER}",) if is_staged(tasks) else ()),
         aggregate_note(summary),
     )
     return Table("table1", "Table 1. Accuracy (%)", columns, tuple(rows), notes)

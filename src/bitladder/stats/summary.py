@@ -106,14 +106,14 @@ class Stopping(Record):
     @property
     def text(self) -> str:
         """What follows the verdict, for people."""
-        so_far = f"{self.documents:,} of {self.of:,} questions"
+        all_asked = self.documents == self.of
+        so_far = f"all {self.of:,} questions" if all_asked else f"{self.documents:,} of {self.of:,} questions"
         if self.state in ("early", "end"):
             return f"decided after {so_far}"
         if self.state == "hopeless":
             return f"cannot be decided with the questions that exist, stopped after {so_far}"
-        if self.state == "undecided":
-            return f"after all {self.of:,} questions"
-        return f"after {so_far}, where asking stopped" if self.state == "stopped" else f"after {so_far} so far"
+        ends = {"undecided": "", "stopped": ", where asking stopped"}
+        return f"after {so_far}{ends.get(self.state, ' so far')}"
 
 
 class AggregateSummary(Record):
