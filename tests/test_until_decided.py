@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -15,19 +16,21 @@ from bitladder.archive import pack
 from bitladder.cli.main import app
 from bitladder.decide import Limits, recommend
 from bitladder.merge import merge_results
-from bitladder.records import Order, Settings, measurement_id
+from bitladder.publish.measured import find_measured, measured_tables
+from bitladder.records import Order, Settings, measurement_id, order_key
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.markdown import table_to_markdown
 from bitladder.report.output import write_report
-from bitladder.stages import measured_items, row_stops, staged_tasks
+from bitladder.stages import measured_items, row_stops
 from bitladder.stats.answered import rungs_to_ask
+from bitladder.stats.betting import EARLY_ALPHA, Draws, Side, decided_after
 from bitladder.stats.simulation import ChangeRates
-from bitladder.stats.staged_simulation import simulate_stages
+from bitladder.stats.staged_simulation import schedule_of, simulate_stages
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from replay import accuracy_item
-from replay_outcomes import TaskReplay
-from staged_replay import RUNGS, answer, write_plan
+from replay_outcomes import TaskReplay, accuracy_outcome
+from staged_replay import RUNGS, SEED, TASKS, answer, write_plan
 
 GOLDEN = Path(__file__).parent / "golden" / "until_decided.md"
 
@@ -194,6 +197,10 @@ def test_commands_read_it(stopped: Path, tmp_path: Path) -> None:
     assert verdict.count("decided after 384 of 1,500 questions") == 2
     assert "bf16, 396 documents" in run("diff", str(stopped), "fp4")  # and all 12 of prose
     assert "decided after 384 of 1,500 questions" in run("recommend", str(stopped), "--json")
+    record = Store(stopped).read_rung("fp4")
+    assert record is not None and record.manifest is not None
+    notes = " ".join(note for table in measured_tables(find_measured(stopped, record.manifest)) for note in table.notes)
+    assert "fp4 is beyond the margin; it was decided after 384 of 1,500 questions" in notes
     assert any(path.name == "table1-questions.csv" for path in write_report(stopped, tmp_path / "report"))
 
 
@@ -214,6 +221,21 @@ def test_peeking_after_every_stage_keeps_wrong_verdicts_rare_and_costs_few_right
 
 
 def test_a_study_stops_where_its_simulation_does(stopped: Path) -> None:
-    """The simulation draws what a study reads from records; both have the same stages."""
-    study = Store(stopped).read_study()
-    assert staged_tasks(study)[0].order == Order(seed=1234, stops=tuple(row_stops(500, 3)))
+    """What is read from records is bet on as the simulation bets on what it draws."""
+    schedule = schedule_of([ChangeRates(0, 0, task.documents) for task in TASKS])
+    for rung in summarize(load_results(stopped)).rungs[1:]:
+        draws = []
+        for task, starts in zip(TASKS, schedule.starts, strict=True):
+            ours, baseline = (accuracy_outcome(task, RUNGS[name]).documents for name in (rung.rung, "bf16"))
+            scores = {
+                order_key(SEED, one.doc_hash): float(one.metrics["acc,none"] == 1)
+                - float(other.metrics["acc,none"] == 1)
+                for one, other in zip(ours, baseline, strict=True)
+            }
+            draws.append(Draws(np.array([scores[key] for key in sorted(scores)]), starts))
+        sides: tuple[Side, Side] = ("within", "beyond")
+        after = min(decided_after(draws, 0.05, side, EARLY_ALPHA / 3) for side in sides)
+        stage = int(np.searchsorted(schedule.ends, after)) + 1
+        assert rung.aggregate.stopping is not None
+        assert rung.aggregate.stopping.stages == min(stage, 3)
+        assert (rung.aggregate.stopping.state == "early") == (stage <= 3)

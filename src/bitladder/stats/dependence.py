@@ -73,6 +73,8 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
         return _Compared(one, other, shared, rung.clusters) if shared else None
 
     second, single, cached = (rung.again.get(way, {}) for way in ("second plan", "batch 1", "cached decoding"))
+    # a rung that was decided early wasn't asked them all
+    second = {question: scores for question, scores in second.items() if question in rung.own}
     floor = compare(second, rung.own)
     flips = compare(rung.own, baseline.own, second) if baseline and second else None
     their_floor = compare(baseline.again.get("second plan", {}), baseline.own, second) if flips and baseline else None

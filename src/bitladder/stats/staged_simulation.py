@@ -34,7 +34,9 @@ class StagedShares(NamedTuple):
     """of all, that a rung is asked; the mean over rungs and studies"""
 
 
-class _Schedule(NamedTuple):
+class Schedule(NamedTuple):
+    """The blocks and documents of a study's stages, where no two documents resemble each other."""
+
     starts: tuple[NDArray[np.int64], ...]
     """of each task's blocks"""
     ends: NDArray[np.int64]
@@ -43,7 +45,7 @@ class _Schedule(NamedTuple):
     """asked by the end of each stage"""
 
 
-def _schedule(tasks: Rung) -> _Schedule:
+def schedule_of(tasks: Rung) -> Schedule:
     stages = max(stages_for(task.n) for task in tasks)
     stops = np.array([[0, *row_stops(task.n, stages)] for task in tasks])
     blocks = np.diff(stops).min(axis=0)
@@ -53,13 +55,13 @@ def _schedule(tasks: Rung) -> _Schedule:
         )
         for row in stops
     )
-    return _Schedule(starts, np.cumsum(blocks), stops[:, 1:].sum(axis=0))
+    return Schedule(starts, np.cumsum(blocks), stops[:, 1:].sum(axis=0))
 
 
 def simulate_stages(rungs: Sequence[Rung], margin: float, draws: int, seed: int) -> StagedShares:
     """Share of comparisons decided, and so on, of simulated studies of these rungs that are judged together."""
     rng = np.random.default_rng(seed)
-    schedule = _schedule(rungs[0])
+    schedule = schedule_of(rungs[0])
     found = [_simulate_rung(rung, schedule, margin, draws, EARLY_ALPHA / len(rungs), rng) for rung in rungs]
     truths = [sum(task.gained - task.lost for task in rung) / len(rung) for rung in rungs]
     decided = fixed = wrong = 0
@@ -88,7 +90,7 @@ class _Simulated(NamedTuple):
 
 
 def _simulate_rung(
-    rung: Rung, schedule: _Schedule, margin: float, draws: int, alpha: float, rng: np.random.Generator
+    rung: Rung, schedule: Schedule, margin: float, draws: int, alpha: float, rng: np.random.Generator
 ) -> _Simulated:
     answers = [
         rng.choice([1.0, -1.0, 0.0], (draws, task.n), p=[task.gained, task.lost, 1 - task.gained - task.lost])
