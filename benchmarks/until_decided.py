@@ -69,8 +69,10 @@ def main() -> None:
     for task, documents in TASKS.items():
         for gained, lost in CHANGES:
             print_row(f"{task} | {gained:.1%} | {lost:.1%}", gained - lost, row(documents, gained, lost, draws))
-    print("\n| study | gained | lost | difference, points | decided | fixed n alone | any wrong | documents taken |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| study | gained | lost | difference, points | decided | fixed n alone | any wrong | any wrong, fixed n | documents taken |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for study, (tasks, rungs, margin) in STUDIES.items():
         for changed in SHARES:
             for difference in (0.0, -margin):

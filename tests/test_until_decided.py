@@ -29,7 +29,7 @@ from bitladder.stats.staged_simulation import schedule_of, simulate_stages
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from replay import accuracy_item
-from replay_outcomes import TaskReplay, accuracy_outcome
+from replay_outcomes import TaskReplay, right_answers, task_documents
 from staged_replay import RUNGS, SEED, TASKS, answer, write_plan
 
 GOLDEN = Path(__file__).parent / "golden" / "until_decided.md"
@@ -226,11 +226,11 @@ def test_a_study_stops_where_its_simulation_does(stopped: Path) -> None:
     for rung in summarize(load_results(stopped)).rungs[1:]:
         draws = []
         for task, starts in zip(TASKS, schedule.starts, strict=True):
-            ours, baseline = (accuracy_outcome(task, RUNGS[name]).documents for name in (rung.rung, "bf16"))
+            documents = task_documents(task).documents
+            ours, baseline = (right_answers(task, RUNGS[name]) for name in (rung.rung, "bf16"))
             scores = {
-                order_key(SEED, one.doc_hash): float(one.metrics["acc,none"] == 1)
-                - float(other.metrics["acc,none"] == 1)
-                for one, other in zip(ours, baseline, strict=True)
+                order_key(SEED, document.doc_hash): float(one) - float(other)
+                for document, one, other in zip(documents, ours, baseline, strict=True)
             }
             draws.append(Draws(np.array([scores[key] for key in sorted(scores)]), starts))
         sides: tuple[Side, Side] = ("within", "beyond")

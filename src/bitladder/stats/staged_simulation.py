@@ -30,6 +30,8 @@ class StagedShares(NamedTuple):
     """decided by the usual intervals once all documents are asked, with nothing spent before"""
     wrong: float
     """of the studies, those with any wrong verdict"""
+    fixed_wrong: float
+    """the same by the usual intervals"""
     documents: float
     """of all, that a rung is asked; the mean over rungs and studies"""
 
@@ -64,7 +66,7 @@ def simulate_stages(rungs: Sequence[Rung], margin: float, draws: int, seed: int)
     schedule = schedule_of(rungs[0])
     found = [_simulate_rung(rung, schedule, margin, draws, EARLY_ALPHA / len(rungs), rng) for rung in rungs]
     truths = [sum(task.gained - task.lost for task in rung) / len(rung) for rung in rungs]
-    decided = fixed = wrong = 0
+    decided = fixed = wrong = fixed_wrong = 0
     for draw in range(draws):
         sides = [one.sides[draw] for one in found]
         comparisons = {str(index): one.comparisons[draw] for index, one in enumerate(found)}
@@ -74,10 +76,14 @@ def simulate_stages(rungs: Sequence[Rung], margin: float, draws: int, seed: int)
         judged = judge(left, margin, count_more=False, confidence=LAST_CONFIDENCE, beside=beside)
         verdicts |= {name: one.verdict for name, one in judged.items()}
         decided += sum(verdict != "undecided" for verdict in verdicts.values())
-        fixed += sum(one.verdict != "undecided" for one in judge(comparisons, margin, count_more=False).values())
+        usual = judge(comparisons, margin, count_more=False)
+        fixed += sum(one.verdict != "undecided" for one in usual.values())
         wrong += any(_is_wrong(verdicts[str(index)], truth, margin) for index, truth in enumerate(truths))
+        fixed_wrong += any(_is_wrong(usual[str(index)].verdict, truth, margin) for index, truth in enumerate(truths))
     documents = np.mean([one.documents for one in found]) / schedule.documents[-1]
-    return StagedShares(decided / draws / len(rungs), fixed / draws / len(rungs), wrong / draws, float(documents))
+    return StagedShares(
+        decided / draws / len(rungs), fixed / draws / len(rungs), wrong / draws, fixed_wrong / draws, float(documents)
+    )
 
 
 class _Simulated(NamedTuple):

@@ -143,7 +143,8 @@ class _Run:
                 break
             items = self._items_of(stage)
             names = [record.rung for record in self._baseline_first() if record.rung in asked]
-            self._progress.stage(stage + 1, stages, names)
+            if any(self._missing(self._rungs[name], items) for name in names):
+                self._progress.stage(stage + 1, stages, names)
             for name in names:
                 record = self._rungs[name]
                 if record is not None and self._needs_weights(record, items):  # it had been decided, and is no longer
