@@ -69,9 +69,8 @@ def main() -> None:
     for task, documents in TASKS.items():
         for gained, lost in CHANGES:
             print_row(f"{task} | {gained:.1%} | {lost:.1%}", gained - lost, row(documents, gained, lost, draws))
-    print(
-        "\n| study | gained | lost | difference, points | decided | fixed n alone | any wrong | any wrong, fixed n | documents taken |"
-    )
+    columns = "decided | fixed n alone | any wrong | any wrong, fixed n | documents taken"
+    print(f"\n| study | gained | lost | difference, points | {columns} |")
     print("|---|---|---|---|---|---|---|---|---|")
     for study, (tasks, rungs, margin) in STUDIES.items():
         for changed in SHARES:

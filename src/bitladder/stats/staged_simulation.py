@@ -82,7 +82,11 @@ def simulate_stages(rungs: Sequence[Rung], margin: float, draws: int, seed: int)
         fixed_wrong += any(_is_wrong(usual[str(index)].verdict, truth, margin) for index, truth in enumerate(truths))
     documents = np.mean([one.documents for one in found]) / schedule.documents[-1]
     return StagedShares(
-        decided / draws / len(rungs), fixed / draws / len(rungs), wrong / draws, fixed_wrong / draws, float(documents)
+        decided=decided / draws / len(rungs),
+        fixed=fixed / draws / len(rungs),
+        wrong=wrong / draws,
+        fixed_wrong=fixed_wrong / draws,
+        documents=float(documents),
     )
 
 
