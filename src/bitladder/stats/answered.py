@@ -27,8 +27,8 @@ class Answered:
     staging: Staging | None
     stages: Mapping[str, int]
     """that each rung answered; of one that a task failed on, as far as the others go"""
-    ended: Mapping[str, bool]
-    """whether a rung has a checkpoint, and no stage ended badly"""
+    going: Mapping[str, bool]
+    """whether a rung can be asked more: it has a checkpoint, and no stage ended badly"""
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -58,13 +58,13 @@ class Answered:
     def to_ask(self) -> frozenset[str]:
         """The rungs with a stage to come, whose verdict isn't known; and the baseline, where they need more of it."""
         staging, baseline = self.staging, self.study.baseline
-        if staging is None or not self.ended.get(baseline, False):
+        if staging is None or not self.going.get(baseline, False):
             return frozenset()
         found = {
             rung
             for rung in self.study.rungs
             if rung != baseline
-            and self.ended[rung]
+            and self.going[rung]
             and self.stages[rung] < staging.stages
             # without any comparison so far, such as without a row that has a signal, all that there is may be needed
             and ((stopping := self._own[rung].stopping) is None or stopping.state == "open")
@@ -110,8 +110,10 @@ def read_answered(results: Results, ends: Mapping[str, Ends] | None = None, stag
     if staging is None:
         return Answered(study, leaves, None, {}, {})
     whole, done = whole_stages(leaves, staging, study.baseline, stages)
-    ended = {rung: end.status == "ok" and not _failed(leaves[rung], staging) for rung, end in ends.items()}
-    return Answered(study, whole, staging, done, ended)
+    if results.parts:  # nothing is measured in a merged folder
+        return Answered(study, whole, staging, done, {})
+    going = {rung: end.status == "ok" and not _failed(leaves[rung], staging) for rung, end in ends.items()}
+    return Answered(study, whole, staging, done, going)
 
 
 def whole_stages(

@@ -50,9 +50,11 @@ class Staging:
 
     @classmethod
     def of(cls, study: StudyRecord) -> Staging | None:
-        """None where every document is asked."""
-        tasks = {task.task: task for task in staged_tasks(study)}
-        return cls(tasks, max(len(study.rungs) - 1, 1)) if tasks else None
+        """None where every document is asked. A merged study's tasks may have fewer stages: their last are empty."""
+        tasks = staged_tasks(study)
+        stages = stage_count(tasks)
+        padded = {task.task: _padded(task, stages) for task in tasks}
+        return cls(padded, max(len(study.rungs) - 1, 1)) if tasks else None
 
     @cached_property
     def stages(self) -> int:
@@ -63,6 +65,13 @@ class Staging:
         """Asked by the end of each stage, of all tasks."""
         orders = [task.order for task in self.tasks.values() if task.order]
         return tuple(sum(order.stops[stage] for order in orders) for stage in range(self.stages))
+
+
+def _padded(task: AccuracyTask, stages: int) -> AccuracyTask:
+    assert task.order is not None
+    stops = task.order.stops
+    padded = (*stops, *stops[-1:] * (stages - len(stops)))
+    return task.model_copy(update={"order": task.order.model_copy(update={"stops": padded})})
 
 
 @dataclass(frozen=True)
