@@ -41,13 +41,17 @@ RUNGS = {
 """nothing, hardly anything, about the margin of 5 points, and far beyond"""
 
 
-def write_plan(directory: Path, rungs: dict[str, RungReplay] = RUNGS, **settings: object) -> Store:
+STOPS = tuple(row_stops(TASKS[0].documents, stages_for(TASKS[0].documents)))
+
+
+def write_plan(
+    directory: Path, rungs: dict[str, RungReplay] = RUNGS, stops: tuple[int, ...] = STOPS, **settings: object
+) -> Store:
     """A planned study with its checkpoints, and nothing answered."""
     everything = [(name, task.name) for name in rungs for task in TASKS]
     write_replay(directory, rungs=rungs, tasks=(*TASKS, PROSE), only="accuracy", absent=everything)
     store = Store(directory)
     study = store.read_study()
-    stops = tuple(row_stops(TASKS[0].documents, stages_for(TASKS[0].documents)))
     items = tuple(
         item.model_copy(update={"order": Order(seed=SEED, stops=stops)})
         if isinstance(item, AccuracyTask) and item.task != PROSE.name

@@ -21,6 +21,7 @@ from bitladder.records import Order, Settings, measurement_id, order_key
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.markdown import table_to_markdown
 from bitladder.report.output import write_report
+from bitladder.report.verdict_tables import verdict_text
 from bitladder.stages import measured_items, row_stops
 from bitladder.stats.answered import rungs_to_ask
 from bitladder.stats.betting import EARLY_ALPHA, Draws, Side, decided_after
@@ -176,6 +177,19 @@ def test_a_stricter_margin_asks_on(tmp_path: Path) -> None:
     store = write_plan(tmp_path / "study", max_drop="2pt")
     asked = answer(store)
     assert "fp16" in asked[1] and "fp4" not in asked[1]
+
+
+def test_a_rung_that_the_rest_can_hardly_decide_is_not_asked_on(tmp_path: Path) -> None:
+    store = write_plan(tmp_path / "study", stops=(128, 470, 500))
+    assert [set(names) for names in answer(store)] == [set(RUNGS), {"bf16", "int8"}]
+    summary = summarize(store.load())
+    int8 = next(rung for rung in summary.rungs if rung.rung == "int8")
+    assert verdict_text(int8.aggregate) == (
+        "undecided, cannot be decided with the questions that exist, stopped after 1,410 of 1,500 questions"
+    )
+    assert not summary.unfinished
+    reasons = {verdict.rung: verdict.reasons for verdict in recommend(summary).verdicts}
+    assert "the questions that exist can't decide it" in reasons["int8"][0]
 
 
 def test_the_report_says_after_how_many_questions(stopped: Path) -> None:
