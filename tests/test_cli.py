@@ -93,7 +93,10 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("recommend absent --max-memory 2", "--max-memory: found '2', expected a size with its unit such as 2GiB"),
         ("recommend absent", "no study.json"),
         ("compare absent", "no study.json"),
-        ("verdict absent other", "absent: no such folder; expected the --out folder of a study, DIR:RUNG of one, or lm-eval's --output_path"),
+        (
+            "verdict absent other",
+            "absent: no such folder; expected a study's, DIR:RUNG of one, or lm-eval's --output_path",
+        ),
         ("diff absent other", "absent: no such folder"),
         ("merge absent --out merged", "no study.json"),
         ("pack absent", "no study.json"),

@@ -49,7 +49,9 @@ class LogFolder:
 
     def __init__(self, directory: Path) -> None:
         if not directory.is_dir():
-            raise UserError(f"{directory}: no such folder; expected the --out folder of a study, DIR:RUNG of one, or lm-eval's --output_path")
+            raise UserError(
+                f"{directory}: no such folder; expected a study's, DIR:RUNG of one, or lm-eval's --output_path"
+            )
         self.directory = _samples_folder(directory)
         self._runs: dict[str, Json] = {}
         dates: dict[str, list[str]] = {}
