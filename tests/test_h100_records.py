@@ -1,0 +1,56 @@
+"""Records of a study on an H100, as they came from there: what a GPU's numbers look like, and what they say.
+
+LLaMA 3.2 1B's shape, prompts of 128 tokens and 32 new ones, torch 2.11, transformers 5.17, bitsandbytes 0.50.2. The
+largest batch of three of the rungs was measured.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from bitladder.archive import unpack
+from bitladder.decide import recommend
+from bitladder.records import PerformanceOutcome
+from bitladder.report.content import compose
+from bitladder.report.markdown import to_markdown
+from bitladder.results import Results
+from bitladder.stats.summarize import summarize
+from bitladder.store import load_results
+
+ARCHIVE = Path(__file__).parent / "h100" / "llama-3.2-1b-shape.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    directory = tmp_path_factory.mktemp("h100") / "study"
+    unpack(ARCHIVE, directory)
+    return load_results(directory)
+
+
+def test_memory_after_loading_is_what_the_audit_found(results: Results) -> None:
+    seen = 0
+    for name, rung in results.rungs.items():
+        assert rung.audit is not None and rung.audit.loaded_bytes is not None
+        for record in results.of(name):
+            assert isinstance(record.outcome, PerformanceOutcome)
+            assert record.outcome.memory.loaded_bytes == pytest.approx(rung.audit.loaded_bytes, rel=0.01)
+            seen += 1
+    assert seen == 9
+
+
+def test_int8_is_a_third_as_fast_at_batch_1_and_nf4_alike_at_the_largest(results: Results) -> None:
+    summary = summarize(results)
+    int8, nf4 = summary.rung("int8"), summary.rung("nf4")
+    assert int8 is not None and nf4 is not None
+    at_one, at_most = int8.scenario("batch1"), nf4.scenario("max-batch")
+    assert at_one is not None and at_most is not None
+    slower, alike = at_one.metric("speedup"), at_most.metric("speedup")
+    assert slower.high is not None and slower.high < 0.5
+    assert alike.low is not None and alike.high is not None and alike.low < 1 < alike.high
+
+
+def test_report_and_recommendation_say_what_is_missing(results: Results) -> None:
+    summary = summarize(results)
+    answer = recommend(summary)
+    assert answer.sentence.startswith("Unfinished, 9 of 12 measurements so far: Deploy")
+    assert "fp4: not measured yet; run the study again to go on" in to_markdown(compose(results, summary, answer))
