@@ -14,7 +14,7 @@ def quantize_command(
     rung: Annotated[str, typer.Option(help="Rung of the ladder, such as int8 or nf4.")],
     out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to; nothing in it is overwritten.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    device: Annotated[str, typer.Option(help="Where to quantize: cpu or cuda[:N].")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to quantize: cpu or cuda[:N], which gives other bytes.")] = "cpu",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
