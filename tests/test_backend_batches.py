@@ -200,3 +200,15 @@ def test_requests_that_are_whole_prefixes_of_others() -> None:
     ]
     plan = plan_packs(requests, seed=0, token_budget=500)
     assert score(model, [plan]).loglikelihood == pytest.approx(one_by_one, abs=1e-4)
+
+
+def test_a_batch_is_the_same_whatever_the_order_within() -> None:
+    random = np.random.default_rng(0)
+    texts = random.integers(0, 300, (40, 9)).astype(np.int32)
+    requests = [Request(text[:-1], text[-1:]) for text in texts]
+    one, other = (plan_packs(requests, seed=seed, token_budget=1000) for seed in (0, 1))
+    assert one.digest != other.digest
+    assert one.compositions == other.compositions
+    several, others = (plan_packs(requests, seed=seed, token_budget=80) for seed in (0, 1))
+    assert len(several.packs) > 1
+    assert not set(several.compositions) & set(others.compositions)

@@ -166,3 +166,17 @@ def test_a_killed_worker_s_task_goes_on(tiny_llama: Path, tmp_path: Path) -> Non
     assert resumed.batches == whole.batches[1:]
     assert resumed.record.outcome == whole.record.outcome
     assert resumed.record.measurement_id == measurement_id("c", items[0]) == whole.record.measurement_id
+
+
+def test_a_hole_in_the_journal_spoils_nothing() -> None:
+    """Kept keys and values of one plan are gone before the next, whichever batches of it were known."""
+    model, requests = make_model("llama"), make_requests()
+    half = len(requests) // 2
+    plans = [plan_packs(part, seed=0, token_budget=8) for part in (requests[:half], requests[half:])]
+    written: list[JournalEntry] = []
+    expected = score(model, plans, journal=Journal([], "one", written.append))
+    first = len(plans[0].packs)
+    for hole in range(0, first, 7):
+        known = [entry for number, entry in enumerate(written[:first]) if number != hole]
+        found = score(model, plans, journal=Journal(known, "one", lambda entry: None))
+        assert found.loglikelihood.tolist() == pytest.approx(expected.loglikelihood.tolist(), abs=1e-5), hole

@@ -195,7 +195,7 @@ def write_scored_again(directory: Path, *, same_plan: bool = False) -> Path:
     store.write_study(results.study.model_copy(update={"items": (task, *ways.values())}))
     for record in results.records:
         assert isinstance(record.outcome, AccuracyOutcome)
-        first = BatchPlan(seed=1, token_budget=8, batches=2, tokens=9, digest="first")
+        first = BatchPlan(seed=1, token_budget=8, batches=2, tokens=9, digest="first", compositions=("a", "b"))
         store.write_measurement(
             record.model_copy(update={"outcome": record.outcome.model_copy(update={"plans": (first,)})})
         )
@@ -214,8 +214,9 @@ def _scored_again(record: MeasurementRecord, item: Rescoring, changed: range, sa
         )
         for index, one in enumerate(record.outcome.documents[: item.documents])
     )
-    digest = "first" if same_plan else "second"
-    plan = BatchPlan(seed=2, token_budget=8, batches=2, tokens=9, digest=digest) if item.way == "second plan" else None
+    batches = ("b",) if same_plan else ("b", "c")
+    second = BatchPlan(seed=2, token_budget=8, batches=2, tokens=9, digest="second", compositions=batches)
+    plan = second if item.way == "second plan" else None
     outcome = RescoringOutcome(documents=documents, plan=plan, products=("8 rows: 2 aten::mm",))
     identity = measurement_id(record.content_hash, item)
     return record.model_copy(update={"measurement_id": identity, "item": item, "outcome": outcome})

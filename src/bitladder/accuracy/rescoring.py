@@ -5,6 +5,7 @@ products take another kernel by the number of rows: what is scored depends on wh
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +93,8 @@ def rescore(
         language_model = BitladderLM(
             model, tokenizer, token_budget=item.task.token_budget, seed=item.task.seed + 1, progress=progress
         )
+        # One plan of all: another seed changes nothing about which documents are in which chunk.
+        language_model.ways = replace(language_model.ways, overlapped=False)
         if language_model.unsupported is not None:
             raise UserError(f"its batches can't be planned, because {language_model.unsupported}")
         documents = _build(library, item, language_model)

@@ -181,7 +181,10 @@ class DocumentOutcome(Record):
 
 
 class BatchPlan(Record):
-    """Which tokens were forwarded together: a pure function of the requests, the seed and the budget."""
+    """Which tokens were forwarded together: a pure function of the requests, the seed and the budget.
+
+    On a GPU the requests of a task are planned in chunks, each a plan of its own.
+    """
 
     seed: int
     token_budget: int
@@ -190,6 +193,8 @@ class BatchPlan(Record):
     """forwarded"""
     digest: str
     """SHA-256 of the whole plan, by which one made anew is known to be the same"""
+    compositions: tuple[str, ...] = ()
+    """a hash of each batch's tokens, whatever their order; empty in records of before they were kept"""
 
 
 class AccuracyOutcome(Record):

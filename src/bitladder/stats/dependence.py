@@ -37,10 +37,11 @@ def read_scored(results: Results, rung: str) -> Scored:
     is asked twice the last answer counts.
     """
     first = {
-        plan.digest
+        batch
         for record in results.of(rung)
         if isinstance(record.outcome, AccuracyOutcome)
         for plan in record.outcome.plans
+        for batch in plan.compositions or (plan.digest,)
     }
     own: dict[Question, tuple[float, ...]] = {}
     clusters: dict[Question, str] = {}
@@ -56,7 +57,7 @@ def read_scored(results: Results, rung: str) -> Scored:
                 own[question] = document.loglikelihoods or ()
                 clusters[question] = f"{item.task} {document.cluster or document.doc_hash}"
         elif isinstance(item, Rescoring) and isinstance(outcome, RescoringOutcome):
-            if outcome.plan is not None and outcome.plan.digest in first:
+            if outcome.plan is not None and first.issuperset(outcome.plan.compositions or (outcome.plan.digest,)):
                 continue
             found = {(item.task.task, one.doc_hash, one.prompt_hash): one.loglikelihoods for one in outcome.documents}
             again.setdefault(item.way, {}).update(found)

@@ -243,7 +243,8 @@ def _row_statistics(logits, largest, log_sum, choice, stride, columns, BLOCK: tl
         total = total * tl.exp(best - shift) + tl.exp(part - shift)
         best = higher
     top = tl.max(best, 0)
-    total = tl.sum(tl.where(best == float("-inf"), 0.0, total * tl.exp(best - top)), 0)
+    # A lane without a number adds nothing, and one that isn't a number spoils the row, as in torch.
+    total = tl.sum(total * tl.exp(tl.where(best == float("-inf"), best, best - top)), 0)
     logarithm = tl.log(total)
     first = tl.full([BLOCK], 2147483647, tl.int32)
     for start in range(0, columns, BLOCK):

@@ -25,7 +25,7 @@ from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts,
 from bitladder.accuracy.backend.requests import RequestEncoder
 from bitladder.accuracy.backend.rolling import rolling_requests
 from bitladder.accuracy.backend.scoring import Scores, score
-from bitladder.accuracy.backend.support import require_support
+from bitladder.accuracy.backend.support import require_known, require_support
 from bitladder.accuracy.backend.ways import Ways, default_ways
 from bitladder.accuracy.journal import Journal
 from bitladder.errors import DoesNotFitError, UserError
@@ -90,7 +90,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self._progress = progress
         self.encoder = RequestEncoder(tokenizer, self.max_length, cache=cache_requests)
         self._journal = journal
-        self.ways = ways or default_ways(model)
+        self.ways = ways or Ways()
         self.plans: list[Plan] = []
         """of the log-likelihoods scored so far, in order"""
         self.unsupported: str | None = None
@@ -98,6 +98,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self._hf: Any = None
         self._asked_budget = self.token_budget
         try:
+            require_known(model)
+            self.ways = ways or default_ways(model)
             require_support(model, self.ways)
         except UnsupportedModelError as error:
             self.unsupported = str(error)
@@ -154,6 +156,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 batches=len(plan.packs),
                 tokens=plan.tokens,
                 digest=plan.digest,
+                compositions=plan.compositions,
             )
             for plan in self.plans
         )

@@ -91,6 +91,11 @@ class Plan:
         return done
 
     @property
+    def compositions(self) -> tuple[str, ...]:
+        """Per pack, a hash of the tokens in it, whatever their order: an answer may depend on what is beside it."""
+        return tuple(hashlib.sha256(np.sort(pack.tokens).tobytes()).hexdigest()[:16] for pack in self.packs)
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of everything in the plan: equal plans are the same batches."""
         digest = hashlib.sha256()

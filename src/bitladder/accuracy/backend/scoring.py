@@ -62,7 +62,7 @@ def score(
             for number, (pack, done) in enumerate(zip(plan.packs, plan.requests_done, strict=True)):
                 if number in to_run:
                     result = forward_batch(model, prepare_batch(pack, model, prefixes, ways), ways)
-                    prefixes.drop(pack.drop)
+                prefixes.drop(pack.drop)
                 if number in known:
                     results.add_known(known[number])
                 else:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.packing import Request, plan_packs
-from bitladder.accuracy.backend.ways import Ways
+from bitladder.accuracy.backend.ways import Ways, kernel_errors
 from bitladder.checkpoint.placement import model_devices
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _TOLERANCE = 0.25
 """In standard deviations of the log-probabilities. Rounding of 16-bit and the batch dependence of LLM.int8 stay well
 below it, attention to wrong tokens does not."""
 
+_WRONG_ARGUMENTS: tuple[type[Exception], ...] = (TypeError, AttributeError, ValueError)
 _NO_WAYS = Ways()
 _tried: "WeakSet[PreTrainedModel]" = WeakSet()
 """models that passed their trial: every task of a study asks again"""
@@ -28,6 +29,14 @@ _tried: "WeakSet[PreTrainedModel]" = WeakSet()
 
 def require_support(model: "PreTrainedModel", ways: Ways = _NO_WAYS) -> None:
     """Raise UnsupportedModelError, saying why, for a model that must be scored lm-eval's way."""
+    require_known(model)
+    if model not in _tried:
+        _probe(model, dataclasses.replace(ways, compiled=False))
+        _tried.add(model)
+
+
+def require_known(model: "PreTrainedModel") -> None:
+    """The part of `require_support` that takes no forward."""
     config = model.config.get_text_config()
     if len(model_devices(model)) > 1:
         raise UnsupportedModelError("it is spread over several devices")
@@ -45,9 +54,8 @@ def require_support(model: "PreTrainedModel", ways: Ways = _NO_WAYS) -> None:
         raise UnsupportedModelError(
             f"its rotary embedding ({', '.join(sorted(unknown))}) depends on the batch's length"
         )
-    if model not in _tried:
-        _probe(model, dataclasses.replace(ways, compiled=False))
-        _tried.add(model)
+    if len({module.head_dim for module in model.modules() if isinstance(getattr(module, "head_dim", None), int)}) > 1:
+        raise UnsupportedModelError("its heads are of several sizes")
 
 
 def _rope_types(config: Any) -> set[str]:
@@ -66,7 +74,7 @@ def _probe(model: "PreTrainedModel", ways: Ways) -> None:
     vocabulary = model.config.get_text_config().vocab_size
     shared, *ends = np.split(random.integers(0, vocabulary, 32).astype(np.int32), [20, 26])
     whole = [np.concatenate([shared, end]) for end in ends]
-    requests = [Request(tokens[:-1], tokens[-1:]) for tokens in whole for _ in range(1)]
+    requests = [Request(tokens[:-1], tokens[-1:]) for tokens in whole]
     alone, spread = [], []
     with torch.inference_mode():
         for request in requests:
@@ -76,7 +84,7 @@ def _probe(model: "PreTrainedModel", ways: Ways) -> None:
             spread.append(float(logits.std()))
     try:
         together = score(model, [plan_packs(requests, seed=0, token_budget=22)], ways).loglikelihood
-    except (TypeError, AttributeError, ValueError) as error:
+    except (*_WRONG_ARGUMENTS, *kernel_errors(ways)) as error:
         raise UnsupportedModelError(f"its forward doesn't take what a packed batch needs ({error})") from None
     tolerance = _TOLERANCE_FP32 if model.dtype == torch.float32 else _TOLERANCE
     off = float(np.max(np.abs(together - np.array(alone)) / np.array(spread)))

@@ -69,7 +69,8 @@ class TreeAttention:
         for node, start, end in self.pack.keep:
             self.prefixes.put(node, layer.index, key[start:end], value[start:end])
         window = layer.window if layer.window is not None and layer.window <= self.deepest else None
-        if self._tree is not None and value.shape[-1] == query.shape[-1]:
+        alike = value.shape[-1] == query.shape[-1] and query.dtype == key.dtype == value.dtype
+        if self._tree is not None and alike:
             return self._attend_tree(self._tree, layer, window, query, key, value)
         half = query.dtype in (torch.float16, torch.bfloat16)
         if self.device.type == "cuda" and half and layer.softcap is None and window is None and query.shape[-1] <= 256:

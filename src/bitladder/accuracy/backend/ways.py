@@ -51,6 +51,15 @@ COMPILE_BY_DEFAULT = False
 """It costs seconds in every process, and a small task is scored in less."""
 
 
+def kernel_errors(ways: Ways) -> tuple[type[Exception], ...]:
+    """What a kernel of ours raises where it can't run; none where there is none."""
+    if not (ways.tree_kernel or ways.row_kernel):
+        return ()
+    from triton.errors import TritonError
+
+    return (TritonError,)
+
+
 @lru_cache
 def _kernels_work(
     device: "device", dtype: "dtype", group: int, size: int, softcap: float | None, windows: bool
