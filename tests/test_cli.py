@@ -118,6 +118,17 @@ def test_bad_input_is_one_line_and_exit_2(
     assert all(line.endswith(" ...") for line in lines[:-1]), "before it there is nothing but progress"
 
 
+@pytest.mark.parametrize("place", ["a-file/x", "x" * 300])
+def test_a_place_that_cannot_be_is_one_line(place: str, tmp_path: Path, bitladder: Callable[..., Ran]) -> None:
+    (tmp_path / "a-file").touch()
+    ran = bitladder("study", "builtin:smollm2-135m", "--out", str(tmp_path / place))
+    assert ran.returncode == 2, ran.stderr
+    (line,) = ran.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert str(tmp_path) in line
+    assert line.endswith("expected a place to read and write in")
+
+
 def test_unknown_flag_is_exit_2(bitladder: Callable[..., Ran]) -> None:
     ran = bitladder("recommend", "--max-memmory", "2GiB")
     assert ran.returncode == 2

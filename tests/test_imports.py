@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "archive": FOUNDATION,
     "merge": FOUNDATION | {"archive", "checkpoint files"},
     "stats": FOUNDATION,
-    "decide": FOUNDATION | {"stats"},
+    "objections": FOUNDATION | {"stats"},
+    "decide": FOUNDATION | {"stats", "objections"},
     "report": FOUNDATION | {"stats", "decide"},
     "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }

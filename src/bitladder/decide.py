@@ -4,20 +4,28 @@ Nothing is computed here. A limit is held against the unfavourable end of an int
 is never picked.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from bitladder.errors import UserError
+from bitladder.objections import (
+    PEAK,
+    Objection,
+    accuracy_verdict,
+    after_questions,
+    describe_difference,
+    describe_peak,
+    objections_to,
+    peak_memory,
+)
 from bitladder.records import Record
 from bitladder.stats.goals import CRITERIA, Criterion, Goal
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
-from bitladder.stats.verdict import Verdict, verdict_of
-from bitladder.units import counted, format_bytes, format_count, format_points, points_text
+from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.stats.verdict import Verdict
+from bitladder.units import counted, format_bytes, format_points, points_text
 
 
 class Limits(Record):
@@ -68,18 +76,6 @@ class Recommendation(Record):
     blame: str | None
 
 
-Cause = Literal["missing", "memory", "drop"]
-
-
-@dataclass(frozen=True)
-class Objection:
-    """Why a rung is out. ``missing`` is no limit: relaxing none would admit the rung."""
-
-    cause: Cause
-    reason: str
-    undecided: bool = False
-
-
 def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     """Pick the best rung within the limits for the goal, or for each goal where none is named.
 
@@ -89,7 +85,10 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     _require_measured(summary, limits)
     if summary.has_accuracy and limits.max_drop_points is None:
         limits = limits.model_copy(update={"max_drop_points": summary.margin_points})
-    objections = {rung.rung: _objections(summary, rung, limits) for rung in summary.rungs}
+    objections = {
+        rung.rung: objections_to(summary, rung, limits.max_memory_bytes, limits.max_drop_points)
+        for rung in summary.rungs
+    }
     within = [rung for rung in summary.rungs if not objections[rung.rung]]
     wanted = [limits.optimize] if limits.optimize else [goal for goal in CRITERIA if _is_planned(summary, goal)]
     picks = tuple(pick for goal in wanted if (pick := _pick(summary, within, CRITERIA[goal])) is not None)
@@ -102,7 +101,7 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         reasons=_reasons(summary, limits, picks, within),
         verdicts=tuple(
             _verdict(rung, objections[rung.rung], picks, wanted).model_copy(
-                update={"accuracy": _accuracy(summary, rung, limits.max_drop_points)}
+                update={"accuracy": accuracy_verdict(summary, rung, limits.max_drop_points)}
             )
             for rung in summary.rungs
         ),
@@ -128,100 +127,6 @@ def _require_measured(summary: Summary, limits: Limits) -> None:
             f"--optimize {limits.optimize} needs the scenario {scenario}, which this study does not measure; "
             f"run it with {scenario}"
         )
-
-
-def _objections(summary: Summary, rung: RungSummary, limits: Limits) -> tuple[Objection, ...]:
-    if rung.status != "ok":
-        return (Objection("missing", describe_end(rung.status, rung.reason), undecided=rung.status == "missing"),)
-    if rung.audit is not None and not rung.audit.passed:
-        findings = "; ".join(finding.message for finding in rung.audit.errors)
-        return (Objection("missing", f"failed its audit: {findings}"),)
-    found = [_memory_objection(rung, limits.max_memory_bytes), _drop_objection(summary, rung, limits.max_drop_points)]
-    return tuple(objection for objection in found if objection is not None)
-
-
-def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Objection | None:
-    if max_memory_bytes is None:
-        return None
-    peak = _peak_memory(rung)
-    if peak.value is None:
-        return Objection("missing", f"its {_PEAK} is unknown: {peak.reason}", undecided="batch1" in rung.missing)
-    if peak.value > max_memory_bytes:
-        return Objection("memory", f"{_describe_peak(peak)}, more than {format_bytes(max_memory_bytes)}")
-    return None
-
-
-_PEAK = "peak memory at batch 1"
-"""how people call what ``--max-memory`` limits, which is more than the weights"""
-
-
-def _describe_peak(peak: Estimate) -> str:
-    return f"{format_bytes(peak.value)} of {_PEAK}"
-
-
-def _peak_memory(rung: RungSummary) -> Estimate:
-    scenario = rung.scenario("batch1")
-    return scenario.metric("peak_memory_bytes") if scenario else Estimate.unknown("batch1 was not measured")
-
-
-def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -> Objection | None:
-    if margin is None or rung.rung == summary.baseline:
-        return None
-    difference = rung.aggregate.difference_points
-    if difference.value is None:
-        return Objection(
-            "missing", f"its drop is unknown: {difference.reason}", undecided=_lacks_accuracy(summary, rung)
-        )
-    if difference.low is None or difference.high is None:
-        text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
-        return Objection("missing", text)
-    verdict = verdict_of(difference.low, difference.high, margin)
-    if verdict == "beyond the margin":
-        text = f"{describe_difference(difference)}: a drop of more than {points_text(margin)}"
-        return Objection("drop", text + _after(summary, rung, margin))
-    if verdict != "undecided":
-        return None
-    text = f"{describe_difference(difference)}, so a drop of {points_text(margin)} is neither shown nor ruled out"
-    ruled_out = points_text(math.floor(1 - 10 * difference.low) / 10)  # the next tenth beyond it
-    more = _more_questions(summary, rung, margin)
-    return Objection("drop", f"{text}, one of {ruled_out} is ruled out; {more}", undecided=True)
-
-
-def _after(summary: Summary, rung: RungSummary, margin: float) -> str:
-    """After how many questions the verdict fell, where asking stops then."""
-    stopping = rung.aggregate.stopping
-    if stopping is None or margin != summary.margin_points or stopping.state not in ("early", "end"):
-        return ""
-    return f", {stopping.text}"
-
-
-def _accuracy(summary: Summary, rung: RungSummary, margin: float | None) -> Verdict | None:
-    difference = rung.aggregate.difference_points
-    if margin is None or rung.rung == summary.baseline or difference.low is None or difference.high is None:
-        return rung.aggregate.verdict
-    return verdict_of(difference.low, difference.high, margin)
-
-
-def _lacks_accuracy(summary: Summary, rung: RungSummary) -> bool:
-    """Whether the study has still to come to questions of this rung, or of the baseline."""
-    compared = [one for one in (rung, summary.rung(summary.baseline)) if one]
-    return any(one.missing_tasks for one in compared)
-
-
-def describe_difference(difference: Estimate) -> str:
-    """A difference in points with its interval, for people."""
-    low, high = format_points(difference.low), format_points(difference.high)
-    return f"{format_points(difference.value)} points [{low}, {high}]"
-
-
-def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
-    if margin != summary.margin_points:
-        return "how many more questions would decide was summarized for another margin"
-    more = rung.aggregate.more_questions
-    if more is None:
-        return rung.aggregate.more_questions_reason or "no number of questions would decide"
-    asked = ", and all of this suite were asked: take another with more" if summary.all_questions_asked else ""
-    return f"about {format_count(more)} more questions would decide{asked}"
 
 
 def _ranked(
@@ -331,7 +236,7 @@ def _bounds(summary: Summary, limits: Limits) -> str:
     if limits.max_drop_points is not None:
         bounds.append(f"{points_text(limits.max_drop_points)} of {summary.baseline}")
     if limits.max_memory_bytes is not None:
-        bounds.append(_describe_peak(Estimate(value=limits.max_memory_bytes)))
+        bounds.append(describe_peak(Estimate(value=limits.max_memory_bytes)))
     return " and ".join(bounds)
 
 
@@ -364,8 +269,8 @@ def _peaks(limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary])
     if limits.max_memory_bytes is None:
         return ""
     picked = {pick.rung for pick in picks}
-    peaks = [f"{format_bytes(_peak_memory(rung).value)} ({rung.rung})" for rung in within if rung.rung in picked]
-    return f"; {_PEAK}: {_list(peaks)}"
+    peaks = [f"{format_bytes(peak_memory(rung).value)} ({rung.rung})" for rung in within if rung.rung in picked]
+    return f"; {PEAK}: {_list(peaks)}"
 
 
 def _list(words: Sequence[str]) -> str:
@@ -380,12 +285,13 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         if limits.max_drop_points is not None and name != summary.baseline:
             difference = describe_difference(rung.aggregate.difference_points)
             margin = points_text(limits.max_drop_points)
-            verdict = _accuracy(summary, rung, limits.max_drop_points)
-            after = _after(summary, rungs[name], limits.max_drop_points)
+            verdict = accuracy_verdict(summary, rung, limits.max_drop_points)
+            after = after_questions(summary, rungs[name], limits.max_drop_points)
             ruled_out = f"rules out a drop of {margin}{after}"
             reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} {ruled_out}")
         if limits.max_memory_bytes is not None:
-            reasons.append(f"{name}: {_describe_peak(_peak_memory(rung))}")
+            reasons.append(f"{name}: {describe_peak(peak_memory(rung))}")
+    reasons += [text for pick in picks if pick.goal == "memory" and (text := _run_memory(summary, rungs[pick.rung]))]
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
     if not summary.has_accuracy:
@@ -396,6 +302,20 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         if limits.optimize is None and not _is_planned(summary, goal)
     ]
     return tuple(reasons)
+
+
+def _run_memory(summary: Summary, rung: RungSummary) -> str | None:
+    """What fewer bytes of weights leave of the memory of a run, where both were measured."""
+    baseline = summary.rung(summary.baseline)
+    if baseline is None or baseline is rung:
+        return None
+    found = []
+    for name, place in (("batch1", "batch 1"), ("max-batch", "the largest batch")):
+        ours, theirs = (one.scenario(name) for one in (rung, baseline))
+        peaks = [one.metric("peak_memory_bytes").value for one in (ours, theirs) if one]
+        if len(peaks) == 2 and None not in peaks:
+            found.append(f"{format_bytes(peaks[0])} at {place} ({summary.baseline} {format_bytes(peaks[1])})")
+    return f"{rung.rung}: peak memory of a run {', '.join(found)}" if found else None
 
 
 def _blame(

@@ -34,7 +34,7 @@ from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
 
-__all__ = ["Checkpoint", "expected_bytes", "expected_recipe_hash", "quantize"]
+__all__ = ["Checkpoint", "expected_bytes", "expected_recipe_hash", "quantize", "require_unquantized"]
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def quantize(
     row = find_rung(rung)
     _require_packages(row)
     resolved = resolve_model(model, revision)
-    _refuse_quantized(resolved)
+    require_unquantized(resolved)
     recipe_hash = expected_recipe_hash(resolved.source, rung, device)
     entry = cache_directory() / "checkpoints" / recipe_hash[:32]
     _require_writable(entry)
@@ -128,7 +128,8 @@ def _require_packages(rung: Rung) -> None:
             raise UserError(f"rung {rung.name} needs the package {package}, which isn't installed; pip install it")
 
 
-def _refuse_quantized(resolved: ResolvedModel) -> None:
+def require_unquantized(resolved: ResolvedModel) -> None:
+    """Raise UserError for a model that some library has quantized."""
     found = read_config(resolved.directory).get("quantization_config")
     if found:
         raise UserError(
@@ -293,7 +294,8 @@ def _place(entry: Path, manifest: Manifest, out: Path) -> None:
 
 def _link(entry: Path, directory: Path, name: str) -> None:
     (directory / name).parent.mkdir(exist_ok=True)
-    link_or_copy(entry / name, directory / name)
+    # what people edit is their own; an edit of weights is found by the manifest's hashes
+    (link_or_copy if name.endswith(".safetensors") else shutil.copyfile)(entry / name, directory / name)
 
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:

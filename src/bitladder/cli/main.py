@@ -3,10 +3,11 @@
 Exit codes: 0 done, 1 a check or some measurements failed, 2 bad input, 70 a bug of ours, 130 interrupted.
 """
 
+import errno
 import logging
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,6 +24,10 @@ from bitladder.cli.study import study_command
 from bitladder.cli.verdict import verdict_command
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+_PLACE_ERRORS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC)
+)
+"""what a file or folder that the user named may be the reason of"""
 
 app = typer.Typer(
     name="bitladder",
@@ -85,11 +90,21 @@ def run() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in _PLACE_ERRORS or error.filename is None:
+            _end_with_bug()
+        reason = str(error.strerror).lower()
+        typer.echo(f"error: {error.filename}: {reason}; expected a place to read and write in", err=True)
+        sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors
             error.show()
             sys.exit(EXIT_BAD_INPUT)
-        traceback.print_exc()
-        typer.echo("this is a bug in bitladder: please report it with the lines above", err=True)
-        sys.exit(EXIT_BUG)
+        _end_with_bug()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_with_bug() -> NoReturn:
+    traceback.print_exc()
+    typer.echo("this is a bug in bitladder: please report it with the lines above", err=True)
+    sys.exit(EXIT_BUG)

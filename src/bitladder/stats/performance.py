@@ -17,7 +17,7 @@ from bitladder.environment import BUSY_SHARE
 from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, serial_correlation
+from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, seen_correlation
 from bitladder.stats.resources import resource_metrics
 from bitladder.stats.summary import Estimate
 from bitladder.units import counted
@@ -25,7 +25,8 @@ from bitladder.units import counted
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
 FEW_BATCHES = 5
-NOTED_CORRELATION = 0.5
+NOTED_ERRORS = 1.96
+"""standard errors, 1 / sqrt(batches) each (Bartlett 1946), beyond which a correlation is told"""
 _DERIVED_REQUESTS = (200, 2000)
 """workloads of the study's Tables 3 and 4"""
 
@@ -126,8 +127,8 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     if outcome.batch_size > 1 and batches < FEW_BATCHES:
         few = f"{batches} batches: an interval from so few says little"
         notes.append("1 batch: no interval" if batches == 1 else few)
-    correlation = serial_correlation(line.rows, line.cycle_s)
-    if correlation > NOTED_CORRELATION:
+    correlation = seen_correlation(line.rows, line.cycle_s)
+    if correlation > NOTED_ERRORS / math.sqrt(max(1, batches)):
         notes.append(f"a batch's time resembles the one before (correlation {correlation:.1f}): something else drifted")
     if done < FEW_REQUESTS:
         notes.append(f"{counted(done, 'request')}, fewer than {FEW_REQUESTS}: the intervals are wide")

@@ -8,7 +8,7 @@ from scipy import special
 
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
 
-LEAST_SERIAL = 5
+LEAST_SERIAL = 8
 """samples that a serial correlation can be seen in"""
 MOST_CORRELATED = 0.8
 
@@ -60,21 +60,24 @@ def relative_error(
 
 
 def serial_correlation(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Correlation of each sample's departure from the ratio with that of the one before, from 0 to 1.
+    """`seen_correlation` less its bias of about -(1 + 4 r) / n (Kendall 1954), from 0 to 1."""
+    found = seen_correlation(numerators, denominators)
+    return min(found + (1 + 4 * found) / len(numerators), 1.0) if found > 0 else 0.0
 
-    0 for fewer than LEAST_SERIAL samples. The estimate's own bias, about -(1 + 4 r) / n, is taken off (Kendall 1954),
-    which may leave more than a correlation can be.
+
+def seen_correlation(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Correlation of each sample's departure from the ratio with that of the one before.
+
+    0 for fewer than LEAST_SERIAL samples, in which noise alone looks like anything.
     """
-    n = len(numerators)
-    if n < LEAST_SERIAL:
+    if len(numerators) < LEAST_SERIAL:
         return 0.0
     ratio = math.fsum(numerators) / math.fsum(denominators)
     residuals = [a - ratio * b for a, b in zip(numerators, denominators, strict=True)]
     squares = math.fsum(value**2 for value in residuals)
     if squares == 0:
         return 0.0
-    found = math.fsum(one * other for one, other in pairwise(residuals)) / squares
-    return min((n * found + 1) / (n - 4), 1.0) if found > 0 else 0.0
+    return math.fsum(one * other for one, other in pairwise(residuals)) / squares
 
 
 def quotient_interval(

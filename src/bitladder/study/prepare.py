@@ -45,6 +45,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     Raises UserError for anything that the user has to put right first.
     """
     from bitladder.checkpoint.audit import require_sound
+    from bitladder.checkpoint.quantize import require_unquantized
     from bitladder.models.source import resolve_model
 
     if MergedStore(store.directory).read() is not None:
@@ -54,6 +55,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     progress.preparing(f"finding {settings.model}")
     model = resolve_model(settings.model, settings.revision)
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
+    require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
     if kept is not None and settings.only == "performance" and settings.max_drop is None:

@@ -1,0 +1,122 @@
+"""What speaks against a rung under limits of memory and accuracy: compares stored limits of intervals with them."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
+from bitladder.stats.verdict import Verdict, verdict_of
+from bitladder.units import format_bytes, format_count, format_points, points_text
+
+Cause = Literal["missing", "memory", "drop"]
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why a rung is out. ``missing`` is no limit: relaxing none would admit the rung."""
+
+    cause: Cause
+    reason: str
+    undecided: bool = False
+
+
+def objections_to(
+    summary: Summary, rung: RungSummary, max_memory_bytes: int | None, max_drop_points: float | None
+) -> tuple[Objection, ...]:
+    """All that keeps the rung from being picked."""
+    if rung.status != "ok":
+        return (Objection("missing", describe_end(rung.status, rung.reason), undecided=rung.status == "missing"),)
+    if rung.audit is not None and not rung.audit.passed:
+        findings = "; ".join(finding.message for finding in rung.audit.errors)
+        return (Objection("missing", f"failed its audit: {findings}"),)
+    found = [_memory_objection(rung, max_memory_bytes), _drop_objection(summary, rung, max_drop_points)]
+    return tuple(objection for objection in found if objection is not None)
+
+
+def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Objection | None:
+    if max_memory_bytes is None:
+        return None
+    peak = peak_memory(rung)
+    if peak.value is None:
+        return Objection("missing", f"its {PEAK} is unknown: {peak.reason}", undecided="batch1" in rung.missing)
+    if peak.value > max_memory_bytes:
+        return Objection("memory", f"{describe_peak(peak)}, more than {format_bytes(max_memory_bytes)}")
+    return None
+
+
+PEAK = "peak memory at batch 1"
+"""how people call what ``--max-memory`` limits, which is more than the weights"""
+
+
+def describe_peak(peak: Estimate) -> str:
+    return f"{format_bytes(peak.value)} of {PEAK}"
+
+
+def peak_memory(rung: RungSummary) -> Estimate:
+    scenario = rung.scenario("batch1")
+    return scenario.metric("peak_memory_bytes") if scenario else Estimate.unknown("batch1 was not measured")
+
+
+def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -> Objection | None:
+    if margin is None or rung.rung == summary.baseline:
+        return None
+    difference = rung.aggregate.difference_points
+    if difference.value is None:
+        return Objection(
+            "missing", f"its drop is unknown: {difference.reason}", undecided=_lacks_accuracy(summary, rung)
+        )
+    if difference.low is None or difference.high is None:
+        text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
+        return Objection("missing", text)
+    verdict = verdict_of(difference.low, difference.high, margin)
+    if verdict == "beyond the margin":
+        text = f"{describe_difference(difference)}: a drop of more than {points_text(margin)}"
+        return Objection("drop", text + after_questions(summary, rung, margin))
+    if verdict != "undecided":
+        return None
+    text = f"{describe_difference(difference)}, so a drop of {points_text(margin)} is neither shown nor ruled out"
+    ruled_out = points_text(math.floor(1 - 10 * difference.low) / 10)  # the next tenth beyond it
+    more = _more_questions(summary, rung, margin)
+    return Objection("drop", f"{text}, one of {ruled_out} is ruled out; {more}", undecided=True)
+
+
+def after_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
+    """After how many questions the verdict fell, where asking stops then."""
+    stopping = rung.aggregate.stopping
+    if stopping is None or margin != summary.margin_points or stopping.state not in ("early", "end"):
+        return ""
+    return f", {stopping.text}"
+
+
+def accuracy_verdict(summary: Summary, rung: RungSummary, margin: float | None) -> Verdict | None:
+    difference = rung.aggregate.difference_points
+    if margin is None or rung.rung == summary.baseline or difference.low is None or difference.high is None:
+        return rung.aggregate.verdict
+    return verdict_of(difference.low, difference.high, margin)
+
+
+def _lacks_accuracy(summary: Summary, rung: RungSummary) -> bool:
+    """Whether the study has still to come to questions of this rung, or of the baseline."""
+    compared = [one for one in (rung, summary.rung(summary.baseline)) if one]
+    return any(one.missing_tasks for one in compared)
+
+
+def describe_difference(difference: Estimate) -> str:
+    """A difference in points with its interval, for people."""
+    low, high = format_points(difference.low), format_points(difference.high)
+    return f"{format_points(difference.value)} points [{low}, {high}]"
+
+
+def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
+    if margin != summary.margin_points:
+        return "how many more questions would decide was summarized for another margin"
+    more = rung.aggregate.more_questions
+    if more is None:
+        return rung.aggregate.more_questions_reason or "no number of questions would decide"
+    asked = ", and all of this suite were asked: take another with more" if summary.all_questions_asked else ""
+    return f"about {format_count(_rounded(more))} more questions would decide, if it went on so{asked}"
+
+
+def _rounded(count: int) -> int:
+    """To two digits: the number rests on a difference that is itself uncertain."""
+    return round(count, 2 - len(str(count)))
