@@ -55,8 +55,9 @@ def test_memory_holds_what_the_file_does(made_rungs: CopyRung, rung: str) -> Non
 def test_scales_that_a_forward_rounds_are_told(made_rungs: CopyRung) -> None:
     before, repacked = {"BF16": 1000, "U8": 5000, "F32": 640}, {"BF16": 1320, "U8": 5000}
     for rung, after, told in (("nf4", repacked, True), ("nf4", before, False), ("bf16", repacked, False)):
-        messages = [finding.message for finding in check_memory(subject_of(made_rungs(rung)), loaded(before, after))]
-        assert any("rounds their block scales" in message for message in messages) is told
+        findings = check_memory(subject_of(made_rungs(rung)), loaded(before, after))
+        assert any("rounds their block scales" in finding.message for finding in findings) is told
+        assert [one.data["computed_in"] for one in findings if "computed_in" in one.data] == ["BF16"] * told
 
 
 def test_inner_tensors_of_tensor_subclasses_are_counted() -> None:

@@ -357,3 +357,14 @@ def test_divergence_is_in_no_verdict_and_no_recommendation(tmp_path: Path) -> No
         found = recommend(summarize(load_results(directory)))
         assert (found.verdicts, found.picks, found.reasons) == (without.verdicts, without.picks, without.reasons)
         assert found.sentence.endswith(without.sentence)
+
+
+def test_before_the_baseline_is_asked_nothing_is_picked(tmp_path: Path) -> None:
+    summary = summarize(load_results(write_replay(tmp_path / "study")))
+    baseline = summary.rung(summary.baseline)
+    assert baseline is not None
+    assert recommend(summary.model_copy(update={"rungs": (baseline,)})).picks
+    unasked = baseline.model_copy(update={"missing_tasks": ("arc_easy",)})
+    answer = recommend(summary.model_copy(update={"rungs": (unasked,)}))
+    assert answer.picks == ()
+    assert [one.outcome for one in answer.verdicts] == ["undecided"]

@@ -159,6 +159,7 @@ def test_normalised_puts_the_best_at_1() -> None:
     assert normalised([1.0, 3.0, None, 2.0], "higher") == [0.0, 1.0, None, 0.5]
     assert normalised([1.0, 3.0, None, 2.0], "lower") == [1.0, 0.0, None, 0.5]
     assert normalised([2.0, 2.0], "lower") == [None, None]
+    assert normalised([197.5, 198.4], "higher") == [None, None], "no more apart than measurements are"
     assert normalised([None, None], "lower") == [None, None]
 
 

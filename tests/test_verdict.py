@@ -262,6 +262,7 @@ BROKEN: Mapping[str, tuple[str, Callable[[str], str], str]] = {
     "nothing": ("samples", lambda text: "", "no samples in it; run the task again"),
     "no doc_hash": ("samples", without("doc_hash"), "no doc_hash in line 1: written by lm-eval 0.4.13, and pairing"),
     "no prompt_hash": ("samples", without("prompt_hash"), "no prompt_hash in line 1"),
+    "no score": ("samples", without("acc"), "no acc in line 1"),
     "results cut off": ("results", lambda text: text[:50], "not JSON"),
     "results of an old version": (
         "results",

@@ -58,8 +58,12 @@ def peak_memory(rung: RungSummary) -> Estimate:
 
 
 def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -> Objection | None:
-    if margin is None or rung.rung == summary.baseline:
+    if margin is None:
         return None
+    if rung.rung == summary.baseline:
+        if not rung.missing_tasks:
+            return None
+        return Objection("missing", "nothing can be held against it before its questions are asked", undecided=True)
     difference = rung.aggregate.difference_points
     if difference.value is None:
         return Objection(

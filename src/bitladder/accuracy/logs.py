@@ -158,7 +158,7 @@ class LogFolder:
             raise BrokenFileError(
                 f"{self._path(task)}: {len(documents)} of {planned} documents: the log is cut off, run the task again"
             )
-        require_numbers(task, documents)
+        require_numbers(f"{self.directory}: task {task}", documents)
         return AccuracyOutcome(
             documents_hash=self._documents_hash(task, documents),
             output_type=output_type,
@@ -192,9 +192,9 @@ class LogFolder:
                     raise BrokenFileError(
                         f"{path}: line {number} is no whole JSON: the log is cut off, run the task again"
                     ) from None
-                if not isinstance(sample, dict) or not sample.keys() >= _NEEDED.keys():
-                    keys = sample if isinstance(sample, dict) else ()
-                    missing = [key for key in _NEEDED if key not in keys]
+                keys = sample if isinstance(sample, dict) else {}
+                missing = [key for key in (*_NEEDED, *keys.get("metrics", ())) if key not in keys]
+                if missing:
                     version = self._run(task).get("lm_eval_version") or "of a version that it doesn't say"
                     raise BrokenFileError(
                         f"{path}: no {missing[0]} in line {number}: written by lm-eval {version}, and pairing needs "

@@ -34,7 +34,7 @@ def collect_samples(
     outcomes = tuple(
         document_outcome(name, task.OUTPUT_TYPE, filtered, _target_of(task, filtered[0])) for filtered in samples
     )
-    require_numbers(name, outcomes)
+    require_numbers(f"task {name}", outcomes)
     metrics = _metrics(task, samples, outcomes)
     documents = tuple(
         make_document(task.OUTPUT_TYPE, {**sample, "doc": _plain(sample["doc"])}, _target_of(task, sample))
@@ -133,13 +133,16 @@ def _number(value: Any) -> float | None:
 
 
 def require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
-    """A model that overflows its type answers NaN, which no table may turn into a score."""
+    """A model that overflows its type, or is damaged, answers NaN, which no table may turn into a score.
+
+    ``name``: what the outcomes are of, for the message.
+    """
     outcomes = list(outcomes)
     broken = sum(not all(map(math.isfinite, _numbers(outcome))) for outcome in outcomes)
     if broken:
         raise UserError(
-            f"task {name}: log-likelihoods or scores that are not numbers in {broken} of {len(outcomes)} documents; "
-            "the model overflows its type, take a rung of wider range such as bf16"
+            f"{name}: log-likelihoods or scores that are not numbers in {broken} of {len(outcomes)} documents; the "
+            "model overflows its type (take a rung of wider range, such as bf16) or is damaged (audit it)"
         )
 
 

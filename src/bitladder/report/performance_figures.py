@@ -32,6 +32,8 @@ from bitladder.units import format_raw
 _NUMBERS = {"batch1": (3, 4), "max-batch": (5, 6)}
 _PANEL_GAP = 74
 _WORST, _BEST = (0xEF, 0xF5, 0xFB), (0x08, 0x45, 0x94)
+ABOUT_EQUAL = 0.02
+"""of the largest value: what a measurement stops at, so no difference between precisions"""
 _UNCOLOURED = "#c9ced6"
 _DARK_TEXT, _LIGHT_TEXT = "#101418", "#fdfdfd"
 
@@ -88,9 +90,9 @@ def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
     directions = {"higher": "more", "lower": "less"}
     better = ", ".join(f"{directions[_better(metric.metric)]} {metric.plain_title}" for metric in metrics)
     return (
-        "Darker is better: each metric is scaled from its worst precision to its best, however close they are; the "
-        f"number is the real value. Better is {better}. Grey: not known, or equal for all precisions. This is no "
-        "correlation of metrics."
+        "Darker is better: each metric is scaled from its worst precision to its best; the number is the real value. "
+        f"Better is {better}. Grey: not known, or within {ABOUT_EQUAL:.0%} for all precisions. This is no correlation "
+        "of metrics."
     )
 
 
@@ -180,9 +182,9 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
 
 
 def normalised(values: list[float | None], better: str) -> list[float | None]:
-    """Each value's place between the worst (0) and the best (1); None where unknown, or where all are equal."""
+    """Each value's place between the worst (0) and the best (1); None where unknown, or where all are about equal."""
     known = [value for value in values if value is not None]
-    if not known or min(known) == max(known):
+    if not known or max(known) - min(known) <= ABOUT_EQUAL * max(map(abs, known)):
         return [None] * len(values)
     worst, best = (min(known), max(known)) if better == "higher" else (max(known), min(known))
     return [None if value is None else (value - worst) / (best - worst) for value in values]

@@ -81,6 +81,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {found}; expected a study.yaml")
     try:
         values = yaml.safe_load(path.read_text())
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; expected a study.yaml") from None
     except yaml.YAMLError as error:
         raise BrokenFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if values is None:

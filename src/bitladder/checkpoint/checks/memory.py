@@ -73,7 +73,7 @@ def check_memory(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             "the first forward packs the weights anew for this CPU's BF16 instructions and rounds their block scales "
             "to BF16: what answers here differs a little from what is stored, and from the same checkpoint elsewhere"
         )
-        findings.append(Finding(check="memory", severity="info", message=message))
+        findings.append(Finding(check="memory", severity="info", message=message, data={"computed_in": "BF16"}))
     return findings
 
 
@@ -126,7 +126,8 @@ def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             message = f"{hardware.name} emulates {number_type}: natively it needs {needed}; expect it to be slow"
         findings.append(Finding(check="hardware", severity=severity, message=message, data=data))
     if declared.method == "bnb-4bit":
-        message = f"no hardware multiplies {declared.stored_type}: each call decodes the weights to {types[0]} first"
+        decoded = "BF16" if loaded is not None and _scales_rounded(loaded) else types[0]
+        message = f"no hardware multiplies {declared.stored_type}: each call decodes the weights to {decoded} first"
         findings.append(
             Finding(check="hardware", severity="info", message=message, data={"type": declared.stored_type})
         )
