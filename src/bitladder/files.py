@@ -105,8 +105,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def require_disk_space(directory: Path, needed_bytes: int) -> None:
-    """Raise UserError when the file system of ``directory`` has fewer free bytes than needed."""
+def require_disk_space(
+    directory: Path, needed_bytes: int, instead: str = "put the cache elsewhere with BITLADDER_CACHE"
+) -> None:
+    """Raise UserError when the file system of ``directory`` has fewer free bytes than needed.
+
+    ``instead``: what helps beside freeing some.
+    """
     existing = directory.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -114,5 +119,5 @@ def require_disk_space(directory: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise UserError(
             f"{existing}: {format_bytes(free)} free, {format_bytes(needed_bytes)} needed; "
-            "free some space, or put the cache elsewhere with BITLADDER_CACHE"
+            f"free some space, or {instead}"
         )

@@ -279,7 +279,8 @@ def _place(entry: Path, manifest: Manifest, out: Path) -> None:
     """Hard-link the cache's files to ``out``, or copy them to another file system; the manifest is ``out``'s own."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.parent.stat().st_dev != entry.stat().st_dev:
-        require_disk_space(out, sum(file.size_bytes for file in manifest.files.values()))
+        size_bytes = sum(file.size_bytes for file in manifest.files.values())
+        require_disk_space(out, size_bytes, "name an --out on another disk")
     if out.is_dir() and any(out.iterdir()):  # the same checkpoint, damaged
         for name in manifest.files:
             (out / name).unlink(missing_ok=True)

@@ -92,7 +92,7 @@ def _fetch_from_hub(model: str, revision: str | None) -> Path:
         try:
             planned = snapshot_download(model, revision=revision, allow_patterns=_HUB_PATTERNS, dry_run=True)
             missing_bytes = sum(file.file_size or 0 for file in planned if file.will_download)
-            require_disk_space(Path(constants.HF_HUB_CACHE), missing_bytes)
+            require_disk_space(Path(constants.HF_HUB_CACHE), missing_bytes, "set HF_HOME to another disk")
         except errors.DryRunError:
             pass  # the Hub gives no answer; what follows says why, or finds the model in its cache
         return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_PATTERNS))
