@@ -118,6 +118,5 @@ def require_disk_space(
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise UserError(
-            f"{existing}: {format_bytes(free)} free, {format_bytes(needed_bytes)} needed; "
-            f"free some space, or {instead}"
+            f"{existing}: {format_bytes(free)} free, {format_bytes(needed_bytes)} needed; free some space, or {instead}"
         )

@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from bitladder.errors import UserError
+
 PRELOADED = ("torch", "torch.profiler", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
 """What a deployed model needs too: nothing else, since a worker's resident memory is a result."""
 
@@ -59,10 +61,11 @@ class ForkServer:
     def fork(self, stdin: int, log: int, messages: int) -> int:
         """A worker with these descriptors, leader of its process group. Returns its process id.
 
-        Raises ConnectionError when the server has ended.
+        Raises ConnectionError when the server has ended, and UserError when it was killed.
         """
         self.start()
-        socket.send_fds(self._control, [FORK], [stdin, log, messages])
+        with suppress(BrokenPipeError):  # it has ended, as its answer says
+            socket.send_fds(self._control, [FORK], [stdin, log, messages])
         return self._receive_number()
 
     def wait(self) -> int:
@@ -118,9 +121,17 @@ class ForkServer:
         return self._log.open("wb")
 
     def _receive_number(self) -> int:
-        received = self._control.recv(NUMBER_BYTES, socket.MSG_WAITALL)
+        received = b""
+        with suppress(ConnectionResetError):
+            received = self._control.recv(NUMBER_BYTES, socket.MSG_WAITALL)
         if len(received) < NUMBER_BYTES:
-            raise ConnectionError(f"the process that starts the workers has ended; log: {self._log or 'stderr'}")
+            ended = "the process that starts the workers"
+            if self._process is not None and self._process.wait() < 0:
+                raise UserError(
+                    f"{ended} was killed (signal {-self._process.returncode}), for lack of memory if not by hand; "
+                    "run the same command again to go on"
+                )
+            raise ConnectionError(f"{ended} has ended; log: {self._log or 'stderr'}")
         return int.from_bytes(received, signed=True)
 
 
