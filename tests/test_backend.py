@@ -327,6 +327,8 @@ def test_lm_eval_makes_it_from_arguments(tiny_llama: Path) -> None:
     )
     assert isinstance(made, BitladderLM)
     assert (made.token_budget, made.fallback_batch_size, made.model.dtype) == (77, 4, torch.float32)
+    with pytest.raises(UserError, match="compiled 'no'; expected true or false"):
+        BitladderLM.create_from_arg_string(f"pretrained={tiny_llama},compiled=no", {"device": "cpu"})
     with pytest.raises(UnknownNameError, match="model argument"):
         BitladderLM.create_from_arg_obj({"pretrained": str(tiny_llama), "peft": "x"})
 

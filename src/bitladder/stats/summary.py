@@ -280,10 +280,5 @@ class Summary(Record):
         """Whether the study plans divergence, measured or not."""
         return any(rung.divergence or rung.no_divergence_reason for rung in self.rungs)
 
-    @property
-    def has_performance(self) -> bool:
-        """Whether the study plans performance, measured or not."""
-        return any(rung.scenarios for rung in self.rungs)
-
     def rung(self, name: str) -> RungSummary | None:
         return next((rung for rung in self.rungs if rung.rung == name), None)

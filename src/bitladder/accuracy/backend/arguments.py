@@ -55,7 +55,10 @@ def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[
     }
     if str(arguments.get("batch_size", "auto")).isdecimal():
         loaded["fallback_batch_size"] = int(arguments["batch_size"])
-    ways = {name: bool(arguments[name]) for name in _WAYS if name in arguments}
+    ways = {name: arguments[name] for name in _WAYS if name in arguments}
+    for name, value in ways.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name} {value!r}; expected true or false")
     if ways:
         loaded["ways"] = dataclasses.replace(default_ways(loaded["model"]), **ways)
     return loaded

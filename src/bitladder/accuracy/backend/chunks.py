@@ -1,7 +1,4 @@
-"""Requests in chunks, so that the next is tokenized and planned while the device works on those before.
-
-A pure function of the requests' texts and the token budget, like the plans of the chunks.
-"""
+"""Requests in chunks, so that the next is tokenized and planned while the device works on those before."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -20,8 +17,9 @@ _LARGEST = 2.0
 
 
 def split_requests(pairs: Sequence[tuple[str, str]], token_budget: int) -> list[tuple[int, int]]:
-    """Starts and ends of chunks of (context, continuation) strings, each twice as large as the one before.
+    """Starts and ends of chunks of (context, continuation) strings: a pure function of them and the token budget.
 
+    The first is small and each twice as large as the one before, up to `_LARGEST`.
     What a string shares with the context before it counts once, as it is forwarded once. A context isn't parted from
     the next request's, where that is the same.
     """

@@ -14,13 +14,12 @@ from bitladder.accuracy.backend.scoring import make_attention
 from bitladder.accuracy.backend.slots import PREFIX, Slots, StepAttention
 from bitladder.accuracy.backend.stopping import StopStrings
 from bitladder.accuracy.backend.trie import Tokens
-from bitladder.accuracy.backend.ways import Ways
+from bitladder.accuracy.backend.ways import NO_WAYS, Ways
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_NO_WAYS = Ways()
 _LEAST_PREFIX = 16
 """tokens of a common beginning below which it isn't worth a call of its own in every step"""
 
@@ -61,7 +60,7 @@ def generate(
     slots: int,
     token_budget: int,
     finished: Callable[[int, list[int]], None],
-    ways: Ways = _NO_WAYS,
+    ways: Ways = NO_WAYS,
 ) -> None:
     """Generate for every prompt; ``finished`` gets each one's index and new tokens, stop string or end included."""
     import torch

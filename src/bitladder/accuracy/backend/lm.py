@@ -26,7 +26,7 @@ from bitladder.accuracy.backend.requests import RequestEncoder
 from bitladder.accuracy.backend.rolling import rolling_requests
 from bitladder.accuracy.backend.scoring import Scores, score
 from bitladder.accuracy.backend.support import require_known, require_support
-from bitladder.accuracy.backend.ways import Ways, default_ways
+from bitladder.accuracy.backend.ways import NO_WAYS, Ways, default_ways
 from bitladder.accuracy.journal import Journal
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import BatchPlan
@@ -90,7 +90,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self._progress = progress
         self.encoder = RequestEncoder(tokenizer, self.max_length, cache=cache_requests)
         self._journal = journal
-        self.ways = ways or Ways()
+        self.ways = ways or NO_WAYS
         self.plans: list[Plan] = []
         """of the log-likelihoods scored so far, in order"""
         self.unsupported: str | None = None

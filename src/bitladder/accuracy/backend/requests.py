@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _CACHE_VERSION = 1
 _LEAST_SHARED = 200
 """characters of a common beginning that are worth a tokenizer's call of their own"""
-_CHECKED = 2
+_CHECKED = 8
 """requests of each call whose parts are compared with the whole"""
 Ids = npt.NDArray[np.int32]
 
@@ -48,24 +48,35 @@ class RequestEncoder:
 
     def encode_all(self, texts: Sequence[str], add_special_tokens: bool | None = None) -> list[list[int]]:
         """`encode` for many. lm-eval's hf asks only a batch's first string whether it starts with the start token."""
+        return self._encode_by_special(texts, add_special_tokens, self._tokenize)
+
+    def _encode_by_special(
+        self,
+        texts: Sequence[str],
+        add_special_tokens: bool | None,
+        tokenize: Callable[[list[str], bool], list[list[int]]],
+    ) -> list[list[int]]:
         ids: list[list[int]] = [[]] * len(texts)
         for special in (True, False):
             chosen = [i for i, text in enumerate(texts) if self._adds_special(text, add_special_tokens) == special]
             if chosen:
-                encoded = self._tokenize([texts[i] for i in chosen], special)
+                encoded = tokenize([texts[i] for i in chosen], special)
                 for i, tokens in zip(chosen, encoded, strict=True):
                     ids[i] = tokens
         return ids
 
     def _tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
         if not self.cuts:
-            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
-            return ids
+            return self._tokenize_wholes(texts, special)
         backend = self.tokenizer.backend_tokenizer  # what the tokenizer puts around its answer takes as long again
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = self.tokenizer.split_special_tokens
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def _tokenize_wholes(self, texts: list[str], special: bool) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        return ids
 
     def _adds_special(self, text: str, add_special_tokens: bool | None) -> bool:
         if add_special_tokens is not None:
@@ -214,9 +225,9 @@ class RequestEncoder:
     ) -> None:
         """Tokenize a few of those that were tokenized in parts as wholes; a difference would be a bug of ours."""
         cut = [index for index in range(len(moved)) if apart[index]]
-        for index in cut[:: max(1, len(cut) // _CHECKED)]:
-            text = "".join(moved[index])
-            whole = self.tokenizer(text, add_special_tokens=self._adds_special(text, None))["input_ids"]
+        chosen = cut[:: max(1, len(cut) // _CHECKED)]
+        wholes = self._encode_by_special(["".join(moved[index]) for index in chosen], None, self._tokenize_wholes)
+        for index, whole in zip(chosen, wholes, strict=True):
             parts = [*contexts[index].tolist(), *continuations[index].tolist()]
             if parts != whole:
                 raise AssertionError(f"tokenized in parts, {moved[index]} differs from the whole: {parts}, {whole}")

@@ -15,7 +15,7 @@ from bitladder.accuracy.backend.prefix import KeyValueStore, PrefixCache
 from bitladder.accuracy.backend.products import widened_products
 from bitladder.accuracy.backend.transfer import to_device
 from bitladder.accuracy.backend.tree import TreeAttention
-from bitladder.accuracy.backend.ways import Ways
+from bitladder.accuracy.backend.ways import NO_WAYS, Ways
 from bitladder.accuracy.journal import Journal, Values
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]
 
-_NO_WAYS = Ways()
 _SOFTMAX_ELEMENTS = 2**27
 """log-probabilities made at once: 512 MiB in FP32"""
 
@@ -40,7 +39,7 @@ class Scores:
 def score(
     model: "PreTrainedModel",
     plans: Iterable[Plan],
-    ways: Ways = _NO_WAYS,
+    ways: Ways = NO_WAYS,
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> Scores:
@@ -62,7 +61,7 @@ def score(
             for number, (pack, done) in enumerate(zip(plan.packs, plan.requests_done, strict=True)):
                 if number in to_run:
                     result = forward_batch(model, prepare_batch(pack, model, prefixes, ways), ways)
-                prefixes.drop(pack.drop)
+                prefixes.drop(pack.drop)  # of packs that were known too: the next plan counts its nodes anew
                 if number in known:
                     results.add_known(known[number])
                 else:

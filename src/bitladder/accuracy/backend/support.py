@@ -8,7 +8,7 @@ import numpy as np
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.packing import Request, plan_packs
-from bitladder.accuracy.backend.ways import Ways, kernel_errors
+from bitladder.accuracy.backend.ways import NO_WAYS, Ways, kernel_errors
 from bitladder.checkpoint.placement import model_devices
 
 if TYPE_CHECKING:
@@ -22,12 +22,11 @@ _TOLERANCE = 0.25
 below it, attention to wrong tokens does not."""
 
 _WRONG_ARGUMENTS: tuple[type[Exception], ...] = (TypeError, AttributeError, ValueError)
-_NO_WAYS = Ways()
 _tried: "WeakSet[PreTrainedModel]" = WeakSet()
 """models that passed their trial: every task of a study asks again"""
 
 
-def require_support(model: "PreTrainedModel", ways: Ways = _NO_WAYS) -> None:
+def require_support(model: "PreTrainedModel", ways: Ways = NO_WAYS) -> None:
     """Raise UnsupportedModelError, saying why, for a model that must be scored lm-eval's way."""
     require_known(model)
     if model not in _tried:

@@ -30,6 +30,9 @@ class Ways:
     """transformers' norms, MLPs and rotary embeddings are compiled by torch, so that each is few kernels"""
 
 
+NO_WAYS = Ways()
+
+
 def default_ways(model: "PreTrainedModel") -> Ways:
     """What pays on the model's device, as far as it works there; a kernel that doesn't is told in a warning."""
     import torch
