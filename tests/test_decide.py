@@ -87,6 +87,10 @@ def test_the_sentence_names_what_was_limited(summary: Summary) -> None:
     )
     several = recommend(summary, Limits(max_memory_bytes=600 * MIB))
     assert several.sentence.endswith("; peak memory at batch 1: 560.4 MiB (int8) and 515.6 MiB (nf4).")
+    alone = recommend(summary, Limits(max_memory_bytes=520 * MIB))
+    assert alone.sentence.startswith(
+        "Deploy nf4, the only rung within 5 points of bf16 and 520.0 MiB of peak memory at"
+    )
 
 
 def test_differences_within_the_noise_are_told(summary: Summary) -> None:

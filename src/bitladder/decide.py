@@ -252,11 +252,13 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
     by_rung: dict[str, list[Pick]] = {}
     for pick in picks:
         by_rung.setdefault(pick.rung, []).append(pick)
+    lead = f"Of {_count(len(within))} within {bounds}, deploy" if bounds and len(within) > 1 else "Deploy"
+    only = f", the only rung within {bounds}," if bounds and len(within) == 1 else ""
     parts = []
     for rung, own in by_rung.items():
         goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)}{_as_good(pick)})" for pick in own]
-        parts.append(f"{rung} for {_list(goals)}")
-    return f"{f'Of {_count(len(within))} within {bounds}, deploy' if bounds else 'Deploy'} {'; '.join(parts)}{peaks}."
+        parts.append(f"{rung}{only} for {_list(goals)}")
+    return f"{lead} {'; '.join(parts)}{peaks}."
 
 
 def _as_good(pick: Pick) -> str:
