@@ -14,7 +14,7 @@ from bitladder.checkpoint.expected import expect
 from bitladder.cli.main import app
 from bitladder.models.builtin import LLAMA_1B_SHAPE
 from bitladder.report import ResultsFile, write_report
-from bitladder.report.published_tables import comparison_text, published_tables
+from bitladder.report.published_tables import comparison_text, published_paragraphs, published_tables
 from bitladder.rungs import find_rung
 from bitladder.stats.published import PublishedComparison, likeness_of, published_study
 from bitladder.store import Store
@@ -102,6 +102,9 @@ def test_what_is_not_measured_has_a_reason(tmp_path: Path) -> None:
     assert cells["arc_easy", "BF16"].score.reason == "fp32 is not among this study's precisions"
     assert cells["arc_easy", "BF16"].inside is None
     assert cells["arc_easy", "INT8"].score.reason == "failed: a cause"
+    unknown = one.model_copy(update={"scores": tuple(cell for cell in one.scores if cell.inside is None)})
+    assert "interval in" not in " ".join(published_paragraphs([unknown]))
+    assert published_paragraphs([unknown])[-1].startswith("No published score has an interval of ours beside it")
     speeds = {(cell.scenario, cell.precision): cell for cell in one.speeds}
     assert speeds["batch1", "INT4"].speedup_to_fp32.reason == "fp32 is not among this study's precisions"
     assert speeds["max-batch", "INT4"].speedup.reason == "does not fit: needs 9.1 GiB"

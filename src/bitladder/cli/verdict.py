@@ -31,7 +31,7 @@ def verdict_command(
     """
     from bitladder.accuracy.answers import read_answers, require_comparable, take_tasks
     from bitladder.cli.limits import parse_limits
-    from bitladder.report.markdown import table_to_markdown
+    from bitladder.report.markdown import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
     from bitladder.stats.compare import compare_answers
     from bitladder.stats.margin import default_margin_points, study_margin_points
@@ -58,7 +58,7 @@ def verdict_command(
         for note in compared.notes:
             typer.echo(f"note: {note}", err=True)
         for table in verdict_tables(compared):
-            typer.echo(f"{table.title}\n\n{table_to_markdown(table)}\n")
+            typer.echo(f"{table.title}\n\n{table_to_text(table)}\n")
     if not all_acceptable(rung.aggregate.verdict for rung in compared.others):
         raise typer.Exit(1)
 

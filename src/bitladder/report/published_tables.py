@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitladder.report.machine_pages import MachinePage, machine_pages
-from bitladder.report.markdown import table_to_markdown
+from bitladder.report.markdown import table_to_text
 from bitladder.report.performance_tables import SCENARIOS
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
 from bitladder.results import Results
@@ -64,10 +64,10 @@ def published_tables(comparisons: Sequence[PublishedComparison]) -> tuple[Table,
 
 
 def comparison_text(results: Results, *, any_model: bool = False) -> str:
-    """`compare_published` as Markdown that reads as plain text; where nothing is compared, why."""
+    """`compare_published` as plain text; where nothing is compared, why."""
     compared = compare_published(results, any_model=any_model)
     if compared:
-        tables = (f"{table.title}\n\n{table_to_markdown(table)}" for table in published_tables(compared))
+        tables = (f"{table.title}\n\n{table_to_text(table)}" for table in published_tables(compared))
         return "\n\n".join([*published_paragraphs(compared), *tables])
     if likeness_of(results) == "other":
         # Another model's figures differ from these whatever it does: side by side they would read as a finding.
@@ -91,6 +91,9 @@ def published_paragraphs(comparisons: Sequence[PublishedComparison]) -> tuple[st
             where = f" on {one.machine}" if one.machine else ""
             known = [cell.inside for cell in one.scores if cell.inside is not None]
             missing = f"; {len(one.scores) - len(known)} more have none" if len(known) < len(one.scores) else ""
+            if not known:
+                lines.append(f"No published score has an interval of ours beside it{where}: the table says why.")
+                continue
             lines.append(
                 f"The published score lies inside our 95% interval in {sum(known)} of the {len(known)} cells that have "
                 f"one{where}{missing}."
