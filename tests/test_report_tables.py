@@ -155,14 +155,14 @@ def test_scores_with_a_unit_of_their_own_have_columns_of_their_own(tmp_path: Pat
     tasks = (*BUILTIN_TASKS, replace(prose, name="other_prose"))
     group = BUILTIN_GROUPS[3].model_copy(update={"name": "other_prose", "title": "Letters", "tasks": ("other_prose",)})
     _, report = read(write_replay(tmp_path, tasks=tasks, groups=(*BUILTIN_GROUPS, group), only="accuracy"))
-    headers = [column.header for column in table(report, "table1-other").columns]
+    headers = [column.header for column in table(report, "table1-other-scores").columns]
     assert headers == ["Precision", "Prose (bits per byte)", "Letters (bits per byte)"]
     assert "Prose" not in [row[0].text for row in table(report, "table1").rows]
 
 
 def test_one_rung_has_nothing_to_compare(tmp_path: Path) -> None:
     summary, _ = read(write_replay(tmp_path, rungs={"bf16": RUNGS["bf16"]}, only="accuracy"))
-    assert [found.name for found in accuracy_tables(summary)] == ["table1", "table1-other"]
+    assert [found.name for found in accuracy_tables(summary)] == ["table1", "table1-other-scores"]
 
 
 def test_footnote_letters_go_on_after_z() -> None:

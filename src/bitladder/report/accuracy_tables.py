@@ -213,7 +213,7 @@ def _raw_table(summary: Summary) -> Table:
         for rung in summary.rungs
     )
     notes = ("Each column has the unit of its metric. In no aggregate.",)
-    return Table("table1-other", "Table 1c. Scores that are not shares of right answers", columns, rows, notes)
+    return Table("table1-other-scores", "Table 1c. Scores that are not shares of right answers", columns, rows, notes)
 
 
 @dataclass(frozen=True)
