@@ -21,7 +21,8 @@ from bitladder.stats.compare import Compared
 from bitladder.stats.flips import Flip
 from bitladder.stats.paired import tango_interval
 from lm_eval_logs import DATE, LoggedTask, write_logs
-from replay import write_replay
+from replay import RUNGS, write_replay
+from replay_outcomes import TaskReplay
 
 GOLDEN = Path(__file__).parent / "golden"
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
@@ -196,6 +197,12 @@ def test_a_rung_of_a_study_stands_beside_another(tmp_path: Path) -> None:
     assert [rung.aggregate.verdict for rung in found.others] == ["within the margin", "beyond the margin"]
     shown = run("diff", str(study), "nf4", "--task", "bitladder_language")
     assert shown.startswith("nf4 against bf16, 140 documents: 4 lost, 2 gained, 0 with another choice")
+
+
+def test_prose_is_no_question_and_thousands_are_set_apart(tmp_path: Path) -> None:
+    asked = TaskReplay("bitladder_language", "choice", 1400, 0.70), TaskReplay("bitladder_prose", "rolling", 12)
+    study = write_replay(tmp_path, only="accuracy", tasks=asked, rungs={name: RUNGS[name] for name in ("bf16", "nf4")})
+    assert run("diff", str(study), "nf4").startswith("nf4 against bf16, 1,400 documents: 42 lost, 21 gained")
 
 
 Change = Callable[[list[LoggedTask]], list[LoggedTask]]

@@ -146,8 +146,8 @@ def _count_differences(name: str, one: Results, other: Results) -> str:
         names = ours.keys() | theirs.keys()
         different = sum(ours.get(tensor) != theirs.get(tensor) for tensor in names)
         if not different:
-            return f"none of {len(names)} tensors differ, the quantization settings do"
-        return f"{different} of {len(names)} tensors differ"
+            return f"none of {len(names):,} tensors differ, the quantization settings do"
+        return f"{different:,} of {len(names):,} tensors differ"
     manifests = [part.rungs[name].manifest for part in (one, other)]
     files = [manifest.files if manifest else {} for manifest in manifests]
     weights = {file for recorded in files for file in recorded if file.endswith(".safetensors")}

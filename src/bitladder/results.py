@@ -53,7 +53,7 @@ def item_name(item: Item) -> str:
     or ``divergence``."""
     if isinstance(item, AccuracyTask):
         chunk = item.order.chunk if item.order else None
-        return item.task if chunk is None else f"{item.task}, documents {chunk[0] + 1} to {chunk[1]}"
+        return item.task if chunk is None else f"{item.task}, documents {chunk[0] + 1:,} to {chunk[1]:,}"
     if isinstance(item, Rescoring):
         return f"{item.task.task} ({item.way})"
     return item.scenario if isinstance(item, Scenario) else DIVERGENCE

@@ -193,16 +193,16 @@ def _require_same_task(task: str, base: Answers, other: Answers) -> None:
     documents, others = (Counter(one.doc_hash for one in set_.outcomes[task].documents) for set_ in (base, other))
     if documents != others:
         raise UserError(
-            f"{task}: not the same documents: {(documents - others).total()} of {documents.total()} are {base.name}'s "
-            f"alone, {(others - documents).total()} of {others.total()} {other.name}'s alone; compare runs with one "
-            "--limit and data set"
+            f"{task}: not the same documents: {(documents - others).total():,} of {documents.total():,} are "
+            f"{base.name}'s alone, {(others - documents).total():,} of {others.total():,} {other.name}'s alone; "
+            "compare runs with one --limit and data set"
         )
     prompts, other_prompts = (
         Counter((one.doc_hash, one.prompt_hash) for one in set_.outcomes[task].documents) for set_ in (base, other)
     )
     if prompts != other_prompts:
         raise UserError(
-            f"{task}: not the same prompts: {(prompts - other_prompts).total()} of {prompts.total()} documents were "
-            f"put in other words in {other.name} than in {base.name}; compare runs with one few-shot seed, chat "
+            f"{task}: not the same prompts: {(prompts - other_prompts).total():,} of {prompts.total():,} documents "
+            f"were put in other words in {other.name} than in {base.name}; compare runs with one few-shot seed, chat "
             "template and task version"
         )

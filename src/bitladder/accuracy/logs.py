@@ -156,7 +156,8 @@ class LogFolder:
         planned = run["n-samples"].get(task, {}).get("effective", len(documents))
         if len(documents) != planned:
             raise BrokenFileError(
-                f"{self._path(task)}: {len(documents)} of {planned} documents: the log is cut off, run the task again"
+                f"{self._path(task)}: {len(documents):,} of {planned:,} documents: the log is cut off, run the "
+                "task again"
             )
         require_numbers(f"{self.directory}: task {task}", documents)
         return AccuracyOutcome(

@@ -141,8 +141,8 @@ def require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
     broken = sum(not all(map(math.isfinite, _numbers(outcome))) for outcome in outcomes)
     if broken:
         raise UserError(
-            f"{name}: log-likelihoods or scores that are not numbers in {broken} of {len(outcomes)} documents; the "
-            "model overflows its type (take a rung of wider range, such as bf16) or is damaged (audit it)"
+            f"{name}: log-likelihoods or scores that are not numbers in {broken:,} of {len(outcomes):,} documents; "
+            "the model overflows its type (take a rung of wider range, such as bf16) or is damaged (audit it)"
         )
 
 

@@ -76,7 +76,7 @@ def load_pretrained(
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise BrokenFileError(
-            f"{directory}: {len(absent)} tensors that config.json asks for are missing or of another shape "
+            f"{directory}: {len(absent):,} tensors that config.json asks for are missing or of another shape "
             f"({absent[0]}, …); expected the weights that belong to it"
         )
     if spread:

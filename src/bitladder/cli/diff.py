@@ -42,11 +42,12 @@ def diff_command(
     if json_output:
         typer.echo(json.dumps([flip.model_dump(mode="json") for flip in flips], indent=2, ensure_ascii=False))
         return
-    documents = sum(len(outcome.documents) for outcome in base.outcomes.values())
+    answered = [outcome for outcome in base.outcomes.values() if outcome.output_type != "loglikelihood_rolling"]
+    documents = sum(len(outcome.documents) for outcome in answered)
     counts = {kind: sum(flip.kind == kind for flip in flips) for kind in ("lost", "gained", "changed")}
     typer.echo(
-        f"{other.name} against {base.name}, {documents} documents: {counts['lost']} lost, {counts['gained']} gained, "
-        f"{counts['changed']} with another choice that scores the same"
+        f"{other.name} against {base.name}, {documents:,} documents: {counts['lost']:,} lost, "
+        f"{counts['gained']:,} gained, {counts['changed']:,} with another choice that scores the same"
     )
     for kind in ("lost", "gained", "changed"):
         for flip in flips:

@@ -114,7 +114,7 @@ def show_plan(
         planned = len(study.rungs) * sum(len(measured_items(item)) for item in study.items)
         most = "at most " if staging else ""
         console.print(
-            f"of these {recorded} of {most}{planned} measurements are done: the study goes on with the others"
+            f"of these {recorded:,} of {most}{planned:,} measurements are done: the study goes on with the others"
         )
     if resolved:
         _print_resolutions(console, resolved, len(study.rungs) - 1, study_margin_points(study))

@@ -54,7 +54,7 @@ class TerminalProgress(StudyProgress):
     def planned(self, measurements: int, finished: int) -> None:
         self._total, self._done = measurements, finished
         self._bars.update(self._study, total=measurements, completed=finished, visible=True)
-        already = f", {finished} already done" if finished else ""
+        already = f", {finished:,} already done" if finished else ""
         self._say(f"{counted(measurements, 'measurement')}{already}")
 
     def phase(self, rung: str, what: str) -> None:
@@ -63,7 +63,7 @@ class TerminalProgress(StudyProgress):
     def step(self, done: int, total: int) -> None:
         self._bars.update(self._current, completed=done, total=total)
         if not self._console.is_terminal and self._clock() - self._last_line_s >= LINE_INTERVAL_S:
-            self._say(f"{self._what}: {done} of {total}")
+            self._say(f"{self._what}: {done:,} of {total:,}")
 
     def rung(self, record: RungRecord) -> None:
         if record.audit is not None and record.status == "ok":
@@ -80,7 +80,7 @@ class TerminalProgress(StudyProgress):
         self._bars.advance(self._study)
         self._done += 1
         end = format_seconds(record.duration_s) if record.status == "ok" else f"{record.status}: {record.reason}"
-        self._say(f"{record.rung}: {item_name(record.item)}: {end} ({self._done} of {self._total})")
+        self._say(f"{record.rung}: {item_name(record.item)}: {end} ({self._done:,} of {self._total:,})")
 
     def _begin(self, what: str) -> None:
         """What takes a while; without a bar a line of its own."""

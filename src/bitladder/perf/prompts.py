@@ -24,7 +24,7 @@ def load_prompts(
     windows = cut_windows(token_ids, prompt_tokens)
     if not windows:
         raise UserError(
-            f"{corpus.origin}: {len(token_ids)} tokens, {prompt_tokens} needed; choose a smaller --prompt-tokens"
+            f"{corpus.origin}: {len(token_ids):,} tokens, {prompt_tokens:,} needed; choose a smaller --prompt-tokens"
         )
     return Prompts(token_ids=windows, prompts_hash=hash_json(windows), origin=corpus.origin)
 

@@ -52,7 +52,7 @@ def _notes(summary: Summary) -> list[str]:
         (found.origin, found.tokens, found.documents): found for rung in summary.rungs if (found := rung.divergence)
     }
     notes = [
-        f"{tokens:,} tokens from {documents} documents of {origin}, each window forwarded by itself."
+        f"{tokens:,} tokens from {documents:,} documents of {origin}, each window forwarded by itself."
         for origin, tokens, documents in texts
     ]
     baseline = summary.rung(summary.baseline)

@@ -133,13 +133,13 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     if done < FEW_REQUESTS:
         notes.append(f"{counted(done, 'request')}, fewer than {FEW_REQUESTS}: the intervals are wide")
     if len(outcome.requests) > done:
-        notes.append(f"{len(outcome.requests) - done} of {len(outcome.requests)} requests did not end well")
+        notes.append(f"{len(outcome.requests) - done:,} of {len(outcome.requests):,} requests did not end well")
     if outcome.stopped_by == "out_of_memory":
-        notes.append(f"ended by running out of memory after {done} of {planned_requests} requests")
+        notes.append(f"ended by running out of memory after {done:,} of {planned_requests:,} requests")
     if outcome.stopped_by == "time_limit":
-        notes.append(f"ended by the time limit after {done} of {planned_requests} requests")
+        notes.append(f"ended by the time limit after {done:,} of {planned_requests:,} requests")
     if outcome.stopped_by == "precision":
-        notes.append(f"ended after {done} of {planned_requests} requests: the rate was known well enough")
+        notes.append(f"ended after {done:,} of {planned_requests:,} requests: the rate was known well enough")
     if line.rows and outcome.batch_size > line.rows[-1] > 0:
         notes.append(f"the last batch had {line.rows[-1]} of {outcome.batch_size} rows")
     return tuple(notes)

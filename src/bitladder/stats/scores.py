@@ -157,7 +157,7 @@ def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
         if missing or added:
             return (
                 f"{pot.title}: the questions differ by document or prompt: "
-                f"{missing} of {len(other.questions)} are the baseline's alone, {added} are this rung's alone"
+                f"{missing:,} of {len(other.questions):,} are the baseline's alone, {added:,} are this rung's alone"
             )
     return None
 

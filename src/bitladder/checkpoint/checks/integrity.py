@@ -38,7 +38,7 @@ def check_config(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         Finding(
             check="config",
             severity="error",
-            message=f"config.json describes a {architecture.name}; {len(names)} tensors {what}: {name_some(names)}",
+            message=f"config.json describes a {architecture.name}; {len(names):,} tensors {what}: {name_some(names)}",
             data={"tensors": list(names)},
         )
         for what, names in problems.items()

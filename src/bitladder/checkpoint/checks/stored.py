@@ -87,9 +87,9 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     share = sum(left.values()) / sum(linear.values())
     listed = [name for name in left if _is_skipped(module_of(name), subject)]
     what = f"stored in another type than {declared.stored_type}" if declared.method == "plain" else "left unquantized"
-    by_config = f", {len(listed)} of them named by the config" if listed else ""
+    by_config = f", {len(listed):,} of them named by the config" if listed else ""
     message = (
-        f"{len(left)} of {len(linear)} linear layers ({share:.1%} of their weights) {what}{by_config}: "
+        f"{len(left):,} of {len(linear):,} linear layers ({share:.1%} of their weights) {what}{by_config}: "
         f"{name_some(list(left))}"
     )
     data = {"layers": sorted(left), "share": share}

@@ -58,7 +58,7 @@ def check_four_bit_values(subject: Subject, loaded: Loaded | None) -> list[Findi
     share = sum(subject.tensors[name].size_bytes for name in blocks) / examined_bytes
     sizes = "/".join(str(size) for size in sorted(set(blocks.values())))
     message = (
-        f"{len(blocks)} matrices ({share:.0%} of the bytes of all) were 4-bit: at most {FOUR_BIT_VALUES} different "
+        f"{len(blocks):,} matrices ({share:.0%} of the bytes of all) were 4-bit: at most {FOUR_BIT_VALUES} different "
         f"values in blocks of {sizes} ({name_some(list(blocks))}); what is measured against them is not measured "
         "against the original"
     )
