@@ -1,5 +1,6 @@
 """``bitladder study``: quantize, audit, measure, report."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -217,10 +218,14 @@ _REQUESTS = "a number, or scenario=number pairs such as batch1=20,max-batch=400"
 def _numbers(flag: str, text: str, expected: str) -> dict[str, str]:
     from bitladder.errors import UserError
 
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name.strip() and value.strip() for name, _, value in pairs):
+    parts = [part.partition("=") for part in text.split(",")]
+    pairs = [(name.strip(), value.strip()) for name, _, value in parts]
+    if not all(name and value and "=" not in value for name, value in pairs):
         raise UserError(f"{flag}: found {text!r}, expected {expected}")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise UserError(f"{flag}: found {repeated[0]!r} more than once, expected {expected}; give it one number")
+    return dict(pairs)
 
 
 def _answer(results: "Results", json_output: bool) -> None:

@@ -26,13 +26,14 @@ _Scenario = Literal["batch1", "max-batch"]
 def _requests(value: object) -> object:
     """Judged here, since pydantic says of a union's second type only what the first has against it."""
     by_name = dict(value) if isinstance(value, Mapping) else {"batch1": value}
+    found = ",".join(f"{name}={number}" for name, number in by_name.items()) if isinstance(value, Mapping) else value
     try:
         numbers = {name: int(str(number)) for name, number in by_name.items()}
     except ValueError:
         numbers = {}
     if not numbers or min(numbers.values()) < 1 or not numbers.keys() <= set(defaults.SCENARIOS):
         raise ValueError(
-            f"found {value!r}, expected a number from 1, or one by scenario ({', '.join(defaults.SCENARIOS)})"
+            f"found {found!r}, expected a whole number from 1, or one by scenario ({', '.join(defaults.SCENARIOS)})"
         )
     return numbers if isinstance(value, Mapping) else numbers["batch1"]
 
@@ -54,7 +55,7 @@ class Settings(Record):
     """mirror in Hub layout; None: the Hub or its cache"""
     limit: int | None = Field(default=None, ge=1)
     """documents a task"""
-    limits: dict[str, int] = Field(default_factory=dict)
+    limits: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """documents of one task, where it differs from ``limit``"""
     num_fewshot: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=defaults.ACCURACY_BATCH_SIZE, ge=1)

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from bitladder.accuracy.suites import find_suite
-from bitladder.errors import BrokenFileError, UnknownNameError, UserError
+from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import Settings
 from bitladder.rungs import RUNGS, find_rung
+from bitladder.study.settings_file import read_settings_file
 
 _LISTS = ("rungs", "tasks", "scenarios")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
@@ -24,12 +25,12 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     ill-typed value, an empty list, an unknown rung or suite, or what can be no device.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    values = {**(_read_yaml(config) if config else {}), **given}
+    values = {**(read_settings_file(config) if config else {}), **given}
     origin = str(config) if config else "settings"
 
     def where(key: str) -> str:
-        top = key.partition(".")[0]
-        return f"--{top.replace('_', '-')}" if top in given else f"{origin}: {key}"
+        top, _, part = key.partition(".")
+        return f"--{top.replace('_', '-')} {part}".rstrip() if top in given else f"{origin}: {key}"
 
     for key in values:
         if key not in Settings.model_fields:
@@ -52,12 +53,10 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
         key = ".".join(str(part) for part in first["loc"])
         if key.startswith("add.") and key.endswith(".[key]"):
             raise UserError(
-                f"{origin}: add: found the name {first['input']!r}; expected letters, digits, `.`, `_` and `-`, "
+                f"{where('add')}: found the name {first['input']!r}; expected letters, digits, `.`, `_` and `-`, "
                 "the first a letter or digit"
             ) from None
-        own = first.get("ctx", {}).get("error")  # a message of ours says all
-        message = str(own) if own else f"found {first['input']!r}; {first['msg'].lower()}"
-        raise UserError(f"{where(key)}: {message}") from None
+        raise UserError(f"{where(key)}: {_objection(first)}") from None
     for rung in settings.rungs:
         find_rung(rung)
     if settings.suite is not None:
@@ -69,24 +68,32 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     repeated = {rung for rung in settings.rungs if settings.rungs.count(rung) > 1}
     taken = [name for name in settings.add if name in RUNGS]
     if taken:
-        raise UserError(f"{origin}: add: {taken[0]!r} is a rung of the ladder; give the checkpoint another name")
+        raise UserError(f"{where('add')}: {taken[0]!r} is a rung of the ladder; give the checkpoint another name")
     if repeated:
-        raise UserError(f"{origin}: rungs: {', '.join(sorted(repeated))} stands more than once; name each rung once")
+        raise UserError(f"{where('rungs')}: {', '.join(sorted(repeated))} stands more than once; name each rung once")
     return settings
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {found}; expected a study.yaml")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; expected a study.yaml") from None
-    except yaml.YAMLError as error:
-        raise BrokenFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise BrokenFileError(f"{path}: found {type(values).__name__}, expected keys and values such as `limit: 100`")
-    return values
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "one name or several",
+    "dict": "names with a value each",
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "more than {gt}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+}
+"""by the beginning of pydantic's name of an error: what the user reads instead of its own words"""
+
+
+def _objection(error: ErrorDetails) -> str:
+    context = error.get("ctx", {})
+    if "error" in context:  # a message of ours says all
+        return str(context["error"])
+    kind = error["type"]
+    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])
+    told = f"expected {expected.format(**context)}" if expected else error["msg"].lower()
+    return f"found {error['input']!r}, {told}"
