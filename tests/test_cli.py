@@ -79,6 +79,8 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("study builtin:smollm2-135m --tasks arc_eazy", "unknown task 'arc_eazy'; nearest: arc_easy"),
         ("study builtin:smollm2-135m --device cuda:9", "device 'cuda:9' is not here; expected auto, cpu"),
         ("study builtin:smollm2-135m --limits arc_easy", "expected task=number pairs"),
+        ("study some/model --limits arc=5 --tasks arc_easy", "unknown task in limits: 'arc'; nearest: arc_easy"),
+        ("study some/model --tasks arc_eazy", "unknown task 'arc_eazy'; nearest: arc_easy"),
         ("study builtin:smollm2-135m --limits a=x", "error: --limits a: found 'x', expected a whole number"),
         ("study builtin:smollm2-135m --limits a=0", "error: --limits a: found '0', expected 1 or more"),
         ("study builtin:smollm2-135m --limits a=1,a=2", "--limits: found 'a' more than once, expected task=number"),
@@ -122,6 +124,7 @@ def test_bad_input_is_one_line_and_exit_2(
     assert says in lines[-1]
     assert lines[-1].startswith("error: ")
     assert all(line.endswith(" ...") for line in lines[:-1]), "before it there is nothing but progress"
+    assert "timing" not in ran.stderr, "it is told before what takes long"
 
 
 @pytest.mark.parametrize("place", ["a-file/x", "x" * 300])

@@ -160,7 +160,6 @@ def test_a_second_run_chooses_anew(
     machine = make_machine(2)
     Cards(monkeypatch, 2, needed_gib * GIB)
     monkeypatch.setattr(calibration, "describe_machine", lambda: machine)
-    monkeypatch.setattr(calibration, "_missing_rates", lambda rungs, known, device, directory: ())
     known = Calibration(device=stored, threads=None, max_batch_cap=None, machine=machine)
     found = calibration.calibrate(settings_for(wanted), "unread", known)  # type: ignore[arg-type]
     assert found.device == device

@@ -146,15 +146,20 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert not list(out.glob("**/*.tmp")), "what a killed study was writing is removed"
     assert _recorded(results.study, Store(out)) == 3, "a dry run knows what is done"
 
-    # Prompt and new tokens now exceed the model's context: performance fails, accuracy is not touched.
+    # What can't be is told before anything is timed, fetched or planned.
+    with pytest.raises(UserError, match="the model's context has 512"):
+        prepare(settings.model_copy(update={"prompt_tokens": 510}), Store(out))
+    with pytest.raises(UserError, match="expected --backend bitladder"):
+        prepare(settings.model_copy(update={"model": "a/b", "batch_dependence": True}), Store(out))
+
+    # No time is left: performance fails, accuracy is not touched.
     changed = Counting()
-    results = run_study(settings.model_copy(update={"prompt_tokens": 510}), out, changed)
+    results = run_study(settings.model_copy(update={"prompt_tokens": 9, "timeout_s": 1e-3}), out, changed)
     assert len(changed.measurements) == 1
     ends = {record.item.kind: (record.status, record.reason or "") for record in results.records}
     assert _recorded(results.study, Store(out)) == 2, "what failed is tried again"
     assert ends["accuracy"] == ("ok", "")
-    assert ends["performance"][0] == "failed"
-    assert "context" in ends["performance"][1]
+    assert ends["performance"][0] == "timeout"
 
 
 def test_what_goes_with_accuracy_is_kept_and_made_again_for_a_new_rung(

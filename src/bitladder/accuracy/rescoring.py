@@ -37,6 +37,15 @@ _ALONE: Mapping[Way, Callable[["PreTrainedModel", Sequence[Request]], list[float
 }
 
 
+def require_planned_batches(settings: Settings) -> None:
+    """Raise UserError where another backend's answers would be held against others."""
+    if settings.batch_dependence and settings.backend != "bitladder":
+        raise UserError(
+            f"--batch-dependence: found the backend {settings.backend}, whose batches are not planned; "
+            "expected --backend bitladder"
+        )
+
+
 def plan_rescorings(
     settings: Settings, groups: Sequence[TaskGroup], tasks: Sequence[AccuracyTask]
 ) -> tuple[Rescoring, ...]:
@@ -44,13 +53,9 @@ def plan_rescorings(
 
     Empty unless it is asked for. Raises UserError where the answers to hold against are another backend's.
     """
+    require_planned_batches(settings)
     if not settings.batch_dependence:
         return ()
-    if settings.backend != "bitladder":
-        raise UserError(
-            f"--batch-dependence: found the backend {settings.backend}, whose batches are not planned; "
-            "expected --backend bitladder"
-        )
     library = task_library(settings)
     counts = {item.task: library.count(item.task, item.limit) for item in tasks}
     sizes = {

@@ -39,15 +39,14 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
     Raises UnknownNameError for an unknown suite, task or key of ``limits``, UserError for data that isn't there.
     """
     library = task_library(settings)
-    rows = _custom_rows(library) if settings.tasks else _suite_rows(library, suite)
-    names = tuple(dict.fromkeys(task for row in rows for task in row.tasks))
-    limits = _limits(settings, library, rows, names)
+    rows = _rows_of(settings, library, suite)
+    limits = _limits(settings, library, rows)
     orders, remarks = _orders(settings, library, rows, limits)
     items = tuple(
         AccuracyTask(
             task=name,
-            task_hash=library.task_hash(name, limits[name]),
-            limit=limits[name],
+            task_hash=library.task_hash(name, limit),
+            limit=limit,
             num_fewshot=library.task(name).config.num_fewshot,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -58,15 +57,26 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
             harness_version=harness_version(),
             order=orders.get(name),
         )
-        for name in names
+        for name, limit in limits.items()
     )
     return TaskSet(
         suite=CUSTOM if settings.tasks else suite,
         groups=tuple(rows),
         items=items,
-        document_counts={name: library.count(name, limits[name]) for name in names},
+        document_counts={name: library.count(name, limit) for name, limit in limits.items()},
         remarks=remarks,
     )
+
+
+def require_names(settings: Settings, suite: str) -> None:
+    """Raise as `resolve_tasks` for all that can be told without data and without a model."""
+    library = task_library(settings)
+    if settings.limits:
+        _limits(settings, library, _rows_of(settings, library, suite))
+
+
+def _rows_of(settings: Settings, library: TaskLibrary, suite: str) -> list[TaskGroup]:
+    return _custom_rows(library) if settings.tasks else _suite_rows(library, suite)
 
 
 def _orders(
@@ -142,10 +152,9 @@ def _leaves(member: Member) -> Iterator[Leaf]:
         yield from member.leaves()
 
 
-def _limits(
-    settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup], names: Sequence[str]
-) -> dict[str, int | None]:
+def _limits(settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup]) -> dict[str, int | None]:
     """Documents by leaf task: its own limit, else that of a row or request that holds it, else ``settings.limit``."""
+    names = tuple(dict.fromkeys(task for row in rows for task in row.tasks))
     parts = {
         **{name: (name,) for name in names},
         **{

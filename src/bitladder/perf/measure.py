@@ -18,6 +18,7 @@ from bitladder.perf.memory import (
     resident_bytes,
 )
 from bitladder.perf.resources import gpus_of, idle_power_w, total_bytes, used_bytes, watching
+from bitladder.perf.scenarios import require_context
 from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
 Progress = Callable[[int, int], None]
@@ -53,7 +54,7 @@ def measure(
     """
     if prompts.prompts_hash != scenario.prompts_hash:
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
-    _require_context(directory, scenario, trust_remote_code)
+    require_context(directory, scenario, trust_remote_code)
     _set_up_torch(scenario)
     batch_size, search = choose_batch(
         directory, scenario, prompts, audited_bytes=audited_bytes, trust_remote_code=trust_remote_code
@@ -188,16 +189,3 @@ def _set_up_torch(scenario: Scenario) -> None:
     if scenario.threads is not None:
         torch.set_num_threads(scenario.threads)
     torch.manual_seed(scenario.seed)
-
-
-def _require_context(directory: Path, scenario: Scenario, trust_remote_code: bool) -> None:
-    """Raise UserError when prompt and new tokens are more than the model has positions."""
-    from bitladder.checkpoint.loading import load_config
-
-    config = load_config(directory, trust_remote_code=trust_remote_code)
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if positions is not None and scenario.prompt_tokens + scenario.new_tokens > positions:
-        raise UserError(
-            f"{directory}: {scenario.prompt_tokens} prompt and {scenario.new_tokens} new tokens, the model's context "
-            f"has {positions}; choose fewer --prompt-tokens or --new-tokens"
-        )

@@ -1,8 +1,10 @@
 """The performance scenarios of a study, planned from its settings."""
 
+from pathlib import Path
 from typing import Literal
 
 from bitladder.defaults import REQUESTS
+from bitladder.errors import UserError
 from bitladder.records import Calibration, Scenario, Settings
 
 ENGINE = "eager"
@@ -31,3 +33,16 @@ def plan_scenarios(settings: Settings, calibration: Calibration, prompts_hash: s
         )
 
     return tuple(plan(name) for name in settings.scenarios)
+
+
+def require_context(directory: Path, scenario: Scenario, trust_remote_code: bool) -> None:
+    """Raise UserError when prompt and new tokens are more than the model has positions."""
+    from bitladder.checkpoint.loading import load_config
+
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if positions is not None and scenario.prompt_tokens + scenario.new_tokens > positions:
+        raise UserError(
+            f"{directory}: {scenario.prompt_tokens:,} prompt and {scenario.new_tokens:,} new tokens, the model's "
+            f"context has {positions:,}; choose fewer --prompt-tokens or --new-tokens"
+        )

@@ -8,12 +8,12 @@ from bitladder.defaults import CPU_MAX_BATCH
 from bitladder.devices import cards_of, choose_device, device_of, torch_devices
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
-from bitladder.records import Calibration, LayerRate, Machine, Settings
+from bitladder.records import Calibration, Machine, Settings
 from bitladder.rungs import BASELINE, find_rung
 
 
 def calibrate(settings: Settings, model_directory: Path, stored: Calibration | None) -> Calibration:
-    """The stored calibration where machine and device are the same, completed for rungs that it lacks; else a new one.
+    """The stored calibration where machine and device are the same, else a new one; `time_missing` completes it.
 
     Raises as `find_device`.
     """
@@ -30,22 +30,24 @@ def calibrate(settings: Settings, model_directory: Path, stored: Calibration | N
         threads=threads,
         max_batch_cap=settings.max_batch_cap or (CPU_MAX_BATCH if device == "cpu" else None),
         machine=machine,
-        layer_rates=rates + _missing_rates(settings.rungs, rates, device, model_directory),
+        layer_rates=rates,
     )
 
 
-def _missing_rates(
-    rungs: tuple[str, ...], known: tuple[LayerRate, ...], device: str, model_directory: Path
-) -> tuple[LayerRate, ...]:
+def time_missing(calibration: Calibration, rungs: tuple[str, ...], model_directory: Path) -> Calibration:
+    """With layer times of the baseline and of all rungs: those that it lacks are measured, which takes seconds."""
+    known = calibration.layer_rates
     wanted = dict.fromkeys((BASELINE, *rungs))
     missing = tuple(rung for rung in wanted if all(rate.rung != rung for rate in known))
     if not missing:
-        return ()
+        return calibration
     from bitladder.study.layer_timing import time_layers
 
     config = json.loads((model_directory / "config.json").read_text())
     hidden = int(config.get("hidden_size", 1024))
-    return time_layers(missing, torch_devices(device)[0], hidden, int(config.get("intermediate_size", 4 * hidden)))
+    card = torch_devices(calibration.device)[0]
+    rates = time_layers(missing, card, hidden, int(config.get("intermediate_size", 4 * hidden)))
+    return calibration.model_copy(update={"layer_rates": known + rates})
 
 
 def find_device(settings: Settings, machine: Machine, model_directory: Path) -> str:
@@ -57,19 +59,24 @@ def find_device(settings: Settings, machine: Machine, model_directory: Path) -> 
     wanted = settings.device
     if wanted == "cpu":
         return wanted
-    require_usable(machine.gpus)
-    count = count_cards()
+    count = require_cards(wanted, machine)
     if wanted == "auto":
         sizes = [gpu.total_memory_bytes for gpu in machine.gpus][:count]
         if len(sizes) < max(count, 2):  # nothing to choose, or cards that the driver calls otherwise than torch
             return device_of(range(count)[:1])
         return choose_device(sizes, largest_load_bytes(settings, model_directory), settings.memory_limit)
-    cards = cards_of(wanted)
-    if max(cards) >= count:
+    return device_of(cards_of(wanted))
+
+
+def require_cards(wanted: str, machine: Machine) -> int:
+    """How many cards torch can use. Raises UserError where it can't use the machine's, or hasn't one that is wanted."""
+    require_usable(machine.gpus)
+    count = count_cards()
+    if wanted != "auto" and max(cards_of(wanted)) >= count:
         known = ", ".join(["auto", "cpu", *(device_of([card]) for card in range(count))])
         several = ", or several of them as cuda:0,1" if count > 1 else ""
         raise UserError(f"device {wanted!r} is not here; expected {known}{several}")
-    return device_of(cards)
+    return count
 
 
 def largest_load_bytes(settings: Settings, model_directory: Path) -> int:

@@ -22,7 +22,7 @@ from bitladder.records import (
 from bitladder.rungs import BASELINE
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
-from bitladder.study.calibration import calibrate, find_device
+from bitladder.study.calibration import calibrate, find_device, require_cards, time_missing
 from bitladder.study.plan import plan_study
 from bitladder.study.progress import StudyProgress
 
@@ -46,11 +46,16 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     """
     from bitladder.checkpoint.audit import require_sound
     from bitladder.checkpoint.quantize import require_unquantized
+    from bitladder.models.builtin import find_builtin
     from bitladder.models.source import resolve_model
+    from bitladder.perf.scenarios import require_context
 
     if MergedStore(store.directory).read() is not None:
         raise UserError(f"{store.directory}: holds merged studies, which nothing is added to; name another --out")
     progress = progress or StudyProgress()
+    if settings.model.startswith(BUILTIN) and find_builtin(settings.model).speed_only:
+        settings = _without_accuracy(settings)
+    _require_sense(settings)
     stored = store.read_study() if store.has_study() else None
     progress.preparing(f"finding {settings.model}")
     model = resolve_model(settings.model, settings.revision)
@@ -61,18 +66,18 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
         # what its accuracy half is judged by, and stops at
         settings = settings.model_copy(update={"max_drop": kept.settings.max_drop})
-    if model.source.speed_only:
-        settings = _without_accuracy(settings)
     added = _added(settings, model.directory)
-    progress.preparing("timing a layer of each rung on this machine")
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
-
     progress.preparing("reading tasks and prompts")
     suite, groups, tasks = _accuracy(settings, calibration, kept, progress)
     scenarios, prompts = _scenarios(settings, calibration, model.directory, kept, store)
     divergence, windows = _divergence(settings, calibration, model.directory, kept, store)
     planned: tuple[Item, ...] = (*tasks, *scenarios, *([divergence] if divergence else []))
+    for scenario in scenarios if settings.only != "accuracy" else ():
+        require_context(model.directory, scenario, settings.trust_remote_code)
     require_same_prompts(settings, model.directory, added, _texts(settings, planned))
+    progress.preparing("timing a layer of each rung on this machine")  # last: what is wrong is told before
+    calibration = time_missing(calibration, settings.rungs, model.directory)
     study = plan_study(
         settings=settings,
         suite=suite,
@@ -93,6 +98,23 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         )
     new = tuple(filter(None, (prompts, windows)))
     return Prepared(study, new, {name: one.directory for name, one in added.items()})
+
+
+def _require_sense(settings: Settings) -> None:
+    """Raise UserError for what is wrong whatever the model is, before one is fetched."""
+    from bitladder.accuracy.rescoring import require_planned_batches
+    from bitladder.accuracy.tasks import require_names
+
+    if settings.only != "performance":
+        require_planned_batches(settings)
+        require_names(settings, _suite(settings))
+    if settings.device != "cpu":
+        require_cards(settings.device, describe_machine())
+
+
+def _suite(settings: Settings) -> str:
+    default = "builtin" if settings.model.startswith(BUILTIN) else "paper"
+    return "custom" if settings.tasks else settings.suite or default
 
 
 def _added(settings: Settings, baseline: Path) -> dict[str, Added]:
@@ -129,8 +151,7 @@ def _without_accuracy(settings: Settings) -> Settings:
 def _accuracy(
     settings: Settings, calibration: Calibration, kept: StudyRecord | None, progress: StudyProgress
 ) -> tuple[str, tuple[TaskGroup, ...], tuple[AccuracyTask, ...]]:
-    default = "builtin" if settings.model.startswith(BUILTIN) else "paper"
-    suite = "custom" if settings.tasks else settings.suite or default
+    suite = _suite(settings)
     if settings.only == "performance":
         if kept is None:
             return suite, (), ()
