@@ -11,6 +11,7 @@ import pytest
 
 from bitladder.cli import main
 from bitladder.forkserver import ForkServer
+from replay import RUNGS, write_replay
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = (
@@ -136,6 +137,15 @@ def test_a_place_that_cannot_be_is_one_line(place: str, tmp_path: Path, bitladde
     assert line.startswith("error: ")
     assert str(tmp_path) in line
     assert line.endswith("expected a place to read and write in")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("command", ["study builtin:smollm2-135m --out", "pack STUDY --out"])
+def test_a_place_that_takes_no_files_is_one_line(command: str, tmp_path: Path, bitladder: Callable[..., Ran]) -> None:
+    write_replay(tmp_path, rungs={"bf16": RUNGS["bf16"]})
+    ran = bitladder(*command.replace("STUDY", str(tmp_path)).split(), "/proc/out")
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stderr == "error: /proc/out: can't be made; expected a place to read and write in\n"
 
 
 def test_unknown_flag_is_exit_2(bitladder: Callable[..., Ran]) -> None:

@@ -50,11 +50,27 @@ def require_own_folder(folder: Path, kind: str, marks: Collection[str], begun: C
         raise UserError(f"{folder}: holds {others[0]} and no {kind}; name a new folder, or one of an earlier {kind}")
 
 
+def make_folder(path: Path) -> None:
+    """Make it and its parents, unless they are there. Raises UserError where none can be."""
+    with _wanting(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _wanting(path: Path) -> Iterator[None]:
+    """That a file isn't there is a bug, unless it was to be made: in /proc there is no place for one."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: can't be made; expected a place to read and write in") from None
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside ``path`` that is renamed to it when the block ends well, and removed when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    with _wanting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -68,8 +84,9 @@ def new_directory(path: Path) -> Iterator[Path]:
 def new_file(path: Path) -> Iterator[Path]:
     """The place of a temporary file that, flushed to disk, becomes ``path`` when the block ends well, and is removed
     when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with _wanting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -25,6 +25,7 @@ from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
     cache_directory,
     link_or_copy,
+    make_folder,
     new_directory,
     remove_unfinished,
     require_disk_space,
@@ -181,7 +182,7 @@ def _intact(directory: Path, recipe_hash: str) -> Manifest | None:
 @contextmanager
 def _locked(entry: Path) -> Iterator[None]:
     """One process at a time makes or links a cache entry; what a killed one left is removed."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(entry.parent)
     lock = FileLock(entry.with_name(f"{entry.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -277,7 +278,7 @@ def _write_generation_config(source: Path, target: Path, pad_token_id: int) -> N
 
 def _place(entry: Path, manifest: Manifest, out: Path) -> None:
     """Hard-link the cache's files to ``out``, or copy them to another file system; the manifest is ``out``'s own."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     if out.parent.stat().st_dev != entry.stat().st_dev:
         size_bytes = sum(file.size_bytes for file in manifest.files.values())
         require_disk_space(out, size_bytes, "name an --out on another disk")

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from bitladder.checkpoint.manifest import hash_files
-from bitladder.files import cache_directory, new_directory, remove_unfinished, require_disk_space
+from bitladder.files import cache_directory, make_folder, new_directory, remove_unfinished, require_disk_space
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class CachedModel(ABC):
         directory = cache_directory() / "models" / f"{self.name}-{_VERSION}"
         if _is_intact(directory):
             return directory
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(directory.parent)
         with FileLock(directory.with_name(f"{directory.name}.lock")):
             if _is_intact(directory):
                 return directory

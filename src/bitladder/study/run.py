@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
-from bitladder.files import require_own_folder
+from bitladder.files import make_folder, require_own_folder
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
     AccuracyTask,
@@ -68,7 +68,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
     require_own_folder(out, "study", ("study.json", MERGE_FILE), BEGUN)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
