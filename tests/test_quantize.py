@@ -314,6 +314,12 @@ class TestRefused:
         assert "\n" not in str(error.value)
 
 
+def test_bitsandbytes_is_quiet_from_its_import_on(tiny_llama: Path) -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+    expected_bytes(tiny_llama, "nf4")
+    assert not logging.getLogger("bitsandbytes").isEnabledFor(logging.WARNING)
+
+
 def test_int8_is_quiet(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = quantize(str(tiny_llama), "int8")
     with caplog.at_level(logging.INFO):

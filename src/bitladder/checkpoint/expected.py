@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.loading import load_config
+from bitladder.checkpoint.loading import load_config, quiet_libraries
 from bitladder.records import Scheme
 from bitladder.rungs import find_rung
 
@@ -83,6 +83,7 @@ def expected_bytes(directory: Path, rung: str | Scheme, *, trust_remote_code: bo
 
 def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) -> Expected:
     """Size of the scheme's checkpoint and number of weights of the model in ``directory``."""
+    quiet_libraries()  # what bitsandbytes has to tell it tells when it is imported, here at the latest
     model = _skeleton(directory, trust_remote_code)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parameters, largest = sum(sizes.values()), max(sizes.values())

@@ -184,7 +184,8 @@ def require_device(device: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence what the libraries print per call: bitsandbytes' cast notice of every int8 layer, progress bars."""
+    """Silence what the libraries print: bitsandbytes' cast notice of every int8 layer and, at its import, what it would
+    like to have installed; progress bars."""
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
