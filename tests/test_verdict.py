@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +14,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bitladder.accuracy.answers import Answers, read_answers, require_comparable, take_tasks
+from bitladder.accuracy.answers import Answers, read_answers, require_comparable, study_answers, take_tasks
 from bitladder.cli.diff import diff_command, without_controls
 from bitladder.cli.verdict import verdict_command
 from bitladder.errors import UserError
 from bitladder.stats.compare import Compared
 from bitladder.stats.flips import Flip
 from bitladder.stats.paired import tango_interval
+from bitladder.store import Store
 from lm_eval_logs import DATE, LoggedTask, write_logs
 from replay import RUNGS, write_replay
 from replay_outcomes import TaskReplay
@@ -197,6 +199,18 @@ def test_a_rung_of_a_study_stands_beside_another(tmp_path: Path) -> None:
     assert [rung.aggregate.verdict for rung in found.others] == ["within the margin", "beyond the margin"]
     shown = run("diff", str(study), "nf4", "--task", "bitladder_language")
     assert shown.startswith("nf4 against bf16, 140 documents: 4 lost, 2 gained, 0 with another choice")
+
+
+def test_answers_to_an_earlier_plan_are_said_to_be_there(tmp_path: Path) -> None:
+    store = Store(write_replay(tmp_path, only="accuracy", rungs={name: RUNGS[name] for name in ("bf16", "nf4")}))
+    study = store.read_study()
+    with pytest.raises(UserError, match=r"nf4 has no answers to its present plan, only to an earlier one, in records/"):
+        changed = tuple(item.model_copy(update={"seed": 7}) for item in study.items)
+        store.write_study(study.model_copy(update={"items": changed}))
+        study_answers(store.load(), "nf4")
+    shutil.rmtree(tmp_path / "records")
+    with pytest.raises(UserError, match="nf4 has no answers; run the study with accuracy first"):
+        study_answers(store.load(), "nf4")
 
 
 def test_prose_is_no_question_and_thousands_are_set_apart(tmp_path: Path) -> None:

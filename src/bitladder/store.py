@@ -20,6 +20,7 @@ from pathlib import Path
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import remove_unfinished, write_atomically
 from bitladder.records import (
+    AccuracyOutcome,
     Divergence,
     JournalEntry,
     MeasurementRecord,
@@ -96,6 +97,13 @@ class Store:
     def read_measurement(self, identity: str) -> MeasurementRecord | None:
         path = self._path("records", identity)
         return parse_record(MeasurementRecord, path.read_bytes(), path, _MEND) if path.is_file() else None
+
+    def has_other_answers(self, rung: str) -> bool:
+        """Whether questions were answered that the present plan does not ask."""
+        planned = set(chain.from_iterable(map(measured_items, self.read_study().items))) if self.has_study() else set()
+        found = (self.read_measurement(path.stem) for path in (self.directory / "records").glob("*.json"))
+        others = (record for record in found if record and record.rung == rung and record.item not in planned)
+        return any(isinstance(record.outcome, AccuracyOutcome) for record in others)
 
     def write_documents(self, documents: TaskDocuments) -> None:
         path = self._path("documents", documents.documents_hash)

@@ -95,7 +95,7 @@ def study_answers(results: Results, rung: str) -> Answers:
             shots = record.item.num_fewshot
             asked[record.item.task] = {} if shots is None else {"few-shot": str(shots)}
     if not outcomes:
-        raise UserError(f"{results.directory}: {rung} has no answers; run the study with accuracy first")
+        raise UserError(f"{results.directory}: {rung} has no answers{_how_to_get_them(results, rung)}")
 
     def read_documents(task: str) -> TaskDocuments:
         merged = MergedStore(results.directory)
@@ -114,6 +114,16 @@ def study_answers(results: Results, rung: str) -> Answers:
     missing = [group.name for group in results.study.groups if group not in groups]
     notes = (f"{rung} has no result of {', '.join(missing)}, left out",) if missing else ()
     return Answers(rung, outcomes, groups, asked, read_documents, notes, results.study)
+
+
+def _how_to_get_them(results: Results, rung: str) -> str:
+    """What is planned now counts: answers to an earlier plan stay on disk, and are said to."""
+    if Store(results.directory).has_other_answers(rung):
+        return (
+            " to its present plan, only to an earlier one, in records/; run the study again to go on, or with its "
+            "earlier settings to have those back"
+        )
+    return "; run the study with accuracy first"
 
 
 def take_tasks(answers: Answers, names: Collection[str]) -> Answers:
@@ -148,8 +158,9 @@ def require_comparable(base: Answers, others: Sequence[Answers]) -> None:
         missing = [task for task in base.outcomes if task not in other.outcomes and task not in staged]
         if missing:
             shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            help_text = "run the study again to go on" if other.study else "log the same tasks"
             raise UserError(
-                f"{other.name} has no {shown}, which {base.name} has; log the same tasks, or choose some with --tasks"
+                f"{other.name} has no {shown}, which {base.name} has; {help_text}, or choose some that both have"
             )
         for task in base.outcomes:
             if task not in staged:
