@@ -36,7 +36,7 @@ from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
-from bitladder.study.run import run_study
+from bitladder.study.run import _Run, run_study
 from test_study_settings import MACHINE, make_task
 
 QUESTIONS = 6
@@ -117,7 +117,12 @@ def ready_server(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
-    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path,
+    tasks: Path,
+    tmp_path: Path,
+    server: ForkServer,
+    ready_server: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     settings = settings_for(tiny_llama, tasks)
@@ -145,6 +150,27 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert len(list((out / "documents").iterdir())) == 2, "questions are stored once a task"
     assert not list(out.glob("**/*.tmp")), "what a killed study was writing is removed"
     assert _recorded(results.study, Store(out)) == 3, "a dry run knows what is done"
+
+    # A finished study sees by size and time that weights changed, and reads no others.
+    run = _Run(prepare(settings, Store(out)), Store(out), resumed, server)
+    (weights,) = (out / "checkpoints" / "bf16").glob("*.safetensors")
+    record = run._known_rung("bf16")
+    assert record is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("bitladder.checkpoint.manifest.sha256_file", None)
+        assert not run._is_damaged(record)
+    content = weights.read_bytes()
+    os.utime(weights)  # as a copy of the folder does
+    assert not run._is_damaged(record)
+    for seconds, damaged in enumerate((content[:-1], content[:-1] + b"!", None), 1):
+        weights.unlink()  # else the cache's own would be written
+        if damaged is not None:
+            weights.write_bytes(damaged)
+            os.utime(weights, (time.time() + seconds,) * 2)  # in a tick of its own
+        assert run._is_damaged(record)
+        assert "changed since its audit (model.safetensors: " in resumed.warnings[-1]
+    weights.write_bytes(content)
+    assert not run._is_damaged(record)
 
     # What can't be is told before anything is timed, fetched or planned.
     with pytest.raises(UserError, match="the model's context has 512"):

@@ -76,6 +76,10 @@ class Store:
         path = self._path("rungs", rung)
         return parse_record(RungRecord, path.read_bytes(), path, _MEND) if path.is_file() else None
 
+    def rung_written_ns(self, rung: str) -> int:
+        """When the record of an audited checkpoint was written."""
+        return self._path("rungs", rung).stat().st_mtime_ns
+
     def write_measurement(self, record: MeasurementRecord) -> None:
         self._write(self._path("records", record.measurement_id), record)
 

@@ -26,11 +26,15 @@ def read_manifest(directory: Path) -> Manifest | None:
     return parse_record(Manifest, path.read_bytes(), path, mend) if path.is_file() else None
 
 
-def verify_files(directory: Path, manifest: Manifest) -> list[str]:
-    """What differs from the manifest, one line a file: missing, another size, another SHA-256. Empty is good."""
+def verify_files(directory: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
+    """What differs from the manifest, one line a file: missing, another size, another SHA-256. Empty is good.
+
+    ``names``: of these files alone.
+    """
     differences = []
     same_size = []
-    for name, recorded in manifest.files.items():
+    for name in manifest.files if names is None else names:
+        recorded = manifest.files[name]
         path = directory / name
         if not path.is_file():
             differences.append(f"{name}: missing")
@@ -42,6 +46,21 @@ def verify_files(directory: Path, manifest: Manifest) -> list[str]:
         if found.sha256 != manifest.files[name].sha256:
             differences.append(f"{name}: SHA-256 {found.sha256[:12]}…, {manifest.files[name].sha256[:12]}… recorded")
     return differences
+
+
+def suspect_files(directory: Path, manifest: Manifest, since_ns: int) -> list[str]:
+    """Names of what may differ from the manifest, found without reading: missing files, and weights of another size or
+    written at ``since_ns`` or later. What people edit beside the weights is their own."""
+    suspects = []
+    for name, recorded in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            suspects.append(name)
+        elif name.endswith(".safetensors"):
+            status = path.stat()
+            if status.st_size != recorded.size_bytes or status.st_mtime_ns >= since_ns:
+                suspects.append(name)
+    return suspects
 
 
 def hash_files(directory: Path, names: Iterable[str] | None = None) -> dict[str, ManifestFile]:

@@ -99,7 +99,8 @@ class _Run:
         asked = self._asked_next()
         for name, known in rungs.items():
             items = self._whole_items + (self._staged_items if name in asked else ())
-            rungs[name] = known if known and not self._needs_weights(known, items) else self._make_checkpoint(name)
+            kept = known if known and not (self._needs_weights(known, items) or self._is_damaged(known)) else None
+            rungs[name] = kept or self._make_checkpoint(name)
         self._write_study()
         phases = phase_items(self._study)
         first = [items for items in phases if isinstance(items[0], Divergence)]
@@ -210,6 +211,22 @@ class _Run:
         directory = self._store.checkpoint_directory(record.rung)
         found = read_manifest(directory)
         return found is None or found.content_hash != record.content_hash or bool(verify_files(directory, found))
+
+    def _is_damaged(self, record: RungRecord) -> bool:
+        """Whether a checkpoint that nothing needs any more is not what was audited. One that was removed is not there
+        to be deployed; of one that is, only what seems to have changed is read."""
+        from bitladder.checkpoint.manifest import suspect_files, verify_files
+
+        directory = self._store.checkpoint_directory(record.rung)
+        if record.manifest is None or record.rung in self._added or not directory.is_dir():
+            return False
+        suspects = suspect_files(directory, record.manifest, self._store.rung_written_ns(record.rung))
+        differences = verify_files(directory, record.manifest, suspects)
+        if differences:
+            self._progress.warn(f"{directory}: changed since its audit ({'; '.join(differences)}); making it again")
+        elif suspects:
+            self._store.write_rung(record)  # later than what was written, so that it is not read again
+        return bool(differences)
 
     def _missing(self, record: RungRecord | None, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """Items without a record that counts."""
