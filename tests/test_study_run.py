@@ -264,7 +264,7 @@ def job_for(directory: Path, **changes: object) -> Job:
 
 
 def test_worker_that_takes_too_long_is_ended(server: ForkServer, tmp_path: Path) -> None:
-    worker = Worker(server, job_for(tmp_path), tmp_path / "log", timeout_s=0.05)
+    worker = Worker(server, job_for(tmp_path), tmp_path / "log", timeout_s=1e-3)
     assert list(worker.messages()) == []
     assert worker.ended is not None
     assert (worker.ended.status, worker.ended.in_flight) == ("timeout", None)
