@@ -39,7 +39,7 @@ def verify_files(directory: Path, manifest: Manifest, names: Iterable[str] | Non
         if not path.is_file():
             differences.append(f"{name}: missing")
         elif path.stat().st_size != recorded.size_bytes:
-            differences.append(f"{name}: {path.stat().st_size} bytes, {recorded.size_bytes} recorded")
+            differences.append(f"{name}: {path.stat().st_size:,} bytes, {recorded.size_bytes:,} recorded")
         else:
             same_size.append(name)
     for name, found in hash_files(directory, same_size).items():
