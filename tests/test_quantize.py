@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from bitladder.checkpoint.expected import quantization_config
 from bitladder.checkpoint.loading import load_model, load_tokenizer, predicted_load_bytes
 from bitladder.checkpoint.manifest import MANIFEST_NAME, read_manifest, verify_files
 from bitladder.checkpoint.quantize import expected_bytes, expected_recipe_hash, quantize
+from bitladder.checkpoint.space import require_space
 from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, DoesNotFitError, UnknownNameError, UserError
+from bitladder.models.source import resolve_model
 from bitladder.rungs import RUNGS
 from conftest import MakeTinyLlama
 from reloading import forward, made_models, reloaded_logits
@@ -312,6 +315,39 @@ class TestRefused:
         with pytest.raises(UserError, match="no tokenizer") as error:
             quantize(str(copy), "bf16")
         assert "\n" not in str(error.value)
+
+
+def test_space_is_wanted_for_all_rungs_at_once_and_none_for_links(
+    tiny_llama: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = resolve_model(str(tiny_llama))
+    quantize(str(tiny_llama), "bf16")
+    sizes = {rung: expected_bytes(tiny_llama, rung) for rung in ("bf16", "fp16", "nf4")}
+    free = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free))
+
+    def require(*rungs: str) -> None:
+        require_space(model, rungs, tmp_path / "out", trust_remote_code=False)
+
+    require("bf16")
+    with pytest.raises(UserError, match=r"needed for fp16, nf4; free some space, or put the cache elsewhere"):
+        require(*sizes)
+    free = sizes["fp16"] + sizes["nf4"]
+    require(*sizes)
+    monkeypatch.setattr("bitladder.checkpoint.space.existing_part", lambda path: Elsewhere(path.name))
+    with pytest.raises(UserError, match=r"out on another disk") as refused:
+        require(*sizes)
+    assert "needed for bf16, fp16, nf4" in str(refused.value)
+
+
+@dataclass
+class Elsewhere:
+    """A path on a disk of its own."""
+
+    st_dev: str
+
+    def stat(self) -> "Elsewhere":
+        return self
 
 
 def test_bitsandbytes_is_quiet_from_its_import_on(tiny_llama: Path) -> None:

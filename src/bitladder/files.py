@@ -122,18 +122,26 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def require_disk_space(
-    directory: Path, needed_bytes: int, instead: str = "put the cache elsewhere with BITLADDER_CACHE"
-) -> None:
-    """Raise UserError when the file system of ``directory`` has fewer free bytes than needed.
-
-    ``instead``: what helps beside freeing some.
-    """
-    existing = directory.absolute()
+def existing_part(path: Path) -> Path:
+    """The path, or the nearest of its parents that is there."""
+    existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
+    return existing
+
+
+CACHE_ELSEWHERE = "put the cache elsewhere with BITLADDER_CACHE"
+
+
+def require_disk_space(directory: Path, needed_bytes: int, instead: str = CACHE_ELSEWHERE, what: str = "") -> None:
+    """Raise UserError when the file system of ``directory`` has fewer free bytes than needed.
+
+    ``instead``: what helps beside freeing some. ``what``: for what they are needed.
+    """
+    existing = existing_part(directory)
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise UserError(
-            f"{existing}: {format_bytes(free)} free, {format_bytes(needed_bytes)} needed; free some space, or {instead}"
+            f"{existing}: {format_bytes(free)} free, {format_bytes(needed_bytes)} needed{what}; free some space, or "
+            f"{instead}"
         )

@@ -24,6 +24,7 @@ from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
     cache_directory,
+    existing_part,
     link_or_copy,
     make_folder,
     new_directory,
@@ -75,7 +76,7 @@ def quantize(
     resolved = resolve_model(model, revision)
     require_unquantized(resolved)
     recipe_hash = expected_recipe_hash(resolved.source, rung, device)
-    entry = cache_directory() / "checkpoints" / recipe_hash[:32]
+    entry = cache_entry(recipe_hash)
     _require_writable(entry)
     if out is not None:
         _require_writable(out)
@@ -93,6 +94,11 @@ def quantize(
             return Checkpoint(entry, manifest)
         _place(entry, manifest, out)
     return Checkpoint(out, manifest)
+
+
+def cache_entry(recipe_hash: str) -> Path:
+    """Where the cache has the checkpoint of a recipe, or would have it."""
+    return cache_directory() / "checkpoints" / recipe_hash[:32]
 
 
 def expected_recipe_hash(source: Source, rung: str, device: str = "cpu") -> str:
@@ -140,9 +146,7 @@ def require_unquantized(resolved: ResolvedModel) -> None:
 
 
 def _require_writable(directory: Path) -> None:
-    existing = directory.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = existing_part(directory)
     if not os.access(existing, os.W_OK):
         raise UserError(f"{directory}: no permission to write in {existing}; give another --out or BITLADDER_CACHE")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitladder.defaults import DIVERGENCE_WINDOW_TOKENS
 from bitladder.environment import describe_machine
@@ -26,6 +27,9 @@ from bitladder.study.calibration import calibrate, find_device, require_cards, t
 from bitladder.study.plan import plan_study
 from bitladder.study.progress import StudyProgress
 
+if TYPE_CHECKING:
+    from bitladder.models.source import ResolvedModel
+
 BUILTIN = "builtin:"
 
 
@@ -34,6 +38,7 @@ class Prepared:
     """A study to be run. ``prompts``: those that the store has not yet."""
 
     study: StudyRecord
+    model: "ResolvedModel"
     prompts: tuple[Prompts, ...]
     added: dict[str, Path]
     """where each ready checkpoint lies"""
@@ -97,7 +102,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
             f"add it, as --rungs {names}"
         )
     new = tuple(filter(None, (prompts, windows)))
-    return Prepared(study, new, {name: one.directory for name, one in added.items()})
+    return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
 
 
 def _require_sense(settings: Settings) -> None:

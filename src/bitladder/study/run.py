@@ -6,7 +6,7 @@ stopped: what has a record is not measured again.
 
 import fcntl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -84,6 +84,7 @@ class _Run:
         self._server = server
         self._study = prepared.study
         self._added = prepared.added
+        self._model = prepared.model
         self._store = store
         self._progress = progress
         self._rungs: dict[str, RungRecord | None] = {}
@@ -97,10 +98,10 @@ class _Run:
         self._write_study()
         self._tell_plan()
         asked = self._asked_next()
-        for name, known in rungs.items():
-            items = self._whole_items + (self._staged_items if name in asked else ())
-            kept = known if known and not (self._needs_weights(known, items) or self._is_damaged(known)) else None
-            rungs[name] = kept or self._make_checkpoint(name)
+        absent = [name for name, known in rungs.items() if known is None or self._lacks_weights(known, asked)]
+        self._require_space(absent)
+        for name in absent:
+            rungs[name] = self._make_checkpoint(name)
         self._write_study()
         phases = phase_items(self._study)
         first = [items for items in phases if isinstance(items[0], Divergence)]
@@ -211,6 +212,18 @@ class _Run:
         directory = self._store.checkpoint_directory(record.rung)
         found = read_manifest(directory)
         return found is None or found.content_hash != record.content_hash or bool(verify_files(directory, found))
+
+    def _lacks_weights(self, known: RungRecord, asked: Collection[str]) -> bool:
+        items = self._whole_items + (self._staged_items if known.rung in asked else ())
+        return self._needs_weights(known, items) or self._is_damaged(known)
+
+    def _require_space(self, names: Collection[str]) -> None:
+        """For all at once: a disk that is too small ends a study before hours of it."""
+        from bitladder.checkpoint.space import require_space
+
+        made = [name for name in names if name not in self._added]
+        trust = self._study.settings.trust_remote_code
+        require_space(self._model, made, self._store.directory, trust_remote_code=trust)
 
     def _is_damaged(self, record: RungRecord) -> bool:
         """Whether a checkpoint that nothing needs any more is not what was audited. One that was removed is not there
