@@ -27,6 +27,7 @@ FOUNDATION = {
     "hub",
     "corpus",
     "markdown",
+    "wording",
 }
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading", "placement"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""

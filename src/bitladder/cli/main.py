@@ -7,7 +7,7 @@ import errno
 import logging
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -98,10 +98,22 @@ def run() -> None:
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors
-            error.show()
+            _show_usage_error(error)
             sys.exit(EXIT_BAD_INPUT)
         _end_with_bug()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_usage_error(error: Any) -> None:
+    from pydantic import ValidationError
+
+    from bitladder.wording import describe_mismatch
+
+    cause, flag = error.__cause__, getattr(error, "param", None)
+    if isinstance(cause, ValidationError) and flag is not None:
+        typer.echo(f"error: {flag.opts[0]}: {describe_mismatch(cause.errors()[0])}", err=True)
+    else:
+        error.show()
 
 
 def _end_with_bug() -> NoReturn:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from bitladder.accuracy.suites import find_suite
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import Settings
 from bitladder.rungs import RUNGS, find_rung
 from bitladder.study.settings_file import read_settings_file
+from bitladder.wording import describe_mismatch
 
 _LISTS = ("rungs", "tasks", "scenarios")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
@@ -30,7 +30,9 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 
     def where(key: str) -> str:
         top, _, part = key.partition(".")
-        return f"--{top.replace('_', '-')} {part}".rstrip() if top in given else f"{origin}: {key}"
+        flag = f"--{top.replace('_', '-')}"
+        named = part and not part.isdecimal()
+        return (f"{flag} {part}" if named else flag) if top in given else f"{origin}: {key}"
 
     for key in values:
         if key not in Settings.model_fields:
@@ -56,7 +58,7 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
                 f"{where('add')}: found the name {first['input']!r}; expected letters, digits, `.`, `_` and `-`, "
                 "the first a letter or digit"
             ) from None
-        raise UserError(f"{where(key)}: {_objection(first)}") from None
+        raise UserError(f"{where(key)}: {describe_mismatch(first)}") from None
     for rung in settings.rungs:
         find_rung(rung)
     if settings.suite is not None:
@@ -72,28 +74,3 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     if repeated:
         raise UserError(f"{where('rungs')}: {', '.join(sorted(repeated))} stands more than once; name each rung once")
     return settings
-
-
-_EXPECTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "text",
-    "tuple": "one name or several",
-    "dict": "names with a value each",
-    "greater_than_equal": "{ge} or more",
-    "greater_than": "more than {gt}",
-    "less_than": "less than {lt}",
-    "literal_error": "{expected}",
-}
-"""by the beginning of pydantic's name of an error: what the user reads instead of its own words"""
-
-
-def _objection(error: ErrorDetails) -> str:
-    context = error.get("ctx", {})
-    if "error" in context:  # a message of ours says all
-        return str(context["error"])
-    kind = error["type"]
-    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])
-    told = f"expected {expected.format(**context)}" if expected else error["msg"].lower()
-    return f"found {error['input']!r}, {told}"
