@@ -77,6 +77,18 @@ def test_finished_batches_are_not_computed_again(token_budget: int, forwards: li
     assert not forwards
 
 
+def test_a_damaged_entry_is_computed_again(forwards: list[int]) -> None:
+    model, plan = make_model("llama"), plan_packs(make_requests(), seed=0, token_budget=64)
+    written: list[JournalEntry] = []
+    expected = score(model, [plan], journal=Journal([], "one", written.append))
+    for spoil in (lambda text: text[:-3], lambda text: text[:-8], lambda text: "no base64", lambda text: "\u00e9"):
+        damaged = [written[0].model_copy(update={"values": spoil(written[0].values)}), *written[1:]]
+        forwards.clear()
+        found = score(model, [plan], journal=Journal(damaged, "one", lambda entry: None))
+        assert len(forwards) == 1
+        assert found.loglikelihood.tolist() == expected.loglikelihood.tolist()
+
+
 def test_entries_of_other_batches_or_machines_are_not_used(forwards: list[int]) -> None:
     model, requests = make_model("llama"), make_requests()
     written: list[JournalEntry] = []

@@ -37,10 +37,16 @@ class Journal:
         self._write = write
         self._written_s = time.monotonic()
 
-    def find(self, plan: str, batch: int) -> Values | None:
-        """What the batch gave, (2, targets), or None where it has to be computed."""
+    def find(self, plan: str, batch: int, targets: int) -> Values | None:
+        """What the batch gave, (2, targets), or None where it has to be computed, as of an entry that is damaged."""
         values = self._known.get((plan, batch))
-        return None if values is None else np.frombuffer(base64.b64decode(values), np.float32).reshape(2, -1)
+        if values is None:
+            return None
+        try:
+            data = base64.b64decode(values, validate=True)
+        except ValueError:
+            return None
+        return np.frombuffer(data, np.float32).reshape(2, targets) if len(data) == 2 * targets * 4 else None
 
     @property
     def is_due(self) -> bool:
