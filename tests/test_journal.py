@@ -102,7 +102,7 @@ def test_entries_of_other_batches_or_machines_are_not_used(forwards: list[int]) 
 
 def test_a_line_that_was_cut_off_is_no_entry(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first, second = (JournalEntry(key="k", plan="p", batch=number, values="") for number in (0, 1))
+    first, second = (JournalEntry(key="k", plan="p", batch=number, values="", elapsed_s=0) for number in (0, 1))
     store.add_to_journal("a", first)
     path = store.journals / "a.jsonl"
     path.write_bytes(path.read_bytes() + first.model_dump_json().encode()[:20])
@@ -114,7 +114,9 @@ def test_a_line_that_was_cut_off_is_no_entry(tmp_path: Path) -> None:
 
 
 class Pipe:
-    """Puts batches where a study does, until it is killed."""
+    """Puts batches where a study does, as if each had taken long, until it is killed."""
+
+    LONG_S = 1000.0
 
     def __init__(self, store: Store, batches: int) -> None:
         self.store = store
@@ -129,7 +131,8 @@ class Pipe:
             if len(self.batches) == self.most:
                 raise KilledError
             self.batches.append(message.entry)
-            self.store.add_to_journal(message.measurement_id, message.entry)
+            entry = message.entry.model_copy(update={"elapsed_s": self.LONG_S})
+            self.store.add_to_journal(message.measurement_id, entry)
 
     def progress(self, done: int, total: int) -> None:
         assert done <= total
@@ -175,7 +178,8 @@ def test_a_killed_worker_s_task_goes_on(tiny_llama: Path, tmp_path: Path) -> Non
     with pytest.raises(KilledError):
         work(other, 1)
     resumed = work(other, 99)
-    assert resumed.batches == whole.batches[1:]
+    assert [entry.values for entry in resumed.batches] == [entry.values for entry in whole.batches[1:]]
+    assert resumed.record.duration_s > resumed.batches[-1].elapsed_s > Pipe.LONG_S > whole.record.duration_s
     assert resumed.record.outcome == whole.record.outcome
     assert resumed.record.measurement_id == measurement_id("c", items[0]) == whole.record.measurement_id
 

@@ -375,6 +375,8 @@ class JournalEntry(Record):
     batch: int
     values: str
     """base64 of FP32, (2, targets): log-probability, and 1 where the target is the first choice"""
+    elapsed_s: float
+    """that the measurement had taken by then, in all its runs"""
 
 
 Outcome = Annotated[
@@ -397,4 +399,5 @@ class MeasurementRecord(Record):
     started_at: str
     """UTC, ISO 8601"""
     duration_s: float
+    """of all its runs where it went on from a journal, each but the last up to its last entry there"""
     outcome: Outcome | None = None
