@@ -106,6 +106,17 @@ class _Run:
         self._measure_phases(first)
         self._measure_stages()
         self._measure_phases(items for items in phases if items not in first)
+        self._remove_given_up_journals()
+
+    def _remove_given_up_journals(self) -> None:
+        """Those that nothing of this plan would go on from; none while some checkpoint could not be made."""
+        kept: set[str] = set()
+        for record in self._rungs.values():
+            if record is None or record.content_hash is None:
+                return
+            missing = self._missing(record, self._whole_items + self._staged_items)
+            kept.update(measurement_id(record.content_hash, item) for item in missing)
+        self._store.remove_journals(but=kept)
 
     @property
     def _whole_items(self) -> tuple[Item, ...]:
