@@ -7,6 +7,7 @@ import typer
 
 from bitladder import defaults
 from bitladder.cli.limits import MaxDrop
+from bitladder.cli.remote_code import TrustRemoteCodeIfSaid
 
 if TYPE_CHECKING:
     from bitladder.store import Results
@@ -136,9 +137,7 @@ def study_command(
         float | None,
         typer.Option(help=f"A worker is killed when a measurement takes longer. {_default(defaults.TIMEOUT_S)}"),
     ] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = None,
+    trust_remote_code: TrustRemoteCodeIfSaid = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan with expected disk, peak memory and time.")
     ] = False,

@@ -17,6 +17,7 @@ from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
 from bitladder.files import require_own_folder
 from bitladder.forkserver import ForkServer
+from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.records import (
     AccuracyTask,
     Divergence,
@@ -54,7 +55,10 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     store = Store(out)
     progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
-    with _only_writer(out), ForkServer(WORKER, log, with_gpu=bool(describe_machine().gpus)) as server:
+    with_gpu, trusted = bool(describe_machine().gpus), settings.trust_remote_code
+    if not trusted:
+        forbid_hub_kernels()  # its layers are timed in this process
+    with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
         store.remove_unfinished()
         if not store.has_study():
             server.start()  # its imports take about as long as preparing does
