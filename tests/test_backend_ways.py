@@ -167,11 +167,11 @@ def test_without_triton_it_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert "without Triton" in caplog.text
 
 
-def test_ways_that_a_model_or_a_device_cannot_go_are_refused() -> None:
+def test_ways_that_a_model_or_a_device_cannot_go_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^tree_kernel: found cpu, where our kernels don't run"):
         arguments._chosen_ways(make_model("llama"), {"tree_kernel": True})
     assert arguments._chosen_ways(make_model("llama"), {"compiled": True}) == Ways(compiled=True)
     chunked = make_model("llama")
-    chunked.config.attention_chunk_size = 8
+    monkeypatch.setattr(chunked.config, "attention_chunk_size", 8, raising=False)
     with pytest.raises(UserError, match=r"^compiled: .* has to score, because its attention is chunked; leave comp"):
         arguments._chosen_ways(chunked, {"compiled": True})

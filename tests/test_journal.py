@@ -181,6 +181,9 @@ def test_a_killed_worker_s_task_goes_on(tiny_llama: Path, tmp_path: Path) -> Non
     assert [entry.values for entry in resumed.batches] == [entry.values for entry in whole.batches[1:]]
     assert resumed.record.duration_s > resumed.batches[-1].elapsed_s > Pipe.LONG_S > whole.record.duration_s
     assert resumed.record.outcome == whole.record.outcome
+    scoring = whole.record.outcome.scoring
+    assert (scoring.attention, scoring.shared, scoring.kernels) == (("SDPA by units of the tree",), True, ())
+    assert scoring.forwards == len(whole.batches) and scoring.most_rows <= 64
     assert resumed.record.measurement_id == measurement_id("c", items[0]) == whole.record.measurement_id
 
 

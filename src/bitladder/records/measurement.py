@@ -6,6 +6,7 @@ from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
 from bitladder.records.order import Order
+from bitladder.records.scoring import Scoring
 
 FULL_BATCHES = 2
 
@@ -212,6 +213,8 @@ class AccuracyOutcome(Record):
     """documents whose prompt was longer than the model's context and lost its beginning"""
     plans: tuple[BatchPlan, ...] = ()
     """of the backend ``bitladder``: what log-likelihoods were scored by"""
+    scoring: Scoring | None = None
+    """None: not recorded, as before it was"""
 
 
 class ChoiceScores(Record):
@@ -364,19 +367,6 @@ class PerformanceOutcome(Record):
     """of the GPU, of several their sum, before this process used it"""
     unavailable: dict[str, str]
     """field name -> why it is None"""
-
-
-class JournalEntry(Record):
-    """What one batch of a measurement gave, for as long as the measurement has no record."""
-
-    key: str
-    """what it was computed with: an entry of another machine isn't used"""
-    plan: str
-    batch: int
-    values: str
-    """base64 of FP32, (2, targets): log-probability, and 1 where the target is the first choice"""
-    elapsed_s: float
-    """that the measurement had taken by then, in all its runs"""
 
 
 Outcome = Annotated[
