@@ -25,10 +25,14 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         )
         self.truncated: set[str] = set()
         """contexts that lm-eval cut off on the left, being longer than the model's"""
-        self.remarks: tuple[str, ...] = ()
         self.batch_plans: tuple[BatchPlan, ...] = ()
         self.passes = Passes()
         self._progress = progress
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the results has to know of how they came about."""
+        return self.passes.remarks
 
     @property
     def scoring(self) -> Scoring:
@@ -49,7 +53,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._count(len(requests))
-        with self.passes.seen(self.model):
+        with self.passes.seen(self.model, generating=True):
             texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return texts
 

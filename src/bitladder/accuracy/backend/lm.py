@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
@@ -140,8 +141,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the results has to know of how they came about."""
         if self.unsupported is not None:
-            return (f"scored by lm-eval's hf backend, because {self.unsupported}",)
-        found = []
+            return (f"scored by lm-eval's hf backend, because {self.unsupported}", *self.passes.remarks)
+        found = list(self.passes.remarks)
         if self.token_budget != self._asked_budget:
             found.append(
                 f"ran out of memory, so batches had {self.token_budget} tokens instead of {self._asked_budget}"
@@ -209,6 +210,13 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             return made_ahead(self._plan(pairs[start:end]) for start, end in bounds)
 
         scores = self._score(plans, len(pairs), disable_tqdm)
+        broken = int((~np.isfinite(scores.loglikelihood)).sum())
+        if broken:  # a record of them is refused, but lm-eval's command makes none
+            log.warning(
+                "overflowed: log-likelihoods of %d of %d requests aren't numbers, of some for what was beside them",
+                broken,
+                len(pairs),
+            )
         answers = list(zip(scores.loglikelihood.tolist(), scores.greedy.tolist(), strict=True))
         for pair, answer in zip(pairs, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, answer)
@@ -334,7 +342,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             chosen = [prompts[index] for index in order]
             slots = min(self.max_rows, rows_at_once(self.model, max(len(one.tokens) + one.limit for one in chosen)))
             try:
-                with self.passes.seen(self.model):
+                with self.passes.seen(self.model, generating=True):
                     generate(
                         self.model, chosen, slots=slots, token_budget=self.token_budget, finished=done, ways=self.ways
                     )
