@@ -47,6 +47,8 @@ def test_texts_are_those_of_hf(pair: tuple[BitladderLM, HuggingFaceModel], begin
     answers = ours.generate_until(requests, disable_tqdm=True)
     assert answers == theirs.generate_until(requests, disable_tqdm=True)
     assert answers[0] == free.split(stop)[0] != free
+    assert ours.scoring.attention == ("SDPA by rows", "SDPA by units of the tree")
+    assert ours.scoring.least_rows == 1 and ours.passes.rows[3], "steps of up to three rows"
 
 
 def test_a_prompt_is_cut_to_leave_room(pair: tuple[BitladderLM, HuggingFaceModel]) -> None:

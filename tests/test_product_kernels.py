@@ -134,10 +134,20 @@ def test_what_is_not_known_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.kernels is None
     assert found.no_kernels_reason == "the rule of bitsandbytes 0.49.2 is not known, of 0.50.x it is"
     assert product_kernels(make_model("llama"), {1: 1}, ours=True) == ()
-    config = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="torchao"))
-    other: Any = SimpleNamespace(modules=list, hf_quantizer=object(), config=config)
+    quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="torchao"))
+    other: Any = SimpleNamespace(modules=list, hf_quantizer=quantizer)
     with pytest.raises(UnknownKernelError, match="its layers are not bitsandbytes', but torchao"):
         product_kernels(other, {1: 1}, ours=True)
+
+
+def test_another_release_s_rule_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.backends.cuda.ops", SimpleNamespace(_gemm_4bit_custom_max_m=1536))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132, major=9, minor=0)
+    )
+    layer = Layer4Bit(CARD, 8192, 2048, torch.bfloat16, torch.bfloat16, block=64, packed=False)
+    with pytest.raises(UnknownKernelError, match="names its rule otherwise"):
+        rule_4bit(layer, ours=True)
 
 
 def test_a_kernel_of_the_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,9 @@ CUBLAS = "dequantized, then cuBLAS"
 PLAIN = "dequantized, then PyTorch's product"
 WIDE = "dequantized, then FP32 products rounded once"
 
+_ASKED = ("_gemm_4bit_custom_max_m", "_gemm_4bit_use_custom_fn")
+"""the Python part of its rule on a GPU"""
+
 Rule = Callable[[int], str]
 """the kernel for so many rows"""
 
@@ -73,9 +76,10 @@ def product_kernels(model: "PreTrainedModel", rows: Mapping[int, int], *, ours: 
     """
     layers = [one for one in model.modules() if type(one).__name__ in ("Linear4bit", "Linear8bitLt")]
     if not layers:
-        if getattr(model, "hf_quantizer", None) is None:
+        quantizer: Any = getattr(model, "hf_quantizer", None)
+        if quantizer is None:
             return ()
-        method = model.config.quantization_config.quant_method
+        method = getattr(quantizer.quantization_config, "quant_method", "another library's")
         raise UnknownKernelError(f"its layers are not bitsandbytes', but {getattr(method, 'value', method)}")
     import bitsandbytes
 
@@ -137,7 +141,9 @@ def _cuda_rule(layer: Layer4Bit) -> Rule:
 
     properties = torch.cuda.get_device_properties(layer.device)
     gpu = Gpu(properties.multi_processor_count, properties.major, properties.minor)
-    operators: Any = sys.modules["bitsandbytes.backends.cuda.ops"]
+    operators: Any = sys.modules.get("bitsandbytes.backends.cuda.ops")
+    if not all(hasattr(operators, name) for name in _ASKED):
+        raise UnknownKernelError("this bitsandbytes names its rule otherwise than the releases that are known")
     has_cores = gpu.major >= 8 or ((gpu.major, gpu.minor) == (7, 5) and layer.computed == torch.float16)
     always_vector = not has_cores or layer.computed == torch.float32 or torch.version.hip is not None
 
