@@ -41,6 +41,7 @@ from replay_outcomes import (
     TaskReplay,
     accuracy_outcome,
     divergence_outcome,
+    gpu_scoring,
     performance_outcome,
     task_documents,
 )
@@ -307,6 +308,7 @@ def _measurement(
         outcome = divergence_outcome(item, replay)
     elif status == "ok" and isinstance(item, AccuracyTask):
         outcome = accuracy_outcome(next(task for task in tasks if task.name == item.task), replay)
+        outcome = outcome.model_copy(update={"scoring": gpu_scoring(rung.rung) if gpu else None})
     elif status == "ok" and isinstance(item, Scenario):
         outcome = performance_outcome(item, replay, gpu)
     return MeasurementRecord(

@@ -16,9 +16,11 @@ from bitladder.records import (
     MemoryFigures,
     MetricInfo,
     PerformanceOutcome,
+    ProductKernel,
     RequestSample,
     ResourceSample,
     Scenario,
+    Scoring,
     TaskDocuments,
     WindowDivergence,
     hash_json,
@@ -105,6 +107,33 @@ def accuracy_outcome(task: TaskReplay, replay: RungReplay) -> AccuracyOutcome:
         metrics=metrics,
         harness_results=results,
         documents=tuple(outcomes),
+    )
+
+
+def gpu_scoring(rung: str) -> Scoring:
+    """As the backend ``bitladder`` scores on a GPU, but for one rung whose kernels aren't known."""
+    unknown = "the rule of bitsandbytes 0.49.0 is not known" if rung == "int8-t0" else None
+    kernels = {
+        "i": [
+            ProductKernel(kernel="INT8 by cuBLASLt, outlier columns apart", least_rows=1, most_rows=8192, products=2800)
+        ],
+        "4": [
+            ProductKernel(kernel="matrix-vector", least_rows=1, most_rows=3, products=700),
+            ProductKernel(kernel="dequantized, then cuBLAS", least_rows=700, most_rows=8192, products=2100),
+        ],
+        "b": [],
+    }["4" if "4" in rung else "i" if "int" in rung else "b"]
+    return Scoring(
+        attention=("tree kernel in Triton",),
+        shared=True,
+        compiled=False,
+        widened=False,
+        row_kernel=True,
+        forwards=400,
+        least_rows=1,
+        most_rows=8192,
+        kernels=None if unknown else tuple(kernels),
+        no_kernels_reason=unknown,
     )
 
 

@@ -91,6 +91,8 @@ def test_results_are_lm_evals(name: str, run: Run, harness: dict[str, Any]) -> N
     results = harness[name]["results"][name]
     expected = {key: value for key, value in results.items() if "," in key and "stderr" not in key}
     assert outcome.harness_results == expected
+    assert outcome.scoring is not None and outcome.scoring.attention == ("the model's own, sdpa",)
+    assert not outcome.scoring.shared and outcome.scoring.forwards > 0
     assert {metric.key for metric in outcome.metrics} == set(expected)
     for metric in outcome.metrics:
         values = [document.metrics[metric.key] for document in outcome.documents]

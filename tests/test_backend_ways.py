@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from bitladder.accuracy.backend import compiling, ways
+from bitladder.accuracy.backend import arguments, compiling, ways
 from bitladder.accuracy.backend.chunks import split_requests
 from bitladder.accuracy.backend.lm import BitladderLM
 from bitladder.accuracy.backend.packing import plan_packs
 from bitladder.accuracy.backend.scoring import score
 from bitladder.accuracy.backend.ways import Ways, default_ways
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
+from bitladder.errors import UserError
 from test_backend import ask, make_model, make_requests, one_thread
 
 __all__ = ["one_thread"]  # a fixture
@@ -164,3 +165,13 @@ def test_without_triton_it_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert not ways._kernels_work(torch.device("cpu"), torch.float32, 1, 16, None, False)
     ways._kernels_work.cache_clear()
     assert "without Triton" in caplog.text
+
+
+def test_ways_that_a_model_or_a_device_cannot_go_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^tree_kernel: found cpu, where our kernels don't run"):
+        arguments._chosen_ways(make_model("llama"), {"tree_kernel": True})
+    assert arguments._chosen_ways(make_model("llama"), {"compiled": True}) == Ways(compiled=True)
+    chunked = make_model("llama")
+    monkeypatch.setattr(chunked.config, "attention_chunk_size", 8, raising=False)
+    with pytest.raises(UserError, match=r"^compiled: .* has to score, because its attention is chunked; leave comp"):
+        arguments._chosen_ways(chunked, {"compiled": True})

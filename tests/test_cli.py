@@ -1,5 +1,6 @@
 """The command line: help, exit codes, one-line errors, answers on stdout and the rest on stderr."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.cli import main
+from bitladder.cli import main, study
 from bitladder.forkserver import ForkServer
+from bitladder.records import Settings
 from replay import RUNGS, write_replay
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -195,3 +197,12 @@ def test_public_names_are_all_there() -> None:
 
     for name in bitladder.__all__:
         assert getattr(bitladder, name)
+
+
+def test_every_flag_of_study_is_a_setting_or_about_the_command() -> None:
+    about_the_command = {"context", "out", "config", "dry_run", "json_output", "no_divergence"}
+    flags = inspect.signature(study.study_command).parameters.keys() - about_the_command
+    assert flags <= Settings.model_fields.keys()
+    given = dict.fromkeys(flags) | {"no_divergence": True, "add": ["a=b"], "limits": "x=1", "requests": "batch1=2"}
+    said = {name: value for name, value in study._settings_flags(given).items() if value is not None}
+    assert said == {"divergence": False, "add": {"a": "b"}, "limits": {"x": "1"}, "requests": {"batch1": "2"}}

@@ -25,6 +25,7 @@ FOUNDATION = {
     "main_memory",
     "forkserver",
     "hub",
+    "hub_kernels",
     "corpus",
     "markdown",
     "wording",

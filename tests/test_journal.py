@@ -77,6 +77,18 @@ def test_finished_batches_are_not_computed_again(token_budget: int, forwards: li
     assert not forwards
 
 
+def test_a_damaged_entry_is_computed_again(forwards: list[int]) -> None:
+    model, plan = make_model("llama"), plan_packs(make_requests(), seed=0, token_budget=64)
+    written: list[JournalEntry] = []
+    expected = score(model, [plan], journal=Journal([], "one", written.append))
+    for spoil in (lambda text: text[:-3], lambda text: text[:-8], lambda text: "no base64", lambda text: "\u00e9"):
+        damaged = [written[0].model_copy(update={"values": spoil(written[0].values)}), *written[1:]]
+        forwards.clear()
+        found = score(model, [plan], journal=Journal(damaged, "one", lambda entry: None))
+        assert len(forwards) == 1
+        assert found.loglikelihood.tolist() == expected.loglikelihood.tolist()
+
+
 def test_entries_of_other_batches_or_machines_are_not_used(forwards: list[int]) -> None:
     model, requests = make_model("llama"), make_requests()
     written: list[JournalEntry] = []
@@ -90,7 +102,7 @@ def test_entries_of_other_batches_or_machines_are_not_used(forwards: list[int]) 
 
 def test_a_line_that_was_cut_off_is_no_entry(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first, second = (JournalEntry(key="k", plan="p", batch=number, values="") for number in (0, 1))
+    first, second = (JournalEntry(key="k", plan="p", batch=number, values="", elapsed_s=0) for number in (0, 1))
     store.add_to_journal("a", first)
     path = store.journals / "a.jsonl"
     path.write_bytes(path.read_bytes() + first.model_dump_json().encode()[:20])
@@ -102,7 +114,9 @@ def test_a_line_that_was_cut_off_is_no_entry(tmp_path: Path) -> None:
 
 
 class Pipe:
-    """Puts batches where a study does, until it is killed."""
+    """Puts batches where a study does, as if each had taken long, until it is killed."""
+
+    LONG_S = 1000.0
 
     def __init__(self, store: Store, batches: int) -> None:
         self.store = store
@@ -117,7 +131,8 @@ class Pipe:
             if len(self.batches) == self.most:
                 raise KilledError
             self.batches.append(message.entry)
-            self.store.add_to_journal(message.measurement_id, message.entry)
+            entry = message.entry.model_copy(update={"elapsed_s": self.LONG_S})
+            self.store.add_to_journal(message.measurement_id, entry)
 
     def progress(self, done: int, total: int) -> None:
         assert done <= total
@@ -163,8 +178,12 @@ def test_a_killed_worker_s_task_goes_on(tiny_llama: Path, tmp_path: Path) -> Non
     with pytest.raises(KilledError):
         work(other, 1)
     resumed = work(other, 99)
-    assert resumed.batches == whole.batches[1:]
+    assert [entry.values for entry in resumed.batches] == [entry.values for entry in whole.batches[1:]]
+    assert resumed.record.duration_s > resumed.batches[-1].elapsed_s > Pipe.LONG_S > whole.record.duration_s
     assert resumed.record.outcome == whole.record.outcome
+    scoring = whole.record.outcome.scoring
+    assert (scoring.attention, scoring.shared, scoring.kernels) == (("SDPA by units of the tree",), True, ())
+    assert scoring.forwards == len(whole.batches) and scoring.most_rows <= 64
     assert resumed.record.measurement_id == measurement_id("c", items[0]) == whole.record.measurement_id
 
 

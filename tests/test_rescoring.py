@@ -133,6 +133,16 @@ def test_scored_again_in_fp32_nothing_changes(
         assert rescore(model, tokenizer, item, settings).plan == again.plan, "a pure function of what is asked"
 
 
+def test_an_overflow_is_refused(
+    model: Any, tokenizer: Any, settings: Settings, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record of NaN could not be read again."""
+    monkeypatch.setattr(model.model.norm.weight, "data", model.model.norm.weight.data * float("inf"))
+    task = next(item for item in tasks.items if item.task == "tiny_choice")
+    with pytest.raises(UserError, match=r"^tiny_choice, batch 1: .* not numbers in 2 of 2 documents; the model over"):
+        rescore(model, tokenizer, Rescoring(task=task, way="batch 1", documents=2), settings)
+
+
 def test_few_shot_prompts_are_those_of_the_first_time(model: Any, tokenizer: Any, settings: Settings) -> None:
     """Examples are drawn for one document after the other, so that some documents alone would get others."""
     shots = settings.model_copy(update={"num_fewshot": 2})

@@ -22,6 +22,7 @@ from bitladder.records import (
     AccuracyOutcome,
     Divergence,
     DivergenceOutcome,
+    JournalEntry,
     MeasurementRecord,
     PerformanceOutcome,
     Rescoring,
@@ -191,6 +192,18 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert _recorded(results.study, Store(out)) == 2, "what failed is tried again"
     assert ends["accuracy"] == ("ok", "")
     assert ends["performance"][0] == "timeout"
+
+    store = Store(out)
+    entry = JournalEntry(key="k", plan="p", batch=0, values="", elapsed_s=1)
+    for identity in ("given-up", *changed.measurements):
+        store.add_to_journal(identity, entry)
+    run = _Run(prepare(results.study.settings, store), store, changed, ForkServer("", None, with_gpu=False))
+    run._rungs = dict(results.rungs) | {"fp16": None}
+    run._remove_given_up_journals()
+    assert len(list(store.journals.iterdir())) == 2, "a checkpoint that isn't made may need either"
+    run._rungs = dict(results.rungs)
+    run._remove_given_up_journals()
+    assert [path.stem for path in store.journals.iterdir()] == changed.measurements, "which another run may go on with"
 
 
 def test_what_goes_with_accuracy_is_kept_and_made_again_for_a_new_rung(
@@ -404,6 +417,8 @@ def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     )
     with pytest.raises(KeyboardInterrupt):
         run_study(settings, tmp_path / "out", StoppedAt(2))
+    given_up = JournalEntry(key="k", plan="p", batch=0, values="", elapsed_s=1)
+    Store(tmp_path / "out").add_to_journal("given-up", given_up)
     kept = {path.name: path.read_bytes() for path in (tmp_path / "out" / "records").glob("*.json")}
     assert len(kept) == 2
     resumed = StoppedAt(0)
@@ -412,5 +427,6 @@ def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     assert [item_name(record.item) for record in resumed.records] == ["left, documents 101 to 200"] * 2
     now = {path.name: path.read_bytes() for path in (tmp_path / "out" / "records").glob("*.json")}
     assert now.items() >= kept.items() and len(now) == 4
+    assert not list(Store(tmp_path / "out").journals.iterdir())
     outcomes = [record.outcome for record in results.records]
     assert [len(one.documents) for one in outcomes if isinstance(one, AccuracyOutcome)] == [200, 200]

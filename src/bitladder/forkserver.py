@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from bitladder.errors import UserError
+from bitladder.hub_kernels import forbid_hub_kernels
 
 PRELOADED = ("torch", "torch.profiler", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
 """What a deployed model needs too: nothing else, since a worker's resident memory is a result."""
@@ -42,12 +43,13 @@ class ForkServer:
     One worker at a time: ``wait`` comes before the next ``fork``.
     """
 
-    def __init__(self, target: str, log: Path | None, *, with_gpu: bool) -> None:
+    def __init__(self, target: str, log: Path | None, *, with_gpu: bool, trust_remote_code: bool = False) -> None:
         """``target``: the module whose function ``work`` every worker calls with its descriptor for messages.
 
         ``log`` gets what the server itself prints; by default the standard error of this process.
         """
         self._target = target
+        self._trusted = trust_remote_code
         self._log = log
         self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
         self._control, self._theirs = socket.socketpair()
@@ -104,7 +106,16 @@ class ForkServer:
         descriptor = self._theirs.fileno()
         with self._theirs, self._open_log() as file:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(descriptor), self._target, *self._modules],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    __name__,
+                    str(descriptor),
+                    str(self._trusted),
+                    self._target,
+                    *self._modules,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -193,5 +204,8 @@ def _work(target: str, stdin: int, log: int, messages: int) -> None:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
-        _serve(channel, sys.argv[2], sys.argv[3:])
+    _, number, trusted, *served = sys.argv
+    if trusted != str(True):
+        forbid_hub_kernels()
+    with socket.socket(fileno=int(number)) as channel:
+        _serve(channel, served[0], served[1:])

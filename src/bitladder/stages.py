@@ -11,6 +11,7 @@ from bitladder.records import (
     Order,
     StudyRecord,
     hash_json,
+    join_scorings,
     measurement_id,
 )
 
@@ -123,6 +124,7 @@ def _join_outcomes(outcomes: Sequence[object]) -> AccuracyOutcome | None:
             "remarks": tuple(dict.fromkeys(remark for one in known for remark in one.remarks)),
             "truncated_documents": sum(one.truncated_documents for one in known),
             "plans": tuple(plan for one in known for plan in one.plans),
+            "scoring": join_scorings(one.scoring for one in known),
         }
     )
 

@@ -14,6 +14,7 @@ A merged folder has ``merge.json`` instead, and all but the weights of each join
 """
 
 import re
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 
@@ -93,6 +94,12 @@ class Store:
 
     def remove_journal(self, identity: str) -> None:
         (self.journals / f"{identity}.jsonl").unlink(missing_ok=True)
+
+    def remove_journals(self, *, but: Collection[str]) -> None:
+        """All but those of these measurements."""
+        for path in self.journals.glob("*.jsonl"):
+            if path.stem not in but:
+                path.unlink()
 
     @property
     def journals(self) -> Path:

@@ -42,7 +42,11 @@ def evaluate(
         _require_context(task, language_model)
         results = _run(library, task, language_model, item)
     outcome, documents = collect_samples(task, results, language_model.truncated)
-    about = {"remarks": language_model.remarks, "plans": language_model.batch_plans}
+    about = {
+        "remarks": language_model.remarks,
+        "plans": language_model.batch_plans,
+        "scoring": language_model.scoring,
+    }
     return outcome.model_copy(update=about), documents
 
 
@@ -98,7 +102,7 @@ BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None, Journal |
     "bitladder": _bitladder,
 }
 """name -> maker of an lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks``,
-``truncated``, ``remarks`` and ``batch_plans``"""
+``truncated``, ``remarks``, ``batch_plans`` and ``scoring``"""
 
 
 def _make_backend(

@@ -6,7 +6,8 @@ from typing import Any
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from bitladder.records import BatchPlan
+from bitladder.accuracy.passes import Passes, record_scoring
+from bitladder.records import BatchPlan, Scoring
 
 Progress = Callable[[int, int], None]
 
@@ -24,23 +25,36 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         )
         self.truncated: set[str] = set()
         """contexts that lm-eval cut off on the left, being longer than the model's"""
-        self.remarks: tuple[str, ...] = ()
         self.batch_plans: tuple[BatchPlan, ...] = ()
+        self.passes = Passes()
         self._progress = progress
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the results has to know of how they came about."""
+        return self.passes.remarks
+
+    @property
+    def scoring(self) -> Scoring:
+        """What a record keeps of how the answers were computed."""
+        return record_scoring(self.model, self.passes)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._count(len(requests))
-        scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        with self.passes.seen(self.model):
+            scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return scored
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         self._count(len(requests))
-        scored: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        with self.passes.seen(self.model):
+            scored: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return scored
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._count(len(requests))
-        texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        with self.passes.seen(self.model, generating=True):
+            texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return texts
 
     def _loglikelihood_tokens(

@@ -18,7 +18,7 @@ from bitladder.accuracy.harness import quiet, seeded
 from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.order import chosen_documents
 from bitladder.accuracy.products_seen import products_seen
-from bitladder.accuracy.samples import document_hash
+from bitladder.accuracy.samples import document_hash, require_finite
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOutcome, Settings, TaskGroup, Way
 
@@ -106,6 +106,7 @@ def rescore(
         # of cached decoding the prefill and a step
         with products_seen(model, 2 if item.way == "cached decoding" else 1) as products:
             scored = _score(language_model, item.way, documents, progress)
+    require_finite(f"{item.task.task}, {item.way}", scored)
     return RescoringOutcome(
         documents=tuple(
             ChoiceScores(doc_hash=doc_hash, prompt_hash=prompt_hash, loglikelihoods=tuple(scores))

@@ -133,15 +133,19 @@ def _number(value: Any) -> float | None:
 
 
 def require_numbers(name: str, outcomes: Iterable[DocumentOutcome]) -> None:
+    """`require_finite` of all that these outcomes hold."""
+    require_finite(name, [tuple(_numbers(outcome)) for outcome in outcomes])
+
+
+def require_finite(name: str, documents: Sequence[Sequence[float]]) -> None:
     """A model that overflows its type, or is damaged, answers NaN, which no table may turn into a score.
 
-    ``name``: what the outcomes are of, for the message.
+    ``name``: what the documents are of, for the message. Some may only have been beside one that overflowed.
     """
-    outcomes = list(outcomes)
-    broken = sum(not all(map(math.isfinite, _numbers(outcome))) for outcome in outcomes)
+    broken = sum(not all(map(math.isfinite, numbers)) for numbers in documents)
     if broken:
         raise UserError(
-            f"{name}: log-likelihoods or scores that are not numbers in {broken:,} of {len(outcomes):,} documents; "
+            f"{name}: log-likelihoods or scores that are not numbers in {broken:,} of {len(documents):,} documents; "
             "the model overflows its type (take a rung of wider range, such as bf16) or is damaged (audit it)"
         )
 

@@ -49,10 +49,11 @@ def read_architecture(
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoModelForCausalLM
 
     try:
         config = load_config(directory, trust_remote_code=trust_remote_code)
+        from transformers import AutoModelForCausalLM
+
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"):

@@ -106,9 +106,10 @@ def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) 
 
 def _skeleton(directory: Path, trust_remote_code: bool) -> "PreTrainedModel":
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = load_config(directory, trust_remote_code=trust_remote_code)
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, trust_remote_code=trust_remote_code

@@ -12,6 +12,7 @@ from bitladder.cuda import count_cards, require_usable
 from bitladder.devices import cards_of, device_of, torch_devices
 from bitladder.environment import describe_gpus
 from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
+from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes
 from bitladder.units import format_bytes
 
@@ -44,11 +45,12 @@ def load_pretrained(
 ) -> "PreTrainedModel":
     """`load_model` without the look at memory; ``options`` (dtype, quantization_config) go to transformers."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     read_tensors(directory)
     require_device(device)
     config = load_config(directory, trust_remote_code=trust_remote_code)
+    from transformers import AutoModelForCausalLM
+
     quiet_libraries()
     cards = cards_of(device)
     spread = len(cards) > 1
@@ -85,7 +87,13 @@ def load_pretrained(
 
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
-    """transformers' configuration of a causal language model. Raises UserError where it knows none."""
+    """transformers' configuration of a causal language model. Raises UserError where it knows none.
+
+    Without leave for remote code this process does without kernels of the Hub from here on, so this comes before what
+    imports them.
+    """
+    if not trust_remote_code:
+        forbid_hub_kernels()
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     stored = read_config(directory)

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitladder.cli.remote_code import TrustRemoteCode
+
 if TYPE_CHECKING:
     from bitladder.records import Audit
 
@@ -18,9 +20,7 @@ def audit_command(
     ] = None,
     device: Annotated[str, typer.Option(help="Where to load it and run it once: cpu, cuda:N or cuda:N,M.")] = "cpu",
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load the model and run one forward.")] = True,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
 ) -> None:
     """Tell what a checkpoint is: types, sizes, memory after a forward, operators, and whether it is what it says.

@@ -35,7 +35,12 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     with (
         TerminalProgress() as progress,
         tempfile.TemporaryDirectory(prefix="bitladder-plan-") as logs,
-        ForkServer(OVERHEAD, Path(logs) / "log", with_gpu=bool(describe_machine().gpus)) as server,
+        ForkServer(
+            OVERHEAD,
+            Path(logs) / "log",
+            with_gpu=bool(describe_machine().gpus),
+            trust_remote_code=settings.trust_remote_code,
+        ) as server,
     ):
         busy = busy_share()
         if busy > BUSY_SHARE:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitladder.cli.remote_code import TrustRemoteCode
+
 if TYPE_CHECKING:
     from bitladder.publish import Publication
 
@@ -22,9 +24,7 @@ def publish_command(
         bool, typer.Option("--dry-run", help="Audit, then print every file and the card; send nothing.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where the audit loads it: cpu, cuda:N or cuda:N,M.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print what is published as JSON.")] = False,
 ) -> None:
     """Upload an audited checkpoint to the Hub, with a model card written from the results.

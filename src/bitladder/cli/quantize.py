@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitladder.cli.remote_code import TrustRemoteCode
+
 if TYPE_CHECKING:
     from bitladder.checkpoint.quantize import Checkpoint
 
@@ -15,9 +17,7 @@ def quantize_command(
     out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to; nothing in it is overwritten.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     device: Annotated[str, typer.Option(help="Where to quantize: cpu or cuda[:N], which gives other bytes.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Quantize MODEL to a rung and write the checkpoint: weights, tokenizer, generation config, manifest."""

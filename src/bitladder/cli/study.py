@@ -1,188 +1,63 @@
 """``bitladder study``: quantize, audit, measure, report."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bitladder import defaults
+from bitladder.cli import study_options as options
 from bitladder.cli.limits import MaxDrop
+from bitladder.cli.remote_code import TrustRemoteCodeIfSaid
 
 if TYPE_CHECKING:
     from bitladder.store import Results
 
 
-def _default(value: object) -> str:
-    return f"(default: {value})"
-
-
 def study_command(
-    model: Annotated[
-        str | None, typer.Argument(help="Hub id, directory, or builtin:smollm2-135m. May stand in --config instead.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results. An interrupted study goes on there.")] = Path(
-        "study"
-    ),
-    config: Annotated[Path | None, typer.Option(help="study.yaml: keys are these flags' names.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    rungs: Annotated[
-        str | None, typer.Option(help=f"Comma-separated rungs of the ladder. {_default(','.join(defaults.RUNGS))}")
-    ] = None,
-    add: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="<str>",
-            help="NAME=SOURCE: a ready checkpoint, Hub id or directory, to measure beside the rungs. May be repeated.",
-        ),
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="accuracy or performance.")] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="paper or builtin. (default: builtin for a built-in model, else paper)")
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Comma-separated lm-eval tasks, groups or YAML folders instead of a suite.")
-    ] = None,
-    datasets: Annotated[Path | None, typer.Option(help="Mirror of data sets in Hub layout, read offline.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions a task.")] = None,
-    limits: Annotated[
-        str | None, typer.Option(help="Questions of single tasks, such as gsm8k_cot=2,arc_easy=50.")
-    ] = None,
-    num_fewshot: Annotated[int | None, typer.Option(help="Examples a prompt; by default as each task says.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help=f"Rows of an accuracy batch. {_default(defaults.ACCURACY_BATCH_SIZE)}")
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="Who asks the questions: hf (lm-eval's own) or bitladder (faster). "
-            f"{_default(defaults.ACCURACY_BACKEND)}"
-        ),
-    ] = None,
-    token_budget: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens a forward of the backend bitladder. "
-            f"{_default('{cpu}, on a GPU {cuda}'.format(**defaults.TOKEN_BUDGET))}"
-        ),
-    ] = None,
-    chat_template: Annotated[bool | None, typer.Option("--chat-template", help="Apply the chat template.")] = None,
-    no_divergence: Annotated[
-        bool, typer.Option("--no-divergence", help="Leave out the divergence from the baseline, in seconds a rung.")
-    ] = False,
-    divergence_windows: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Windows of {defaults.DIVERGENCE_WINDOW_TOKENS} tokens that it is measured on. "
-            f"{_default(defaults.DIVERGENCE_WINDOWS)}"
-        ),
-    ] = None,
-    batch_dependence: Annotated[
-        bool | None,
-        typer.Option(
-            "--batch-dependence",
-            help="Score some questions again in other batches, at batch 1 and by cached decoding: how many choices "
-            "depend on that? Needs --backend bitladder.",
-        ),
-    ] = None,
+    context: typer.Context,
+    model: options.Model = None,
+    out: options.Out = Path("study"),
+    config: options.Config = None,
+    revision: options.Revision = None,
+    rungs: options.Rungs = None,
+    add: options.Add = None,
+    only: options.Only = None,
+    suite: options.Suite = None,
+    tasks: options.Tasks = None,
+    datasets: options.Datasets = None,
+    limit: options.Limit = None,
+    limits: options.Limits = None,
+    num_fewshot: options.NumFewshot = None,
+    batch_size: options.BatchSize = None,
+    backend: options.Backend = None,
+    token_budget: options.TokenBudget = None,
+    chat_template: options.ChatTemplate = None,
+    no_divergence: options.NoDivergence = False,
+    divergence_windows: options.DivergenceWindows = None,
+    batch_dependence: options.BatchDependence = None,
     max_drop: MaxDrop = None,
-    until_decided: Annotated[
-        bool | None,
-        typer.Option(
-            "--until-decided",
-            help="Ask in stages, of each rung only as many questions as its verdict against --max-drop takes.",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help=f"Seed of everything drawn. {_default(defaults.SEED)}")] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, cpu, cuda:N, or cuda:N,M to spread each model over cards, as auto does where one is too small. "
-            f"{_default(defaults.DEVICE)}"
-        ),
-    ] = None,
-    scenarios: Annotated[
-        str | None, typer.Option(help=f"Comma-separated. {_default(','.join(defaults.SCENARIOS))}")
-    ] = None,
-    requests: Annotated[
-        str | None,
-        typer.Option(
-            help="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400. "
-            f"{_default('{batch1}, {max-batch}'.format(**defaults.REQUESTS))}"
-        ),
-    ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help=f"Tokens of a prompt. {_default(defaults.PROMPT_TOKENS)}")
-    ] = None,
-    new_tokens: Annotated[
-        int | None, typer.Option(help=f"Tokens generated a request. {_default(defaults.NEW_TOKENS)}")
-    ] = None,
-    max_batch_cap: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Upper end of the search for the largest batch. {_default(f'{defaults.CPU_MAX_BATCH} on a CPU')}"
-        ),
-    ] = None,
-    time_limit_s: Annotated[
-        float | None,
-        typer.Option(help=f"A performance measurement ends after so long. {_default(defaults.TIME_LIMIT_S)}"),
-    ] = None,
-    memory_limit: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure performance as if the device, or each of several cards, had no more memory, such as 15GiB."
-        ),
-    ] = None,
-    timeout_s: Annotated[
-        float | None,
-        typer.Option(help=f"A worker is killed when a measurement takes longer. {_default(defaults.TIMEOUT_S)}"),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan with expected disk, peak memory and time.")
-    ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+    until_decided: options.UntilDecided = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    scenarios: options.Scenarios = None,
+    requests: options.Requests = None,
+    prompt_tokens: options.PromptTokens = None,
+    new_tokens: options.NewTokens = None,
+    max_batch_cap: options.MaxBatchCap = None,
+    time_limit_s: options.TimeLimitS = None,
+    memory_limit: options.MemoryLimit = None,
+    timeout_s: options.TimeoutS = None,
+    trust_remote_code: TrustRemoteCodeIfSaid = None,
+    dry_run: options.DryRun = False,
+    json_output: options.JsonOutput = False,
 ) -> None:
     """Quantize MODEL to every rung, audit, measure accuracy and performance, and say which rung to deploy."""
     from bitladder.cli.progress import TerminalProgress
     from bitladder.study.settings import load_settings
 
-    flags = {
-        "model": model,
-        "revision": revision,
-        "rungs": rungs,
-        "add": _added(add),
-        "only": only,
-        "suite": suite,
-        "tasks": tasks,
-        "datasets": str(datasets.absolute()) if datasets else None,
-        "limit": limit,
-        "limits": None if limits is None else _numbers("--limits", limits, _LIMITS),
-        "num_fewshot": num_fewshot,
-        "batch_size": batch_size,
-        "backend": backend,
-        "token_budget": token_budget,
-        "chat_template": chat_template,
-        "batch_dependence": batch_dependence,
-        "max_drop": max_drop,
-        "until_decided": until_decided,
-        "divergence": False if no_divergence else None,
-        "divergence_windows": divergence_windows,
-        "seed": seed,
-        "device": device,
-        "scenarios": scenarios,
-        "requests": _numbers("--requests", requests, _REQUESTS) if requests and "=" in requests else requests,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "max_batch_cap": max_batch_cap,
-        "time_limit_s": time_limit_s,
-        "memory_limit": memory_limit,
-        "timeout_s": timeout_s,
-        "trust_remote_code": trust_remote_code,
-    }
-    settings = load_settings(config, flags)
+    settings = load_settings(config, _settings_flags(context.params))
     if dry_run:
         from bitladder.cli.dry_run import print_plan
 
@@ -193,6 +68,21 @@ def study_command(
     with TerminalProgress() as progress:
         results = run_study(settings, out, progress)
     _answer(results, json_output)
+
+
+def _settings_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all flags those that study.yaml may hold too, as it would."""
+    from bitladder.records import Settings
+
+    flags = {name: value for name, value in given.items() if name in Settings.model_fields}
+    datasets, limits, requests = given["datasets"], given["limits"], given["requests"]
+    return flags | {
+        "add": _added(given["add"]),
+        "datasets": str(datasets.absolute()) if datasets else None,
+        "limits": None if limits is None else _numbers("--limits", limits, _LIMITS),
+        "divergence": False if given["no_divergence"] else None,
+        "requests": _numbers("--requests", requests, _REQUESTS) if requests and "=" in requests else requests,
+    }
 
 
 def _added(pairs: list[str] | None) -> dict[str, str] | None:

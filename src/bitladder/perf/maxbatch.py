@@ -215,7 +215,7 @@ def running_probe(
         available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
         return found.model_copy(update=available)
 
-    with ForkServer(PROBE, None, with_gpu=bool(gpus)) as server:
+    with ForkServer(PROBE, None, with_gpu=bool(gpus), trust_remote_code=trust_remote_code) as server:
         yield probe
 
 

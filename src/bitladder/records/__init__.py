@@ -7,6 +7,7 @@ left; a *finding* is what an audit says.
 
 from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
 from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile, Scheme, Severity, Source
+from bitladder.records.journal import JournalEntry
 from bitladder.records.measurement import (
     AccuracyOutcome,
     AccuracyTask,
@@ -20,7 +21,6 @@ from bitladder.records.measurement import (
     Document,
     DocumentOutcome,
     Item,
-    JournalEntry,
     MeasurementRecord,
     MemoryFigures,
     MetricInfo,
@@ -39,6 +39,7 @@ from bitladder.records.measurement import (
     measurement_id,
 )
 from bitladder.records.order import Order, order_key
+from bitladder.records.scoring import ProductKernel, Scoring, join_kernels, join_scorings
 from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "Order",
     "Outcome",
     "PerformanceOutcome",
+    "ProductKernel",
     "Prompts",
     "Record",
     "RequestSample",
@@ -80,6 +82,7 @@ __all__ = [
     "RungRecord",
     "Scenario",
     "Scheme",
+    "Scoring",
     "Settings",
     "Severity",
     "Source",
@@ -90,6 +93,8 @@ __all__ = [
     "Way",
     "WindowDivergence",
     "hash_json",
+    "join_kernels",
+    "join_scorings",
     "measurement_id",
     "order_key",
     "parse_record",

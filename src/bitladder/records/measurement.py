@@ -6,6 +6,7 @@ from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
 from bitladder.records.order import Order
+from bitladder.records.scoring import Scoring
 
 FULL_BATCHES = 2
 
@@ -212,6 +213,8 @@ class AccuracyOutcome(Record):
     """documents whose prompt was longer than the model's context and lost its beginning"""
     plans: tuple[BatchPlan, ...] = ()
     """of the backend ``bitladder``: what log-likelihoods were scored by"""
+    scoring: Scoring | None = None
+    """None: not recorded, as before it was"""
 
 
 class ChoiceScores(Record):
@@ -366,17 +369,6 @@ class PerformanceOutcome(Record):
     """field name -> why it is None"""
 
 
-class JournalEntry(Record):
-    """What one batch of a measurement gave, for as long as the measurement has no record."""
-
-    key: str
-    """what it was computed with: an entry of another machine isn't used"""
-    plan: str
-    batch: int
-    values: str
-    """base64 of FP32, (2, targets): log-probability, and 1 where the target is the first choice"""
-
-
 Outcome = Annotated[
     AccuracyOutcome | RescoringOutcome | PerformanceOutcome | DivergenceOutcome, Field(discriminator="kind")
 ]
@@ -397,4 +389,5 @@ class MeasurementRecord(Record):
     started_at: str
     """UTC, ISO 8601"""
     duration_s: float
+    """of all its runs where it went on from a journal, each but the last up to its last entry there"""
     outcome: Outcome | None = None

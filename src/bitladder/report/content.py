@@ -19,6 +19,7 @@ from bitladder.report.provenance_tables import (
     checkpoint_table,
     findings_tables,
     machine_table,
+    scoring_table,
     settings_table,
     version_table,
 )
@@ -90,6 +91,9 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
             "provenance",
             "Settings, machine, versions",
             tables=(
+                *split_tables(
+                    [page for page in pages if page.summary.has_scores], lambda page: [scoring_table(page.summary)]
+                ),
                 *_settings_tables(results),
                 machine_table(results),
                 *split_tables(pages, lambda page: [version_table(page.results)]),

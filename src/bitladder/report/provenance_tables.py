@@ -5,7 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bitladder.records import Audit, Finding, Machine, Scenario, Source, StudyRecord
+from bitladder.records import (
+    Audit,
+    Finding,
+    Machine,
+    ProductKernel,
+    Scenario,
+    Scoring,
+    Source,
+    StudyRecord,
+    join_scorings,
+)
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
 from bitladder.results import device_title
 from bitladder.stats.summary import RungSummary, Summary
@@ -100,6 +110,74 @@ def _findings_table(
         for (severity, check, message), rungs in chosen
     )
     return Table(name, title, columns, rows, secondary=secondary)
+
+
+def scoring_table(summary: Summary) -> Table:
+    """By what each precision was scored; tasks of the same kernels are one row."""
+    titles = ("Precision", "Tasks", "Attention", "Besides", "Rows of a forward", "Products of quantized layers")
+    rows = []
+    for rung in summary.rungs:
+        alike: dict[tuple[Any, ...], list[Scoring | None]] = {}
+        for scoring in rung.scoring.values():
+            alike.setdefault(_scoring_key(scoring), []).append(scoring)
+        rows += [_scoring_row(rung.rung, same) for same in alike.values()]
+    notes: tuple[str, ...] = ()
+    if any(one and one.kernels for rung in summary.rungs for one in rung.scoring.values()):
+        notes = (
+            "Products: how many, and of how many rows (tokens of a forward), by bitsandbytes' own rule for these rows. "
+            "A deployment at batch 1 decodes with one row.",
+        )
+    columns = tuple(Column(title, numeric=False) for title in titles)
+    return Table("scoring", "By what answers were scored", columns, tuple(rows), notes, secondary=True)
+
+
+def _scoring_key(scoring: Scoring | None) -> tuple[Any, ...]:
+    if scoring is None:
+        return ()
+    names = None if scoring.kernels is None else tuple(one.kernel for one in scoring.kernels)
+    return scoring.attention, _besides(scoring), names, scoring.no_kernels_reason
+
+
+def _scoring_row(rung: str, same: list[Scoring | None]) -> tuple[Cell, ...]:
+    scoring = join_scorings(same)
+    tasks = text_cell(counted(len(same), "task"))
+    if scoring is None:
+        unknown = text_cell(None, reason="measured before it was recorded")
+        return text_cell(rung), tasks, unknown, unknown, unknown, unknown
+    kernels = None
+    if scoring.kernels is not None:
+        kernels = "; ".join(map(_describe_kernel, scoring.kernels)) or "none quantized"
+    all_known = "the journal of a study that was killed had all answers"
+    return (
+        text_cell(rung),
+        tasks,
+        text_cell("; ".join(scoring.attention) or None, reason=None if scoring.attention else all_known),
+        text_cell(_besides(scoring) or "nothing"),
+        text_cell(_describe_rows(scoring.least_rows, scoring.most_rows)),
+        text_cell(
+            kernels, reason=None if scoring.no_kernels_reason is None else f"{rung}: {scoring.no_kernels_reason}"
+        ),
+    )
+
+
+def _besides(scoring: Scoring) -> str:
+    said = {
+        "beginnings shared": scoring.shared,
+        "log-probabilities by our kernel": scoring.row_kernel,
+        "norms, MLPs and rotary embeddings compiled": scoring.compiled,
+        "16-bit products in FP32": scoring.widened,
+    }
+    return ", ".join(text for text, so in said.items() if so)
+
+
+def _describe_kernel(one: ProductKernel) -> str:
+    return f"{one.products:,} {one.kernel}, {_describe_rows(one.least_rows, one.most_rows)} rows"
+
+
+def _describe_rows(least: int | None, most: int | None) -> str | None:
+    if least is None or most is None:
+        return None
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def settings_table(study: StudyRecord) -> Table:

@@ -12,6 +12,7 @@ from bitladder.records import (
     Rescoring,
     RescoringOutcome,
     Scenario,
+    Scoring,
     StudyRecord,
 )
 from bitladder.results import Results, item_name
@@ -111,8 +112,15 @@ def _rung_summary(
         failures=_failures(end, study.items),
         missing=tuple(item_name(item) for item in missing),
         missing_tasks=tuple(item.task for item in missing if isinstance(item, AccuracyTask)),
+        scoring=_scoring(end, study.items),
         **_divergence(end, study.items),
     )
+
+
+def _scoring(end: Ends, items: tuple[Item, ...]) -> dict[str, Scoring | None]:
+    tasks = [item.task for item in items if isinstance(item, AccuracyTask)]
+    answered = ((task, end.leaf(task)) for task in tasks)
+    return {task: leaf.scoring for task, leaf in answered if isinstance(leaf, AccuracyOutcome)}
 
 
 def _is_staged(item: Item) -> TypeGuard[AccuracyTask]:

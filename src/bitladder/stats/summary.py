@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bitladder.records import Audit, Machine, Record, Source, Status
+from bitladder.records import Audit, Machine, Record, Scoring, Source, Status
 from bitladder.stats.verdict import Verdict
 
 End = Status | Literal["missing"]
@@ -236,6 +236,8 @@ class RungSummary(Record):
     dependence_by_task: tuple[DependenceSummary, ...] = ()
     products: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """way of scoring -> the matrix products that it ran, as far as they were looked at"""
+    scoring: dict[str, Scoring | None] = Field(default_factory=dict)
+    """task that was answered -> by what; None: not recorded"""
 
     def scenario(self, name: str) -> ScenarioSummary | None:
         return next((scenario for scenario in self.scenarios if scenario.scenario == name), None)
@@ -274,6 +276,11 @@ class Summary(Record):
     def has_accuracy(self) -> bool:
         """Whether the study plans accuracy, measured or not."""
         return any(rung.tasks for rung in self.rungs)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether any task has been answered."""
+        return any(rung.scoring for rung in self.rungs)
 
     @property
     def has_divergence(self) -> bool:

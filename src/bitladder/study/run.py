@@ -17,6 +17,7 @@ from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
 from bitladder.files import make_folder, require_own_folder
 from bitladder.forkserver import ForkServer
+from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.records import (
     AccuracyTask,
     Divergence,
@@ -54,7 +55,10 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     store = Store(out)
     progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
-    with _only_writer(out), ForkServer(WORKER, log, with_gpu=bool(describe_machine().gpus)) as server:
+    with_gpu, trusted = bool(describe_machine().gpus), settings.trust_remote_code
+    if not trusted:
+        forbid_hub_kernels()  # its layers are timed in this process
+    with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
         store.remove_unfinished()
         if not store.has_study():
             server.start()  # its imports take about as long as preparing does
@@ -108,6 +112,17 @@ class _Run:
         self._measure_phases(first)
         self._measure_stages()
         self._measure_phases(items for items in phases if items not in first)
+        self._remove_given_up_journals()
+
+    def _remove_given_up_journals(self) -> None:
+        """Those that nothing of this plan would go on from; none while some checkpoint could not be made."""
+        kept: set[str] = set()
+        for record in self._rungs.values():
+            if record is None or record.content_hash is None:
+                return
+            missing = self._missing(record, self._whole_items + self._staged_items)
+            kept.update(measurement_id(record.content_hash, item) for item in missing)
+        self._store.remove_journals(but=kept)
 
     @property
     def _whole_items(self) -> tuple[Item, ...]:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -148,16 +149,21 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     model = load_model(directory, job.device, trust_remote_code=trust)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust)
 
-    def run(item: AccuracyTask | Rescoring) -> Outcome:
-        if isinstance(item, Rescoring):
-            return rescore(model, tokenizer, item, job.settings, pipe.progress)
-        outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress, _journal(job, item, pipe))
+    def run(item: AccuracyTask, journal: "Journal | None") -> Outcome:
+        outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress, journal)
         pipe.send(Documents(documents=documents))
         return outcome
 
+    def run_again(item: Rescoring) -> Outcome:
+        return rescore(model, tokenizer, item, job.settings, pipe.progress)
+
     for item in job.items:
         assert isinstance(item, AccuracyTask | Rescoring)
-        _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
+        if isinstance(item, Rescoring):
+            _measure(job, item, pipe, partial(run_again, item))
+        else:
+            journal = _journal(job, item, pipe)
+            _measure(job, item, pipe, partial(run, item, journal), journal)
 
 
 def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":
@@ -194,7 +200,7 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
         _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
 
 
-def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome]) -> None:
+def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], journal: "Journal | None" = None) -> None:
     """Run one item and send its record: ok, or an outcome that has a name."""
     assert job.content_hash is not None
     identity = measurement_id(job.content_hash, item)
@@ -220,7 +226,7 @@ def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome]) -> N
                 reason=reason,
                 machine=job.machine,
                 started_at=started_at.isoformat(timespec="seconds"),
-                duration_s=time.perf_counter() - started,
+                duration_s=time.perf_counter() - started + (journal.earlier_s if journal else 0.0),
                 outcome=outcome,
             )
         )

@@ -3,12 +3,17 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bitladder.accuracy.backend.attention import UnsupportedModelError
+from bitladder.accuracy.backend.support import require_known
 from bitladder.accuracy.backend.ways import Ways, default_ways
 from bitladder.cuda import count_cards, require_usable
 from bitladder.environment import describe_gpus
 from bitladder.errors import UnknownNameError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +65,26 @@ def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[
         if not isinstance(value, bool):
             raise UserError(f"{name} {value!r}; expected true or false")
     if ways:
-        loaded["ways"] = dataclasses.replace(default_ways(loaded["model"]), **ways)
+        loaded["ways"] = _chosen_ways(loaded["model"], ways)
     return loaded
+
+
+def _chosen_ways(model: "PreTrainedModel", given: dict[str, bool]) -> Ways:
+    """Raises UserError where the model, or this device, goes none of ours."""
+    names = ", ".join(given)
+    try:
+        require_known(model)
+    except UnsupportedModelError as error:
+        raise UserError(
+            f"{names}: found a model that lm-eval's hf backend has to score, because {error}; leave {names} out"
+        ) from None
+    usual = default_ways(model)
+    for name in ("tree_kernel", "row_kernel"):
+        if given.get(name) and not getattr(usual, name):
+            raise UserError(
+                f"{name}: found {model.device}, where our kernels don't run; expected a GPU with Triton; leave it out"
+            )
+    return dataclasses.replace(usual, **given)
 
 
 def _commands_device() -> str | None:

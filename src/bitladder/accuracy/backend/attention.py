@@ -37,6 +37,9 @@ class Layer:
 class State(Protocol):
     """One forward's attention."""
 
+    taken: set[str]
+    """how it attended, by name, in the layers so far"""
+
     def attend(self, layer: Layer, query: "Tensor", key: "Tensor", value: "Tensor") -> "Tensor":
         """Output (tokens, heads, head size) from queries of that shape, keys and values (tokens, key heads, ...)."""
 

@@ -143,13 +143,7 @@ def _tree_attention(
     rows = block * ROWS + tl.arange(0, ROWS)
     inside = rows < tokens
     sizes = tl.arange(0, HEAD)
-    wide = sizes < SIZE
-    row_mask = inside[:, None] & wide[None, :]
-    query_tile = tl.load(
-        query + rows[:, None].to(tl.int64) * query_stride + head * query_head_stride + sizes[None, :],
-        mask=row_mask,
-        other=0.0,
-    )
+    query_tile = _load_rows(query + head * query_head_stride, rows, inside, query_stride, sizes, SIZE)
     row_positions = tl.load(positions + rows, mask=inside, other=0)
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -157,15 +151,16 @@ def _tree_attention(
     if KEPT:
         low = tl.load(kept_low + rows, mask=inside, other=0)
         high = tl.load(kept_high + rows, mask=inside, other=0)
-        for start in range(tl.load(block_low + block), tl.load(block_high + block), KEYS):
+        last = tl.load(block_high + block)
+        for start in range(tl.load(block_low + block), last, KEYS):
             keys = start + tl.arange(0, KEYS)
             seen = (keys[None, :] >= low[:, None]) & (keys[None, :] < high[:, None])
             if WINDOW:
                 seen = seen & (row_positions[:, None] - (keys[None, :] - low[:, None]) < window)
-            there = keys < tl.load(block_high + block)
-            offsets = keys[:, None].to(tl.int64) * kept_stride + key_head * kept_head_stride + sizes[None, :]
-            key_tile = tl.load(kept_key + offsets, mask=there[:, None] & wide[None, :], other=0.0)
-            value_tile = tl.load(kept_value + offsets, mask=there[:, None] & wide[None, :], other=0.0)
+            key_tile = _load_rows(kept_key + key_head * kept_head_stride, keys, keys < last, kept_stride, sizes, SIZE)
+            value_tile = _load_rows(
+                kept_value + key_head * kept_head_stride, keys, keys < last, kept_stride, sizes, SIZE
+            )
             best, total, sums = _add_keys(
                 query_tile, key_tile, value_tile, seen, best, total, sums, scale, softcap, SOFTCAP
             )
@@ -177,25 +172,21 @@ def _tree_attention(
         if WINDOW:
             key_positions = tl.load(positions + keys, mask=there, other=0)
             seen = seen & (row_positions[:, None] - key_positions[None, :] < window)
-        key_tile = tl.load(
-            key + keys[:, None].to(tl.int64) * key_stride + key_head * key_head_stride + sizes[None, :],
-            mask=there[:, None] & wide[None, :],
-            other=0.0,
-        )
-        value_tile = tl.load(
-            value + keys[:, None].to(tl.int64) * value_stride + key_head * value_head_stride + sizes[None, :],
-            mask=there[:, None] & wide[None, :],
-            other=0.0,
-        )
+        key_tile = _load_rows(key + key_head * key_head_stride, keys, there, key_stride, sizes, SIZE)
+        value_tile = _load_rows(value + key_head * value_head_stride, keys, there, value_stride, sizes, SIZE)
         best, total, sums = _add_keys(
             query_tile, key_tile, value_tile, seen, best, total, sums, scale, softcap, SOFTCAP
         )
     result = sums / tl.where(total == 0, 1.0, total)[:, None]
-    tl.store(
-        output + rows[:, None].to(tl.int64) * output_stride + head * SIZE + sizes[None, :],
-        result.to(output.dtype.element_ty),
-        mask=row_mask,
-    )
+    places = rows[:, None].to(tl.int64) * output_stride + head * SIZE + sizes[None, :]
+    tl.store(output + places, result.to(output.dtype.element_ty), mask=inside[:, None] & (sizes < SIZE)[None, :])
+
+
+@triton.jit
+def _load_rows(base, rows, there, stride, sizes, SIZE: tl.constexpr):
+    """(rows, head size) of one head, 0 where there is none."""
+    places = rows[:, None].to(tl.int64) * stride + sizes[None, :]
+    return tl.load(base + places, mask=there[:, None] & (sizes < SIZE)[None, :], other=0.0)
 
 
 @triton.jit

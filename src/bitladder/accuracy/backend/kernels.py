@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def takes_sdpa(query: "Tensor", softcap: float | None) -> bool:
+    """Whether attention is one call of PyTorch's kernel, and not plain products and a softmax."""
+    return query.device.type == "cpu" and softcap is None
+
+
 def attend(
     query: "Tensor",
     key: "Tensor",
@@ -30,7 +35,7 @@ def attend(
     """
     import torch
 
-    if query.device.type == "cpu" and softcap is None and not mask_leaves_none:
+    if takes_sdpa(query, softcap) and not mask_leaves_none:
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query.transpose(0, 1)[None],
             key.transpose(0, 1)[None],
@@ -73,7 +78,7 @@ def attend_rows(
     """
     import torch
 
-    if query.device.type == "cpu" and softcap is None:
+    if takes_sdpa(query, softcap):
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query[:, :, None], key, value, 0.0, False, attn_mask=mask[:, None, None], scale=scale
         )

@@ -6,10 +6,12 @@ python -m bitladder.accuracy.backend run --model bitladder --model_args pretrain
 import dataclasses
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
@@ -28,8 +30,9 @@ from bitladder.accuracy.backend.scoring import Scores, score
 from bitladder.accuracy.backend.support import require_known, require_support
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, default_ways
 from bitladder.accuracy.journal import Journal
+from bitladder.accuracy.passes import Passes, record_scoring
 from bitladder.errors import DoesNotFitError, UserError
-from bitladder.records import BatchPlan
+from bitladder.records import BatchPlan, Scoring
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -93,6 +96,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.ways = ways or NO_WAYS
         self.plans: list[Plan] = []
         """of the log-likelihoods scored so far, in order"""
+        self.passes = Passes()
+        """those of the plans, and all that generated or ran lm-eval's way"""
         self.unsupported: str | None = None
         """why the model runs lm-eval's way; None: it runs ours"""
         self._hf: Any = None
@@ -136,8 +141,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the results has to know of how they came about."""
         if self.unsupported is not None:
-            return (f"scored by lm-eval's hf backend, because {self.unsupported}",)
-        found = []
+            return (f"scored by lm-eval's hf backend, because {self.unsupported}", *self.passes.remarks)
+        found = list(self.passes.remarks)
         if self.token_budget != self._asked_budget:
             found.append(
                 f"ran out of memory, so batches had {self.token_budget} tokens instead of {self._asked_budget}"
@@ -145,6 +150,11 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if widens_products(self.model):
             found.append(WIDENED)
         return tuple(found)
+
+    @property
+    def scoring(self) -> Scoring:
+        """What a record keeps of how the answers were computed."""
+        return record_scoring(self.model, self.passes, None if self.unsupported is not None else self.ways)
 
     @property
     def batch_plans(self) -> tuple[BatchPlan, ...]:
@@ -200,6 +210,13 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             return made_ahead(self._plan(pairs[start:end]) for start, end in bounds)
 
         scores = self._score(plans, len(pairs), disable_tqdm)
+        broken = int((~np.isfinite(scores.loglikelihood)).sum())
+        if broken:  # a record of them is refused, but lm-eval's command makes none
+            log.warning(
+                "overflowed: log-likelihoods of %d of %d requests aren't numbers, of some for what was beside them",
+                broken,
+                len(pairs),
+            )
         answers = list(zip(scores.loglikelihood.tolist(), scores.greedy.tolist(), strict=True))
         for pair, answer in zip(pairs, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, answer)
@@ -239,8 +256,9 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
         while True:
             made: list[Plan] = []
+            run = Passes()
             try:
-                with self._bar(requests, disable_tqdm) as advance:
+                with self._bar(requests, disable_tqdm) as advance, run.seen(self.model):
                     scores = score(
                         self.model,
                         _remembered(make_plans(), made),
@@ -258,6 +276,9 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 self.ways = dataclasses.replace(self.ways, compiled=False)
             else:
                 self.plans += made
+                # all of the plans, whatever of them the journal had
+                run.rows = Counter(len(pack.tokens) for plan in made for pack in plan.packs)
+                self.passes += run
                 return scores
             torch.cuda.empty_cache()
 
@@ -321,7 +342,10 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             chosen = [prompts[index] for index in order]
             slots = min(self.max_rows, rows_at_once(self.model, max(len(one.tokens) + one.limit for one in chosen)))
             try:
-                generate(self.model, chosen, slots=slots, token_budget=self.token_budget, finished=done, ways=self.ways)
+                with self.passes.seen(self.model, generating=True):
+                    generate(
+                        self.model, chosen, slots=slots, token_budget=self.token_budget, finished=done, ways=self.ways
+                    )
             except torch.OutOfMemoryError as error:
                 if slots == 1:
                     raise DoesNotFitError(f"out of memory while generating one text ({error})") from None
@@ -338,6 +362,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self._hf = HuggingFaceModel(self.model, self.tokenizer, self.fallback_batch_size, self._progress)
             self._hf._max_length = self.max_length
             self._hf.truncated = self.truncated
+            self._hf.passes = self.passes
         return self._hf
 
 

@@ -41,6 +41,11 @@ def widens_products(model: "PreTrainedModel") -> bool:
     return model.dtype in _emulated(model.device)
 
 
+def widens(device: "device", dtype: "dtype", rows: int) -> bool:
+    """Whether products of so many rows of that type run in FP32 inside `widened_products`."""
+    return rows >= _LEAST_ROWS and dtype in _emulated(device)
+
+
 def _emulated(device: "device") -> "frozenset[dtype]":
     import torch
 

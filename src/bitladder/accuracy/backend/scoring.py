@@ -103,8 +103,8 @@ class _Results:
         if self.journal is None:
             return {}
         self.plan = hashlib.sha256(f"{plan.digest}{ways}".encode()).hexdigest()
-        found = ((number, self.journal.find(self.plan, number)) for number in range(len(plan.packs)))
-        return {number: values for number, values in found if values is not None}
+        found = (self.journal.find(self.plan, number, len(pack.target_rows)) for number, pack in enumerate(plan.packs))
+        return {number: values for number, values in enumerate(found) if values is not None}
 
     def add(self, number: int, result: "Tensor") -> None:
         self.waiting.append((self.plan, number, result))

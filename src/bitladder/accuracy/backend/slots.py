@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from bitladder.accuracy.backend.attention import Layer
-from bitladder.accuracy.backend.kernels import attend, attend_rows, merge
+from bitladder.accuracy.backend.kernels import attend, attend_rows, merge, takes_sdpa
 from bitladder.accuracy.backend.prefix import KeysValues, PrefixCache
 
 if TYPE_CHECKING:
@@ -68,10 +68,12 @@ class StepAttention:
         self.prefix_length = prefix_length
         self.rows = torch.arange(len(places), device=device)
         self.places = torch.tensor(places).to(device)
+        self.taken: set[str] = set()
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(self, layer: Layer, query: "Tensor", key: "Tensor", value: "Tensor") -> "Tensor":
         """See `State`."""
+        self.taken.add(f"{'SDPA' if takes_sdpa(query, layer.softcap) else 'plain products'} by rows")
         self.slots.append(layer.index, self.rows, self.places, key, value)
         keys, values = self.slots.read(layer.index, len(query), self.longest)
         output, lse = attend_rows(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitladder.accuracy.backend.attention import Layer
-from bitladder.accuracy.backend.kernels import attend, attend_varlen, merge
+from bitladder.accuracy.backend.kernels import attend, attend_varlen, merge, takes_sdpa
 from bitladder.accuracy.backend.packing import Integers, Pack, Span
 from bitladder.accuracy.backend.prefix import KeyValueStore
 from bitladder.accuracy.backend.transfer import to_device
@@ -57,6 +57,7 @@ class TreeAttention:
         self.positions = positions
         self.block_rows = block_rows
         self.deepest = int(pack.positions.max())
+        self.taken: set[str] = set()
         self._masks: dict[tuple[int, int | None], Tensor] = {}
         # Made before the forward wants them, so that it waits for nothing.
         self._tree = None if block_rows is None else make_tree(pack, block_rows, device)
@@ -71,10 +72,13 @@ class TreeAttention:
         window = layer.window if layer.window is not None and layer.window <= self.deepest else None
         alike = value.shape[-1] == query.shape[-1] and query.dtype == key.dtype == value.dtype
         if self._tree is not None and alike:
+            self.taken.add("tree kernel in Triton")
             return self._attend_tree(self._tree, layer, window, query, key, value)
         half = query.dtype in (torch.float16, torch.bfloat16)
         if self.device.type == "cuda" and half and layer.softcap is None and window is None and query.shape[-1] <= 256:
+            self.taken.add("FlashAttention by levels of the tree")
             return self._attend_levels(layer, query, key, value)
+        self.taken.add(f"{'SDPA' if takes_sdpa(query, layer.softcap) else 'plain products'} by units of the tree")
         return self._attend_units(layer, window, query, key, value)
 
     def _attend_tree(

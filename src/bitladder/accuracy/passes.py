@@ -1,0 +1,86 @@
+"""The forwards that answer a task's questions, as they are seen from outside of the model."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bitladder.accuracy.product_kernels import UnknownKernelError, product_kernels
+from bitladder.records import Scoring
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from bitladder.accuracy.backend.ways import Ways
+
+
+class Passes:
+    """How many forwards there were of each number of rows, and how they attended."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[int] = Counter()
+        self.attention: set[str] = set()
+        self.generating = 0
+        """forwards that gave next tokens"""
+        self.overflowed = 0
+        """those of them with logits that are no numbers, for which torch and lm-eval take a token all the same"""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if not self.overflowed:
+            return ()
+        return (
+            f"overflowed: logits were not numbers in {self.overflowed} of {self.generating} forwards that generated, "
+            "which spoils these texts and may spoil those beside them in a batch",
+        )
+
+    def __iadd__(self, other: "Passes") -> "Passes":
+        self.rows += other.rows
+        self.attention |= other.attention
+        return self
+
+    @contextmanager
+    def seen(self, model: "PreTrainedModel", *, generating: bool = False) -> "Iterator[None]":
+        """Counts each forward in the block that comes to its end."""
+        broken: list[Tensor] = []  # left on the device, so that nothing waits for it
+
+        def count(_: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+            tokens = arguments[0] if arguments else options["input_ids"]
+            self.rows[tokens.numel()] += 1
+            ours = options.get("bitladder")
+            self.attention |= {f"the model's own, {model.config._attn_implementation}"} if ours is None else ours.taken
+            if generating:
+                logits = output.logits[:, -1] if ours is None else output.logits[0]
+                broken.append(logits.amax(-1).isfinite().all().logical_not())
+
+        hook = model.register_forward_hook(count, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+        self.generating += len(broken)
+        self.overflowed += sum(int(one) for one in broken)
+
+
+def record_scoring(model: "PreTrainedModel", passes: Passes, ways: "Ways | None" = None) -> Scoring:
+    """What a record says of the forwards that answered. ``ways``: of our own backend; None: lm-eval's."""
+    from bitladder.accuracy.backend.products import widens_products
+
+    ours, kernels, reason = ways is not None, None, None
+    try:
+        kernels = product_kernels(model, passes.rows, ours=ours)
+    except UnknownKernelError as error:
+        reason = str(error)
+    return Scoring(
+        attention=tuple(sorted(passes.attention)),
+        shared=ours,
+        compiled=ways is not None and ways.compiled,
+        widened=ours and widens_products(model),
+        row_kernel=ways is not None and ways.row_kernel,
+        forwards=passes.rows.total(),
+        least_rows=min(passes.rows, default=None),
+        most_rows=max(passes.rows, default=None),
+        kernels=kernels,
+        no_kernels_reason=reason,
+    )

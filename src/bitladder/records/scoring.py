@@ -1,0 +1,76 @@
+"""By what an accuracy measurement's answers were computed: the same weights round otherwise by another kernel."""
+
+from collections.abc import Iterable
+
+from bitladder.records.base import Record
+
+
+class ProductKernel(Record):
+    """One way in which products of quantized layers were computed."""
+
+    kernel: str
+    least_rows: int
+    most_rows: int
+    products: int
+    """how many: a layer's in one forward is one"""
+
+
+class Scoring(Record):
+    attention: tuple[str, ...]
+    """how the forwards attended, by name; empty where a journal had the answers of all"""
+    shared: bool
+    """whether what requests begin with in common was forwarded once"""
+    compiled: bool
+    """whether norms, MLPs and rotary embeddings were compiled"""
+    widened: bool
+    """whether products of 16-bit values were computed in FP32 and rounded once"""
+    row_kernel: bool
+    """whether log-probabilities came from our own kernel"""
+    forwards: int
+    least_rows: int | None
+    """tokens of a forward; None where there was none"""
+    most_rows: int | None
+    kernels: tuple[ProductKernel, ...] | None
+    """of quantized layers, by their libraries' rule for so many rows; empty where nothing is quantized"""
+    no_kernels_reason: str | None = None
+
+
+def join_scorings(parts: Iterable[Scoring | None]) -> Scoring | None:
+    """Of several measurements as of one; None where one wasn't recorded."""
+    parts = tuple(parts)
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    least = [part.least_rows for part in known if part.least_rows is not None]
+    most = [part.most_rows for part in known if part.most_rows is not None]
+    kernels = [one for part in known for one in part.kernels or ()]
+    reason = next((part.no_kernels_reason for part in known if part.kernels is None), None)
+    return Scoring(
+        attention=tuple(dict.fromkeys(name for part in known for name in part.attention)),
+        shared=any(part.shared for part in known),
+        compiled=any(part.compiled for part in known),
+        widened=any(part.widened for part in known),
+        row_kernel=any(part.row_kernel for part in known),
+        forwards=sum(part.forwards for part in known),
+        least_rows=min(least, default=None),
+        most_rows=max(most, default=None),
+        kernels=join_kernels(kernels) if all(part.kernels is not None for part in known) else None,
+        no_kernels_reason=reason,
+    )
+
+
+def join_kernels(found: Iterable[ProductKernel]) -> tuple[ProductKernel, ...]:
+    """Each kernel once, the one with the fewest rows first."""
+    by_name: dict[str, list[ProductKernel]] = {}
+    for one in found:
+        by_name.setdefault(one.kernel, []).append(one)
+    joined = [
+        ProductKernel(
+            kernel=name,
+            least_rows=min(one.least_rows for one in same),
+            most_rows=max(one.most_rows for one in same),
+            products=sum(one.products for one in same),
+        )
+        for name, same in by_name.items()
+    ]
+    return tuple(sorted(joined, key=lambda one: (one.least_rows, one.kernel)))
