@@ -88,7 +88,7 @@ def test_hub_out_of_reach(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_text_too_short_for_one_window(mirror: Path, tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="tokens, 100000 needed; choose a smaller --prompt-tokens"):
+    with pytest.raises(UserError, match="tokens, 100,000 needed; choose a smaller --prompt-tokens"):
         load_prompts(tokenizer, 100_000, datasets=str(mirror), builtin=False)
 
 
