@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
+from bitladder.accuracy.harness import templates_kept
 from bitladder.accuracy.library import task_library
 from bitladder.accuracy.suites import SUITES
 from bitladder.accuracy.tasks import TaskSet, resolve_tasks
@@ -359,3 +360,21 @@ def test_building_tasks_is_quick_and_silent(tmp_path: Path) -> None:
         if float(ran.stdout) < 6:
             break
     assert float(ran.stdout) < 6
+
+
+def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import utils
+
+    compiled: list[str] = []
+    compile_template = utils.env.compile
+
+    def compile_it(text: str, *rest: Any, **more: Any) -> Any:
+        compiled.append(text)
+        return compile_template(text, *rest, **more)
+
+    monkeypatch.setattr(utils.env, "compile", compile_it)
+    with templates_kept():
+        assert [utils.apply_template("{{a}}!", {"a": number}) for number in range(3)] == ["0!", "1!", "2!"]
+    assert compiled == ["{{a}}!"]
+    assert [utils.apply_template("{{a}}!", {"a": number}) for number in range(2)] == ["0!", "1!"]
+    assert len(compiled) == 3

@@ -4,9 +4,12 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 from unittest import mock
 
+_TEMPLATES = 1000
+"""kept at most"""
 _LIBRARIES = ("lm_eval", "transformers", "datasets", "bitsandbytes", "huggingface_hub")
 
 
@@ -30,6 +33,17 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def templates_kept() -> Iterator[None]:
+    """lm-eval parses and compiles a task's templates anew for every document, which takes longer than scoring it does
+    on a GPU: in the block each is compiled once.
+    """
+    from lm_eval.utils import env
+
+    with mock.patch.object(env, "from_string", lru_cache(_TEMPLATES)(env.from_string)):
+        yield
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from bitladder.accuracy.alone import score_cached, score_single
 from bitladder.accuracy.backend.packing import Request
 from bitladder.accuracy.backend.products import widened_products
 from bitladder.accuracy.evaluate import require_chat_template, require_same_task
-from bitladder.accuracy.harness import quiet, seeded
+from bitladder.accuracy.harness import quiet, seeded, templates_kept
 from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.order import chosen_documents
 from bitladder.accuracy.products_seen import products_seen
@@ -94,7 +94,7 @@ def rescore(
     library = task_library(settings)
     require_same_task(library, item.task)
     require_chat_template(tokenizer, item.task)
-    with quiet(), seeded(item.task.seed, torch_too=True):
+    with quiet(), templates_kept(), seeded(item.task.seed, torch_too=True):
         language_model = BitladderLM(
             model, tokenizer, token_budget=item.task.token_budget, seed=item.task.seed + 1, progress=progress
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from bitladder.accuracy.harness import quiet, seeded
+from bitladder.accuracy.harness import quiet, seeded, templates_kept
 from bitladder.accuracy.library import task_library
 from bitladder.records import AccuracyTask, Settings
 
@@ -12,7 +12,7 @@ def accuracy_texts(settings: Settings, items: Iterable[AccuracyTask]) -> Iterato
     library = task_library(settings)
     for item in items:
         task = library.task(item.task)
-        with quiet(), seeded(item.seed):
+        with quiet(), templates_kept(), seeded(item.seed):
             task.set_fewshot_seed(seed=item.seed)
             task.build_all_requests(limit=item.limit)
         for instance in task.instances:
