@@ -4,7 +4,8 @@
 
 With --device cuda the cases are those of a GPU. Beside the table stands the share of the device's matrix throughput,
 measured in the same run on products of 8,192 by 8,192, that our forwards reached: products of the layers and of the
-head on the tokens of the plan, attention left out.
+head on the tokens of the plan, attention left out. With --vllm, where vLLM is installed, lm-eval's vllm backend scores
+the same requests after that, and a second table sets ours beside the better of the two.
 
 Both sides score the same requests of the same loaded model in one run, hf at each of several batch sizes, of which the
 fastest counts. Times are wall seconds; on a CPU the processor seconds stand beside them, which other work on the
@@ -92,6 +93,15 @@ class Comparison:
     near_ties: int
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Documents a second."""
+
+    case: Case
+    ours: float
+    hf: float | None
+
+
 def main() -> None:
     options = _parse()
     logging.disable(logging.WARNING)
@@ -109,12 +119,17 @@ def main() -> None:
     print(_row(COLUMNS))
     print(_row(["---"] * len(COLUMNS)))
     peak = matrix_flop_per_s(options.device, model.dtype) if on_cuda else None
+    rates: list[Rates] = []
     for case in CUDA_CASES if on_cuda else CPU_CASES:
         if options.cases and case.name not in options.cases and case.task not in options.cases:
             continue
-        run_case(case, model, tokenizer, options, peak)
+        rates.append(run_case(case, model, tokenizer, options, peak))
     if peak:
         print(f"\nmatrix throughput of this device: {peak / 1e12:.0f} TFLOP/s")
+    if options.vllm:
+        del model
+        torch.cuda.empty_cache()
+        run_vllm(rates, options)
 
 
 def _row(cells: Sequence[object]) -> str:
@@ -133,6 +148,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--hf-batches", type=int, nargs="*", help="instead of each case's own")
     parser.add_argument("--new-tokens", type=int, help="limit of a generation, instead of the task's")
     parser.add_argument("--token-budget", type=int)
+    parser.add_argument("--vllm", action="store_true", help="lm-eval's vllm backend, too (on a GPU)")
     parser.add_argument("--on", nargs="*", default=(), help="fields of Ways, beside the default")
     parser.add_argument("--off", nargs="*", default=())
     return parser.parse_args()
@@ -204,7 +220,7 @@ def timed(run: Callable[[], list[Any]], device: str) -> tuple[list[Any], Timing]
     return answers, Timing(time.perf_counter() - wall, time.process_time() - processor)
 
 
-def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace, peak: float | None) -> None:
+def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace, peak: float | None) -> Rates:
     import torch
 
     from bitladder.accuracy.backend.lm import BitladderLM
@@ -234,7 +250,7 @@ def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace
     share = f"{forward_flop(model, lm.plans) / our_time.wall_s / peak:.0%}" if peak and lm.plans else "-"
     if theirs is None or best is None:
         print(_row([*cells, "-", "-", f"{documents / our_time.wall_s:.2f}", "-", "-", share]), flush=True)
-        return
+        return Rates(case, documents / our_time.wall_s, None)
     found = compare_texts(requests, theirs, ours, lm) if method == "generate_until" else compare(requests, theirs, ours)
     cells += [best_size, f"{documents / best.wall_s:.2f}", f"{documents / our_time.wall_s:.2f}"]
     cells += [f"{best.wall_s / our_time.wall_s:.2f}", f"{best.processor_s / our_time.processor_s:.2f}"]
@@ -242,6 +258,31 @@ def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace
     cells.append("-" if found.largest_difference is None else f"{found.largest_difference:.1e}")
     cells += [found.greedy, f"{found.choices} (near ties: {found.near_ties})"]
     print(_row(cells), flush=True)
+    return Rates(case, documents / our_time.wall_s, documents / best.wall_s)
+
+
+def run_vllm(rates: Sequence[Rates], options: argparse.Namespace) -> None:
+    """lm-eval's vllm backend on each case's requests, its start left out."""
+    from lm_eval.models.vllm_causallms import VLLM
+
+    lm = VLLM(
+        pretrained=str(options.model),
+        dtype=options.dtype,
+        gpu_memory_utilization=0.8,
+        max_model_len=4096,
+        max_num_seqs=512,  # its largest recorded graph; more than that is slower
+    )
+    print()
+    print(_row(("case", "vllm, documents/s", "ours, documents/s", "ours over the better of hf and vllm", "goal")))
+    print(_row(["---"] * 5))
+    for one in rates:
+        requests = load_requests(one.case, options)
+        ask = getattr(lm, requests[0].request_type)
+        ask(requests[:8], disable_tqdm=True)
+        _, taken = timed(partial(ask, requests, disable_tqdm=True), options.device)
+        theirs = len({(request.task_name, request.doc_id) for request in requests}) / taken.wall_s
+        ratio = one.ours / max(theirs, one.hf or 0.0)
+        print(_row((one.case.name, f"{theirs:.1f}", f"{one.ours:.1f}", f"{ratio:.1f}", one.case.goal)), flush=True)
 
 
 def compare(requests: Sequence[Any], theirs: Sequence[Any], ours: Sequence[Any]) -> Comparison:
