@@ -1,8 +1,9 @@
 """Prints what stopping when decided costs and saves: python benchmarks/until_decided.py
 
 One task, one rung. Bets may stop at any document with 0.005 of each side's 0.025; Tango's interval at the end has
-0.020. Beside it Tango's alone with 0.025, and bets alone with 0.025. Rows at a difference of -2 points lie on the
-margin: there any verdict is wrong.
+0.020. Beside it Tango's alone with 0.025, and bets alone with 0.025; and how many documents a gambler would take who
+knew the rates and bet the best constant stake on them, looking after every document: fewer than that no bet takes for
+long. Rows at a difference of -2 points lie on the margin: there any verdict is wrong.
 
 Then whole studies, with a study's own stages, several rungs judged together, and an aggregate over tasks.
 """
@@ -39,8 +40,9 @@ SHARES = (0.01, 0.02, 0.05, 0.1)
 """of changed answers, of rungs equal to the baseline and on the margin"""
 
 
-def row(documents: int, gained: float, lost: float, draws: int) -> tuple[float, float, float, float]:
-    """Shares decided by both, by Tango's alone and by bets alone, and the mean share of documents that both took."""
+def row(documents: int, gained: float, lost: float, draws: int) -> tuple[float, float, float, float, float]:
+    """Shares decided by both, by Tango's alone and by bets alone; and the mean share of documents that both took, and
+    that a gambler takes who knows the rates."""
     rng = np.random.default_rng(1)
     answers = rng.choice([1.0, -1.0, 0.0], (draws, documents), p=[gained, lost, 1 - gained - lost])
 
@@ -57,15 +59,31 @@ def row(documents: int, gained: float, lost: float, draws: int) -> tuple[float, 
     both = (early <= documents) | clears(ONE_SIDED_ALPHA - EARLY_ALPHA)
     alone, bets = clears(ONE_SIDED_ALPHA), stopped(ONE_SIDED_ALPHA) <= documents
     taken = np.minimum(early, documents).mean() / documents
-    return float(both.mean()), float(alone.mean()), float(bets.mean()), float(taken)
+    least = taken_by_knowing(answers, gained, lost) / documents
+    return float(both.mean()), float(alone.mean()), float(bets.mean()), float(taken), least
+
+
+def taken_by_knowing(answers: np.ndarray[tuple[int, ...], np.dtype[np.float64]], gained: float, lost: float) -> float:
+    """Mean number of documents after which the best constant stake against the margin has won, or all of them."""
+    found = []
+    for sign in (1.0, -1.0):  # against a difference of at most -MARGIN, and of at least that
+        gains = {1.0: gained, -1.0: lost, 0.0: 1 - gained - lost}
+        stakes = np.linspace(0, 0.99 / (1 - sign * MARGIN), 200)
+        growth = sum(share * np.log1p(stakes * sign * (one + MARGIN)) for one, share in gains.items())
+        best = stakes[np.argmax(growth)]
+        enough = np.cumsum(np.log1p(best * sign * (answers + MARGIN)), axis=1) >= -np.log(EARLY_ALPHA)
+        found.append(np.where(enough.any(axis=1), enough.argmax(axis=1) + 1, answers.shape[1]))
+    return float(np.minimum(*found).mean())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=1000)
     draws = parser.parse_args().draws
-    print("| task | gained | lost | difference, points | decided | fixed n alone | bets alone | documents taken |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| task | gained | lost | difference, points | decided | fixed n alone | bets alone | documents taken | knowing |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for task, documents in TASKS.items():
         for gained, lost in CHANGES:
             print_row(f"{task} | {gained:.1%} | {lost:.1%}", gained - lost, row(documents, gained, lost, draws))
