@@ -80,9 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=1000)
     draws = parser.parse_args().draws
-    print(
-        "| task | gained | lost | difference, points | decided | fixed n alone | bets alone | documents taken | knowing |"
-    )
+    columns = "decided | fixed n alone | bets alone | documents taken | knowing"
+    print(f"| task | gained | lost | difference, points | {columns} |")
     print("|---|---|---|---|---|---|---|---|---|")
     for task, documents in TASKS.items():
         for gained, lost in CHANGES:

@@ -106,6 +106,20 @@ def test_differences_within_the_noise_are_told(summary: Summary) -> None:
     assert verdict(alike, "fp16").reasons[0].endswith("not distinguishably slower than bf16")
 
 
+def test_the_baseline_stays_where_none_is_distinguishably_better(summary: Summary) -> None:
+    """fp16 as the baseline: bf16 is the fastest, and then for all that is known no faster."""
+    limits = Limits(optimize="throughput")
+    other = summary.model_copy(update={"baseline": "fp16"})
+    assert picked(recommend(other, limits)) == {"throughput": "bf16"}
+    known = Estimate(value=0.9, low=0.7, high=1.1)
+    answer = recommend(with_ratio(other, "fp16", "bf16", known), limits)
+    assert picked(answer) == {"throughput": "fp16"}
+    assert "none of the 4 rungs within 5 points of fp16 distinguishably faster" in answer.sentence
+    assert "; bf16 not distinguishably faster or slower" in answer.sentence
+    assert any(reason.startswith("bf16 is not distinguishably faster: ") for reason in answer.reasons)
+    assert verdict(answer, "bf16").reasons[0].endswith("not distinguishably faster than fp16")
+
+
 def with_ratio(summary: Summary, rung: str, other: str, ratio: Estimate) -> Summary:
     """The summary, where the largest batch's rates of the two have this ratio."""
 

@@ -14,6 +14,7 @@ from bitladder.records import PerformanceOutcome
 from bitladder.report.content import compose
 from bitladder.report.markdown import to_markdown
 from bitladder.results import Results
+from bitladder.stats.resources import Readings, resource_metrics
 from bitladder.stats.summarize import summarize
 from bitladder.store import load_results
 
@@ -47,6 +48,27 @@ def test_int8_is_a_third_as_fast_at_batch_1_and_nf4_alike_at_the_largest(results
     slower, alike = at_one.metric("speedup"), at_most.metric("speedup")
     assert slower.high is not None and slower.high < 0.5
     assert alike.low is not None and alike.high is not None and alike.low < 1 < alike.high
+
+
+def test_a_gpu_that_waits_for_the_processor_is_told(results: Results) -> None:
+    """At batch 1 every precision waits for the launch of its kernels, at the largest batch none does."""
+    idle = "the GPU was idle for more than half of the time: the processor set the pace, not the precision"
+    for rung in summarize(results).rungs:
+        for scenario in rung.scenarios:
+            if scenario.status == "ok":
+                assert (idle in scenario.notes) == (scenario.scenario == "batch1"), rung.rung
+
+
+def test_no_energy_is_negative(results: Results) -> None:
+    """Where a run took less power than the GPU did just before it, which still was warm of another."""
+    outcome = next(one.outcome for one in results.records if isinstance(one.outcome, PerformanceOutcome))
+    watts = Readings(outcome).mean("gpu_power_w").value
+    assert watts is not None
+    for idle_w, known in ((watts / 2, True), (watts * 2, False)):
+        found = resource_metrics(outcome.model_copy(update={"idle_power_w": idle_w}), "cuda:0", 20.0)
+        estimate = found["gpu_energy_above_idle_j"]
+        assert (estimate.value is not None and estimate.value > 0) == known
+        assert known or estimate.reason == f"it took less than the {idle_w:.0f} W read before it began"
 
 
 def test_report_and_recommendation_say_what_is_missing(results: Results) -> None:

@@ -40,11 +40,13 @@ class Limits(Record):
 
 
 class Pick(Record):
-    """The best rung for one goal."""
+    """The rung to deploy for one goal: the best, or the baseline where none is distinguishably better."""
 
     goal: Goal
     rung: str
     figure: Estimate
+    best: bool = True
+    """whether no rung within the limits has a better figure"""
     alike: tuple[str, ...] = ()
     """rungs within the limits that can't be told apart from it in this goal"""
     reasons: tuple[str, ...]
@@ -149,17 +151,39 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     ranked = _ranked(summary, within, criterion)
     if not ranked:
         return None
-    (best, figure), others = ranked[0], ranked[1:]
+    place = _chosen(summary, ranked, criterion)
+    best, figure = ranked[place]
     alike: list[str] = []
-    reasons = [f"{best.rung}: {criterion.describe(figure)}, {_rank(criterion, len(ranked))} within the limits"]
-    for rung, estimate in others:
+    rank = _rank(criterion, len(ranked), place == 0, " within the limits")
+    reasons = [f"{best.rung}: {criterion.describe(figure)}, {rank}"]
+    for position, (rung, estimate) in enumerate(ranked):
+        if position == place:
+            continue
         if estimate.value == figure.value:
             reasons.append(f"{rung.rung} is exactly equal in {criterion.goal}; {_tie_reason(summary, best, rung)}")
         elif _alike(criterion, best, rung):
             alike.append(rung.rung)
-            reasons.append(f"{rung.rung} is not distinguishably {criterion.worse}: {criterion.describe(estimate)}")
-    reasons += _cautions(criterion, [best, *(rung for rung, _ in others if rung.rung in (*alike, summary.baseline))])
-    return Pick(goal=criterion.goal, rung=best.rung, figure=figure, alike=tuple(alike), reasons=tuple(reasons))
+            differing = criterion.better if position < place else criterion.worse
+            reasons.append(f"{rung.rung} is not distinguishably {differing}: {criterion.describe(estimate)}")
+    others = [rung for rung, _ in ranked if rung is not best and rung.rung in (*alike, summary.baseline)]
+    reasons += _cautions(criterion, [best, *others])
+    return Pick(
+        goal=criterion.goal,
+        rung=best.rung,
+        figure=figure,
+        best=place == 0,
+        alike=tuple(alike),
+        reasons=tuple(reasons),
+    )
+
+
+def _chosen(summary: Summary, ranked: Sequence[tuple[RungSummary, Estimate]], criterion: Criterion) -> int:
+    """The place of the baseline where no rung before it is distinguishably better, since noise alone would be a reason
+    to leave it; else the first."""
+    place = next((place for place, (rung, _) in enumerate(ranked) if rung.rung == summary.baseline), 0)
+    if all(_alike(criterion, ranked[place][0], rung) for rung, _ in ranked[:place]):
+        return place
+    return 0
 
 
 def _cautions(criterion: Criterion, rungs: Sequence[RungSummary]) -> list[str]:
@@ -189,8 +213,10 @@ def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
     return ratio.low <= 1 <= ratio.high
 
 
-def _rank(criterion: Criterion, rungs: int) -> str:
-    return "the only rung" if rungs == 1 else f"{criterion.best} of {_count(rungs)}"
+def _rank(criterion: Criterion, rungs: int, best: bool, within: str) -> str:
+    if not best:
+        return f"none of {_count(rungs)}{within} distinguishably {criterion.better}"
+    return f"the only rung{within}" if rungs == 1 else f"{criterion.best} of {_count(rungs)}{within}"
 
 
 def _count(rungs: int) -> str:
@@ -227,8 +253,11 @@ def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
         return text
     if estimate.value == best.figure.value:
         return f"{text}, equal to {best.rung}"
-    noise = "not distinguishably " if rung.rung in best.alike else ""
-    return f"{text}, {noise}{criterion.worse} than {best.rung}"
+    if rung.rung not in best.alike:
+        return f"{text}, {criterion.worse} than {best.rung}"
+    lower = estimate.value < (best.figure.value or 0)
+    better = lower == (METRICS[criterion.metric].better == "lower")
+    return f"{text}, not distinguishably {criterion.better if better else criterion.worse} than {best.rung}"
 
 
 def _bounds(summary: Summary, limits: Limits) -> str:
@@ -245,10 +274,9 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
     peaks = _peaks(limits, picks, within)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
-        rank = _rank(criterion, len(within))
-        place = f" within {bounds}" if bounds else ""
+        rank = _rank(criterion, len(within), pick.best, f" within {bounds}" if bounds else "")
         figure = criterion.describe(pick.figure)
-        return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{place}{_as_good(pick)}{peaks}."
+        return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{_as_good(pick)}{peaks}."
     by_rung: dict[str, list[Pick]] = {}
     for pick in picks:
         by_rung.setdefault(pick.rung, []).append(pick)
@@ -263,7 +291,9 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
 
 def _as_good(pick: Pick) -> str:
     """The rungs that a reader could as well deploy for this goal."""
-    return f"; {_list(pick.alike)} not distinguishably {CRITERIA[pick.goal].worse}" if pick.alike else ""
+    criterion = CRITERIA[pick.goal]
+    differing = criterion.worse if pick.best else f"{criterion.better} or {criterion.worse}"
+    return f"; {_list(pick.alike)} not distinguishably {differing}" if pick.alike else ""
 
 
 def _peaks(limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:

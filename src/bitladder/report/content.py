@@ -115,7 +115,8 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
 def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
     source = results.study.source
     devices = dict.fromkeys(device_title(page.results.study.calibration) for page in pages)
-    parts = [f"Suite {results.study.suite}", f"baseline {results.study.baseline}", " and ".join(devices)]
+    suite = [f"Suite {results.study.suite}"] if results.study.groups else []
+    parts = [*suite, f"baseline {results.study.baseline}", " and ".join(devices)]
     if source.revision:
         parts.append(f"revision {source.revision}")
     dates = sorted({record.started_at[:10] for record in results.records})

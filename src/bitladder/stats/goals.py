@@ -20,6 +20,7 @@ class Criterion:
     """None: the weights in memory, of the checkpoint itself"""
     metric: str
     best: str
+    better: str
     worse: str
     format: Callable[[float | None], str]
 
@@ -46,6 +47,7 @@ CRITERIA: dict[Goal, Criterion] = {
             scenario="batch1",
             metric="latency_s",
             best="the fastest",
+            better="faster",
             worse="slower",
             format=format_seconds,
         ),
@@ -55,6 +57,7 @@ CRITERIA: dict[Goal, Criterion] = {
             scenario="max-batch",
             metric="tokens_per_s",
             best="the most",
+            better="faster",
             worse="slower",
             format=format_raw,
         ),
@@ -64,6 +67,7 @@ CRITERIA: dict[Goal, Criterion] = {
             scenario=None,
             metric="loaded_bytes",
             best="the smallest",
+            better="smaller",
             worse="larger",
             format=format_bytes,
         ),

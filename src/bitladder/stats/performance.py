@@ -18,13 +18,15 @@ from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, seen_correlation
-from bitladder.stats.resources import resource_metrics
+from bitladder.stats.resources import gpu_utilisation, resource_metrics
 from bitladder.stats.summary import Estimate
 from bitladder.units import counted
 
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
 FEW_BATCHES = 5
+IDLE_UTILISATION_PERCENT = 50
+"""below that a GPU waited for the processor to launch its kernels"""
 NOTED_ERRORS = 1.96
 """standard errors, 1 / sqrt(batches) each (Bartlett 1946), beyond which a correlation is told"""
 _DERIVED_REQUESTS = (200, 2000)
@@ -122,6 +124,9 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
         notes.append(
             f"other programs kept {outcome.busy_share:.0%} of the processors busy when it began: times say little"
         )
+    busy_percent = gpu_utilisation(outcome, line.total_s).value if done else None
+    if busy_percent is not None and busy_percent < IDLE_UTILISATION_PERCENT:
+        notes.append("the GPU was idle for more than half of the time: the processor set the pace, not the precision")
     if outcome.batch_search and outcome.batch_size == cap:
         notes.append(f"the batch was capped at {cap}, more would fit")
     if outcome.batch_size > 1 and batches < FEW_BATCHES:

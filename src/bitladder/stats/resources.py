@@ -47,16 +47,11 @@ def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float
     what the idle GPU would have taken.
     """
     readings, memory = Readings(outcome), outcome.memory
-    utilisation = readings.mean("gpu_utilisation_percent")
-    if utilisation.value is not None and duration_s < SHORTEST_UTILISATION_S:
-        utilisation = Estimate.unknown(
-            f"measured for {duration_s:.1f} s, utilisation needs {SHORTEST_UTILISATION_S:g} s"
-        )
     average, peak = _cpu_memory(outcome, readings) if device == "cpu" else _device_memory(outcome, readings)
     return {
         "load_time_s": Estimate(value=outcome.load_time_s, reason=_ONCE),
         "cpu_percent": readings.mean("cpu_percent"),
-        "gpu_utilisation_percent": utilisation,
+        "gpu_utilisation_percent": gpu_utilisation(outcome, duration_s),
         "study_vram_bytes": average,
         "peak_memory_bytes": peak,
         "resident_peak_bytes": Estimate(value=memory.peak_process_bytes, reason=_ONE_RUN),
@@ -68,6 +63,14 @@ def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float
         "gpu_energy_j": _energy(readings, duration_s),
         "gpu_energy_above_idle_j": _energy_above_idle(readings, outcome, duration_s),
     }
+
+
+def gpu_utilisation(outcome: PerformanceOutcome, duration_s: float) -> Estimate:
+    """Share of the time with a kernel running, in per cent."""
+    found = Readings(outcome).mean("gpu_utilisation_percent")
+    if found.value is not None and duration_s < SHORTEST_UTILISATION_S:
+        return Estimate.unknown(f"measured for {duration_s:.1f} s, utilisation needs {SHORTEST_UTILISATION_S:g} s")
+    return found
 
 
 def _cpu_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Estimate, Estimate]:
@@ -110,7 +113,10 @@ def _energy_above_idle(readings: Readings, outcome: PerformanceOutcome, duration
         return gross
     if outcome.idle_power_w is None:
         return readings.missing("idle_power_w")
-    return Estimate(value=gross.value - outcome.idle_power_w * duration_s, reason=_SERIES)
+    above = gross.value - outcome.idle_power_w * duration_s
+    if above < 0:
+        return Estimate.unknown(f"it took less than the {outcome.idle_power_w:.0f} W read before it began")
+    return Estimate(value=above, reason=_SERIES)
 
 
 def mean_power_w(series: Sequence[tuple[float, float]]) -> float:
