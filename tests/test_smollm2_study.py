@@ -15,6 +15,8 @@ from reloading import forward, made_models, reloaded_logits
 
 pytestmark = pytest.mark.smollm2
 
+H100 = Path(__file__).parent / "h100" / "smollm2-135m.tar.gz"
+"""packed records of performance of the same precisions, which were quantized on that machine"""
 COMMAND = (
     "study builtin:smollm2-135m --rungs bf16,nf4 --tasks bitladder_knowledge --backend bitladder --limit 4 "
     "--divergence-windows 4 --scenarios batch1 --requests 2 --prompt-tokens 16 --new-tokens 4 --device cpu --json"
@@ -85,3 +87,7 @@ def test_study_answers_and_a_second_one_measures_nothing(nf4: tuple[Checkpoint, 
     assert len(stamps) == 6
     bitladder(*COMMAND.split(), "--out", str(out))
     assert {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()} == stamps
+
+    merged = json.loads(bitladder("merge", str(out), str(H100), "--out", str(tmp_path / "merged"), "--json"))
+    assert merged["studies"] == 2, "what was quantized here and there is the same, byte for byte"
+    assert len(merged["machines"]) == 2 and any("H100" in machine for machine in merged["machines"])
