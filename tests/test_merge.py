@@ -311,10 +311,12 @@ def test_another_checkpoint_of_one_name_is_refused_with_its_tensors_counted(tmp_
     assert not (tmp_path / "merged").exists()
 
 
-def other_source(directory: Path) -> Path:
+def other_source(directory: Path, **source: str) -> Path:
     store = Store(directory)
     plan = store.read_study()
-    store.write_study(plan.model_copy(update={"source": plan.source.model_copy(update={"content_hash": "0" * 64})}))
+    store.write_study(
+        plan.model_copy(update={"source": plan.source.model_copy(update={"content_hash": "0" * 64, **source})})
+    )
     return directory
 
 
@@ -351,7 +353,8 @@ def other_documents(directory: Path) -> Path:
             "on one machine with other settings.*batch_size 1, not 8",
         ),
         (other_documents, {"gpu": True}, "bitladder_knowledge has other prompts in"),
-        (other_source, {}, "not the same model"),
+        (lambda made: other_source(made, kind="hub"), {}, "not the same model"),
+        (lambda made: other_source(made, model="builtin:other"), {}, "not the same model"),
         (
             lambda made: made,
             {"groups": (BUILTIN_GROUPS[0].model_copy(update={"in_aggregate": False}),)},
@@ -374,8 +377,9 @@ def test_what_cannot_stand_side_by_side_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
-def test_batch_size_may_differ_between_machines(tmp_path: Path, accuracy: Path) -> None:
+def test_batch_size_and_files_of_a_builtin_model_may_differ_between_machines(tmp_path: Path, accuracy: Path) -> None:
     other = edited(study(tmp_path / "other", only="accuracy", gpu=True), item={"batch_size": 64})
+    other = other_source(other)  # as another transformers wrote it
     results = merge_results([accuracy, other], tmp_path / "merged")
     assert {record.item.batch_size for record in results.records if isinstance(record.item, AccuracyTask)} == {8, 64}
 

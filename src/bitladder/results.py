@@ -135,7 +135,7 @@ def joined_rungs(parts: Sequence[Results]) -> dict[str, RungRecord]:
 def _require_one_model(parts: Sequence[Results]) -> None:
     first = parts[0]
     for part in parts[1:]:
-        if part.study.source.content_hash != first.study.source.content_hash:
+        if not _same_model(first.study.source, part.study.source):
             ours, theirs = (f"{one.study.source.model} in {one.directory}" for one in (first, part))
             raise UserError(f"not the same model: {ours}, {theirs}; expected equal files; merge studies of one model")
         if part.study.baseline != first.study.baseline:
@@ -143,6 +143,14 @@ def _require_one_model(parts: Sequence[Results]) -> None:
                 f"not the same baseline: {first.study.baseline} in {first.directory}, {part.study.baseline} in "
                 f"{part.directory}; merge studies with one baseline"
             )
+
+
+def _same_model(one: Source, other: Source) -> bool:
+    """Equal files; of a built-in model its name, since each version of transformers writes its configuration and its
+    tokenizer in other words, while its tensors are held to one hash when it is made."""
+    if one.kind == other.kind == "builtin":
+        return one.model == other.model
+    return one.content_hash == other.content_hash
 
 
 def _require_one_content(parts: Sequence[Results]) -> None:
