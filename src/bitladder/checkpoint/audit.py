@@ -11,6 +11,7 @@ from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme
+from bitladder.checkpoint.format import describe_refusal
 from bitladder.checkpoint.forward import Loaded, observe_forward
 from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model
@@ -113,4 +114,4 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
         # Other libraries' formats need packages and hardware of their own, and say so in exceptions of all kinds.
         if subject.found.method != "other":
             raise
-        return None, f"its format's library refuses: {str(error).strip().splitlines()[0]}"
+        return None, f"its format {describe_refusal(error, device)}"
