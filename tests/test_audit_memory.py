@@ -193,6 +193,9 @@ def test_an_int8_rung_without_an_int8_product(
     seen = loaded({"I8": 1}, None, *operators, device=device)
     assert severities(check_operators(subject_of(made_rungs("int8")), seen)) == severity
     assert severities(check_operators(subject_of(made_rungs("bf16")), seen)) == ["info"]
+    for inputs, told in (("INT8", severity), (None, ["info"])):  # other libraries' say it of their inputs
+        scheme = RUNGS["int8"].scheme.model_copy(update={"method": "other", "activation_type": inputs})
+        assert severities(check_operators(replace(subject_of(made_rungs("int8")), declared=scheme), seen)) == told
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,19 @@ def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     products = sorted(name for name in loaded.operators if _PRODUCTS.search(name))
     data = {"products": products, "operators": sorted(loaded.operators)}
     findings = [Finding(check="operators", severity="info", message=", ".join(products) or "none", data=data)]
-    if "I8" in (subject.declared.stored_type, subject.found.stored_type) and not multiplies_int8(loaded):
-        message = f"no operator multiplied INT8: on this {subject.hardware.kind} the products run in a floating type"
+    if _says_int8_products(subject) and not multiplies_int8(loaded):
+        device = "CPU" if subject.hardware.kind == "cpu" else "GPU"
+        message = f"no operator multiplied INT8: on this {device} the products run in a floating type"
         findings.append(Finding(check="operators", severity="warning", message=message))
     return findings
+
+
+def _says_int8_products(subject: Subject) -> bool:
+    """LLM.int8 does; another library's format does where it rounds its inputs to INT8, too."""
+    declared = subject.declared
+    if declared.method == "other":
+        return declared.activation_type == "INT8"
+    return "I8" in (declared.stored_type, subject.found.stored_type)
 
 
 def multiplies_int8(loaded: Loaded) -> bool:
