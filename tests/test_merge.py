@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from bitladder.accuracy.answers import study_answers
 from bitladder.archive import pack
 from bitladder.cli.main import app
 from bitladder.decide import Limits, recommend
@@ -167,6 +168,9 @@ def test_a_machine_without_the_baseline_has_no_speedup(tmp_path: Path, accuracy:
     assert timed.metric("speedup").reason == "bf16 has no batch1: not measured yet; run the study again to go on"
     page = machine_pages(results, summary)[1]
     assert [rung.rung for rung in page.summary.rungs] == ["bf16", "nf4"]
+    missing = next(section for section in composed(results)[1].sections if section.anchor == "missing")
+    assert missing.points == ("bf16: batch1, max-batch", "int8: batch1, max-batch")
+    assert "merge anew" in missing.paragraphs[0]
 
 
 def test_recommend_needs_one_machine(twice: Results) -> None:
@@ -186,22 +190,32 @@ def test_recommend_needs_one_machine(twice: Results) -> None:
 
 
 def test_tasks_of_two_machines_stand_apart_and_make_one_aggregate(tmp_path: Path, accuracy: Path) -> None:
-    language = study(tmp_path / "b", only="accuracy", gpu=True, tasks=(LANGUAGE,), groups=BUILTIN_GROUPS[1:2])
+    language = study(
+        tmp_path / "b", only="accuracy", gpu=True, tasks=(LANGUAGE,), groups=BUILTIN_GROUPS[1:2], suite="custom"
+    )
     summary, report = composed(merge_results([accuracy, language], tmp_path / "merged"))
+    assert report.subtitle.startswith("Suites builtin and custom ")
+    assert any("82 templates" in note for note in report.notes)
     tables = {table.name: table for table in report.tables}
     assert [row[0].text for row in tables["table1"].rows] == ["Knowledge", "Aggregate"]
     assert [row[0].text for row in tables["table1-machine2"].rows] == ["Language", "Aggregate"]
     nf4 = summary.rung("nf4")
     assert nf4 and nf4.aggregate.tasks == ("bitladder_knowledge", "bitladder_language")
-    assert summary.measured_on == f"bitladder_knowledge on {CPU}; bitladder_language on {GPU}"
+    assert summary.measured_on == f"Knowledge on {CPU}; Language on {GPU}"
+    assert "drops: of the mean of Knowledge and Language" in report.recommendation.reasons
 
 
 def test_a_task_is_compared_as_one_machine_measured_it(tmp_path: Path) -> None:
     """The GPU's answers of two rungs don't stand against the CPU's baseline."""
     both = study(tmp_path / "cpu", only="accuracy")
     some = study(tmp_path / "gpu", gpu=True, rungs={name: RUNGS[name] for name in ("int8", "nf4")})
-    summary, report = composed(merge_results([both, some], tmp_path / "merged"))
+    results = merge_results([both, some], tmp_path / "merged")
+    summary, report = composed(results)
     assert summary.measured_on == f"performance on {GPU}; accuracy on {CPU}"
+    of_cpu = {record.rung: record.outcome for record in results.records if record.item.device == "cpu"}
+    answers = study_answers(results, "nf4")
+    assert list(answers.outcomes.values()) == [of_cpu["nf4"]]
+    assert answers.read_documents("bitladder_knowledge").documents
     nf4 = summary.rung("nf4")
     assert nf4 and nf4.tasks[0].difference_points.value is not None
     second = next(table for table in report.tables if table.name == "table2-points-machine2")

@@ -1,6 +1,7 @@
 """What one study left, or several joined by the content of their rungs."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def item_name(item: Item) -> str:
     return item.scenario if isinstance(item, Scenario) else DIVERGENCE
 
 
+def titles_of(names: Iterable[str], groups: Iterable[TaskGroup]) -> list[str]:
+    """The same by the titles of groups that are all there, such as MMLU for its 57 tasks; then the others."""
+    left = dict.fromkeys(names)
+    titles = []
+    for group in groups:
+        if left.keys() >= set(group.tasks):
+            titles.append(group.title)
+            left = {name: None for name in left if name not in group.tasks}
+    return [*titles, *left]
+
+
 def place_of(record: MeasurementRecord) -> tuple[str, str]:
     """Which machine measured, and on which of its devices: what may stand in one table."""
     return place_key(record.machine, record.item.device)
@@ -74,6 +86,14 @@ def device_title(calibration: Calibration) -> str:
     device = calibration.device
     several = len(cards_of(device)) > 1
     return f"{device} ({used_cards(calibration.machine, device)})" if several else device
+
+
+def answering_machines(results: Results, order: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Of each task the machine whose answers are compared: of most rungs, and of equal ones the first in ``order``."""
+    known = list(dict.fromkeys(order))
+    done = Counter((item_name(record.item), place_of(record)) for record in results.records if record.status == "ok")
+    tasks = dict.fromkeys(item.task for item in results.study.items if isinstance(item, AccuracyTask))
+    return {task: max(known, key=lambda place: done[task, place]) for task in tasks} if known else {}
 
 
 def used_cards(machine: Machine, device: str) -> str:
