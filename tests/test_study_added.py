@@ -1,6 +1,7 @@
 """Ready checkpoints beside the rungs: which are let in, and a study of them from audit to report."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,7 @@ class NoPackage:
 
     def from_config(self, settings: object, *, pre_quantized: bool) -> "NoPackage":
         assert pre_quantized
+        assert not logging.getLogger("torchao.kernel").isEnabledFor(logging.WARNING), "what it tells at its import"
         return self
 
     def validate_environment(self, **options: object) -> None:

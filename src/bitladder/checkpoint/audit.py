@@ -4,6 +4,7 @@ An error means that it isn't what its manifest, its config or ``--as`` says; suc
 an audit goes by its findings and never judges again.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from bitladder.checkpoint.architecture import Architecture, read_architecture
@@ -16,6 +17,7 @@ from bitladder.checkpoint.forward import Loaded, observe_forward
 from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model
 from bitladder.checkpoint.manifest import read_manifest
+from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, content_hash, read_tensors
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.records import Audit, Finding, Scheme
@@ -106,8 +108,9 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
     if method != subject.found.method and "other" not in (method, subject.found.method):
         return None, f"its config says {method}, its tensors are {subject.found.method}"
     try:
-        model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
-        return observe_forward(model), ""
+        with library_warnings() as remarks:
+            model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
+        return replace(observe_forward(model), remarks=tuple(remarks)), ""
     except UserError as error:  # such as too large for memory
         return None, str(error)
     except (ImportError, ValueError, RuntimeError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import quantization_of
+from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.devices import torch_devices
 from bitladder.errors import UserError
 
@@ -21,6 +22,7 @@ def require_format(directory: Path, device: str) -> None:
     quantization = quantization_of(read_config(directory))
     if quantization is None:
         return
+    quiet_libraries()
     from transformers.quantizers.auto import AutoHfQuantizer
 
     try:

@@ -96,6 +96,14 @@ def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     return findings
 
 
+def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """What the format's library warned of: times that are measured with its slower kernels say so."""
+    if loaded is None or not loaded.remarks:
+        return []
+    message = f"its library warns: {' '.join(loaded.remarks)}"
+    return [Finding(check="library", severity="warning", message=message)]
+
+
 def _says_int8_products(subject: Subject) -> bool:
     """LLM.int8 does; another library's format does where it rounds its inputs to INT8, too."""
     declared = subject.declared
