@@ -358,7 +358,11 @@ def other_documents(directory: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "settings", "says"),
     [
-        (lambda made: edited(made, item={"limit": 5}), {"gpu": True}, "asked in another way in .* limit 5, not None"),
+        (
+            lambda made: edited(made, item={"limit": 5, "task_hash": "x"}),
+            {"gpu": True},
+            "asked in another way in .*: limit 5, not None; ",
+        ),
         (lambda made: edited(made, item={"harness_version": "0.5"}), {"gpu": True}, "harness_version 0.5, not 0.4.13"),
         (lambda made: edited(made, item={"task_hash": "x"}), {}, "bitladder_knowledge was asked in another way"),
         (

@@ -202,7 +202,9 @@ def _require_one_way_of_asking(parts: Sequence[Results]) -> None:
         for item in part.study.items:
             if isinstance(item, AccuracyTask):
                 known, directory = asked.setdefault(item.task, (item, part.directory))
-                different = _differing_settings(known, item, _MAY_DIFFER)
+                # The hash is of the documents, too, and differs with whatever names them.
+                different = _differing_settings(known, item, _MAY_DIFFER | {"task_hash"})
+                different = different or _differing_settings(known, item, _MAY_DIFFER)
                 if different:
                     raise UserError(
                         f"{item.task} was asked in another way in {part.directory} than in {directory}: {different}; "
