@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 
 from audit_checkpoints import CopyRung, severities, subject_of
 from bitladder.checkpoint.audit import audit
-from bitladder.checkpoint.checks.memory import check_hardware, check_loaded_types, check_memory, check_operators
+from bitladder.checkpoint.checks.memory import (
+    check_hardware,
+    check_library,
+    check_loaded_types,
+    check_memory,
+    check_operators,
+)
 from bitladder.checkpoint.footprint import dtype_name, loaded_bytes, loaded_bytes_by_dtype
 from bitladder.checkpoint.forward import Loaded, observe_forward
 from bitladder.checkpoint.hardware import Hardware, find_hardware
@@ -114,6 +121,14 @@ def test_what_its_library_warns_of_while_it_loads_is_told(tiny_llama: Path, monk
     assert finding.severity == "warning"
     assert finding.message.endswith("Better backend is found, please install `pip install auto-round-lib`")
     assert logging.getLogger("autoround").handlers == []
+    subject = subject_of(tiny_llama)
+    theirs = replace(
+        subject,
+        declared=subject.declared.model_copy(update={"method": "other"}),
+        config={"quantization_config": {"quant_method": "bitsandbytes"}},
+    )
+    (finding,) = check_library(theirs, loaded({"BF16": 1}))
+    assert finding.message == f"read by bitsandbytes {metadata.version('bitsandbytes')}"
 
 
 def test_without_a_loaded_model_nothing_is_said_of_memory(made_rungs: CopyRung) -> None:

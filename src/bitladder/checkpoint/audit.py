@@ -12,7 +12,7 @@ from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme
-from bitladder.checkpoint.format import describe_refusal
+from bitladder.checkpoint.format import describe_refusal, require_format
 from bitladder.checkpoint.forward import Loaded, observe_forward
 from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model
@@ -108,6 +108,8 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
     if method != subject.found.method and "other" not in (method, subject.found.method):
         return None, f"its config says {method}, its tensors are {subject.found.method}"
     try:
+        if subject.found.method == "other":
+            require_format(subject.directory, device)
         with library_warnings() as remarks:
             model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
         return replace(observe_forward(model), remarks=tuple(remarks)), ""

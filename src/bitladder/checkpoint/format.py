@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 from bitladder.checkpoint.config import read_config
@@ -13,6 +14,9 @@ from bitladder.errors import UserError
 _COMMAND = re.compile(r"`pip install ([^`]+)`")
 """how transformers says what to install, not always so that a shell takes it: a bare ``>`` writes a file"""
 
+_PACKAGES = {"gptq": ("optimum", "gptqmodel")}
+"""what a format needs whose library, where only some of it is here, fails with a bug of its own"""
+
 
 def require_format(directory: Path, device: str) -> None:
     """Raise UserError where the checkpoint's format needs a package or hardware that isn't here; one line says which.
@@ -22,6 +26,10 @@ def require_format(directory: Path, device: str) -> None:
     quantization = quantization_of(read_config(directory))
     if quantization is None:
         return
+    method = quantization.get("quant_method")
+    missing = [package for package in _PACKAGES.get(str(method), ()) if find_spec(package) is None]
+    if missing:
+        raise UserError(f"{directory}: its format {method!r} {_needs(' '.join(missing))}")
     quiet_libraries()
     from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -29,7 +37,6 @@ def require_format(directory: Path, device: str) -> None:
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=True)
         quantizer.validate_environment(device_map={"": torch_devices(device)[0]}, weights_only=True)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        method = quantization.get("quant_method")
         raise UserError(f"{directory}: its format {method!r} {describe_refusal(error, device)}") from None
 
 
@@ -40,5 +47,9 @@ def describe_refusal(error: Exception, device: str) -> str:
     if package is None and isinstance(error, ModuleNotFoundError):
         package = (error.name or str(error)).partition(".")[0].replace("_", "-")
     if package is not None:
-        return f"needs a package that this environment lacks; install it with `pip install {package}`"
+        return _needs(package)
     return f"can't be loaded on {device}: {' '.join(str(error).split())}"
+
+
+def _needs(packages: str) -> str:
+    return f"needs what this environment lacks; install it with `pip install {packages}`"

@@ -3,9 +3,11 @@
 import re
 
 from bitladder.checkpoint.checks.subject import Subject
+from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.kinds import kind_of
 from bitladder.checkpoint.tensors import bytes_by_dtype
+from bitladder.environment import library_versions
 from bitladder.records import Finding, Severity
 from bitladder.units import format_bytes
 
@@ -97,11 +99,20 @@ def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 
 
 def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
-    """What the format's library warned of: times that are measured with its slower kernels say so."""
-    if loaded is None or not loaded.remarks:
+    """Which version of the format's library read it, and what it warned of, such as of kernels slower than it has."""
+    if loaded is None:
         return []
-    message = f"its library warns: {' '.join(loaded.remarks)}"
-    return [Finding(check="library", severity="warning", message=message)]
+    findings = []
+    if subject.declared.method == "other":
+        name = str((quantization_of(subject.config) or {}).get("quant_method"))
+        version = library_versions((name,)).get(name)
+        if version is not None:
+            data = {"library": name, "version": version}
+            findings.append(Finding(check="library", severity="info", message=f"read by {name} {version}", data=data))
+    if loaded.remarks:
+        message = f"its library warns: {' '.join(loaded.remarks)}"
+        findings.append(Finding(check="library", severity="warning", message=message))
+    return findings
 
 
 def _says_int8_products(subject: Subject) -> bool:
