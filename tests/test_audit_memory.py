@@ -1,13 +1,23 @@
 """Checks of the loaded model: what memory holds, which operators ran, what the hardware does with the types."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from audit_checkpoints import CopyRung, severities, subject_of
-from bitladder.checkpoint.checks.memory import check_hardware, check_loaded_types, check_memory, check_operators
+from bitladder.checkpoint.audit import audit
+from bitladder.checkpoint.checks.memory import (
+    check_hardware,
+    check_library,
+    check_loaded_types,
+    check_memory,
+    check_operators,
+)
 from bitladder.checkpoint.footprint import dtype_name, loaded_bytes, loaded_bytes_by_dtype
 from bitladder.checkpoint.forward import Loaded, observe_forward
 from bitladder.checkpoint.hardware import Hardware, find_hardware
@@ -96,6 +106,29 @@ def test_bf16_loaded_as_float32_is_an_error(made_rungs: CopyRung) -> None:
     assert check_loaded_types(subject, observe_forward(model)) == []
     (finding,) = check_loaded_types(subject, observe_forward(model.to(torch.float32)))  # type: ignore[arg-type]
     assert (finding.severity, finding.data["type"]) == ("error", "F32")
+
+
+def test_what_its_library_warns_of_while_it_loads_is_told(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = load_model
+
+    def loads_with_a_slower_kernel(*arguments: Any, **options: Any) -> Any:
+        for message in ("Better backend is found, please install", "`pip install auto-round-lib`"):
+            logging.getLogger("autoround").warning("%s", message)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr("bitladder.checkpoint.audit.load_model", loads_with_a_slower_kernel)
+    (finding,) = [finding for finding in audit(tiny_llama).findings if finding.check == "library"]
+    assert finding.severity == "warning"
+    assert finding.message.endswith("Better backend is found, please install `pip install auto-round-lib`")
+    assert logging.getLogger("autoround").handlers == []
+    subject = subject_of(tiny_llama)
+    theirs = replace(
+        subject,
+        declared=subject.declared.model_copy(update={"method": "other"}),
+        config={"quantization_config": {"quant_method": "bitsandbytes"}},
+    )
+    (finding,) = check_library(theirs, loaded({"BF16": 1}))
+    assert finding.message == f"read by bitsandbytes {metadata.version('bitsandbytes')}"
 
 
 def test_without_a_loaded_model_nothing_is_said_of_memory(made_rungs: CopyRung) -> None:
@@ -193,6 +226,9 @@ def test_an_int8_rung_without_an_int8_product(
     seen = loaded({"I8": 1}, None, *operators, device=device)
     assert severities(check_operators(subject_of(made_rungs("int8")), seen)) == severity
     assert severities(check_operators(subject_of(made_rungs("bf16")), seen)) == ["info"]
+    for inputs, told in (("INT8", severity), (None, ["info"])):  # other libraries' say it of their inputs
+        scheme = RUNGS["int8"].scheme.model_copy(update={"method": "other", "activation_type": inputs})
+        assert severities(check_operators(replace(subject_of(made_rungs("int8")), declared=scheme), seen)) == told
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from audit_checkpoints import (
 from bitladder.checkpoint.audit import require_sound
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.checks.stored import check_bytes, check_head, check_layers, check_scheme, check_size
+from bitladder.checkpoint.declared import describe_scheme
 from bitladder.checkpoint.manifest import MANIFEST_NAME
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.rungs import RUNGS
@@ -38,7 +39,7 @@ def as_float32(tensors: "Tensors") -> None:
 
 
 def pack_like_compressed_tensors(directory: Path) -> None:
-    """Layer 0's up_proj as a W4A16 checkpoint stores it, with the config that such a checkpoint has."""
+    """Its layers as a checkpoint with INT4 weights and FP8 inputs stores them, with its config."""
     import torch
 
     def pack(tensors: "Tensors") -> None:
@@ -51,12 +52,13 @@ def pack_like_compressed_tensors(directory: Path) -> None:
 
     edit_weights(directory, pack)
     weights = {"num_bits": 4, "type": "int", "group_size": 32}
+    inputs = {"num_bits": 8, "type": "float", "dynamic": True}
     edit_config(
         directory,
         quantization_config={
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
-            "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
+            "config_groups": {"group_0": {"weights": weights, "input_activations": inputs, "targets": ["Linear"]}},
             "ignore": ["lm_head"],
         },
     )
@@ -180,6 +182,7 @@ def test_another_librarys_checkpoint_is_told_not_judged(tiny_copy: Path) -> None
     pack_like_compressed_tensors(tiny_copy)
     subject = subject_of(tiny_copy)
     assert (subject.declared.method, subject.declared.stored_type) == ("other", "INT4")
+    assert "INT4 weights, FP8 inputs, BF16 products" in describe_scheme(subject.declared)
     assert (subject.found.method, subject.found.stored_type) == ("other", "I32")
     (finding,) = check_scheme(subject, None)
     assert finding.severity == "info"

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from bitladder.accuracy.answers import study_answers
 from bitladder.archive import pack
 from bitladder.cli.main import app
 from bitladder.decide import Limits, recommend
@@ -167,6 +168,9 @@ def test_a_machine_without_the_baseline_has_no_speedup(tmp_path: Path, accuracy:
     assert timed.metric("speedup").reason == "bf16 has no batch1: not measured yet; run the study again to go on"
     page = machine_pages(results, summary)[1]
     assert [rung.rung for rung in page.summary.rungs] == ["bf16", "nf4"]
+    missing = next(section for section in composed(results)[1].sections if section.anchor == "missing")
+    assert missing.points == ("bf16: batch1, max-batch", "int8: batch1, max-batch")
+    assert "merge anew" in missing.paragraphs[0]
 
 
 def test_recommend_needs_one_machine(twice: Results) -> None:
@@ -186,22 +190,32 @@ def test_recommend_needs_one_machine(twice: Results) -> None:
 
 
 def test_tasks_of_two_machines_stand_apart_and_make_one_aggregate(tmp_path: Path, accuracy: Path) -> None:
-    language = study(tmp_path / "b", only="accuracy", gpu=True, tasks=(LANGUAGE,), groups=BUILTIN_GROUPS[1:2])
+    language = study(
+        tmp_path / "b", only="accuracy", gpu=True, tasks=(LANGUAGE,), groups=BUILTIN_GROUPS[1:2], suite="custom"
+    )
     summary, report = composed(merge_results([accuracy, language], tmp_path / "merged"))
+    assert report.subtitle.startswith("Suites builtin and custom ")
+    assert any("82 templates" in note for note in report.notes)
     tables = {table.name: table for table in report.tables}
     assert [row[0].text for row in tables["table1"].rows] == ["Knowledge", "Aggregate"]
     assert [row[0].text for row in tables["table1-machine2"].rows] == ["Language", "Aggregate"]
     nf4 = summary.rung("nf4")
     assert nf4 and nf4.aggregate.tasks == ("bitladder_knowledge", "bitladder_language")
-    assert summary.measured_on == f"bitladder_knowledge on {CPU}; bitladder_language on {GPU}"
+    assert summary.measured_on == f"Knowledge on {CPU}; Language on {GPU}"
+    assert "drops: of the mean of Knowledge and Language" in report.recommendation.reasons
 
 
 def test_a_task_is_compared_as_one_machine_measured_it(tmp_path: Path) -> None:
     """The GPU's answers of two rungs don't stand against the CPU's baseline."""
     both = study(tmp_path / "cpu", only="accuracy")
     some = study(tmp_path / "gpu", gpu=True, rungs={name: RUNGS[name] for name in ("int8", "nf4")})
-    summary, report = composed(merge_results([both, some], tmp_path / "merged"))
+    results = merge_results([both, some], tmp_path / "merged")
+    summary, report = composed(results)
     assert summary.measured_on == f"performance on {GPU}; accuracy on {CPU}"
+    of_cpu = {record.rung: record.outcome for record in results.records if record.item.device == "cpu"}
+    answers = study_answers(results, "nf4")
+    assert list(answers.outcomes.values()) == [of_cpu["nf4"]]
+    assert answers.read_documents("bitladder_knowledge").documents
     nf4 = summary.rung("nf4")
     assert nf4 and nf4.tasks[0].difference_points.value is not None
     second = next(table for table in report.tables if table.name == "table2-points-machine2")
@@ -311,10 +325,12 @@ def test_another_checkpoint_of_one_name_is_refused_with_its_tensors_counted(tmp_
     assert not (tmp_path / "merged").exists()
 
 
-def other_source(directory: Path) -> Path:
+def other_source(directory: Path, **source: str) -> Path:
     store = Store(directory)
     plan = store.read_study()
-    store.write_study(plan.model_copy(update={"source": plan.source.model_copy(update={"content_hash": "0" * 64})}))
+    store.write_study(
+        plan.model_copy(update={"source": plan.source.model_copy(update={"content_hash": "0" * 64, **source})})
+    )
     return directory
 
 
@@ -342,7 +358,11 @@ def other_documents(directory: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "settings", "says"),
     [
-        (lambda made: edited(made, item={"limit": 5}), {"gpu": True}, "asked in another way in .* limit 5, not None"),
+        (
+            lambda made: edited(made, item={"limit": 5, "task_hash": "x"}),
+            {"gpu": True},
+            "asked in another way in .*: limit 5, not None; ",
+        ),
         (lambda made: edited(made, item={"harness_version": "0.5"}), {"gpu": True}, "harness_version 0.5, not 0.4.13"),
         (lambda made: edited(made, item={"task_hash": "x"}), {}, "bitladder_knowledge was asked in another way"),
         (
@@ -351,7 +371,8 @@ def other_documents(directory: Path) -> Path:
             "on one machine with other settings.*batch_size 1, not 8",
         ),
         (other_documents, {"gpu": True}, "bitladder_knowledge has other prompts in"),
-        (other_source, {}, "not the same model"),
+        (lambda made: other_source(made, kind="hub"), {}, "not the same model"),
+        (lambda made: other_source(made, model="builtin:other"), {}, "not the same model"),
         (
             lambda made: made,
             {"groups": (BUILTIN_GROUPS[0].model_copy(update={"in_aggregate": False}),)},
@@ -374,8 +395,9 @@ def test_what_cannot_stand_side_by_side_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
-def test_batch_size_may_differ_between_machines(tmp_path: Path, accuracy: Path) -> None:
+def test_batch_size_and_files_of_a_builtin_model_may_differ_between_machines(tmp_path: Path, accuracy: Path) -> None:
     other = edited(study(tmp_path / "other", only="accuracy", gpu=True), item={"batch_size": 64})
+    other = other_source(other)  # as another transformers wrote it
     results = merge_results([accuracy, other], tmp_path / "merged")
     assert {record.item.batch_size for record in results.records if isinstance(record.item, AccuracyTask)} == {8, 64}
 

@@ -107,6 +107,20 @@ def test_every_row_is_drawn(summary: Summary, accuracy: list[Figure | MissingFig
     assert marks(heat, "rect mark") == marks(heat, "text mark") == 4 * 5
 
 
+def test_a_whisker_far_beyond_every_bar_leaves_the_bars_their_room(summary: Summary) -> None:
+    first = summary.rungs[0].scenario("batch1")
+    assert first
+    latency = first.metrics["latency_s"].model_copy(update={"low": 1e-6, "high": 1e6})
+    wild = first.model_copy(update={"metrics": {**first.metrics, "latency_s": latency}})
+    rungs = (summary.rungs[0].model_copy(update={"scenarios": (wild,)}), *summary.rungs[1:])
+    figure = drawn(performance_figures(summary.model_copy(update={"rungs": rungs}), "batch1", on_gpu=False)[0])
+    shown = [row for row in rows(figure) if row["metric"] == "latency_s"]
+    assert max(row["top"] for row in shown) == 2 * max(row["value"] for row in shown)
+    assert "1000000" in shown[0]["tooltip"]
+    assert figure.caption.endswith("is cut there: the table has its end.")
+    assert "cut" not in drawn(performance_figures(summary, "batch1", on_gpu=False)[0]).caption
+
+
 def test_figure_2_fills_only_differences_whose_interval_excludes_0(accuracy: list[Figure | MissingFigure]) -> None:
     filled = {(row["title"], row["rung"]): row["filled"] for row in rows(accuracy[1])}
     assert filled["MMLU", "fp4"] is True

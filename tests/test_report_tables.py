@@ -194,11 +194,14 @@ def test_a_ready_checkpoint_is_called_by_what_its_audit_found(reports: Mapping[s
     audit = last.audit.model_copy(
         update={
             "declared": last.audit.declared.model_copy(update=other),
-            "found": last.audit.found.model_copy(update={"method": "other", "stored_type": "I32"}),
+            "found": last.audit.found.model_copy(
+                update={"method": "other", "stored_type": "I32", "activation_type": "INT8"}
+            ),
         }
     )
     added = last.model_copy(update={"rung": "theirs", "title": "INT4 (auto-round)", "audit": audit})
     found = checkpoint_table(summary.model_copy(update={"rungs": (*summary.rungs, added)}))
     assert cell(found, "theirs", "What it is").text == "INT4 (auto-round)"
     assert cell(found, "theirs", "Stored").text == "INT4 in I32"
+    assert cell(found, "theirs", "Computed in").text == "BF16, inputs INT8"
     assert cell(found, last.rung, "Stored").text == "NF4"

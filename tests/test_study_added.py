@@ -1,6 +1,7 @@
 """Ready checkpoints beside the rungs: which are let in, and a study of them from audit to report."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,7 @@ def quantized(**fields: object) -> Edit:
         (say_lower, "another tokenizer than the baseline's: '"),
         (lambda d: edit_config(d, rms_norm_eps=1e-5), "rms_norm_eps 1e-05, expected 1e-06"),
         (quantized(quant_method="auto-round", bits=4), "`pip install 'auto-round>=0.5'`"),
-        (quantized(quant_method="gptq", bits=4), "its format 'gptq' can't be loaded on cpu"),
+        (quantized(quant_method="gptq", bits=4), "install it with `pip install optimum gptqmodel`"),
         (quantized(quant_method="mine"), "Unknown quantization type, got mine"),
         (quantized(bits=4), "has no `quant_method`"),
     ],
@@ -140,6 +141,7 @@ class NoPackage:
 
     def from_config(self, settings: object, *, pre_quantized: bool) -> "NoPackage":
         assert pre_quantized
+        assert not logging.getLogger("torchao.kernel").isEnabledFor(logging.WARNING), "what it tells at its import"
         return self
 
     def validate_environment(self, **options: object) -> None:
@@ -150,11 +152,15 @@ class NoPackage:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (ModuleNotFoundError("No module named 'compressed_tensors'", name="compressed_tensors.compressors"), "`pip in"),
         (
-            ImportError("Loading it requires torchao\n(`pip install torchao`)"),
-            "requires torchao (`pip install torchao`)",
+            ModuleNotFoundError("No module named 'compressed_tensors'", name="compressed_tensors.compressors"),
+            "lacks; install it with `pip install compressed-tensors`",
         ),
+        (
+            ImportError("Loading it requires torchao>=0.15\n(`pip install -U torchao>=0.15`)"),
+            "lacks; install it with `pip install -U 'torchao>=0.15'`",
+        ),
+        (ImportError("It requires\na newer Python"), "can't be loaded on cpu: It requires a newer Python"),
         (RuntimeError("GPU is required to run it"), "can't be loaded on cpu: GPU is required to run it"),
     ],
 )
@@ -167,7 +173,6 @@ def test_what_a_format_needs_is_one_line(
         require_format(tiny_copy, "cpu")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert ("`pip install compressed-tensors`" in str(caught.value)) == isinstance(error, ModuleNotFoundError)
 
 
 @pytest.fixture
@@ -340,7 +345,7 @@ def test_one_that_does_not_load_is_an_outcome(tiny_copy: Path) -> None:
     assert record.audit is not None
     assert record.audit.passed
     assert record.status == "failed"
-    assert "its format's library refuses" in (record.reason or "")
+    assert "install it with `pip install optimum gptqmodel`" in (record.reason or "")
 
 
 def pack_layers(tensors: "dict[str, torch.Tensor]") -> None:
@@ -429,23 +434,25 @@ def test_another_model_of_the_same_architecture_has_other_shapes(
 
 
 @pytest.mark.parametrize(
-    ("stated", "bits"),
+    ("stated", "bits", "inputs"),
     [
-        ({"default": {"_type": "IntxWeightOnlyConfig", "_data": {"weight_dtype": {"_data": "int4"}}}}, "INT4"),
+        ({"default": {"_type": "IntxWeightOnlyConfig", "_data": {"weight_dtype": {"_data": "int4"}}}}, "INT4", None),
         (
             {"default": {"_type": "Float8WeightOnlyConfig", "_data": {"weight_dtype": {"_data": "float8_e4m3fn"}}}},
             "FP8",
+            None,
         ),
-        ({"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {"group_size": 32}}}, "INT4"),
-        ("int4_weight_only", "INT4"),
-        ({"default": {"_type": "AutoConfig"}}, "torchao"),
-        ({"default": None}, "torchao"),
+        ({"default": {"_type": "Int8DynamicActivationInt4WeightConfig", "_data": {"group_size": 32}}}, "INT4", "INT8"),
+        ("int4_weight_only", "INT4", None),
+        ("int8_dynamic_activation_int8_weight", "INT8", "INT8"),
+        ({"default": {"_type": "AutoConfig"}}, "torchao", None),
+        ({"default": None}, "torchao", None),
     ],
 )
-def test_torchao_settings_say_their_bits(stated: object, bits: str) -> None:
+def test_torchao_settings_say_their_bits(stated: object, bits: str, inputs: str | None) -> None:
     plain = find_rung("bf16").scheme
     found = config_scheme({"quantization_config": {"quant_method": "torchao", "quant_type": stated}}, plain)
-    assert (found.method, found.stored_type) == ("other", bits)
+    assert (found.method, found.stored_type, found.activation_type) == ("other", bits, inputs)
 
 
 def test_what_it_is_comes_from_the_audit(tiny_copy: Path) -> None:

@@ -187,6 +187,8 @@ def test_a_rung_that_the_rest_can_hardly_decide_is_not_asked_on(tmp_path: Path) 
     assert verdict_text(int8.aggregate) == (
         "undecided, cannot be decided with the questions that exist, stopped after 1,410 of 1,500 questions"
     )
+    one_more = int8.aggregate.model_copy(update={"stopping": None, "more_questions": 1})
+    assert verdict_text(one_more) == "undecided (about 1 more document)"
     assert not summary.unfinished
     reasons = {verdict.rung: verdict.reasons for verdict in recommend(summary).verdicts}
     assert "the questions that exist can't decide it" in reasons["int8"][0]

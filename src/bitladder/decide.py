@@ -326,6 +326,7 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
     reasons += [text for pick in picks if pick.goal == "memory" and (text := _run_memory(summary, rungs[pick.rung]))]
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
+        reasons += _drops_of(summary)
     if not summary.has_accuracy:
         reasons.append("accuracy was not measured, so no drop is limited")
     reasons += [
@@ -334,6 +335,13 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         if limits.optimize is None and not _is_planned(summary, goal)
     ]
     return tuple(reasons)
+
+
+def _drops_of(summary: Summary) -> list[str]:
+    """Of several machines: what the drops are of, which no table of one machine need show."""
+    titles = {task.name: task.title for rung in summary.rungs for task in rung.tasks}
+    tasks = next((rung.aggregate.tasks for rung in summary.rungs if rung.aggregate.tasks), ())
+    return [f"drops: of the mean of {_list([titles[task] for task in tasks])}"] if tasks else []
 
 
 def _run_memory(summary: Summary, rung: RungSummary) -> str | None:

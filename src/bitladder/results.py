@@ -1,6 +1,7 @@
 """What one study left, or several joined by the content of their rungs."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def item_name(item: Item) -> str:
     return item.scenario if isinstance(item, Scenario) else DIVERGENCE
 
 
+def titles_of(names: Iterable[str], groups: Iterable[TaskGroup]) -> list[str]:
+    """The same by the titles of groups that are all there, such as MMLU for its 57 tasks; then the others."""
+    left = dict.fromkeys(names)
+    titles = []
+    for group in groups:
+        if left.keys() >= set(group.tasks):
+            titles.append(group.title)
+            left = {name: None for name in left if name not in group.tasks}
+    return [*titles, *left]
+
+
 def place_of(record: MeasurementRecord) -> tuple[str, str]:
     """Which machine measured, and on which of its devices: what may stand in one table."""
     return place_key(record.machine, record.item.device)
@@ -74,6 +86,14 @@ def device_title(calibration: Calibration) -> str:
     device = calibration.device
     several = len(cards_of(device)) > 1
     return f"{device} ({used_cards(calibration.machine, device)})" if several else device
+
+
+def answering_machines(results: Results, order: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Of each task the machine whose answers are compared: of most rungs, and of equal ones the first in ``order``."""
+    known = list(dict.fromkeys(order))
+    done = Counter((item_name(record.item), place_of(record)) for record in results.records if record.status == "ok")
+    tasks = dict.fromkeys(item.task for item in results.study.items if isinstance(item, AccuracyTask))
+    return {task: max(known, key=lambda place: done[task, place]) for task in tasks} if known else {}
 
 
 def used_cards(machine: Machine, device: str) -> str:
@@ -135,7 +155,7 @@ def joined_rungs(parts: Sequence[Results]) -> dict[str, RungRecord]:
 def _require_one_model(parts: Sequence[Results]) -> None:
     first = parts[0]
     for part in parts[1:]:
-        if part.study.source.content_hash != first.study.source.content_hash:
+        if not _same_model(first.study.source, part.study.source):
             ours, theirs = (f"{one.study.source.model} in {one.directory}" for one in (first, part))
             raise UserError(f"not the same model: {ours}, {theirs}; expected equal files; merge studies of one model")
         if part.study.baseline != first.study.baseline:
@@ -143,6 +163,14 @@ def _require_one_model(parts: Sequence[Results]) -> None:
                 f"not the same baseline: {first.study.baseline} in {first.directory}, {part.study.baseline} in "
                 f"{part.directory}; merge studies with one baseline"
             )
+
+
+def _same_model(one: Source, other: Source) -> bool:
+    """Equal files; of a built-in model its name, since each version of transformers writes its configuration and its
+    tokenizer in other words, while its tensors are held to one hash when it is made."""
+    if one.kind == other.kind == "builtin":
+        return one.model == other.model
+    return one.content_hash == other.content_hash
 
 
 def _require_one_content(parts: Sequence[Results]) -> None:
@@ -174,7 +202,9 @@ def _require_one_way_of_asking(parts: Sequence[Results]) -> None:
         for item in part.study.items:
             if isinstance(item, AccuracyTask):
                 known, directory = asked.setdefault(item.task, (item, part.directory))
-                different = _differing_settings(known, item, _MAY_DIFFER)
+                # The hash is of the documents, too, and differs with whatever names them.
+                different = _differing_settings(known, item, _MAY_DIFFER | {"task_hash"})
+                different = different or _differing_settings(known, item, _MAY_DIFFER)
                 if different:
                     raise UserError(
                         f"{item.task} was asked in another way in {part.directory} than in {directory}: {different}; "

@@ -9,7 +9,7 @@ from bitladder.accuracy.logs import LogFolder
 from bitladder.accuracy.rows import count_once
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, Document, StudyRecord, TaskDocuments, TaskGroup
-from bitladder.results import Results
+from bitladder.results import Results, answering_machines, place_of
 from bitladder.stages import staged_tasks
 from bitladder.store import MERGE_FILE, MergedStore, Store, load_results
 
@@ -79,7 +79,10 @@ def log_answers(directory: Path) -> Answers:
 
 
 def study_answers(results: Results, rung: str) -> Answers:
-    """The answers of one rung of a study; tasks that did not end well are left out."""
+    """The answers of one rung of a study; tasks that did not end well are left out.
+
+    Where several machines asked a task, they are of the one that its report compares, for every rung.
+    """
     if rung not in results.study.rungs:
         raise UnknownNameError("rung", rung, results.study.rungs)
     outcomes: dict[str, AccuracyOutcome] = {}
@@ -89,8 +92,11 @@ def study_answers(results: Results, rung: str) -> Answers:
         item, outcome = record.item, record.outcome
         if record.rung == rung and isinstance(item, AccuracyTask) and isinstance(outcome, AccuracyOutcome):
             hashes.setdefault(item.task, []).append(outcome.documents_hash)
+    machines = answering_machines(results, map(place_of, results.records))
     for record in results.of(rung):
-        if isinstance(record.item, AccuracyTask) and isinstance(record.outcome, AccuracyOutcome):
+        if not isinstance(record.item, AccuracyTask) or machines[record.item.task] != place_of(record):
+            continue
+        if isinstance(record.outcome, AccuracyOutcome):
             outcomes[record.item.task] = record.outcome
             shots = record.item.num_fewshot
             asked[record.item.task] = {} if shots is None else {"few-shot": str(shots)}

@@ -4,6 +4,7 @@ An error means that it isn't what its manifest, its config or ``--as`` says; suc
 an audit goes by its findings and never judges again.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from bitladder.checkpoint.architecture import Architecture, read_architecture
@@ -11,10 +12,12 @@ from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme
+from bitladder.checkpoint.format import describe_refusal, require_format
 from bitladder.checkpoint.forward import Loaded, observe_forward
 from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model
 from bitladder.checkpoint.manifest import read_manifest
+from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, content_hash, read_tensors
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.records import Audit, Finding, Scheme
@@ -105,12 +108,15 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
     if method != subject.found.method and "other" not in (method, subject.found.method):
         return None, f"its config says {method}, its tensors are {subject.found.method}"
     try:
-        model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
-        return observe_forward(model), ""
+        if subject.found.method == "other":
+            require_format(subject.directory, device)
+        with library_warnings() as remarks:
+            model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
+        return replace(observe_forward(model), remarks=tuple(remarks)), ""
     except UserError as error:  # such as too large for memory
         return None, str(error)
     except (ImportError, ValueError, RuntimeError) as error:
         # Other libraries' formats need packages and hardware of their own, and say so in exceptions of all kinds.
         if subject.found.method != "other":
             raise
-        return None, f"its format's library refuses: {str(error).strip().splitlines()[0]}"
+        return None, f"its format {describe_refusal(error, device)}"

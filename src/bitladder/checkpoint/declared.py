@@ -16,8 +16,11 @@ DeclaredBy = Literal["manifest", "config", "--as"]
 _TYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _TORCHAO_WEIGHTS = re.compile(r"(float|int)(\d+)_?weight", re.IGNORECASE)
 """``Int8DynamicActivationInt4WeightConfig``, and ``int4_weight_only`` as it was written before"""
+_TORCHAO_INPUTS = re.compile(r"(float|int)(\d+)_?(?:dynamic|static)_?activation", re.IGNORECASE)
 _INT8_THRESHOLD = 6.0
 """transformers' default where the config leaves it out"""
+_PLAIN_BITS = 16
+"""auto-round's word for inputs that it leaves as they are"""
 
 
 def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -65,7 +68,13 @@ def config_scheme(config: Mapping[str, Any], found: Scheme) -> Scheme:
             rest_type=rest_type,
             double_quantization=bool(quantization.get("bnb_4bit_use_double_quant", False)),
         )
-    return Scheme(method="other", stored_type=_other_type(quantization), compute_type=rest_type, rest_type=rest_type)
+    return Scheme(
+        method="other",
+        stored_type=_other_type(quantization),
+        compute_type=rest_type,
+        rest_type=rest_type,
+        activation_type=_activation_type(quantization),
+    )
 
 
 def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Scheme:
@@ -105,12 +114,15 @@ def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
         stored_type=stored_type,
         compute_type=compute_type,
         rest_type=rest_type,
+        activation_type=_activation_type(quantization) if quantized else None,
     )
 
 
 def describe_scheme(scheme: Scheme) -> str:
     """A scheme in a few words."""
     words = [f"{scheme.stored_type} weights", f"{scheme.compute_type} products", f"{scheme.rest_type} rest"]
+    if scheme.activation_type is not None:
+        words.insert(1, f"{scheme.activation_type} inputs")
     if scheme.int8_threshold is not None:
         words.append(f"outlier threshold {scheme.int8_threshold:g}")
     if scheme.double_quantization:
@@ -138,20 +150,39 @@ def _four_bit_compute_type(quantization: Mapping[str, Any]) -> str:
 
 def _other_type(quantization: Mapping[str, Any]) -> str:
     """How another library's settings call the weights' type, such as INT4; its own name where they don't say."""
-    groups = list(quantization.get("config_groups", {}).values())
-    weights = (groups[0].get("weights") if groups else None) or {}
+    weights = _first_group(quantization, "weights")
     bits = quantization.get("bits") or quantization.get("w_bit") or weights.get("num_bits")
     if bits is None:
         return _torchao_type(quantization) or str(quantization.get("quant_method", "unknown"))
     return _number_type(str(weights.get("type", "int")), bits)
 
 
-def _torchao_type(quantization: Mapping[str, Any]) -> str | None:
-    """The weights' type in torchao's settings: its own field, else as the name of the settings says it."""
+def _activation_type(quantization: Mapping[str, Any]) -> str | None:
+    """What the inputs of the products are rounded to, as another library's settings say it."""
+    inputs = _first_group(quantization, "input_activations")
+    bits = inputs.get("num_bits") or quantization.get("act_bits")
+    if bits is not None:
+        kind = inputs.get("type") or quantization.get("act_data_type") or "int"
+        return _number_type(str(kind), bits) if bits < _PLAIN_BITS else None
+    found = _TORCHAO_INPUTS.search(str(_torchao_settings(quantization).get("_type")))
+    return _number_type(found[1], found[2]) if found else None
+
+
+def _first_group(quantization: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """What compressed-tensors says of the weights, or of the inputs, of its first group of layers."""
+    groups = list(quantization.get("config_groups", {}).values())
+    return (groups[0].get(part) if groups else None) or {}
+
+
+def _torchao_settings(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
     stated = quantization.get("quant_type")
     default = stated.get("default") if isinstance(stated, dict) else {"_type": stated}
-    if not isinstance(default, dict):
-        return None
+    return default if isinstance(default, dict) else {}
+
+
+def _torchao_type(quantization: Mapping[str, Any]) -> str | None:
+    """The weights' type in torchao's settings: its own field, else as the name of the settings says it."""
+    default = _torchao_settings(quantization)
     stated_type = (default.get("_data") or {}).get("weight_dtype") or {}
     found = re.match(r"(float|int)(\d+)", str(stated_type.get("_data"))) or _TORCHAO_WEIGHTS.search(
         str(default.get("_type"))

@@ -21,6 +21,8 @@ class Loaded:
     bytes_after: Mapping[str, int]
     operators: frozenset[str]
     """as the torch profiler names them, such as ``aten::_int_mm``"""
+    remarks: tuple[str, ...] = ()
+    """what the format's library warned of"""
 
 
 def observe_forward(model: "PreTrainedModel") -> Loaded:

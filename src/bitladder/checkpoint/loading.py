@@ -19,6 +19,10 @@ from bitladder.units import format_bytes
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""loggers: bitsandbytes' of every int8 layer's casts and of what it would like to have installed, torchao's of kernels
+for other devices, and torch's of torchao"""
+
 
 def load_model(
     directory: Path, device: str, *, trust_remote_code: bool = False, card_limit_bytes: int | None = None
@@ -51,7 +55,6 @@ def load_pretrained(
     config = load_config(directory, trust_remote_code=trust_remote_code)
     from transformers import AutoModelForCausalLM
 
-    quiet_libraries()
     cards = cards_of(device)
     spread = len(cards) > 1
     place = placement_options(cards, card_limit_bytes) if spread else {"device_map": {"": device}}
@@ -94,6 +97,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     """
     if not trust_remote_code:
         forbid_hub_kernels()
+    quiet_libraries()
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     stored = read_config(directory)
@@ -192,11 +196,11 @@ def require_device(device: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence what the libraries print: bitsandbytes' cast notice of every int8 layer and, at its import, what it would
-    like to have installed; progress bars."""
+    """Silence what the libraries print, some of them when transformers imports them: notices, and progress bars."""
     from transformers.utils import logging as transformers_logging
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 

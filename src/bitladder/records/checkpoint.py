@@ -23,6 +23,8 @@ class Scheme(Record):
     """type of what is never quantized: embedding, norms, head"""
     int8_threshold: float | None = None
     double_quantization: bool | None = None
+    activation_type: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """what another library rounds its products' inputs to, such as ``INT8``; None where its format says nothing"""
 
 
 class Source(Record):

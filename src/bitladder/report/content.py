@@ -25,7 +25,7 @@ from bitladder.report.provenance_tables import (
 )
 from bitladder.report.published_tables import compare_pages, published_paragraphs, published_tables
 from bitladder.report.table import Cell, Column, Mark, Table, text_cell
-from bitladder.results import device_title
+from bitladder.results import device_title, titles_of
 from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results
@@ -86,7 +86,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
             tables=split_tables(pages, lambda page: [checkpoint_table(page.summary), *findings_tables(page.summary)]),
         ),
         _failure_section(pages, summary),
-        _missing_section(summary),
+        _missing_section(results, summary),
         Section(
             "provenance",
             "Settings, machine, versions",
@@ -112,11 +112,17 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
     )
 
 
+def _suites(results: Results) -> list[str]:
+    """Their names, where anything was asked."""
+    studies = [part.study for part in results.parts] or [results.study]
+    names = list(dict.fromkeys(study.suite for study in studies if study.groups))
+    return [f"Suite{'s' if len(names) > 1 else ''} {' and '.join(names)}"] if names else []
+
+
 def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
     source = results.study.source
     devices = dict.fromkeys(device_title(page.results.study.calibration) for page in pages)
-    suite = [f"Suite {results.study.suite}"] if results.study.groups else []
-    parts = [*suite, f"baseline {results.study.baseline}", " and ".join(devices)]
+    parts = [*_suites(results), f"baseline {results.study.baseline}", " and ".join(devices)]
     if source.revision:
         parts.append(f"revision {source.revision}")
     dates = sorted({record.started_at[:10] for record in results.records})
@@ -227,6 +233,10 @@ def _failure_section(pages: Sequence[MachinePage], summary: Summary) -> Section 
     return Section("failures", "What did not end well", points=tuple(dict.fromkeys(points))) if points else None
 
 
-def _missing_section(summary: Summary) -> Section | None:
-    points = tuple(f"{rung.rung}: {', '.join(rung.missing)}" for rung in summary.rungs if rung.missing)
-    return Section("missing", "Not measured yet", points=points) if points else None
+def _missing_section(results: Results, summary: Summary) -> Section | None:
+    groups = results.study.groups
+    points = tuple(
+        f"{rung.rung}: {', '.join(titles_of(rung.missing, groups))}" for rung in summary.rungs if rung.missing
+    )
+    merged = ("Nothing is measured in a merged folder: measure it in a study's own, and merge anew.",)
+    return Section("missing", "Not measured yet", merged if results.parts else (), points) if points else None

@@ -34,6 +34,8 @@ _PANEL_GAP = 74
 _WORST, _BEST = (0xEF, 0xF5, 0xFB), (0x08, 0x45, 0x94)
 ABOUT_EQUAL = 0.02
 """of the largest value: what a measurement stops at, so no difference between precisions"""
+WHISKER_ROOM = 2.0
+"""times the highest bar: an interval from few batches may reach further, and would leave bars too low to compare"""
 _UNCOLOURED = "#c9ced6"
 _DARK_TEXT, _LIGHT_TEXT = "#101418", "#fdfdfd"
 
@@ -50,8 +52,11 @@ def performance_figures(summary: Summary, scenario: str, on_gpu: bool) -> list[F
     if not known:
         reason = f"no precision has figures for the {where}"
         return [MissingFigure(f"figure{bars}", bar_title, reason), MissingFigure(f"figure{heat}", heat_title, reason)]
+    drawn = _cut_whiskers(known)
     caption = _bar_caption(summary, scenario, metrics, known)
-    figure = Figure(f"figure{bars}", bar_title, caption, _bars(summary, metrics, known))
+    if drawn != known:
+        caption += f" One beyond {WHISKER_ROOM:g} times the highest bar is cut there: the table has its end."
+    figure = Figure(f"figure{bars}", bar_title, caption, _bars(summary, metrics, drawn))
     if len({row["rung"] for row in known}) < 2:
         return [figure, MissingFigure(f"figure{heat}", heat_title, "comparing needs figures of two precisions")]
     return [figure, Figure(f"figure{heat}", heat_title, _heat_caption(metrics), _heat_map(metrics, rows))]
@@ -68,6 +73,13 @@ def _rows(summary: Summary, scenario: str, metric: MetricColumn) -> list[Row]:
         row["tooltip"] = f"{cell.text} {cell.interval}".strip() if estimate.value is not None else estimate.reason
         rows.append(row)
     return rows
+
+
+def _cut_whiskers(rows: list[Row]) -> list[Row]:
+    highest: dict[str, float] = {}
+    for row in rows:
+        highest[row["metric"]] = max(highest.get(row["metric"], 0.0), WHISKER_ROOM * row["value"])
+    return [row if row["high"] is None else {**row, "high": min(row["high"], highest[row["metric"]])} for row in rows]
 
 
 def _rungs(summary: Summary, rows: list[Row]) -> list[str]:

@@ -5,13 +5,11 @@ Serial numbers are recorded and never compared, so either card of one model is t
 another.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bitladder.errors import UserError
 from bitladder.records import (
-    AccuracyTask,
     Calibration,
     Item,
     Machine,
@@ -21,7 +19,16 @@ from bitladder.records import (
     Scenario,
     TaskGroup,
 )
-from bitladder.results import Results, item_name, joined_rungs, place_key, place_of, used_cards
+from bitladder.results import (
+    Results,
+    answering_machines,
+    item_name,
+    joined_rungs,
+    place_key,
+    place_of,
+    titles_of,
+    used_cards,
+)
 
 _FACTS_SHOWN = 2
 
@@ -150,13 +157,7 @@ def to_decide(results: Results, place: Place) -> Results:
     known = places(results)
     if len(known) == 1:
         return results
-    chosen: dict[str, tuple[str, str]] = {}
-    for task in dict.fromkeys(item.task for item in results.study.items if isinstance(item, AccuracyTask)):
-        done = Counter(
-            place_of(record) for record in results.records if item_name(record.item) == task and record.status == "ok"
-        )
-        order = sorted(known, key=lambda one: (-done[one.key], one.key != place.key))
-        chosen[task] = order[0].key
+    chosen = answering_machines(results, [place.key, *(one.key for one in known)])
     records = [record for record in results.records if place_of(record) == chosen.get(_task_of(record), place.key)]
     here = {item_name(record.item) for record in records}
     anywhere = {item_name(record.item) for record in results.records}
@@ -168,7 +169,7 @@ def to_decide(results: Results, place: Place) -> Results:
         groups=results.study.groups,
         wanted=lambda name: name in chosen or name in here or name not in anywhere,
     )
-    return replace(found, measured_on=_origin(place, chosen, records, known))
+    return replace(found, measured_on=_origin(found, place, chosen, known))
 
 
 def _task_of(record: MeasurementRecord) -> str:
@@ -226,22 +227,18 @@ def _rungs_at(results: Results, place: Place) -> dict[str, RungRecord]:
     return joined_rungs(parts) | joined_rungs(own)
 
 
-def _origin(
-    place: Place,
-    chosen: dict[str, tuple[str, str]],
-    records: Sequence[MeasurementRecord],
-    known: Sequence[Place],
-) -> str:
+def _origin(results: Results, place: Place, chosen: dict[str, tuple[str, str]], known: Sequence[Place]) -> str:
     """Where the compared figures are from, in one phrase."""
     names = place_names(known)
     tasks: dict[str, list[str]] = {}
-    measured = {item_name(record.item) for record in records}
+    measured = {item_name(record.item) for record in results.records}
     for task, key in chosen.items():
         if task in measured:
             tasks.setdefault(names[key], []).append(task)
     if len(tasks) < 2:
         accuracy = [f"accuracy on {name}" for name in tasks]
     else:
-        accuracy = [f"{', '.join(found)} on {name}" for name, found in tasks.items()]
-    timed = any(isinstance(record.item, Scenario) for record in records)
+        titles = {name: titles_of(found, results.study.groups) for name, found in tasks.items()}
+        accuracy = [f"{', '.join(found)} on {name}" for name, found in titles.items()]
+    timed = any(isinstance(record.item, Scenario) for record in results.records)
     return "; ".join([*([f"performance on {names[place.key]}"] if timed else []), *accuracy])

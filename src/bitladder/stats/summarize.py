@@ -38,6 +38,9 @@ from bitladder.stats.summary import (
 )
 from bitladder.units import counted
 
+_BUILTIN_TASK = "bitladder_"
+"""how the names of the built-in suite's tasks begin"""
+
 
 def summarize(results: Results, margin_points: float | None = None, machine: str | None = None) -> Summary:
     """Derive every figure of a study, with its interval or the reason for none.
@@ -282,7 +285,7 @@ def _batch_dependence(results: Results) -> list[str]:
 
 def _about_suite(results: Results) -> list[str]:
     """What an interval over the questions of a fixed list of templates doesn't cover."""
-    if results.study.suite != "builtin" or not results.study.groups:
+    if not any(task.startswith(_BUILTIN_TASK) for group in results.study.groups for task in group.tasks):
         return []
     return [
         "The built-in questions are variations on 82 templates, chosen, like the worked examples before them, by what "

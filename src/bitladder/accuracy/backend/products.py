@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WIDENED = (
-    "products of 16-bit values were computed in FP32 and rounded once, as hardware for them does, since this CPU has "
-    "no instructions for them"
+    "products of 16-bit values were computed in FP32 and rounded once, as hardware for them does, since the CPU that "
+    "answered has no instructions for them"
 )
 """what a reader of the results has to know where `widens_products`"""
 _LEAST_ROWS = 16

@@ -5,7 +5,13 @@ it says.
 """
 
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
-from bitladder.checkpoint.checks.memory import check_hardware, check_loaded_types, check_memory, check_operators
+from bitladder.checkpoint.checks.memory import (
+    check_hardware,
+    check_library,
+    check_loaded_types,
+    check_memory,
+    check_operators,
+)
 from bitladder.checkpoint.checks.stored import check_bytes, check_head, check_layers, check_scheme, check_size
 from bitladder.checkpoint.checks.subject import Check, Subject
 from bitladder.checkpoint.checks.values import check_float32_values, check_four_bit_values
@@ -26,5 +32,6 @@ CHECKS: tuple[Check, ...] = (
     check_loaded_types,
     check_memory,
     check_operators,
+    check_library,
     check_hardware,
 )

@@ -3,9 +3,11 @@
 import re
 
 from bitladder.checkpoint.checks.subject import Subject
+from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.kinds import kind_of
 from bitladder.checkpoint.tensors import bytes_by_dtype
+from bitladder.environment import library_versions
 from bitladder.records import Finding, Severity
 from bitladder.units import format_bytes
 
@@ -89,10 +91,36 @@ def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     products = sorted(name for name in loaded.operators if _PRODUCTS.search(name))
     data = {"products": products, "operators": sorted(loaded.operators)}
     findings = [Finding(check="operators", severity="info", message=", ".join(products) or "none", data=data)]
-    if "I8" in (subject.declared.stored_type, subject.found.stored_type) and not multiplies_int8(loaded):
-        message = f"no operator multiplied INT8: on this {subject.hardware.kind} the products run in a floating type"
+    if _says_int8_products(subject) and not multiplies_int8(loaded):
+        device = "CPU" if subject.hardware.kind == "cpu" else "GPU"
+        message = f"no operator multiplied INT8: on this {device} the products run in a floating type"
         findings.append(Finding(check="operators", severity="warning", message=message))
     return findings
+
+
+def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Which version of the format's library read it, and what it warned of, such as of kernels slower than it has."""
+    if loaded is None:
+        return []
+    findings = []
+    if subject.declared.method == "other":
+        name = str((quantization_of(subject.config) or {}).get("quant_method"))
+        version = library_versions((name,)).get(name)
+        if version is not None:
+            data = {"library": name, "version": version}
+            findings.append(Finding(check="library", severity="info", message=f"read by {name} {version}", data=data))
+    if loaded.remarks:
+        message = f"its library warns: {' '.join(loaded.remarks)}"
+        findings.append(Finding(check="library", severity="warning", message=message))
+    return findings
+
+
+def _says_int8_products(subject: Subject) -> bool:
+    """LLM.int8 does; another library's format does where it rounds its inputs to INT8, too."""
+    declared = subject.declared
+    if declared.method == "other":
+        return declared.activation_type == "INT8"
+    return "I8" in (declared.stored_type, subject.found.stored_type)
 
 
 def multiplies_int8(loaded: Loaded) -> bool:
