@@ -322,7 +322,7 @@ def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, task
 
     edit_weights(theirs, scale_first_absmax)
     again = _Run(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))
-    known = [name for name in results.rungs if again._known_rung(name) is not None]
+    known = [name for name in results.rungs if again._kept.rung(name) is not None]
     assert known == ["bf16"], "bytes changed; what was refused is audited again, which costs little"
     assert audited(theirs).content_hash != record.content_hash
 

@@ -156,7 +156,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     # A finished study sees by size and time that weights changed, and reads no others.
     run = _Run(prepare(settings, Store(out)), Store(out), resumed, server)
     (weights,) = (out / "checkpoints" / "bf16").glob("*.safetensors")
-    record = run._known_rung("bf16")
+    record = run._kept.rung("bf16")
     assert record is not None
     with monkeypatch.context() as patch:
         patch.setattr("bitladder.checkpoint.manifest.sha256_file", None)

@@ -19,8 +19,8 @@ from bitladder.merge import merge_results
 from bitladder.publish.measured import find_measured, measured_tables
 from bitladder.records import Order, Settings, measurement_id, order_key
 from bitladder.report.accuracy_tables import accuracy_tables
-from bitladder.report.markdown import table_to_markdown
 from bitladder.report.output import write_report
+from bitladder.report.text import table_to_markdown
 from bitladder.report.verdict_tables import verdict_text
 from bitladder.stages import measured_items, row_stops
 from bitladder.stats.answered import rungs_to_ask

@@ -31,7 +31,7 @@ def verdict_command(
     """
     from bitladder.accuracy.answers import read_answers, require_comparable, take_tasks
     from bitladder.cli.limits import parse_limits
-    from bitladder.report.markdown import table_to_text
+    from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
     from bitladder.stats.compare import compare_answers
     from bitladder.stats.margin import default_margin_points, study_margin_points

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitladder.report.machine_pages import MachinePage, machine_pages
-from bitladder.report.markdown import table_to_text
 from bitladder.report.performance_tables import SCENARIOS
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
+from bitladder.report.text import table_to_text
 from bitladder.results import Results
 from bitladder.rungs import BASELINE
 from bitladder.stats.machines import default_place, to_decide

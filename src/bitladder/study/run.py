@@ -19,7 +19,6 @@ from bitladder.files import make_folder, require_own_folder
 from bitladder.forkserver import ForkServer
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.records import (
-    AccuracyTask,
     Divergence,
     Item,
     MeasurementRecord,
@@ -28,13 +27,13 @@ from bitladder.records import (
     RungRecord,
     Scenario,
     Settings,
-    Status,
     measurement_id,
 )
-from bitladder.results import place_key, place_of
+from bitladder.results import place_of
 from bitladder.stages import measured_items, stage_count, stage_item, staged_tasks
 from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Progress, RungMade
+from bitladder.study.kept import Kept
 from bitladder.study.plan import bind_baseline, phase_items
 from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
@@ -42,9 +41,6 @@ from bitladder.study.progress import StudyProgress, busy_warning
 
 BEGUN = (".lock", "logs")
 """what a study leaves that ended before its plan was made"""
-
-RETRIED: tuple[Status, ...] = ("failed", "timeout", "does_not_fit")
-"""Outcomes that a second run tries again: their cause may have gone."""
 
 
 def run_study(settings: Settings, out: Path, progress: StudyProgress | None = None) -> Results:
@@ -92,13 +88,13 @@ class _Run:
         self._store = store
         self._progress = progress
         self._rungs: dict[str, RungRecord | None] = {}
-        self._finished: set[str] = set()
+        self._kept = Kept(store, prepared.study)
         self._with_weights: set[str] = set()
         """whose checkpoint this run has made, or found to be what was audited"""
         self._warned = False
 
     def run(self) -> None:
-        rungs = self._rungs = {name: self._known_rung(name) for name in self._study.rungs}
+        rungs = self._rungs = {name: self._kept.rung(name) for name in self._study.rungs}
         self._write_study()
         self._tell_plan()
         asked = self._asked_next()
@@ -180,7 +176,7 @@ class _Run:
         from bitladder.stats.answered import rungs_to_ask
 
         results = self._store.load()
-        here = tuple(record for record in results.records if place_of(record) == self._place)
+        here = tuple(record for record in results.records if place_of(record) == self._kept.place)
         return rungs_to_ask(replace(results, records=here), stage)
 
     def _asked_next(self) -> frozenset[str]:
@@ -191,29 +187,12 @@ class _Run:
                 return asked
         return frozenset()
 
-    @property
-    def _place(self) -> tuple[str, str]:
-        return place_key(self._study.calibration.machine, self._study.calibration.device)
-
     def _write_study(self) -> None:
         """With the baseline's content, as far as it is known: no plan knows it before it is made."""
         baseline = self._rungs.get(self._study.baseline)
         known = baseline.content_hash if baseline is not None and baseline.status == "ok" else None
         self._study = bind_baseline(self._study, known)
         self._store.write_study(self._study)
-
-    def _known_rung(self, name: str) -> RungRecord | None:
-        """The stored record, if it is of the present recipe and needs no second try."""
-        from bitladder.checkpoint.quantize import expected_recipe_hash
-
-        record = self._store.read_rung(name)
-        if name in self._added:  # an audit costs little, and what it refused may be put right by another library
-            same = record is not None and record.source == self._study.added[name]
-            return record if record is not None and same and record.status == "ok" else None
-        if record is None or record.status in RETRIED or record.manifest is None:
-            return None
-        recipe = expected_recipe_hash(self._study.source, name)
-        return record if record.manifest.recipe_hash == recipe else None
 
     def _needs_weights(self, record: RungRecord, items: tuple[Item, ...]) -> bool:
         """Whether something is left to measure and the checkpoint isn't there, or is no longer what was audited."""
@@ -222,15 +201,21 @@ class _Run:
         self._with_weights.add(record.rung)  # now, or when it is made
         if record.rung in self._added:
             return False
-        from bitladder.checkpoint.manifest import read_manifest, verify_files
-
-        directory = self._store.checkpoint_directory(record.rung)
-        found = read_manifest(directory)
-        return found is None or found.content_hash != record.content_hash or bool(verify_files(directory, found))
+        return not self._kept.has_weights(record)
 
     def _lacks_weights(self, known: RungRecord, asked: Collection[str]) -> bool:
         items = self._whole_items + (self._staged_items if known.rung in asked else ())
         return self._needs_weights(known, items) or self._is_damaged(known)
+
+    def _is_damaged(self, record: RungRecord) -> bool:
+        differences = self._kept.damages(record)
+        if differences:
+            directory = self._store.checkpoint_directory(record.rung)
+            self._progress.warn(f"{directory}: changed since its audit ({'; '.join(differences)}); making it again")
+        return bool(differences)
+
+    def _missing(self, record: RungRecord | None, items: tuple[Item, ...]) -> tuple[Item, ...]:
+        return self._kept.missing(record, items, self._rungs)
 
     def _require_space(self, names: Collection[str]) -> None:
         """For all at once: a disk that is too small ends a study before hours of it."""
@@ -239,55 +224,6 @@ class _Run:
         made = [name for name in names if name not in self._added]
         trust = self._study.settings.trust_remote_code
         require_space(self._model, made, self._store.directory, trust_remote_code=trust)
-
-    def _is_damaged(self, record: RungRecord) -> bool:
-        """Whether a checkpoint that nothing needs any more is not what was audited. One that was removed is not there
-        to be deployed; of one that is, only what seems to have changed is read."""
-        from bitladder.checkpoint.manifest import suspect_files, verify_files
-
-        directory = self._store.checkpoint_directory(record.rung)
-        if record.manifest is None or record.rung in self._added or not directory.is_dir():
-            return False
-        suspects = suspect_files(directory, record.manifest, self._store.rung_written_ns(record.rung))
-        differences = verify_files(directory, record.manifest, suspects)
-        if differences:
-            self._progress.warn(f"{directory}: changed since its audit ({'; '.join(differences)}); making it again")
-        elif suspects:
-            self._store.write_rung(record)  # later than what was written, so that it is not read again
-        return bool(differences)
-
-    def _missing(self, record: RungRecord | None, items: tuple[Item, ...]) -> tuple[Item, ...]:
-        """Items without a record that counts."""
-        if record is None or record.content_hash is None:
-            return items
-        return tuple(
-            item
-            for item in items
-            if self._is_missing(measurement_id(record.content_hash, item)) or self._lacks_reference(record, item)
-        )
-
-    def _lacks_reference(self, record: RungRecord, item: Item) -> bool:
-        """Whether this is the baseline, and what a divergence is from has to be made again for another rung."""
-        if not isinstance(item, Divergence) or record.rung != self._study.baseline:
-            return False
-        if self._store.reference_file(item).is_file():
-            return False
-        others = [one for name, one in self._rungs.items() if name != record.rung]
-        return any(
-            one is None or one.content_hash is None or self._is_missing(measurement_id(one.content_hash, item))
-            for one in others
-        )
-
-    def _is_missing(self, identity: str) -> bool:
-        if identity not in self._finished:
-            record = self._store.read_measurement(identity)
-            if record is None or record.status in RETRIED:
-                return True
-            chunk = isinstance(record.item, AccuracyTask) and record.item.order is not None
-            if chunk and place_of(record) != self._place:
-                return True  # the stages of a rung are of one machine
-            self._finished.add(identity)
-        return False
 
     def _make_checkpoint(self, name: str) -> RungRecord:
         source = self._study.added.get(name)
