@@ -123,10 +123,11 @@ def alone(model: PreTrainedModel, request: Request) -> tuple[float, bool]:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_log_likelihoods_are_those_of_the_model_alone(name: str) -> None:
+def test_log_likelihoods_are_those_of_the_model_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, requests = make_model(name), make_requests()
     expected = [alone(model, request) for request in requests]
-    for token_budget, seed in ((16, 0), (64, 0), (64, 1), (2000, 0)):
+    for token_budget, seed, short_chain in ((16, 0, 128), (16, 0, 0), (64, 0, 128), (64, 1, 8), (2000, 0, 128)):
+        monkeypatch.setattr("bitladder.accuracy.backend.tree._SHORT_CHAIN", short_chain)
         scores = score(model, [plan_packs(requests, seed=seed, token_budget=token_budget)])
         assert scores.loglikelihood == pytest.approx([value for value, _ in expected], abs=1e-4)
         assert scores.greedy.tolist() == [greedy for _, greedy in expected]
@@ -177,10 +178,20 @@ def test_what_cannot_be_packed_is_refused_with_a_reason(config: PreTrainedConfig
         require_support(from_config(config))
 
 
-def test_the_trial_finds_wrong_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("short_chain", [0, 128])
+def test_the_trial_finds_wrong_attention(short_chain: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To kept keys in calls of their own, or in those of the units behind them."""
     from bitladder.accuracy.backend import tree
 
+    def wrong_mask(
+        _: tree.TreeAttention, start: int, end: int, keys: int, window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        return torch.zeros((end - start, keys), dtype=dtype)
+
+    monkeypatch.setattr(tree, "_SHORT_CHAIN", short_chain)
     monkeypatch.setattr(tree, "merge", lambda output, lse, part, part_lse: (output, lse))
+    if short_chain:
+        monkeypatch.setattr(tree.TreeAttention, "_unit_mask", wrong_mask)
     with pytest.raises(UnsupportedModelError, match="trial"):
         require_support(make_model("llama"))
 

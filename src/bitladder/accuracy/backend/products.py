@@ -4,7 +4,7 @@ There, 16-bit values are multiplied exactly, summed in FP32, and the sum is roun
 the widened values are that, up to the order of the sum, and several times as fast as torch's loop over 16-bit values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -24,9 +24,14 @@ _LEAST_ROWS = 16
 
 
 @contextmanager
-def widened_products(device: "device") -> Iterator[None]:
-    """Inside the block, layers of those 16-bit types that a CPU doesn't multiply, plain or 4-bit, run in FP32."""
+def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -> Iterator[None]:
+    """Inside the block, layers of those 16-bit types that a CPU doesn't multiply, plain or 4-bit, run in FP32.
+
+    ``types``: of the parameters of whatever runs there; None: any. To look at every product takes time of its own.
+    """
     emulated = _emulated(device)
+    if types is not None:
+        emulated &= frozenset(types)
     with ExitStack() as stack:
         if emulated:
             import bitsandbytes
@@ -34,6 +39,10 @@ def widened_products(device: "device") -> Iterator[None]:
             stack.enter_context(_linear_mode(emulated))
             stack.enter_context(mock.patch.object(bitsandbytes, "matmul_4bit", _Multiply4Bit(emulated)))
         yield
+
+
+def parameter_types(model: "PreTrainedModel") -> "set[dtype]":
+    return {parameter.dtype for parameter in model.parameters()}
 
 
 def widens_products(model: "PreTrainedModel") -> bool:

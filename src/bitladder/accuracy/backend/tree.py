@@ -7,7 +7,7 @@ scores or a window that is shorter than the text, it is one call a unit.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,22 @@ if TYPE_CHECKING:
 
 _SMALL_UNIT = 256
 """tokens up to which the products wasted on a mask cost less than the calls that it saves"""
+
+
+_SHORT_CHAIN = 128
+"""kept tokens up to which a small unit attends to them in the same call, since copies of them cost less than a merge"""
+
+
+class _Parts(NamedTuple):
+    """The calls that a pack's attention is made of, where it is made unit by unit."""
+
+    small: list[tuple[int, int, tuple[int, ...]]]
+    """units, with what is kept before them, as far as it is in the same call"""
+    segments: list[tuple[int, int]]
+    """of large units"""
+    spans: list[Span]
+    chains: list[tuple[int, int, tuple[int, ...]]]
+    """whose kept keys take calls of their own"""
 
 
 @dataclass(frozen=True)
@@ -103,15 +119,19 @@ class TreeAttention:
 
         output = torch.empty(query.shape, dtype=torch.float32, device=query.device)
         lse = torch.empty((query.shape[1], query.shape[0]), dtype=torch.float32, device=query.device)
-        small, segments, spans = self._parts
-        for start, end in small:
+        small, segments, spans, chains = self._parts
+        for start, end, chain in small:
+            keys, values = key[start:end], value[start:end]
+            if chain:
+                kept, kept_values = self.prefixes.get(chain, layer.index)
+                keys, values = torch.cat([kept, keys]), torch.cat([kept_values, values])
             output[start:end], lse[:, start:end] = attend(
                 query[start:end],
-                key[start:end],
-                value[start:end],
+                keys,
+                values,
                 scale=layer.scale,
                 softcap=layer.softcap,
-                mask=self._unit_mask(start, end, window, query.dtype),
+                mask=self._unit_mask(start, end, len(keys), window, query.dtype),
             )
         for start, end in segments:
             output[start:end], lse[:, start:end] = attend(
@@ -126,7 +146,7 @@ class TreeAttention:
             )
         blocks = [(span.start, span.end, slice(span.key_start, span.key_end)) for span in spans]
         parts = [(start, end, key[keys], value[keys], self.positions[keys]) for start, end, keys in blocks]
-        for start, end, chain in self.pack.chains:
+        for start, end, chain in chains:
             kept, kept_values = self.prefixes.get(chain, layer.index)
             parts.append((start, end, kept, kept_values, torch.arange(len(kept), device=self.device)))
         for start, end, keys, values, positions in parts:
@@ -143,26 +163,38 @@ class TreeAttention:
         return output
 
     @cached_property
-    def _parts(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[Span]]:
-        small = [(start, end) for start, end in self.pack.units if end - start <= _SMALL_UNIT]
-        inside = np.zeros(len(self.pack.tokens), bool)
-        for start, end in small:
-            inside[start:end] = True
-        return (
-            small,
-            [segment for segment in self.pack.segments if not inside[segment[0]]],
-            [span for level in self.pack.levels for span in level if not inside[span.start]],
+    def _parts(self) -> "_Parts":
+        pack = self.pack
+        inside = np.zeros(len(pack.tokens), bool)
+        for start, end in pack.units:
+            inside[start:end] = end - start <= _SMALL_UNIT
+        known: dict[int, tuple[int, ...]] = {}  # by a unit's start
+        chains: list[tuple[int, int, tuple[int, ...]]] = []
+        for start, end, chain in pack.chains:
+            if int(pack.positions[start]) <= _SHORT_CHAIN:
+                known |= {one: chain for one, _ in pack.units if start <= one < end and inside[one]}
+                chains += [(*run, chain) for run in _runs(~inside[start:end], start)]
+            else:
+                chains.append((start, end, chain))
+        return _Parts(
+            [(start, end, known.get(start, ())) for start, end in pack.units if inside[start]],
+            [segment for segment in pack.segments if not inside[segment[0]]],
+            [span for level in pack.levels for span in level if not inside[span.start]],
+            chains,
         )
 
-    def _unit_mask(self, start: int, end: int, window: int | None, dtype: "dtype") -> "Tensor":
+    def _unit_mask(self, start: int, end: int, keys: int, window: int | None, dtype: "dtype") -> "Tensor":
+        """(tokens, keys) of a unit, whose kept keys come before its own."""
         import torch
 
         if (start, window) not in self._masks:
             place = np.arange(start, end)
             seen = (place <= place[:, None]) & (self.pack.subtree_ends[start:end] > place[:, None])
+            seen = np.concatenate([np.ones((end - start, keys - (end - start)), bool), seen], axis=1)
             if window is not None:
                 positions = self.pack.positions[start:end]
-                seen &= positions[:, None] - positions < window
+                before = np.arange(keys - (end - start))
+                seen &= positions[:, None] - np.concatenate([before, positions]) < window
             mask = torch.from_numpy(np.where(seen, 0.0, -np.inf))
             self._masks[start, window] = mask.to(self.device, dtype)
         return self._masks[start, window]
@@ -199,6 +231,12 @@ class TreeAttention:
             spans.append(_kept_spans(self.pack))
             keys.append(spans[-1][-1][-1])
         return _varlen_calls([np.array(one) for one in spans], total, keys, self.device)
+
+
+def _runs(wanted: "npt.NDArray[np.bool_]", start: int) -> list[tuple[int, int]]:
+    """Where ``wanted`` is true, as ranges that are counted from ``start``."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8))) + start
+    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
 
 
 def _kept_spans(pack: Pack) -> list[tuple[int, int, int, int]]:
