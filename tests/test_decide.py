@@ -120,6 +120,26 @@ def test_the_baseline_stays_where_none_is_distinguishably_better(summary: Summar
     assert verdict(answer, "bf16").reasons[0].endswith("not distinguishably faster than fp16")
 
 
+def test_what_is_surely_better_goes_before_what_may_be(summary: Summary) -> None:
+    """int8 as the baseline: bf16 has the best figure, but only fp16 is known to be faster."""
+    other = summary.model_copy(update={"baseline": "int8"})
+    noisy = with_ratio(other, "int8", "bf16", Estimate(value=0.7, low=0.4, high=1.2))
+    noisy = with_ratio(noisy, "fp16", "bf16", Estimate(value=0.9, low=0.5, high=1.5))
+    answer = recommend(noisy, Limits(optimize="throughput"))
+    assert picked(answer) == {"throughput": "fp16"}
+    assert "the first of the 4 rungs within 5 points of int8 that is distinguishably faster than the" in answer.sentence
+    assert "bf16 not distinguishably faster" in answer.sentence
+
+
+def test_equal_memory_is_no_reason_to_leave_the_baseline(summary: Summary) -> None:
+    rungs = [one for one in summary.rungs if one.rung in ("bf16", "fp16")]
+    fp16 = next(one for one in rungs if one.rung == "fp16")
+    ahead = fp16.aggregate.difference_points.model_copy(update={"value": 0.3})
+    two = with_rung(summary.model_copy(update={"rungs": tuple(rungs)}), "fp16", aggregate={"difference_points": ahead})
+    answer = recommend(two, Limits(optimize="memory"))
+    assert picked(answer) == {"memory": "bf16"}
+
+
 def with_ratio(summary: Summary, rung: str, other: str, ratio: Estimate) -> Summary:
     """The summary, where the largest batch's rates of the two have this ratio."""
 

@@ -52,11 +52,13 @@ def test_int8_is_a_third_as_fast_at_batch_1_and_nf4_alike_at_the_largest(results
 
 def test_a_gpu_that_waits_for_the_processor_is_told(results: Results) -> None:
     """At batch 1 every precision waits for the launch of its kernels, at the largest batch none does."""
-    idle = "the GPU was idle for more than half of the time: the processor set the pace, not the precision"
+    idle = "the GPU was idle for more than half of the time"
     for rung in summarize(results).rungs:
         for scenario in rung.scenarios:
             if scenario.status == "ok":
-                assert (idle in scenario.notes) == (scenario.scenario == "batch1"), rung.rung
+                assert any(note.startswith(idle) for note in scenario.notes) == (scenario.scenario == "batch1"), (
+                    rung.rung
+                )
 
 
 def test_no_energy_is_negative(results: Results) -> None:
@@ -68,7 +70,7 @@ def test_no_energy_is_negative(results: Results) -> None:
         found = resource_metrics(outcome.model_copy(update={"idle_power_w": idle_w}), "cuda:0", 20.0)
         estimate = found["gpu_energy_above_idle_j"]
         assert (estimate.value is not None and estimate.value > 0) == known
-        assert known or estimate.reason == f"it took less than the {idle_w:.0f} W read before it began"
+        assert known or estimate.reason == f"it took less than the {idle_w:.0f} W of the one reading before it"
 
 
 def test_report_and_recommendation_say_what_is_missing(results: Results) -> None:

@@ -39,14 +39,18 @@ class Limits(Record):
     """None: each goal by itself"""
 
 
+Standing = Literal["best", "baseline", "surely better"]
+
+
 class Pick(Record):
     """The rung to deploy for one goal: the best, or the baseline where none is distinguishably better."""
 
     goal: Goal
     rung: str
     figure: Estimate
-    best: bool = True
-    """whether no rung within the limits has a better figure"""
+    standing: Standing = "best"
+    """best: no rung within the limits has a better figure; baseline: it stays, since none is distinguishably better;
+    surely better: than the baseline, as those with better figures are not"""
     alike: tuple[str, ...] = ()
     """rungs within the limits that can't be told apart from it in this goal"""
     reasons: tuple[str, ...]
@@ -154,7 +158,8 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     place = _chosen(summary, ranked, criterion)
     best, figure = ranked[place]
     alike: list[str] = []
-    rank = _rank(criterion, len(ranked), place == 0, " within the limits")
+    standing: Standing = "best" if place == 0 else "baseline" if best.rung == summary.baseline else "surely better"
+    rank = _rank(criterion, len(ranked), standing, " within the limits")
     reasons = [f"{best.rung}: {criterion.describe(figure)}, {rank}"]
     for position, (rung, estimate) in enumerate(ranked):
         if position == place:
@@ -171,19 +176,23 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
         goal=criterion.goal,
         rung=best.rung,
         figure=figure,
-        best=place == 0,
+        standing=standing,
         alike=tuple(alike),
         reasons=tuple(reasons),
     )
 
 
 def _chosen(summary: Summary, ranked: Sequence[tuple[RungSummary, Estimate]], criterion: Criterion) -> int:
-    """The place of the baseline where no rung before it is distinguishably better, since noise alone would be a reason
-    to leave it; else the first."""
+    """The place of the first rung that is distinguishably better than the baseline, or of the baseline where none is:
+    noise alone is no reason to leave it. The first of all where the baseline isn't among them."""
     place = next((place for place, (rung, _) in enumerate(ranked) if rung.rung == summary.baseline), 0)
-    if all(_alike(criterion, ranked[place][0], rung) for rung, _ in ranked[:place]):
-        return place
-    return 0
+    baseline, figure = ranked[place]
+    for better, (rung, estimate) in enumerate(ranked[:place]):
+        if estimate.value == figure.value or _alike(criterion, baseline, rung):
+            continue
+        unclear = all(_alike(criterion, rung, other) for other, _ in ranked[:better])
+        return better if unclear else 0
+    return place
 
 
 def _cautions(criterion: Criterion, rungs: Sequence[RungSummary]) -> list[str]:
@@ -213,9 +222,11 @@ def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
     return ratio.low <= 1 <= ratio.high
 
 
-def _rank(criterion: Criterion, rungs: int, best: bool, within: str) -> str:
-    if not best:
+def _rank(criterion: Criterion, rungs: int, standing: Standing, within: str) -> str:
+    if standing == "baseline":
         return f"none of {_count(rungs)}{within} distinguishably {criterion.better}"
+    if standing == "surely better":
+        return f"the first of {_count(rungs)}{within} that is distinguishably {criterion.better} than the baseline"
     return f"the only rung{within}" if rungs == 1 else f"{criterion.best} of {_count(rungs)}{within}"
 
 
@@ -274,7 +285,7 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
     peaks = _peaks(limits, picks, within)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
-        rank = _rank(criterion, len(within), pick.best, f" within {bounds}" if bounds else "")
+        rank = _rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
         figure = criterion.describe(pick.figure)
         return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{_as_good(pick)}{peaks}."
     by_rung: dict[str, list[Pick]] = {}
@@ -292,7 +303,7 @@ def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: S
 def _as_good(pick: Pick) -> str:
     """The rungs that a reader could as well deploy for this goal."""
     criterion = CRITERIA[pick.goal]
-    differing = criterion.worse if pick.best else f"{criterion.better} or {criterion.worse}"
+    differing = criterion.worse if pick.standing == "best" else f"{criterion.better} or {criterion.worse}"
     return f"; {_list(pick.alike)} not distinguishably {differing}" if pick.alike else ""
 
 

@@ -26,7 +26,7 @@ FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
 FEW_BATCHES = 5
 IDLE_UTILISATION_PERCENT = 50
-"""below that a GPU waited for the processor to launch its kernels"""
+"""below that a GPU most likely waited for the processor to launch its kernels"""
 NOTED_ERRORS = 1.96
 """standard errors, 1 / sqrt(batches) each (Bartlett 1946), beyond which a correlation is told"""
 _DERIVED_REQUESTS = (200, 2000)
@@ -125,8 +125,12 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
             f"other programs kept {outcome.busy_share:.0%} of the processors busy when it began: times say little"
         )
     busy_percent = gpu_utilisation(outcome, line.total_s).value if done else None
-    if busy_percent is not None and busy_percent < IDLE_UTILISATION_PERCENT:
-        notes.append("the GPU was idle for more than half of the time: the processor set the pace, not the precision")
+    spread = any(len(sample.cards) > 1 for sample in outcome.resources)  # where each waits for the others
+    if busy_percent is not None and busy_percent < IDLE_UTILISATION_PERCENT and not spread:
+        notes.append(
+            "the GPU was idle for more than half of the time, probably waiting for the processor: times are more of it "
+            "than of the precision"
+        )
     if outcome.batch_search and outcome.batch_size == cap:
         notes.append(f"the batch was capped at {cap}, more would fit")
     if outcome.batch_size > 1 and batches < FEW_BATCHES:

@@ -115,7 +115,7 @@ def _energy_above_idle(readings: Readings, outcome: PerformanceOutcome, duration
         return readings.missing("idle_power_w")
     above = gross.value - outcome.idle_power_w * duration_s
     if above < 0:
-        return Estimate.unknown(f"it took less than the {outcome.idle_power_w:.0f} W read before it began")
+        return Estimate.unknown(f"it took less than the {outcome.idle_power_w:.0f} W of the one reading before it")
     return Estimate(value=above, reason=_SERIES)
 
 

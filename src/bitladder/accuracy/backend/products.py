@@ -27,7 +27,7 @@ _LEAST_ROWS = 16
 def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -> Iterator[None]:
     """Inside the block, layers of those 16-bit types that a CPU doesn't multiply, plain or 4-bit, run in FP32.
 
-    ``types``: of the parameters of whatever runs there; None: any. To look at every product takes time of its own.
+    ``types``: those that occur there, see `product_types`; None: any. To look at every product takes time of its own.
     """
     emulated = _emulated(device)
     if types is not None:
@@ -41,8 +41,10 @@ def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -
         yield
 
 
-def parameter_types(model: "PreTrainedModel") -> "set[dtype]":
-    return {parameter.dtype for parameter in model.parameters()}
+def product_types(model: "PreTrainedModel") -> "set[dtype]":
+    """Of a model's parameters, and those that its quantized layers compute in."""
+    computed = {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return {parameter.dtype for parameter in model.parameters()} | {one for one in computed if one is not None}
 
 
 def widens_products(model: "PreTrainedModel") -> bool:
