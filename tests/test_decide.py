@@ -9,8 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from bitladder.cli.recommend import recommend_command
-from bitladder.decide import Limits, Recommendation, RungVerdict, recommend
+from bitladder.decide import recommend
 from bitladder.errors import UnknownNameError, UserError
+from bitladder.recommendation import Limits, Recommendation, RungVerdict
 from bitladder.records import RungRecord
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, ScenarioSummary, Summary

@@ -46,8 +46,9 @@ MAY_IMPORT = {
     "merge": FOUNDATION | {"archive", "checkpoint files"},
     "stats": FOUNDATION,
     "objections": FOUNDATION | {"stats"},
-    "decide": FOUNDATION | {"stats", "objections"},
-    "report": FOUNDATION | {"stats", "decide"},
+    "recommendation": FOUNDATION | {"stats"},
+    "decide": FOUNDATION | {"stats", "objections", "recommendation"},
+    "report": FOUNDATION | {"stats", "decide", "recommendation"},
     "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from bitladder.accuracy.answers import study_answers
 from bitladder.archive import pack
 from bitladder.cli.main import app
-from bitladder.decide import Limits, recommend
+from bitladder.decide import recommend
 from bitladder.errors import UserError
 from bitladder.merge import merge_results
+from bitladder.recommendation import Limits
 from bitladder.records import AccuracyTask, Gpu, ManifestFile, Prompts, Settings, measurement_id
 from bitladder.report.content import Report, compose
 from bitladder.report.machine_pages import machine_pages

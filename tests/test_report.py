@@ -14,8 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from bitladder.cli.report import report_command
-from bitladder.decide import Limits
 from bitladder.errors import BrokenFileError, UserError
+from bitladder.recommendation import Limits
 from bitladder.report import ResultsFile, write_report
 from bitladder.report.stamp import mark_begun
 from bitladder.store import Store

@@ -14,9 +14,10 @@ from bitladder.accuracy.order import chosen_documents, prompts_of_the_whole
 from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.archive import pack
 from bitladder.cli.main import app
-from bitladder.decide import Limits, recommend
+from bitladder.decide import recommend
 from bitladder.merge import merge_results
 from bitladder.publish.measured import find_measured, measured_tables
+from bitladder.recommendation import Limits
 from bitladder.records import Order, Settings, measurement_id, order_key
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.output import write_report

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from bitladder.archive import pack
     from bitladder.checkpoint.audit import audit
     from bitladder.checkpoint.quantize import quantize
-    from bitladder.decide import Limits, recommend
+    from bitladder.decide import recommend
     from bitladder.merge import merge_results
     from bitladder.publish import publish_checkpoint
+    from bitladder.recommendation import Limits
     from bitladder.records import Settings
     from bitladder.report import write_report
     from bitladder.report.published_tables import compare_published
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Limits": "bitladder.decide",
+    "Limits": "bitladder.recommendation",
     "Settings": "bitladder.records",
     "audit": "bitladder.checkpoint.audit",
     "compare_published": "bitladder.report.published_tables",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from bitladder.decide import Limits
+    from bitladder.recommendation import Limits
 
 Value = TypeVar("Value")
 
@@ -26,8 +26,8 @@ Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memor
 
 def parse_limits(max_memory: str | None, max_drop: str | None, optimize: str | None) -> "Limits":
     """Raises UserError for a flag that is no size, no number of points or no goal."""
-    from bitladder.decide import Limits
     from bitladder.errors import UnknownNameError
+    from bitladder.recommendation import Limits
     from bitladder.stats.goals import CRITERIA
     from bitladder.units import parse_bytes, parse_points
 

@@ -8,7 +8,7 @@ import typer
 from bitladder.cli.limits import MaxDrop, MaxMemory, OnMachine, Optimize, parse_limits
 
 if TYPE_CHECKING:
-    from bitladder.decide import Recommendation
+    from bitladder.recommendation import Recommendation
 
 
 def recommend_command(

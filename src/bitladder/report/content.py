@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bitladder.decide import Recommendation
+from bitladder.recommendation import Recommendation
 from bitladder.report.accuracy_figures import accuracy_figures
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.dependence_figures import dependence_figure

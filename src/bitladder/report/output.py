@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bitladder.decide import Limits, Recommendation
 from bitladder.files import require_own_folder, write_atomically
+from bitladder.recommendation import Limits, Recommendation
 from bitladder.records import SCHEMA_VERSION, Record
 from bitladder.report.stamp import STAMP, current_files, mark_begun, source_hash, write_stamp
 from bitladder.stats.published import PublishedComparison

@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 import bitladder
-from bitladder.decide import Limits
 from bitladder.files import sha256_file, write_atomically
+from bitladder.recommendation import Limits
 from bitladder.records import Record, hash_json
 from bitladder.store import Results
 
