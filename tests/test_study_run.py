@@ -16,6 +16,7 @@ import pytest
 
 from bitladder.accuracy.rescoring import DOCUMENTS
 from bitladder.cli.dry_run import _recorded
+from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import (
@@ -153,8 +154,16 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert not list(out.glob("**/*.tmp")), "what a killed study was writing is removed"
     assert _recorded(results.study, Store(out)) == 3, "a dry run knows what is done"
 
-    # A finished study sees by size and time that weights changed, and reads no others.
-    run = _Run(prepare(settings, Store(out)), Store(out), resumed, server)
+    # A finished study asks neither torch nor transformers anything, which take seconds to import.
+    with monkeypatch.context() as patch:
+        machine = describe_machine().model_copy(update={"gpus": ()})
+        for module in ("prepare", "calibration"):
+            patch.setattr(f"bitladder.study.{module}.describe_machine", lambda: machine)
+        patch.setattr("bitladder.study.calibration.count_cards", None)
+        patch.setattr("bitladder.checkpoint.loading.load_config", None)
+        prepared = prepare(settings.model_copy(update={"device": "auto"}), Store(out))
+    # It sees by size and time that weights changed, and reads no others.
+    run = _Run(prepared, Store(out), resumed, server)
     (weights,) = (out / "checkpoints" / "bf16").glob("*.safetensors")
     record = run._kept.rung("bf16")
     assert record is not None

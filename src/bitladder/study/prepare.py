@@ -79,7 +79,8 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     divergence, windows = _divergence(settings, calibration, model.directory, kept, store)
     planned: tuple[Item, ...] = (*tasks, *scenarios, *([divergence] if divergence else []))
     for scenario in scenarios if settings.only != "accuracy" else ():
-        require_context(model.directory, scenario, settings.trust_remote_code)
+        if kept is None or scenario not in kept.items:
+            require_context(model.directory, scenario, settings.trust_remote_code)
     require_same_prompts(settings, model.directory, added, _texts(settings, planned))
     progress.preparing("timing a layer of each rung on this machine")  # last: what is wrong is told before
     calibration = time_missing(calibration, settings.rungs, model.directory)
@@ -113,8 +114,9 @@ def _require_sense(settings: Settings) -> None:
     if settings.only != "performance":
         require_planned_batches(settings)
         require_names(settings, _suite(settings))
-    if settings.device != "cpu":
-        require_cards(settings.device, describe_machine())
+    machine = describe_machine()
+    if settings.device != "cpu" and (machine.gpus or settings.device != "auto"):  # else nothing has to ask torch
+        require_cards(settings.device, machine)
 
 
 def _suite(settings: Settings) -> str:
