@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from bitladder.accuracy.harness import quiet, seeded, templates_kept
+from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.journal import Journal
 from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.order import chosen_documents, prompts_of_the_whole
@@ -37,7 +37,7 @@ def evaluate(
     task = library.task(item.task)
     require_same_task(library, item)
     require_chat_template(tokenizer, item)
-    with quiet(), templates_kept(), seeded(item.seed, torch_too=True):
+    with as_we_run_it(item.seed, torch_too=True):
         language_model = _make_backend(item, model, tokenizer, progress, journal)
         _require_context(task, language_model)
         results = _run(library, task, language_model, item)

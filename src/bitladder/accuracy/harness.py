@@ -14,6 +14,13 @@ _LIBRARIES = ("lm_eval", "transformers", "datasets", "bitsandbytes", "huggingfac
 
 
 @contextmanager
+def as_we_run_it(seed: int, *, torch_too: bool = False) -> Iterator[None]:
+    """`quiet`, `templates_kept` and `seeded`."""
+    with quiet(), templates_kept(), seeded(seed, torch_too=torch_too):
+        yield
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no messages below errors from lm-eval and its libraries; what matters is recorded."""
     import tqdm.std  # type: ignore[import-untyped]

@@ -11,7 +11,7 @@ import yaml
 
 from bitladder.accuracy.expansion import FunctionName, Group, Leaf, Member, expand
 from bitladder.accuracy.fingerprint import task_hash
-from bitladder.accuracy.harness import quiet, seeded, templates_kept
+from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import Settings
@@ -101,7 +101,7 @@ def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
     import jinja2
     from lm_eval.tasks import TaskManager
 
-    with tempfile.TemporaryDirectory() as scratch, reader.serving(leaf), quiet(), templates_kept(), seeded(seed):
+    with tempfile.TemporaryDirectory() as scratch, reader.serving(leaf), as_we_run_it(seed):
         file = _task_file(leaf, Path(scratch))
         try:
             (task,) = TaskManager(include_defaults=False).load([str(file)])["tasks"].values()

@@ -70,7 +70,7 @@ class Layer8Bit:
 
 
 def product_kernels(model: "PreTrainedModel", rows: Mapping[int, int], *, ours: bool) -> tuple[ProductKernel, ...]:
-    """Of forwards with so many ``rows``, each so many times; ``ours``: those ran inside `widened_products`.
+    """Of forwards with so many ``rows``, each so many times; ``ours``: those ran inside `widened_in`.
 
     Raises UnknownKernelError.
     """

@@ -12,9 +12,9 @@ import numpy as np
 
 from bitladder.accuracy.alone import score_cached, score_single
 from bitladder.accuracy.backend.packing import Request
-from bitladder.accuracy.backend.products import widened_products
+from bitladder.accuracy.backend.products import widened_in
 from bitladder.accuracy.evaluate import require_chat_template, require_same_task
-from bitladder.accuracy.harness import quiet, seeded, templates_kept
+from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.order import chosen_documents
 from bitladder.accuracy.products_seen import products_seen
@@ -94,7 +94,7 @@ def rescore(
     library = task_library(settings)
     require_same_task(library, item.task)
     require_chat_template(tokenizer, item.task)
-    with quiet(), templates_kept(), seeded(item.task.seed, torch_too=True):
+    with as_we_run_it(item.task.seed, torch_too=True):
         language_model = BitladderLM(
             model, tokenizer, token_budget=item.task.token_budget, seed=item.task.seed + 1, progress=progress
         )
@@ -166,7 +166,7 @@ def _score(
         return [[next(scores)[0] for _ in choices] for *_, choices in documents]
     found = []
     try:
-        with widened_products(language_model.model.device):
+        with widened_in(language_model.model):
             for number, (*_, choices) in enumerate(documents, 1):
                 requests = language_model.encoder.pairs([one.args for one in choices])
                 found.append(_ALONE[way](language_model.model, requests))

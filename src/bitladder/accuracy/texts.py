@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from bitladder.accuracy.harness import quiet, seeded, templates_kept
+from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.library import task_library
 from bitladder.records import AccuracyTask, Settings
 
@@ -12,7 +12,7 @@ def accuracy_texts(settings: Settings, items: Iterable[AccuracyTask]) -> Iterato
     library = task_library(settings)
     for item in items:
         task = library.task(item.task)
-        with quiet(), templates_kept(), seeded(item.seed):
+        with as_we_run_it(item.seed):
             task.set_fewshot_seed(seed=item.seed)
             task.build_all_requests(limit=item.limit)
         for instance in task.instances:

@@ -36,7 +36,7 @@ def measure_divergence(
     """
     import torch
 
-    from bitladder.accuracy.backend.products import WIDENED, widened_products, widens_products
+    from bitladder.accuracy.backend.products import WIDENED, widened_in, widens_products
     from bitladder.checkpoint.loading import load_model
     from bitladder.devices import torch_devices
 
@@ -47,7 +47,7 @@ def measure_divergence(
     reference = reference or begin_reference(model)
     found = []
     try:
-        with torch.inference_mode(), widened_products(model.device), _head_inputs(model) as inputs:
+        with torch.inference_mode(), widened_in(model), _head_inputs(model) as inputs:
             for number, (document, ids) in enumerate(zip(windows.documents, windows.token_ids, strict=True)):
                 tokens = torch.tensor(ids, device=model.device)
                 logits = model(input_ids=tokens[None], use_cache=False).logits[0]

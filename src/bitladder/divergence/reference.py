@@ -30,7 +30,7 @@ class Reference:
     """of each window (tokens, hidden), in the type that the head gets them in"""
 
     def logits(self, window: int) -> "Tensor":
-        """(tokens, vocabulary), as the model makes them: inside the same `widened_products`, of as many rows."""
+        """(tokens, vocabulary), as the model makes them: inside the same `widened_in`, of as many rows."""
         import torch
 
         states = self.states[window].to(self.weight.device)

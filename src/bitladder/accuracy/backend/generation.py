@@ -9,7 +9,7 @@ import numpy as np
 
 from bitladder.accuracy.backend.attention import forward, our_attention
 from bitladder.accuracy.backend.packing import flat_pack
-from bitladder.accuracy.backend.products import product_types, widened_products
+from bitladder.accuracy.backend.products import widened_in
 from bitladder.accuracy.backend.scoring import make_attention
 from bitladder.accuracy.backend.slots import PREFIX, Slots, StepAttention
 from bitladder.accuracy.backend.stopping import StopStrings
@@ -71,7 +71,7 @@ def generate(
     rows = [_Row(index, prompt, prompt.tokens[prefix:]) for index, prompt in enumerate(prompts)]
     rows.sort(key=lambda row: (-len(row.suffix), row.index))  # neighbours of like length leave little of a block unused
     length = max(len(row.suffix) + row.prompt.limit for row in rows)
-    with torch.inference_mode(), our_attention(model), widened_products(model.device, product_types(model)):
+    with torch.inference_mode(), our_attention(model), widened_in(model):
         batch = _Batch(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix], ways)
         waiting = deque(rows)
         while waiting or batch.rows:

@@ -5,7 +5,7 @@ the widened values are that, up to the order of the sum, and several times as fa
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -27,7 +27,7 @@ _LEAST_ROWS = 16
 def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -> Iterator[None]:
     """Inside the block, layers of those 16-bit types that a CPU doesn't multiply, plain or 4-bit, run in FP32.
 
-    ``types``: those that occur there, see `product_types`; None: any. To look at every product takes time of its own.
+    ``types``: those that occur there; None: any. To look at every product takes time of its own.
     """
     emulated = _emulated(device)
     if types is not None:
@@ -41,15 +41,20 @@ def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -
         yield
 
 
-def product_types(model: "PreTrainedModel") -> "set[dtype]":
+def widened_in(model: "PreTrainedModel") -> AbstractContextManager[None]:
+    """`widened_products` of this model alone: nothing is looked at where none of its types is widened."""
+    return widened_products(model.device, _product_types(model))
+
+
+def _product_types(model: "PreTrainedModel") -> "set[dtype]":
     """Of a model's parameters, and those that its quantized layers compute in."""
     computed = {getattr(module, "compute_dtype", None) for module in model.modules()}
     return {parameter.dtype for parameter in model.parameters()} | {one for one in computed if one is not None}
 
 
 def widens_products(model: "PreTrainedModel") -> bool:
-    """Whether any of the model's layers run in FP32 inside `widened_products`."""
-    return model.dtype in _emulated(model.device)
+    """Whether any of the model's layers run in FP32 inside `widened_in`."""
+    return not _emulated(model.device).isdisjoint(_product_types(model))
 
 
 def widens(device: "device", dtype: "dtype", rows: int) -> bool:

@@ -12,7 +12,7 @@ from bitladder.accuracy.backend.attention import forward, our_attention
 from bitladder.accuracy.backend.compiling import compiled
 from bitladder.accuracy.backend.packing import Integers, Pack, Plan
 from bitladder.accuracy.backend.prefix import KeyValueStore, PrefixCache
-from bitladder.accuracy.backend.products import product_types, widened_products
+from bitladder.accuracy.backend.products import widened_in
 from bitladder.accuracy.backend.transfer import to_device
 from bitladder.accuracy.backend.tree import TreeAttention
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways
@@ -54,12 +54,7 @@ def score(
     results = _Results(journal)
     owners: list[Integers] = []
     requests = 0
-    with (
-        torch.inference_mode(),
-        our_attention(model),
-        widened_products(model.device, product_types(model)),
-        compiled(model, ways.compiled),
-    ):
+    with torch.inference_mode(), our_attention(model), widened_in(model), compiled(model, ways.compiled):
         for plan in plans:
             known = results.begin(plan, ways)
             to_run = _packs_to_run(plan, known)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _SMALL_UNIT = 256
 """tokens up to which the products wasted on a mask cost less than the calls that it saves"""
-
-
 _SHORT_CHAIN = 128
 """kept tokens up to which a small unit attends to them in the same call, since copies of them cost less than a merge"""
 
