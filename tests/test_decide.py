@@ -139,6 +139,7 @@ def test_equal_memory_is_no_reason_to_leave_the_baseline(summary: Summary) -> No
     two = with_rung(summary.model_copy(update={"rungs": tuple(rungs)}), "fp16", aggregate={"difference_points": ahead})
     answer = recommend(two, Limits(optimize="memory"))
     assert picked(answer) == {"memory": "bf16"}
+    assert "fp16 is exactly equal in memory; bf16 is the baseline" in answer.reasons
 
 
 def with_ratio(summary: Summary, rung: str, other: str, ratio: Estimate) -> Summary:

@@ -103,15 +103,15 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     standing: Standing = "best" if place == 0 else "baseline" if best.rung == summary.baseline else "surely better"
     rank = _rank(criterion, len(ranked), standing, " within the limits")
     reasons = [f"{best.rung}: {criterion.describe(figure)}, {rank}"]
-    for position, (rung, estimate) in enumerate(ranked):
-        if position == place:
+    for rung, estimate in ranked:
+        if rung is best:
             continue
         if estimate.value == figure.value:
             reasons.append(f"{rung.rung} is exactly equal in {criterion.goal}; {_tie_reason(summary, best, rung)}")
         elif _alike(criterion, best, rung):
             alike.append(rung.rung)
-            differing = criterion.better if position < place else criterion.worse
-            reasons.append(f"{rung.rung} is not distinguishably {differing}: {criterion.describe(estimate)}")
+            way = _way(criterion, estimate, figure)
+            reasons.append(f"{rung.rung} is not distinguishably {way}: {criterion.describe(estimate)}")
     others = [rung for rung, _ in ranked if rung is not best and rung.rung in (*alike, summary.baseline)]
     reasons += _cautions(criterion, [best, *others])
     return Pick(
@@ -137,6 +137,13 @@ def _chosen(summary: Summary, ranked: Sequence[tuple[RungSummary, Estimate]], cr
     return place
 
 
+def _way(criterion: Criterion, estimate: Estimate, other: Estimate) -> str:
+    """How a figure looks beside another that is not equal: faster, say, or slower."""
+    assert estimate.value is not None and other.value is not None
+    lower = estimate.value < other.value
+    return criterion.better if lower == (METRICS[criterion.metric].better == "lower") else criterion.worse
+
+
 def _cautions(criterion: Criterion, rungs: Sequence[RungSummary]) -> list[str]:
     """What has to be known of the measurements that the pick rests on."""
     if criterion.scenario is None:
@@ -149,7 +156,7 @@ def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
     ours, theirs = best.aggregate.difference_points.value, other.aggregate.difference_points.value
     if ours is not None and theirs is not None and ours > theirs:
         return f"{best.rung} scores higher ({format_points(ours)} against {format_points(theirs)} points)"
-    return f"{best.rung} comes first on the ladder"
+    return f"{best.rung} {'is the baseline' if best.rung == summary.baseline else 'comes first on the ladder'}"
 
 
 def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
@@ -208,9 +215,7 @@ def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
         return f"{text}, equal to {best.rung}"
     if rung.rung not in best.alike:
         return f"{text}, {criterion.worse} than {best.rung}"
-    lower = estimate.value < (best.figure.value or 0)
-    better = lower == (METRICS[criterion.metric].better == "lower")
-    return f"{text}, not distinguishably {criterion.better if better else criterion.worse} than {best.rung}"
+    return f"{text}, not distinguishably {_way(criterion, estimate, best.figure)} than {best.rung}"
 
 
 def _bounds(summary: Summary, limits: Limits) -> str:

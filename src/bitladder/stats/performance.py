@@ -124,7 +124,7 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
         notes.append(
             f"other programs kept {outcome.busy_share:.0%} of the processors busy when it began: times say little"
         )
-    busy_percent = gpu_utilisation(outcome, line.total_s).value if done else None
+    busy_percent = gpu_utilisation(outcome, line.end_s).value if done else None
     spread = any(len(sample.cards) > 1 for sample in outcome.resources)  # where each waits for the others
     if busy_percent is not None and busy_percent < IDLE_UTILISATION_PERCENT and not spread:
         notes.append(

@@ -13,7 +13,7 @@ from bitladder.rungs import BASELINE, find_rung
 
 
 def calibrate(settings: Settings, model_directory: Path, stored: Calibration | None) -> Calibration:
-    """The stored calibration where machine and device are the same, else a new one; `time_missing` completes it.
+    """The stored calibration where machine and device are the same, else a new one; `time_rungs` completes it.
 
     Raises as `find_device`.
     """
@@ -34,20 +34,21 @@ def calibrate(settings: Settings, model_directory: Path, stored: Calibration | N
     )
 
 
-def time_missing(calibration: Calibration, rungs: tuple[str, ...], model_directory: Path) -> Calibration:
-    """With layer times of the baseline and of all rungs: those that it lacks are measured, which takes seconds."""
-    known = calibration.layer_rates
-    wanted = dict.fromkeys((BASELINE, *rungs))
-    missing = tuple(rung for rung in wanted if all(rate.rung != rung for rate in known))
-    if not missing:
-        return calibration
+def untimed_rungs(calibration: Calibration, rungs: tuple[str, ...]) -> tuple[str, ...]:
+    """The baseline and the rungs whose layer times it lacks."""
+    timed = {rate.rung for rate in calibration.layer_rates}
+    return tuple(rung for rung in dict.fromkeys((BASELINE, *rungs)) if rung not in timed)
+
+
+def time_rungs(calibration: Calibration, rungs: tuple[str, ...], model_directory: Path) -> Calibration:
+    """With layer times of these rungs, which takes seconds."""
     from bitladder.study.layer_timing import time_layers
 
     config = json.loads((model_directory / "config.json").read_text())
     hidden = int(config.get("hidden_size", 1024))
     card = torch_devices(calibration.device)[0]
-    rates = time_layers(missing, card, hidden, int(config.get("intermediate_size", 4 * hidden)))
-    return calibration.model_copy(update={"layer_rates": known + rates})
+    rates = time_layers(rungs, card, hidden, int(config.get("intermediate_size", 4 * hidden)))
+    return calibration.model_copy(update={"layer_rates": calibration.layer_rates + rates})
 
 
 def find_device(settings: Settings, machine: Machine, model_directory: Path) -> str:

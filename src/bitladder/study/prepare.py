@@ -23,7 +23,7 @@ from bitladder.records import (
 from bitladder.rungs import BASELINE
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
-from bitladder.study.calibration import calibrate, find_device, require_cards, time_missing
+from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
 from bitladder.study.plan import plan_study
 from bitladder.study.progress import StudyProgress
 
@@ -82,8 +82,10 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         if kept is None or scenario not in kept.items:
             require_context(model.directory, scenario, settings.trust_remote_code)
     require_same_prompts(settings, model.directory, added, _texts(settings, planned))
-    progress.preparing("timing a layer of each rung on this machine")  # last: what is wrong is told before
-    calibration = time_missing(calibration, settings.rungs, model.directory)
+    untimed = untimed_rungs(calibration, settings.rungs)
+    if untimed:  # last: what is wrong is told before
+        progress.preparing("timing a layer of each rung on this machine")
+        calibration = time_rungs(calibration, untimed, model.directory)
     study = plan_study(
         settings=settings,
         suite=suite,
