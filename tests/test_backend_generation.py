@@ -1,18 +1,25 @@
 """Continuous batching against lm-eval's own generation, in FP32."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
+from bitladder.accuracy.backend import generation
+from bitladder.accuracy.backend.decoding import _padded_keys, _padded_rows, may_pad
 from bitladder.accuracy.backend.generation import Prompt, generate
 from bitladder.accuracy.backend.lm import BitladderLM
+from bitladder.accuracy.backend.recording import Record, Replay, recorder
 from bitladder.accuracy.backend.stopping import StopStrings
+from bitladder.accuracy.backend.ways import NO_WAYS, Ways
 from bitladder.accuracy.huggingface import HuggingFaceModel
-from bitladder.accuracy.passes import Passes
+from bitladder.accuracy.passes import Passes, Seen
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
 from bitladder.errors import UserError
 from test_backend import CONFIGURATIONS, make_model, make_requests, one_thread
@@ -90,15 +97,135 @@ def alone(model: PreTrainedModel, prompt: Prompt) -> list[int]:
     return tokens[len(prompt.tokens) :]
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_every_kind_of_attention_generates(name: str, tiny_llama: Path) -> None:
-    model = make_model(name)
+def unseen(rows: int, attention: set[str], no_number: torch.Tensor) -> None:
+    pass
+
+
+def some_prompts(tiny_llama: Path) -> list[Prompt]:
     stops = StopStrings(load_tokenizer(tiny_llama), [])
     texts = [request.inputs for request in make_requests() if len(request.inputs) > 35][:10:2]
-    prompts = [Prompt(text, stops, frozenset({7}), 4 + 3 * index) for index, text in enumerate(texts)]
+    return [Prompt(text, stops, frozenset({7}), 4 + 3 * index) for index, text in enumerate(texts)]
+
+
+def generated(
+    model: PreTrainedModel, prompts: list[Prompt], seen: Seen = unseen, ways: Ways = NO_WAYS
+) -> list[list[int]]:
     found: dict[int, list[int]] = {}
-    generate(model, prompts, slots=2, token_budget=64, finished=found.__setitem__)
-    assert [found[index] for index in range(len(prompts))] == [alone(model, prompt) for prompt in prompts]
+    generate(model, prompts, slots=2, token_budget=64, finished=found.__setitem__, seen=seen, ways=ways)
+    return [found[index] for index in range(len(prompts))]
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_kind_of_attention_generates(name: str, tiny_llama: Path, replays: list[int]) -> None:
+    """A recorded step looks at more keys than there are, and rows that nothing is in."""
+    model, prompts = make_model(name), some_prompts(tiny_llama)
+    expected = [alone(model, prompt) for prompt in prompts]
+    assert generated(model, prompts) == expected and not replays
+    passes = Passes()
+    with passes.generated() as seen:
+        assert generated(model, prompts, seen, Ways(recorded=True)) == expected
+    assert len(replays) > 10
+    assert passes.rows[2] > len(replays) and passes.generating == passes.rows.total() and not passes.overflowed
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A stand-in for CUDA graphs, on fixed places like they are; gets an entry a replay."""
+    made: list[int] = []
+
+    def record(function: Callable[[], torch.Tensor]) -> Replay:
+        answer = function()
+
+        def run() -> None:
+            made.append(len(made))
+            answer.copy_(function())
+
+        return Replay(run, answer)
+
+    monkeypatch.setattr(generation, "recorder", lambda model: record)
+    return made
+
+
+def test_steps_that_cannot_be_recorded_are_launched_singly(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def record(function: Callable[[], torch.Tensor]) -> Replay:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(generation, "recorder", lambda model: record)
+    model, prompts = make_model("llama"), some_prompts(tiny_llama)
+    assert generated(model, prompts, ways=Ways(recorded=True)) == [alone(model, prompt) for prompt in prompts]
+    assert caplog.text.count("can't be recorded here") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        (None, True),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": False}, True),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 0.0}, True),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0}, False),
+        ({"quant_method": "torchao"}, False),
+    ],
+)
+def test_rows_are_padded_where_no_answer_depends_on_them(
+    settings: dict[str, Any] | None, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    if settings is not None:
+        quantizer = SimpleNamespace(quantization_config=SimpleNamespace(**settings))
+        monkeypatch.setattr(model, "hf_quantizer", quantizer, raising=False)
+    assert may_pad(model) == may
+
+
+def test_steps_have_few_sizes() -> None:
+    assert [_padded_rows(rows, 1024) for rows in (1, 64, 65, 256, 257, 1000)] == [64, 64, 256, 256, 512, 1024]
+    assert [_padded_rows(rows, 20) for rows in (1, 9, 20)] == [8, 16, 20]
+    assert [_padded_keys(keys) for keys in (1, 64, 65, 500, 600, 2000)] == [64, 64, 128, 512, 640, 2048]
+    assert all(keys <= _padded_keys(keys) < keys + max(64, keys / 3) for keys in range(1, 5000))
+
+
+def test_a_text_that_overflows_spoils_none_after_it(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, replays: list[int]
+) -> None:
+    """A step looks at more of a slot than its row has filled, and a mask doesn't hide what is no number."""
+    model: Any = make_model("llama")
+    prompts = some_prompts(tiny_llama)
+    expected = [alone(model, prompt) for prompt in prompts]
+    used = {int(token) for one in prompts for token in one.tokens} | {token for text in expected for token in text}
+    poison = min(set(range(300)) - used)
+    model.model.embed_tokens.weight.data[poison] = float("nan")
+    worst = Prompt(np.append(prompts[0].tokens[:20], [poison] * 40).astype(np.int32), prompts[0].stops, frozenset(), 3)
+    passes = Passes()
+    with passes.generated() as seen:
+        found = generated(model, [worst, *prompts], seen, Ways(recorded=True))
+    assert replays and passes.overflowed
+    assert found[1:] == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_cuda_graphs_generate_the_same(name: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    replays: list[Replay] = []
+
+    def counting(model: PreTrainedModel) -> Record:
+        record = recorder(model)
+        assert record is not None
+
+        def counted(function: Callable[[], torch.Tensor]) -> Replay:
+            replays.append(record(function))
+            return replays[-1]
+
+        return counted
+
+    monkeypatch.setattr(generation, "recorder", counting)
+    model, prompts = make_model(name), some_prompts(tiny_llama)
+    expected = [alone(model, prompt) for prompt in prompts]
+    model.to("cuda")  # type: ignore[arg-type]
+    assert generated(model, prompts, ways=Ways(recorded=True)) == expected
+    assert replays
 
 
 def test_a_stop_string_may_lie_across_tokens(tiny_llama: Path) -> None:
@@ -109,3 +236,22 @@ def test_a_stop_string_may_lie_across_tokens(tiny_llama: Path) -> None:
         assert [stops.reached(tokens[:end]) for end in range(1, len(tokens) + 1)] == [False] * (len(tokens) - 1) + [
             True
         ]
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_recorded_leaves_the_gpu_in_order(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last one of this file, since nothing is recorded after it."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = make_model("llama").to("cuda")  # type: ignore[arg-type]
+    prompts = some_prompts(tiny_llama)
+    hook = model.register_forward_hook(lambda _, __, output: output.logits.sum().item() and None)  # waits for the GPU
+    try:
+        first = generated(model, prompts, ways=Ways(recorded=True))
+    finally:
+        hook.remove()
+    assert "can't be recorded here" in caplog.text
+    torch.cuda.empty_cache()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert generated(model, prompts, ways=Ways(recorded=True)) == first and recorder(model) is None
+    assert torch.rand(3, device="cuda").isfinite().all(), "its random numbers aren't recorded either"

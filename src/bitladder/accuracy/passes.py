@@ -1,7 +1,7 @@
 """The forwards that answer a task's questions, as they are seen from outside of the model."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bitladder.accuracy.backend.ways import Ways
+
+
+Seen = Callable[[int, set[str], "Tensor"], None]
+"""Is told of a forward: its rows, the names of its attention, and whether a logit was no number, left on the device."""
 
 
 class Passes:
@@ -40,27 +44,44 @@ class Passes:
         self.attention |= other.attention
         return self
 
+    def add(self, rows: int, attention: set[str]) -> None:
+        self.rows[rows] += 1
+        self.attention |= attention
+
+    @contextmanager
+    def generated(self) -> "Iterator[Seen]":
+        """Gives what is to be told of each forward that generates."""
+        broken: list[Tensor] = []  # left on the device, so that nothing waits for it
+
+        def seen(rows: int, attention: set[str], no_number: "Tensor") -> None:
+            self.add(rows, attention)
+            broken.append(no_number)
+
+        try:
+            yield seen
+        finally:
+            self.generating += len(broken)
+            self.overflowed += sum(int(one) for one in broken)
+
     @contextmanager
     def seen(self, model: "PreTrainedModel", *, generating: bool = False) -> "Iterator[None]":
         """Counts each forward in the block that comes to its end."""
-        broken: list[Tensor] = []  # left on the device, so that nothing waits for it
 
         def count(_: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
             tokens = arguments[0] if arguments else options["input_ids"]
-            self.rows[tokens.numel()] += 1
             ours = options.get("bitladder")
-            self.attention |= {f"the model's own, {model.config._attn_implementation}"} if ours is None else ours.taken
+            attention = {f"the model's own, {model.config._attn_implementation}"} if ours is None else ours.taken
             if generating:
-                logits = output.logits[:, -1] if ours is None else output.logits[0]
-                broken.append(logits.amax(-1).isfinite().all().logical_not())
+                told(tokens.numel(), attention, output.logits[:, -1].amax(-1).isfinite().all().logical_not())
+            else:
+                self.add(tokens.numel(), attention)
 
-        hook = model.register_forward_hook(count, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-        self.generating += len(broken)
-        self.overflowed += sum(int(one) for one in broken)
+        with self.generated() as told:
+            hook = model.register_forward_hook(count, with_kwargs=True)
+            try:
+                yield
+            finally:
+                hook.remove()
 
 
 def record_scoring(model: "PreTrainedModel", passes: Passes, ways: "Ways | None" = None) -> Scoring:

@@ -156,12 +156,14 @@ def working_bytes(tensor: TensorInfo) -> int:
 
 
 def available_bytes(device: str) -> int:
-    """Free memory of the device, of several cards their sum; for the CPU what can be had without swapping."""
+    """Free memory of the device, what torch keeps for this process's next tensors included, of several cards their sum;
+    for the CPU what can be had without swapping."""
     if device.startswith("cuda"):
         import torch
 
         require_device(device)
-        return sum(int(torch.cuda.mem_get_info(card)[0]) for card in torch_devices(device))
+        kept = (torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card) for card in torch_devices(device))
+        return sum(int(torch.cuda.mem_get_info(card)[0]) for card in torch_devices(device)) + sum(kept)
     return available_memory_bytes()
 
 

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 _LEAST = 256
 CPU_ROWS = 32
-MAX_ROWS = 256
-"""where a decoding step's products no longer gain from more rows"""
+MAX_ROWS = 1024
+"""where a decoding step's products no longer gain from more rows, and its launch has long been spread over many"""
 
 
 def token_budget(model: "PreTrainedModel") -> int:

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitladder.accuracy.backend.attention import forward, our_attention
-from bitladder.accuracy.backend.packing import flat_pack
+from bitladder.accuracy.backend.decoding import Decoder, choose
+from bitladder.accuracy.backend.packing import Pack, flat_pack
+from bitladder.accuracy.backend.prefix import KeyValueStore
 from bitladder.accuracy.backend.products import widened_in
+from bitladder.accuracy.backend.recording import recorder
 from bitladder.accuracy.backend.scoring import make_attention
-from bitladder.accuracy.backend.slots import PREFIX, Slots, StepAttention
+from bitladder.accuracy.backend.slots import PREFIX, Slots
 from bitladder.accuracy.backend.stopping import StopStrings
+from bitladder.accuracy.backend.transfer import to_device
 from bitladder.accuracy.backend.trie import Tokens
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways
+from bitladder.accuracy.passes import Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +45,8 @@ class _Row:
     suffix: Tokens
     """the prompt without the common prefix"""
     generated: list[int] = field(default_factory=list)
+    broken: bool = False
+    """whether one of its logits was no number, as keys or values of it then are none"""
 
     @property
     def cached(self) -> int:
@@ -60,9 +67,13 @@ def generate(
     slots: int,
     token_budget: int,
     finished: Callable[[int, list[int]], None],
+    seen: Seen,
     ways: Ways = NO_WAYS,
 ) -> None:
-    """Generate for every prompt; ``finished`` gets each one's index and new tokens, stop string or end included."""
+    """Generate for every prompt; ``finished`` gets each one's index and new tokens, stop string or end included.
+
+    ``seen`` is told of every forward.
+    """
     import torch
 
     if not prompts:
@@ -72,7 +83,7 @@ def generate(
     rows.sort(key=lambda row: (-len(row.suffix), row.index))  # neighbours of like length leave little of a block unused
     length = max(len(row.suffix) + row.prompt.limit for row in rows)
     with torch.inference_mode(), our_attention(model), widened_in(model):
-        batch = _Batch(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix], ways)
+        batch = _Batch(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix], seen, ways)
         waiting = deque(rows)
         while waiting or batch.rows:
             free = batch.slots.count - len(batch.rows)
@@ -97,59 +108,67 @@ def _next_rows(waiting: deque[_Row], free: int, token_budget: int) -> list[_Row]
 class _Batch:
     """Rows ``i`` of the batch are in slots ``i``."""
 
-    def __init__(self, model: "PreTrainedModel", slots: Slots, prefix: Tokens, ways: Ways) -> None:
+    def __init__(self, model: "PreTrainedModel", slots: Slots, prefix: Tokens, seen: Seen, ways: Ways) -> None:
         self.model = model
+        self.seen = seen
         self.ways = ways
         self.slots = slots
         self.prefix_length = len(prefix)
         self.chain = (PREFIX,) if len(prefix) else ()
         self.rows: list[_Row] = []
+        self.decoder = Decoder(model, slots, len(prefix), seen, recorder(model) if ways.recorded else None)
         if len(prefix):
-            pack = flat_pack([prefix], 0, (), [PREFIX])
-            tokens, positions = self._tensor(pack.tokens), self._tensor(pack.positions)
-            state = make_attention(pack, slots.prefix, model, positions, ways)
-            forward(model, tokens, positions, tokens.new_zeros(1), state)
+            self._forward(flat_pack([prefix], 0, (), [PREFIX]), slots.prefix)
 
-    def _tensor(self, values: "np.ndarray | list[int]") -> "Tensor":
-        import torch
-
-        return torch.as_tensor(values, dtype=torch.long).to(self.model.device, non_blocking=True)
+    def _forward(self, pack: Pack, kept: KeyValueStore) -> "Tensor":
+        """See `choose`, of the pack's rows; of its first where it has none."""
+        rows = pack.rows if len(pack.rows) else np.zeros(1, np.int64)
+        tokens, positions, rows_there = to_device([pack.tokens, pack.positions, rows], self.model.device)
+        state = make_attention(pack, kept, self.model, positions, self.ways)
+        answer = choose(forward(self.model, tokens, positions, rows_there, state))
+        self.seen(len(pack.tokens), state.taken, answer[1].any())
+        return answer
 
     def admit(self, rows: list[_Row]) -> None:
         """Forward the new rows' prompts; gives each its first token."""
         first = len(self.rows)
         keep = range(first, first + len(rows))
         pack = flat_pack([row.suffix for row in rows], self.prefix_length, self.chain, keep)
-        positions = self._tensor(pack.positions)
-        state = make_attention(pack, self.slots, self.model, positions, self.ways)
-        logits = forward(self.model, self._tensor(pack.tokens), positions, self._tensor(pack.rows), state)
+        answer = self._forward(pack, self.slots)
         self.rows += rows
-        self._take(logits, rows)
+        _append(rows, answer.tolist())
 
     def step(self) -> None:
         """One more token for every row."""
-        places = [row.cached for row in self.rows]
-        state = StepAttention(self.slots, places, self.prefix_length, self.model.device)
-        tokens = self._tensor([row.generated[-1] for row in self.rows])
-        positions = self._tensor([self.prefix_length + place for place in places])
-        self._take(forward(self.model, tokens, positions, state.rows, state), self.rows)
-
-    def _take(self, logits: "Tensor", rows: list[_Row]) -> None:
-        for row, token in zip(rows, logits.float().argmax(-1).tolist(), strict=True):
-            row.generated.append(token)
+        tokens, places = [row.generated[-1] for row in self.rows], [row.cached for row in self.rows]
+        _append(self.rows, self.decoder.step(tokens, places))
 
     def release(self) -> list[_Row]:
-        """Take out the rows that are done, the last ones moving into their slots."""
+        """Take out the rows that are done, the last ones moving into their slots.
+
+        What isn't a number is wiped from slots that are left: a mask doesn't hide it from the rows that come there.
+        """
         done = []
         for slot in range(len(self.rows) - 1, -1, -1):
-            if not self.rows[slot].done:
+            row = self.rows[slot]
+            if not row.done:
                 continue
-            done.append(self.rows[slot])
+            done.append(row)
             last = self.rows.pop()
+            if row.broken:
+                self.slots.wipe(slot)
             if slot < len(self.rows):
                 self.rows[slot] = last
                 self.slots.move(len(self.rows), slot, last.cached)
+                if last.broken:
+                    self.slots.wipe(len(self.rows))
         return done
+
+
+def _append(rows: Sequence[_Row], answer: Sequence[Sequence[int]]) -> None:
+    for row, token, no_number in zip(rows, *answer, strict=True):
+        row.generated.append(token)
+        row.broken |= bool(no_number)
 
 
 def _common_prefix(texts: Sequence[Tokens]) -> int:

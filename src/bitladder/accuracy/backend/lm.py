@@ -342,9 +342,15 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             chosen = [prompts[index] for index in order]
             slots = min(self.max_rows, rows_at_once(self.model, max(len(one.tokens) + one.limit for one in chosen)))
             try:
-                with self.passes.seen(self.model, generating=True):
+                with self.passes.generated() as seen:
                     generate(
-                        self.model, chosen, slots=slots, token_budget=self.token_budget, finished=done, ways=self.ways
+                        self.model,
+                        chosen,
+                        slots=slots,
+                        token_budget=self.token_budget,
+                        finished=done,
+                        seen=seen,
+                        ways=self.ways,
                     )
             except torch.OutOfMemoryError as error:
                 if slots == 1:

@@ -7,7 +7,7 @@ from bitladder.accuracy.backend.kernels import attend, attend_rows, merge, takes
 from bitladder.accuracy.backend.prefix import KeysValues, PrefixCache
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, dtype
+    from torch import Tensor, dtype
 
 PREFIX = 0
 """the node that the common beginning of all prompts is kept under"""
@@ -53,21 +53,27 @@ class Slots:
             for buffer in buffers:
                 buffer[target, :, :length] = buffer[source, :, :length]
 
+    def wipe(self, slot: int) -> None:
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                buffer[slot] = 0
+
 
 class StepAttention:
     """The attention of one decoding step: one token a row.
 
-    ``places`` are where the tokens go behind the prefix, which has ``prefix_length`` tokens.
+    ``places`` are where the tokens go behind the prefix, which has ``prefix_length`` tokens; ``longest`` is how many
+    places of a slot are looked at, which may be more than any row has filled.
     """
 
-    def __init__(self, slots: Slots, places: list[int], prefix_length: int, device: "device") -> None:
+    def __init__(self, slots: Slots, places: "Tensor", longest: int, prefix_length: int) -> None:
         import torch
 
         self.slots = slots
-        self.longest = max(places) + 1
+        self.longest = longest
         self.prefix_length = prefix_length
-        self.rows = torch.arange(len(places), device=device)
-        self.places = torch.tensor(places).to(device)
+        self.rows = torch.arange(len(places), device=places.device)
+        self.places = places
         self.taken: set[str] = set()
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 

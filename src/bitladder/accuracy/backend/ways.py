@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from bitladder.accuracy.backend.decoding import may_pad
+
 if TYPE_CHECKING:
     from torch import device, dtype
     from transformers import PreTrainedModel
@@ -28,6 +30,8 @@ class Ways:
     """log-probabilities are computed from the logits where they lie, not for the whole vocabulary"""
     compiled: bool = False
     """transformers' norms, MLPs and rotary embeddings are compiled by torch, so that each is few kernels"""
+    recorded: bool = False
+    """a step of generation is launched as one, as a CUDA graph"""
 
 
 NO_WAYS = Ways()
@@ -47,7 +51,13 @@ def default_ways(model: "PreTrainedModel") -> Ways:
     windows = getattr(config, "sliding_window", None) is not None
     works = _kernels_work(model.device, model.dtype, group, size, softcap, windows)
     plain = model.dtype in (torch.float16, torch.bfloat16) and getattr(model, "hf_quantizer", None) is None
-    return Ways(overlapped=True, tree_kernel=works, row_kernel=works, compiled=COMPILE_BY_DEFAULT and plain)
+    return Ways(
+        overlapped=True,
+        tree_kernel=works,
+        row_kernel=works,
+        compiled=COMPILE_BY_DEFAULT and plain,
+        recorded=may_pad(model),
+    )
 
 
 COMPILE_BY_DEFAULT = False

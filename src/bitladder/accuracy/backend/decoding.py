@@ -1,0 +1,141 @@
+"""One more token for every row that generates; on a GPU a step's kernels are recorded once and launched as one.
+
+Launching the hundreds of kernels of a step takes a processor longer than running them takes a GPU (CUDA graphs:
+https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/). What is recorded reads and writes fixed places, so a
+recorded step has one of a few numbers of rows and of keys; what lies beyond the rows in use is computed for nothing.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitladder.accuracy.backend.attention import forward
+from bitladder.accuracy.backend.recording import Record, Replay
+from bitladder.accuracy.backend.slots import Slots, StepAttention
+from bitladder.accuracy.backend.transfer import to_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""settings of models whose layers choose among experts"""
+_LEAST_ROWS = 8
+_FEW_ROWS = 64
+"""bitsandbytes has kernels of its own for as many; what is padded to more takes others"""
+_LEAST_KEYS = 64
+
+
+class Decoder:
+    """Steps of the rows in the first slots.
+
+    ``record``: how a step is recorded, the second time that one of its size is due, since the first loads kernels and
+    makes room; None: every step is launched kernel by kernel, and has no more rows than are in use.
+    ``seen`` gets (rows forwarded, names of the attention, whether a logit was no number) of each step.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        slots: Slots,
+        prefix_length: int,
+        seen: Callable[[int, set[str], "Tensor"], None],
+        record: Record | None = None,
+    ) -> None:
+        import torch
+
+        self._model = model
+        self._slots = slots
+        self._prefix_length = prefix_length
+        self._seen = seen
+        self._record = record
+        self._inputs = torch.zeros((2, slots.count), dtype=torch.long, device=model.device)
+        self._met: dict[tuple[int, int], Replay | None] = {}
+        self._taken: set[str] = set()
+
+    def step(self, tokens: Sequence[int], places: Sequence[int]) -> list[list[int]]:
+        """See `choose`, of rows whose last ``tokens`` go to ``places`` of their slots."""
+        rows, keys = len(tokens), max(places) + 1
+        if self._record is not None:
+            rows, keys = _padded_rows(rows, self._slots.count), min(_padded_keys(keys), self._slots.length)
+        inputs = np.zeros((2, rows), np.int64)
+        inputs[:, : len(tokens)] = tokens, places
+        (sent,) = to_device([inputs], self._model.device)
+        self._inputs[:, :rows] = sent
+        answer = self._answer(rows, keys)
+        self._seen(rows, self._taken, answer[1, : len(tokens)].any())
+        following: list[list[int]] = answer[:, : len(tokens)].tolist()
+        return following
+
+    def _answer(self, rows: int, keys: int) -> "Tensor":
+        size = rows, keys
+        replay = self._met.get(size)
+        if self._record is not None and size in self._met and replay is None:
+            replay = self._met[size] = self._recorded(size)
+        if replay is None:
+            self._met[size] = None
+            return self._forward(size)
+        replay.run()
+        return replay.answer
+
+    def _recorded(self, size: tuple[int, int]) -> Replay | None:
+        """None where it can't be recorded, for which memory may be short too; then nothing is recorded any more."""
+        import torch
+
+        assert self._record is not None
+        try:
+            return self._record(lambda: self._forward(size))
+        except RuntimeError as error:
+            log.warning("a step of generation can't be recorded here, so its kernels are launched singly (%s)", error)
+        self._record = None
+        self._met.clear()
+        torch.cuda.empty_cache()
+        return None
+
+    def _forward(self, size: tuple[int, int]) -> "Tensor":
+        """(2, rows): each row's next token, and whether one of its logits is no number."""
+
+        rows, keys = size
+        tokens, places = self._inputs[:, :rows]
+        state = StepAttention(self._slots, places, keys, self._prefix_length)
+        logits = forward(self._model, tokens, self._prefix_length + places, state.rows, state)
+        self._taken |= state.taken
+        return choose(logits)
+
+
+def choose(logits: "Tensor") -> "Tensor":
+    """(2, rows): the most likely token of each row, and 1 where a logit of the row is no number."""
+    import torch
+
+    return torch.stack([logits.argmax(-1), logits.amax(-1).isfinite().logical_not().long()])
+
+
+def _padded_rows(rows: int, most: int) -> int:
+    """The least of few, a quarter of ``most``, a half ... that holds the rows."""
+    step = max(_LEAST_ROWS, most // 4)
+    return min(most, _FEW_ROWS) if rows <= _FEW_ROWS < step else min(most, -(-rows // step) * step)
+
+
+def _padded_keys(keys: int) -> int:
+    """In steps that grow with their number, so that long texts take no more than some eight sizes a doubling."""
+    step = max(_LEAST_KEYS, (1 << (keys - 1).bit_length()) // 8)
+    return -(-keys // step) * step
+
+
+def may_pad(model: "PreTrainedModel") -> bool:
+    """Whether rows beside them change no row's answer, as far as is known: those of LLM.int8's outliers do. And whether
+    a step does the same whatever the tokens are, which one of experts doesn't."""
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in _EXPERTS):
+        return False
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return True
+    settings: Any = quantizer.quantization_config
+    if str(getattr(settings.quant_method, "value", settings.quant_method)) != "bitsandbytes":
+        return False
+    return not settings.load_in_8bit or settings.llm_int8_threshold == 0
