@@ -196,6 +196,25 @@ def test_batch_on_a_cpu_is_predicted_and_capped(tiny_llama: Path, monkeypatch: p
         choose_batch(tiny_llama, scenario, prompts)
 
 
+def test_where_not_one_row_runs_it_is_said_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "batch of 1: ran out of memory (CUDA error: out of memory)"
+
+    @contextmanager
+    def running(*_: Any, **__: Any) -> Iterator[Probe]:
+        def ask(batch_size: int) -> BatchProbe:
+            return BatchProbe(
+                batch_size=batch_size, fits=False, how="run", needed_bytes=None, available_bytes=9, ran_out=said
+            )
+
+        yield ask
+
+    monkeypatch.setattr(maxbatch, "running_probe", running)
+    prompts = make_prompts()
+    with pytest.raises(DoesNotFitError) as caught:
+        choose_batch(tmp_path, make_scenario(prompts, scenario="max-batch", device="cuda:0", threads=None), prompts)
+    assert str(caught.value) == said
+
+
 def test_batch1_asks_nobody(tmp_path: Path) -> None:
     prompts = make_prompts()
     assert choose_batch(tmp_path, make_scenario(prompts), prompts) == (1, ())
@@ -224,6 +243,7 @@ def test_probe_without_an_answer(
     with probe_that(ending, tmp_path, monkeypatch) as ask:
         answer = ask(4)
     assert (answer.fits, answer.reason) == (False, reason)
+    assert (answer.ran_out is None) == (reason is not None), "the kernel kills what takes all of main memory"
 
 
 def test_probe_that_raises_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,13 +268,20 @@ def probe_that(ends: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.mark.parametrize(
-    ("error", "fits"), [(None, True), (MemoryError(), False), (RuntimeError("CUDA out of memory. Tried …"), False)]
+    ("error", "said"),
+    [
+        (None, None),
+        (MemoryError(), "batch of 2: ran out of memory (MemoryError); choose a smaller batch"),
+        (RuntimeError("CUDA out of memory. Tried …"), "batch of 2: ran out of memory (CUDA out of memory. Tried …)"),
+    ],
 )
 def test_out_of_memory_is_an_answer(
-    error: Exception | None, fits: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception | None, said: str | None, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(error))
-    assert probe.try_batch(probe_job(tiny_llama)).fits is fits
+    answer = probe.try_batch(probe_job(tiny_llama))
+    assert answer.fits is (said is None) and answer.reason is None
+    assert answer.ran_out is None if said is None else (answer.ran_out or "").startswith(said)
 
 
 def test_what_torch_refuses_is_an_answer_with_its_reason(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

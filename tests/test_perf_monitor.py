@@ -255,9 +255,12 @@ class FakeCards:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         import torch
 
+        self.current: list[int] = []
         self.shares: dict[str, float] = {}
         self.reset: list[int] = []
         free = {"cuda:0": 70, "cuda:1": 60}
+        patch.setattr("bitladder.checkpoint.loading.count_cards", lambda: 2)
+        patch.setattr(torch.cuda, "set_device", self.current.append)
         patch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
         patch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 80))
         patch.setattr(torch.cuda, "memory_reserved", lambda card: 1)
@@ -285,6 +288,7 @@ def test_memory_is_limited_on_each_card(
     cards = FakeCards(monkeypatch)
     limit_memory(device, limit, idle)
     assert cards.shares == pytest.approx(shares)
+    assert cards.current == [0] * bool(shares)
 
 
 @pytest.mark.parametrize(

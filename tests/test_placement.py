@@ -1,6 +1,8 @@
 """A model over several devices. Without two cards the spread is accelerate's over the CPU and the disk."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from bitladder.checkpoint.footprint import loaded_bytes
 from bitladder.checkpoint.quantize import quantize
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.perf import engines
+from bitladder.units import MIB
 from perf_fakes import make_prompts
 
 GIB = 1024**3
@@ -64,6 +67,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(loading, "count_cards", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda card: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (3 * GIB if card == "cuda:0" else GIB, 80 * GIB))
 
 
@@ -81,6 +85,47 @@ def test_unknown_cards_are_named() -> None:
     loading.require_device("cuda:0,1")
     with pytest.raises(UserError, match=r"'cuda:0,2' doesn't exist; expected one of cuda:0, cuda:1, or several"):
         loading.require_device("cuda:0,2")
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_the_first_card_is_what_libraries_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cuda:1", "cpu", "cuda:0,1"):
+        loading.use_device(device)
+    assert chosen == [1, 0]
+    with pytest.raises(UserError, match="doesn't exist"):
+        loading.use_device("cuda:2")
+
+
+ON_THE_SECOND_CARD = """
+import sys
+from pathlib import Path
+import pynvml
+pynvml.nvmlInit()
+first = pynvml.nvmlDeviceGetHandleByIndex(0)
+before = pynvml.nvmlDeviceGetMemoryInfo(first).used
+from bitladder.checkpoint.loading import load_model
+from bitladder.perf.engines import start_engine
+from bitladder.perf.memory import limit_memory
+limit_memory("cuda:1", 8 * 1024**3, ())
+model = load_model(Path(sys.argv[1]), "cuda:1")
+start_engine("eager", model).run(((1, 2, 3),), 4)
+print(pynvml.nvmlDeviceGetMemoryInfo(first).used - before)
+"""
+
+
+@pytest.mark.gpu
+def test_work_on_one_card_takes_nothing_of_another(tiny_llama: Path) -> None:
+    """A context takes half a gigabyte, of a card that someone else may have filled."""
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA devices")
+    command = [sys.executable, "-c", ON_THE_SECOND_CARD, str(tiny_llama)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(ran.stdout.split()[-1]) < 64 * MIB
 
 
 @pytest.mark.usefixtures("two_cards")

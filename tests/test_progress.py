@@ -80,6 +80,32 @@ def test_a_busy_machine_is_noted_with_its_figures() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("others_bytes", "said"),
+    [
+        (6 * MIB, None),
+        (529 * MIB, "another process took up to 529.0 MiB of the GPU meanwhile, which figures of the device count"),
+        (
+            -480 * MIB,
+            "another process gave up 480.0 MiB of the GPU meanwhile, which figures of the device lack",
+        ),
+    ],
+)
+def test_what_others_took_of_the_gpu_is_noted(others_bytes: int, said: str | None) -> None:
+    (scenario, _) = scenario_items()
+    outcome = performance_outcome(scenario, RUNGS["bf16"], gpu=True)  # type: ignore[arg-type]
+    idle = outcome.memory.idle_device_bytes
+    assert idle is not None
+    *samples, last = (
+        sample.model_copy(update={"gpu_process_bytes": (sample.gpu_memory_bytes or 0) - idle - 6 * MIB})
+        for sample in outcome.resources
+    )
+    shared = last.model_copy(update={"gpu_memory_bytes": idle + (last.gpu_process_bytes or 0) + others_bytes})
+    seen = outcome.model_copy(update={"resources": (*samples, shared)})
+    alone = outcome.model_copy(update={"resources": tuple(samples)})
+    assert set(notes_on(seen, 12)) - set(notes_on(alone, 12)) == ({said} if said else set())
+
+
 class Telling(Counting):
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bitladder.cli.study import _settings_flags
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
 from bitladder.study.estimate import s_per_weight
@@ -58,6 +59,13 @@ def test_a_list_may_be_one_string(tmp_path: Path) -> None:
     settings = load_settings(config, {"scenarios": "batch1"})
     assert (settings.tasks, settings.rungs, settings.scenarios) == (("arc_easy",), ("bf16", "nf4"), ("batch1",))
     assert settings.memory_limit == 15 * GIB
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_where_the_datasets_are_is_kept_whole(kind: type) -> None:
+    """Whatever Typer leaves in the context: its older releases the text, newer ones a path."""
+    given = dict.fromkeys(("add", "limits", "requests"), None) | {"no_divergence": False, "datasets": kind("data")}
+    assert _settings_flags(given)["datasets"] == str(Path.cwd() / "data")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def load_pretrained(
     import torch
 
     read_tensors(directory)
-    require_device(device)
+    use_device(device)
     config = load_config(directory, trust_remote_code=trust_remote_code)
     from transformers import AutoModelForCausalLM
 
@@ -181,6 +181,16 @@ def require_bytes(what: object, device: str, needed_bytes: int) -> None:
             f"{what}: needs about {format_bytes(needed_bytes)} on {device}, {format_bytes(available)} are free; "
             "free some, or take another rung, device or a smaller model"
         )
+
+
+def use_device(device: str) -> None:
+    """`require_device`, and let its first card be the one that libraries mean where they name none: what they put on
+    another takes memory there that may be someone else's."""
+    import torch
+
+    require_device(device)
+    if cards := cards_of(device):
+        torch.cuda.set_device(cards[0])
 
 
 def require_device(device: str) -> None:

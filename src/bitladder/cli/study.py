@@ -78,7 +78,7 @@ def _settings_flags(given: Mapping[str, Any]) -> dict[str, Any]:
     datasets, limits, requests = given["datasets"], given["limits"], given["requests"]
     return flags | {
         "add": _added(given["add"]),
-        "datasets": str(datasets.absolute()) if datasets else None,
+        "datasets": str(Path(datasets).absolute()) if datasets else None,  # older Typers give the text
         "limits": None if limits is None else _numbers("--limits", limits, _LIMITS),
         "divergence": False if given["no_divergence"] else None,
         "requests": _numbers("--requests", requests, _REQUESTS) if requests and "=" in requests else requests,

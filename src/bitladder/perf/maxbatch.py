@@ -26,6 +26,7 @@ GPU_GROWTH = 16
 """Two far sizes say more of what a row needs than two near ones, and small batches fit on most cards."""
 
 KILLED = -9
+_KILLED_FOR = "the system killed the process, most likely for want of main memory"
 """What the kernel does to a process that takes all of main memory."""
 
 PROBE = "bitladder.perf.probe"
@@ -143,7 +144,8 @@ def choose_batch(
         if last.reason is not None:
             raise RuntimeError(f"batch of 1: {last.reason}")
         raise DoesNotFitError(
-            f"batch of 1: {format_bytes(last.needed_bytes)} needed, {format_bytes(last.available_bytes)} available; "
+            last.ran_out
+            or f"batch of 1: {format_bytes(last.needed_bytes)} needed, {format_bytes(last.available_bytes)} available; "
             "choose fewer tokens, a smaller rung or a device with more memory"
         )
     return largest, probes
@@ -211,6 +213,7 @@ def running_probe(
                 needed_bytes=None,
                 available_bytes=None,
                 reason=None if code == KILLED else _describe_end(code, printed),
+                ran_out=f"batch of {batch_size}: {_KILLED_FOR}" if code == KILLED else None,
             )
         available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
         return found.model_copy(update=available)

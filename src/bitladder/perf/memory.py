@@ -139,6 +139,9 @@ def limit_memory(device: str, limit_bytes: int | None, idle_bytes: Sequence[int]
         return
     import torch
 
+    from bitladder.checkpoint.loading import use_device
+
+    use_device(device)
     for index, card in enumerate(torch_devices(device)):
         torch.ones(1, device=card).sum().item()  # starts the context
         free_bytes, total_bytes = torch.cuda.mem_get_info(card)

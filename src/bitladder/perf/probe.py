@@ -34,7 +34,7 @@ def try_batch(job: ProbeJob) -> BatchProbe:
     gpus = gpus_of(scenario.device)
     idle_bytes = used_bytes(gpus)
     needed_bytes: tuple[int, ...] = ()
-    reason = None
+    reason = ran_out = None
     started_s = time.perf_counter()
     try:
         with out_of_memory_does_not_fit(f"batch of {batch_size}"):
@@ -52,8 +52,8 @@ def try_batch(job: ProbeJob) -> BatchProbe:
         needed_bytes = _held_bytes(gpus, idle_bytes)
         limit_bytes = scenario.memory_limit_bytes
         fits = limit_bytes is None or max(needed_bytes, default=0) <= limit_bytes
-    except DoesNotFitError:
-        fits = False
+    except DoesNotFitError as error:
+        fits, ran_out = False, str(error)
     except RuntimeError as error:
         traceback.print_exc()
         fits, reason = False, f"RuntimeError: {str(error).splitlines()[0]}"
@@ -66,6 +66,7 @@ def try_batch(job: ProbeJob) -> BatchProbe:
         card_needed_bytes=needed_bytes if len(needed_bytes) > 1 else (),
         duration_s=time.perf_counter() - started_s,
         reason=reason,
+        ran_out=ran_out,
     )
 
 

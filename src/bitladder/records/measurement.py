@@ -341,6 +341,8 @@ class BatchProbe(Record):
     """loading included; None where it was predicted"""
     reason: str | None = None
     """why it did not run, where that was not memory"""
+    ran_out: str | None = None
+    """what was said of memory where a run ended for want of it"""
 
 
 class PerformanceOutcome(Record):

@@ -18,9 +18,9 @@ from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, seen_correlation
-from bitladder.stats.resources import gpu_utilisation, resource_metrics
+from bitladder.stats.resources import gpu_utilisation, others_bytes, resource_metrics
 from bitladder.stats.summary import Estimate
-from bitladder.units import counted
+from bitladder.units import counted, format_bytes
 
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
@@ -130,6 +130,13 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
         notes.append(
             "the GPU was idle for more than half of the time, probably waiting for the processor: times are more of it "
             "than of the precision"
+        )
+    if (others := others_bytes(outcome)) is not None:
+        size = format_bytes(abs(others))
+        notes.append(
+            f"another process took up to {size} of the GPU meanwhile, which figures of the device count"
+            if others > 0
+            else f"another process gave up {size} of the GPU meanwhile, which figures of the device lack"
         )
     if outcome.batch_search and outcome.batch_size == cap:
         notes.append(f"the batch was capped at {cap}, more would fit")

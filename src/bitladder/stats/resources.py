@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 from bitladder.records import PerformanceOutcome
 from bitladder.stats.summary import Estimate
+from bitladder.units import MIB
 
 SHORTEST_UTILISATION_S = 5.0
 """a GPU's utilisation is itself a mean over up to a second"""
 SHORTEST_ENERGY_S = 10.0
 """the energy counter moves in steps"""
+NOTED_OTHERS_BYTES = 64 * MIB
+"""The driver counts some MiB of the device more than of its processes; an empty CUDA context takes hundreds."""
 
 _SERIES = "no interval: successive readings depend on each other"
 _ONE_RUN = "no interval: the peak of one run"
@@ -87,6 +90,19 @@ def _device_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Est
         return unknown, unknown
     average = sum(values) / len(values) - idle
     return Estimate(value=average, reason=_SERIES), Estimate(value=max(values) - idle, reason=_ONE_RUN)
+
+
+def others_bytes(outcome: PerformanceOutcome) -> int | None:
+    """The most that processes beside this one took of the GPU since the reading before it, negative where they gave
+    memory back; None where that is too little to tell, or not known."""
+    idle = outcome.memory.idle_device_bytes
+    found = [
+        sample.gpu_memory_bytes - idle - sample.gpu_process_bytes
+        for sample in outcome.resources
+        if idle is not None and sample.gpu_memory_bytes is not None and sample.gpu_process_bytes is not None
+    ]
+    most = max(found, key=abs, default=0)
+    return most if abs(most) > NOTED_OTHERS_BYTES else None
 
 
 def _peak(value: int | None, missing: Estimate) -> Estimate:

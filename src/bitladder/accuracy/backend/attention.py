@@ -6,7 +6,7 @@ cache is not used.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from unittest import mock
@@ -92,7 +92,9 @@ def _attention(
 
 @contextmanager
 def our_attention(model: "PreTrainedModel") -> Iterator[None]:
-    """The model attends our way inside the block, and its own way after it."""
+    """The model attends our way inside the block, and its own way after it; its card is the current one, where kernels
+    are launched."""
+    import torch
     from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
     AttentionInterface.register(NAME, _attention)
@@ -103,7 +105,7 @@ def our_attention(model: "PreTrainedModel") -> Iterator[None]:
     # made of other things.
     unasked = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     try:
-        with unasked:
+        with unasked, torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
             yield
     finally:
         model.set_attn_implementation(own)

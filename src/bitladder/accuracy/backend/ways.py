@@ -78,13 +78,16 @@ def _kernels_work(
     device: "device", dtype: "dtype", group: int, size: int, softcap: float | None, windows: bool
 ) -> bool:
     """Whether our kernels can be built here, and give what plain products give."""
+    import torch
+
     try:
         from triton.errors import TritonError
     except ImportError as error:
         log.warning("without Triton (%s) attention and scoring take several kernels each", error)
         return False
     try:
-        off = _largest_error(device, dtype, group, size, softcap, windows)
+        with torch.cuda.device(device):
+            off = _largest_error(device, dtype, group, size, softcap, windows)
     except (TritonError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
         log.warning("our kernels can't be built here (%s), so attention and scoring take several each", error)
         return False
