@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 _LEAST = 256
 CPU_ROWS = 32
-MAX_ROWS = 1024
+MAX_ROWS = 2048
 """where a decoding step's products no longer gain from more rows, and its launch has long been spread over many"""
 
 
