@@ -17,14 +17,25 @@ from bitladder.results import Results
 from bitladder.stats.resources import Readings, resource_metrics
 from bitladder.stats.summarize import summarize
 from bitladder.store import load_results
+from bitladder.units import GIB
 
-ARCHIVE = Path(__file__).parent / "h100" / "llama-3.2-1b-shape.tar.gz"
+ARCHIVES = Path(__file__).parent / "h100"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    directory = tmp_path_factory.mktemp("h100") / "study"
-    unpack(ARCHIVE, directory)
+    return unpacked("llama-3.2-1b-shape", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """As if the card had 15 GiB; of six rungs the largest batch is not measured."""
+    return unpacked("llama-3.2-1b-shape-15gib", tmp_path_factory)
+
+
+def unpacked(name: str, factory: pytest.TempPathFactory) -> Results:
+    directory = factory.mktemp("h100") / "study"
+    unpack(ARCHIVES / f"{name}.tar.gz", directory)
     return load_results(directory)
 
 
@@ -37,6 +48,23 @@ def test_memory_after_loading_is_what_the_audit_found(results: Results) -> None:
             assert record.outcome.memory.loaded_bytes == pytest.approx(rung.audit.loaded_bytes, rel=0.01)
             seen += 1
     assert seen == 2 * len(results.rungs) == 16
+
+
+def test_a_card_is_no_larger_than_its_limit_and_a_larger_batch_exceeds_it(limited: Results) -> None:
+    """By the device's own figure, which counts the context and the kernels that torch's allocator knows nothing of."""
+    limit_bytes, searched = 15 * GIB, set()
+    for record in limited.records:
+        outcome = record.outcome
+        assert isinstance(outcome, PerformanceOutcome) and outcome.memory.idle_device_bytes is not None
+        used = max(sample.gpu_memory_bytes or 0 for sample in outcome.resources)
+        assert 0 < used - outcome.memory.idle_device_bytes <= limit_bytes
+        if outcome.batch_search:
+            searched.add(record.rung)
+            failing = min((probe for probe in outcome.batch_search if not probe.fits), key=lambda one: one.batch_size)
+            assert outcome.batch_size < failing.batch_size <= 1.04 * outcome.batch_size
+            assert failing.needed_bytes is None or failing.needed_bytes > limit_bytes
+            assert used - outcome.memory.idle_device_bytes > 0.98 * limit_bytes, "the card is full"
+    assert searched == {"int8-t0", "nf4"} and len(limited.records) == 10
 
 
 def test_int8_is_a_third_as_fast_at_batch_1_and_nf4_alike_at_the_largest(results: Results) -> None:

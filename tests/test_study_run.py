@@ -190,7 +190,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     with pytest.raises(UserError, match="the model's context has 512"):
         prepare(settings.model_copy(update={"prompt_tokens": 510}), Store(out))
     with pytest.raises(UserError, match="expected --backend bitladder"):
-        prepare(settings.model_copy(update={"model": "a/b", "batch_dependence": True}), Store(out))
+        prepare(settings.model_copy(update={"backend": "hf", "model": "a/b", "batch_dependence": True}), Store(out))
 
     # No time is left: performance fails, accuracy is not touched.
     changed = Counting()

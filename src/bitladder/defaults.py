@@ -5,7 +5,7 @@ from typing import Literal
 RUNGS = ("bf16", "fp16", "int8", "fp4", "nf4")
 SCENARIOS = ("batch1", "max-batch")
 ACCURACY_BATCH_SIZE = 8
-ACCURACY_BACKEND: Literal["hf", "bitladder"] = "hf"
+ACCURACY_BACKEND: Literal["hf", "bitladder"] = "bitladder"
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 32768}
 """tokens of one forward: where a CPU's matrix products are as fast as they get, and where a GPU's do"""
 DIVERGENCE_WINDOWS = 32

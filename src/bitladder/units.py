@@ -42,7 +42,7 @@ def _or_unknown(format_value: Callable[[float], str]) -> Callable[[float | None]
 def _format_bytes(value: float) -> str:
     if abs(value) >= GIB:
         return f"{value / GIB:.2f} GiB"
-    return f"{value / MIB:.1f} MiB"
+    return f"{value / MIB:.1f} MiB" if abs(value) >= MIB or not value else f"{value / KIB:.1f} KiB"
 
 
 def _format_seconds(value: float) -> str:

@@ -40,12 +40,14 @@ Limit = Annotated[int | None, typer.Option(help="Questions a task.")]
 Limits = Annotated[str | None, typer.Option(help="Questions of single tasks, such as gsm8k_cot=2,arc_easy=50.")]
 NumFewshot = Annotated[int | None, typer.Option(help="Examples a prompt; by default as each task says.")]
 BatchSize = Annotated[
-    int | None, typer.Option(help=f"Rows of an accuracy batch. {_default(defaults.ACCURACY_BATCH_SIZE)}")
+    int | None,
+    typer.Option(help=f"Rows of an accuracy batch of the backend hf. {_default(defaults.ACCURACY_BATCH_SIZE)}"),
 ]
 Backend = Annotated[
     str | None,
     typer.Option(
-        help=f"Who asks the questions: hf (lm-eval's own) or bitladder (faster). {_default(defaults.ACCURACY_BACKEND)}"
+        help="Who asks the questions: bitladder (ours, faster) or hf (lm-eval's own). "
+        f"{_default(defaults.ACCURACY_BACKEND)}"
     ),
 ]
 TokenBudget = Annotated[
@@ -71,7 +73,7 @@ BatchDependence = Annotated[
     typer.Option(
         "--batch-dependence",
         help="Score some questions again in other batches, at batch 1 and by cached decoding: how many choices "
-        "depend on that? Needs --backend bitladder.",
+        "depend on that? Not with --backend hf.",
     ),
 ]
 UntilDecided = Annotated[
