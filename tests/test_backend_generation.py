@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
 from bitladder.accuracy.backend import generation
+from bitladder.accuracy.backend.budget import CPU_ROWS, key_value_bytes, rows_at_once
 from bitladder.accuracy.backend.decoding import _padded_keys, _padded_rows, may_pad
 from bitladder.accuracy.backend.generation import Prompt, generate
 from bitladder.accuracy.backend.lm import BitladderLM
@@ -84,6 +85,44 @@ def test_an_overflow_is_told_by_either_backend(
         assert backend.remarks[0].startswith("overflowed: logits were not numbers in 3 of 3 forwards"), backend
     ours.loglikelihood([Instance("loglikelihood", {}, ("A", " B"), 0)], disable_tqdm=True)
     assert "overflowed: log-likelihoods of 1 of 1 requests aren't numbers" in caplog.text
+
+
+def test_a_task_begins_anew_where_memory_runs_out(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With half as many rows for all of it: which texts share a batch is then known from their number."""
+    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    asked = ask([(f"{word} and", {"until": [], "max_gen_toks": 5}) for word in ("one", "two", "three", "four", "five")])
+    roomy = BitladderLM(model, tokenizer, max_rows=4, cache_requests=False)
+    expected = roomy.generate_until(asked, disable_tqdm=True)
+    begun: list[int] = []
+
+    def short_of_memory(model: Any, prompts: list[Prompt], *, slots: int, finished: Any, **options: Any) -> None:
+        def one(index: int, tokens: list[int]) -> None:
+            finished(index, tokens)
+            if slots > 2:
+                raise torch.OutOfMemoryError("no")
+
+        begun.append(len(prompts))
+        generate(model, prompts, slots=slots, finished=one, **options)
+
+    monkeypatch.setattr("bitladder.accuracy.backend.lm.generate", short_of_memory)
+    ours = BitladderLM(model, tokenizer, max_rows=4, cache_requests=False)
+    assert ours.generate_until(asked, disable_tqdm=True) == expected
+    assert begun == [5, 5]
+    assert ours.remarks == ("ran out of memory, so 2 texts were generated side by side, and not more",)
+    assert (roomy.scoring.side_by_side, ours.scoring.side_by_side) == (4, 2)
+
+
+def test_rows_are_a_matter_of_the_device_and_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    weights = sum(tensor.nbytes for tensor in model.parameters())
+    row = 100 * key_value_bytes(model)
+    for rows in (1, 2, 8, CPU_ROWS):
+        monkeypatch.setattr(
+            "bitladder.checkpoint.loading.device_bytes", lambda device, rows=rows: weights + 4 * rows * row
+        )
+        assert rows_at_once(model, 100) == rows
+    monkeypatch.setattr("bitladder.checkpoint.loading.device_bytes", lambda device: 1 << 60)
+    assert rows_at_once(model, 100) == CPU_ROWS
 
 
 def alone(model: PreTrainedModel, prompt: Prompt) -> list[int]:

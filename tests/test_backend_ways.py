@@ -170,6 +170,8 @@ def test_without_triton_it_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 def test_ways_that_a_model_or_a_device_cannot_go_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^tree_kernel: found cpu, where our kernels don't run"):
         arguments._chosen_ways(make_model("llama"), {"tree_kernel": True})
+    with pytest.raises(UserError, match=r"^recorded: found a device or a model whose steps can't be recorded"):
+        arguments._chosen_ways(make_model("llama"), {"recorded": True})
     assert arguments._chosen_ways(make_model("llama"), {"compiled": True}) == Ways(compiled=True)
     chunked = make_model("llama")
     monkeypatch.setattr(chunked.config, "attention_chunk_size", 8, raising=False)

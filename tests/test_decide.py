@@ -149,7 +149,8 @@ def with_ratio(summary: Summary, rung: str, other: str, ratio: Estimate) -> Summ
         if scenario.scenario != "max-batch":
             return scenario
         assert scenario.ratios[other].value is not None
-        return scenario.model_copy(update={"ratios": {**scenario.ratios, other: ratio}})
+        ratios = {name: {**getattr(scenario, name), other: ratio} for name in ("ratios", "ratios_together")}
+        return scenario.model_copy(update=ratios)
 
     rungs = [
         one.model_copy(update={"scenarios": tuple(map(changed, one.scenarios))}) if one.rung == rung else one
@@ -408,3 +409,15 @@ def test_before_the_baseline_is_asked_nothing_is_picked(tmp_path: Path) -> None:
     answer = recommend(summary.model_copy(update={"rungs": (unasked,)}))
     assert answer.picks == ()
     assert [one.outcome for one in answer.verdicts] == ["undecided"]
+
+
+def test_several_rungs_are_ahead_of_the_baseline_only_together(summary: Summary) -> None:
+    """Alone a rung's ratio excludes 1, beside all others it doesn't: it is no reason to leave the baseline."""
+    for rung in summary.rungs:
+        for one in rung.scenarios:
+            assert set(one.ratios) == set(one.ratios_together)
+            for name, alone in one.ratios.items():
+                together = one.ratios_together[name]
+                if alone.low is not None and alone.high is not None and len(one.ratios) > 1:
+                    assert together.low is not None and together.high is not None
+                    assert together.low < alone.low < alone.high < together.high

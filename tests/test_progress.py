@@ -96,13 +96,16 @@ def test_what_others_took_of_the_gpu_is_noted(others_bytes: int, said: str | Non
     outcome = performance_outcome(scenario, RUNGS["bf16"], gpu=True)  # type: ignore[arg-type]
     idle = outcome.memory.idle_device_bytes
     assert idle is not None
-    *samples, last = (
+    *samples, one, last = (
         sample.model_copy(update={"gpu_process_bytes": (sample.gpu_memory_bytes or 0) - idle - 6 * MIB})
         for sample in outcome.resources
     )
-    shared = last.model_copy(update={"gpu_memory_bytes": idle + (last.gpu_process_bytes or 0) + others_bytes})
-    seen = outcome.model_copy(update={"resources": (*samples, shared)})
-    alone = outcome.model_copy(update={"resources": tuple(samples)})
+    shared = [
+        sample.model_copy(update={"gpu_memory_bytes": idle + (sample.gpu_process_bytes or 0) + others_bytes})
+        for sample in (one, last)
+    ]
+    seen = outcome.model_copy(update={"resources": (*samples, *shared)})
+    alone = outcome.model_copy(update={"resources": (*samples, shared[0], last)})  # taken between two of its answers
     assert set(notes_on(seen, 12)) - set(notes_on(alone, 12)) == ({said} if said else set())
 
 

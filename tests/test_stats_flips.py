@@ -6,6 +6,7 @@ import pytest
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo
 from bitladder.stats.flips import above_floor, flip_indicators, is_indistinguishable
 from bitladder.stats.paired import midp_mcnemar
+from bitladder.stats.power import ONE_SIDED_ALPHA
 
 
 def flags(count: int, of: int, start: int = 0) -> list[bool]:
@@ -73,3 +74,28 @@ def test_an_answer_flips_by_its_choice_or_its_score() -> None:
     second = outcome([0, 2, 1, 1], [1.0, 0.0, 1.0, 0.0])
     shuffled = second.model_copy(update={"documents": second.documents[::-1]})
     assert flip_indicators(first, shuffled) == [False, True, True, True]
+
+
+def test_documents_that_flip_together_count_once() -> None:
+    """Six of one source are one flip, of which nothing can be said; six of six sources are told."""
+    flips, floor = flags(6, 60), flags(0, 60)
+    sources = [index // 6 for index in range(60)]
+    assert above_floor(flips, floor) == pytest.approx(0.5**7)
+    assert above_floor(flips, floor, sources) == pytest.approx(0.25)
+    assert above_floor(flips, floor, list(range(60))) == above_floor(flips, floor)
+
+
+def test_clusters_keep_the_level() -> None:
+    """Whole clusters flip, as often in one pass as in the other: seldom is one above the other."""
+    random = np.random.default_rng(5)
+    sources = np.repeat(np.arange(80), 6)
+    told = sum(
+        above_floor(some_flip(random, sources), some_flip(random, sources), sources.tolist()) <= ONE_SIDED_ALPHA
+        for _ in range(1000)
+    )
+    assert told < 40
+
+
+def some_flip(random: np.random.Generator, sources: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[bool]:
+    flipped: list[bool] = (random.random(80) < 0.1)[sources].tolist()
+    return flipped

@@ -161,11 +161,16 @@ def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
 
 def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
     """Whether two rungs can't be told apart: the interval of their ratio holds 1, or there is none. Counted figures
-    always can. Two intervals of their own may meet where that of the ratio excludes 1."""
+    always can. Two intervals of their own may meet where that of the ratio excludes 1.
+
+    Of several rungs one is soon ahead by chance, so that for one that is ahead of ``best`` all intervals hold together.
+    """
     if criterion.scenario is None:
         return False
     scenario = best.scenario(criterion.scenario)
-    ratio = scenario.ratios.get(other.rung) if scenario else None
+    ahead = _way(criterion, criterion.of(other), criterion.of(best)) == criterion.better
+    ratios = (scenario.ratios_together if ahead else scenario.ratios) if scenario else {}
+    ratio = ratios.get(other.rung)
     if ratio is None or ratio.low is None or ratio.high is None:
         return True
     return ratio.low <= 1 <= ratio.high

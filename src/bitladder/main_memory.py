@@ -23,6 +23,12 @@ def available_memory_bytes(cgroup: Path = CGROUP) -> int:
     return min([machine_bytes, *(_free_bytes(cgroup, *names) for names in (_V2, _V1) if (cgroup / names[0]).is_file())])
 
 
+def memory_bytes(cgroup: Path = CGROUP) -> int:
+    """All of it, whatever is in use."""
+    limits = [(cgroup / names[0]).read_text().strip() for names in (_V2, _V1) if (cgroup / names[0]).is_file()]
+    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit != "max")])
+
+
 def _free_bytes(cgroup: Path, limit: str, used: str, stat: str, cache: str) -> int:
     limit_text = (cgroup / limit).read_text().strip()
     if limit_text == "max":

@@ -30,6 +30,9 @@ class Passes:
         self.overflowed = 0
         """those of them with logits that are no numbers, for which torch and lm-eval take a token all the same"""
 
+        self.side_by_side = 0
+        """texts that our own backend generated at once, at most"""
+
     @property
     def remarks(self) -> tuple[str, ...]:
         if not self.overflowed:
@@ -104,4 +107,5 @@ def record_scoring(model: "PreTrainedModel", passes: Passes, ways: "Ways | None"
         most_rows=max(passes.rows, default=None),
         kernels=kernels,
         no_kernels_reason=reason,
+        side_by_side=passes.side_by_side or None,
     )

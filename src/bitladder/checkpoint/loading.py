@@ -13,7 +13,7 @@ from bitladder.devices import cards_of, device_of, torch_devices
 from bitladder.environment import describe_gpus
 from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
 from bitladder.hub_kernels import forbid_hub_kernels
-from bitladder.main_memory import available_memory_bytes
+from bitladder.main_memory import available_memory_bytes, memory_bytes
 from bitladder.units import format_bytes
 
 if TYPE_CHECKING:
@@ -165,6 +165,16 @@ def available_bytes(device: str) -> int:
         kept = (torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card) for card in torch_devices(device))
         return sum(int(torch.cuda.mem_get_info(card)[0]) for card in torch_devices(device)) + sum(kept)
     return available_memory_bytes()
+
+
+def device_bytes(device: str) -> int:
+    """All memory of the device, of several cards their sum, whoever uses it."""
+    if device.startswith("cuda"):
+        import torch
+
+        require_device(device)
+        return sum(int(torch.cuda.mem_get_info(card)[1]) for card in torch_devices(device))
+    return memory_bytes()
 
 
 def require_memory(directory: Path, device: str) -> None:

@@ -17,7 +17,9 @@ def diff_command(
         typer.Argument(metavar="DIR", help="The --out folder of `bitladder study`, or the baseline's lm-eval logs."),
     ],
     rung: Annotated[str, typer.Argument(metavar="RUNG", help="A rung of the study, or another folder of logs.")],
-    task: Annotated[str | None, typer.Option(help="Only these tasks or groups, comma-separated.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", "--task", help="Only these tasks or groups, comma-separated.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print all flips as JSON, with whole prompts.")] = False,
 ) -> None:
     """Show the questions whose answer flipped against the baseline: prompt, choices, their probabilities, both answers.
@@ -30,8 +32,8 @@ def diff_command(
     from bitladder.stats.flips import find_flips
 
     base, other = read_pair(directory, rung)
-    if task:
-        base = take_tasks(base, [name.strip() for name in task.split(",")])
+    if tasks:
+        base = take_tasks(base, [name.strip() for name in tasks.split(",")])
     require_comparable(base, [other])
     base, other = answers_to_both(base, other), answers_to_both(other, base)
     flips = [

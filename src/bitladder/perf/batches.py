@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from bitladder.errors import DoesNotFitError
@@ -11,8 +12,9 @@ from bitladder.perf.engines import Engine, StepTimes
 from bitladder.perf.memory import out_of_memory_does_not_fit
 from bitladder.records import BatchSample, Prompts, RequestSample, Scenario
 
-MIN_RUNS = 10
-"""Fewer batches say too little about their own spread to stop on."""
+MIN_RUNS = 20
+"""Fewer batches say too little about their own spread, and how each resembles the one before, to stop on."""
+MOST_CORRELATED = 0.8
 
 CONFIDENCE = 0.95
 
@@ -90,16 +92,23 @@ def to_sample(steps: StepTimes, origin_s: float) -> BatchSample:
 def relative_half_width(durations_s: Sequence[float]) -> float:
     """Half-width of the 95% t interval of the mean, over the mean. To first order that of the rate is the same.
 
-    Needs two durations at least.
+    Wider for durations that resemble the one before, by the factor of a first-order autoregressive series with their
+    correlation, corrected for its bias (Bartlett 1946, Kendall 1954). Needs two durations at least.
     """
     # the light half of scipy: scipy.stats would double what this process holds
     from scipy.special import stdtrit
 
     count = len(durations_s)
     mean = math.fsum(durations_s) / count
-    variance = math.fsum((value - mean) ** 2 for value in durations_s) / (count - 1)
+    departures = [value - mean for value in durations_s]
+    squares = math.fsum(value**2 for value in departures)
+    if not squares:
+        return 0.0
+    seen = math.fsum(one * other for one, other in pairwise(departures)) / squares
+    correlation = min(seen + (1 + 4 * seen) / count, MOST_CORRELATED) if seen > 0 else 0.0
     quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
-    return quantile * math.sqrt(variance / count) / mean
+    error = math.sqrt(squares / (count - 1) / count * (1 + correlation) / (1 - correlation))
+    return quantile * error / mean
 
 
 def _request(scenario: Scenario, batch: BatchSample, index: int) -> RequestSample:

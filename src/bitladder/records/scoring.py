@@ -33,6 +33,8 @@ class Scoring(Record):
     kernels: tuple[ProductKernel, ...] | None
     """of quantized layers, by their libraries' rule for so many rows; empty where nothing is quantized"""
     no_kernels_reason: str | None = None
+    side_by_side: int | None = None
+    """texts that generated at once, at most; None where none did, or lm-eval's backend generated them"""
 
 
 def join_scorings(parts: Iterable[Scoring | None]) -> Scoring | None:
@@ -44,6 +46,7 @@ def join_scorings(parts: Iterable[Scoring | None]) -> Scoring | None:
     least = [part.least_rows for part in known if part.least_rows is not None]
     most = [part.most_rows for part in known if part.most_rows is not None]
     kernels = [one for part in known for one in part.kernels or ()]
+    texts = [part.side_by_side for part in known if part.side_by_side is not None]
     reason = next((part.no_kernels_reason for part in known if part.kernels is None), None)
     return Scoring(
         attention=tuple(dict.fromkeys(name for part in known for name in part.attention)),
@@ -56,6 +59,7 @@ def join_scorings(parts: Iterable[Scoring | None]) -> Scoring | None:
         most_rows=max(most, default=None),
         kernels=join_kernels(kernels) if all(part.kernels is not None for part in known) else None,
         no_kernels_reason=reason,
+        side_by_side=max(texts, default=None),
     )
 
 

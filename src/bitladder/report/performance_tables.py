@@ -61,7 +61,10 @@ def performance_tables(summary: Summary, scenario: str, on_gpu: bool) -> list[Ta
 
 
 def _main_notes(scenario: str, on_gpu: bool) -> list[str]:
-    notes = ["Brackets: 95% interval. Speed-up: requests/s divided by the baseline's."]
+    notes = [
+        "Brackets: 95% interval, of the batches of one run: another hour or machine may differ by more. Speed-up: "
+        "requests/s divided by the baseline's."
+    ]
     if on_gpu:
         notes.append("VRAM: average of device memory less idle, as the study sampled it. Allocated: by PyTorch.")
     else:

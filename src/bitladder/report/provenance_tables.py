@@ -168,7 +168,10 @@ def _besides(scoring: Scoring) -> str:
         "norms, MLPs and rotary embeddings compiled": scoring.compiled,
         "16-bit products in FP32": scoring.widened,
     }
-    return ", ".join(text for text, so in said.items() if so)
+    found = [text for text, so in said.items() if so]
+    if scoring.side_by_side is not None:
+        found.append(f"up to {counted(scoring.side_by_side, 'text')} generated side by side")
+    return ", ".join(found)
 
 
 def _describe_kernel(one: ProductKernel) -> str:

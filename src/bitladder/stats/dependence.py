@@ -82,7 +82,8 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
     p_value = indistinguishable = None
     if floor and flips and their_floor and floor.questions == flips.questions == their_floor.questions:
         flags = flips.changed, floor.changed, their_floor.changed
-        p_value, indistinguishable = floors_p_value(*flags), is_indistinguishable(*flags)
+        p_value = floors_p_value(*flags, flips.clusters)
+        indistinguishable = is_indistinguishable(*flags, clusters=flips.clusters)
     return DependenceSummary(
         title=title,
         second_plan=_change(floor),
@@ -107,7 +108,7 @@ class _Compared:
     ) -> None:
         self.questions = questions
         self.changed = [likeliest(one[question]) != likeliest(other[question]) for question in questions]
-        self._clusters = [clusters.get(question, " ".join(question)) for question in questions]
+        self.clusters = [clusters.get(question, " ".join(question)) for question in questions]
         self._largest = max(
             abs(value - before)
             for question in questions
@@ -116,7 +117,7 @@ class _Compared:
 
     def summary(self) -> ChoiceChange:
         changed = [float(one) for one in self.changed]
-        share = Score(sum(changed) / len(changed), score_interval(changed, self._clusters))
+        share = Score(sum(changed) / len(changed), score_interval(changed, self.clusters))
         return ChoiceChange(
             documents=len(changed), changed=sum(self.changed), percent=share.percent(), largest_nats=self._largest
         )

@@ -1,10 +1,12 @@
 """Which answers another precision changed, and whether more did than change by themselves."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
+
 from bitladder.records import AccuracyOutcome, DocumentOutcome, Record, TaskDocuments
-from bitladder.stats.paired import midp_mcnemar
 from bitladder.stats.pots import choice_probabilities, likeliest, primary_metric
 from bitladder.stats.power import ONE_SIDED_ALPHA
 
@@ -113,18 +115,27 @@ def _choice(document: DocumentOutcome) -> int | None:
     return likeliest(answers) if answers and len(answers) > 1 else None
 
 
-def above_floor(flips: Sequence[bool], floor: Sequence[bool]) -> float:
-    """One-sided mid-p McNemar of more flips than on the floor, on the same documents in the same order.
+def above_floor(flips: Sequence[bool], floor: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> float:
+    """One-sided mid-p of more flips than on the floor, on the same documents in the same order.
 
     Two counts side by side would forget that the documents are the same: what flips by itself is mostly what flips
-    anyway. 1 where the two never differ, which is no evidence. Raises ValueError for unequal lengths.
+    anyway. Without a difference each cluster's surplus of flips, a document's where ``clusters`` is None, is as likely
+    as its opposite; the sum of all has that distribution exactly, which for single documents is mid-p McNemar's. 1
+    where the two never differ, which is no evidence. Raises ValueError for unequal lengths.
     """
-    only_flips = sum(flip and not own for flip, own in zip(flips, floor, strict=True))
-    only_floor = sum(own and not flip for flip, own in zip(flips, floor, strict=True))
-    if only_flips == only_floor == 0:
+    surplus: Counter[Hashable] = Counter()
+    for flip, own, cluster in zip(flips, floor, range(len(flips)) if clusters is None else clusters, strict=True):
+        surplus[cluster] += flip - own
+    sizes = [abs(one) for one in surplus.values() if one]
+    if not sizes:
         return 1.0
-    two_sided = midp_mcnemar(only_flips, only_floor)
-    return two_sided / 2 if only_flips > only_floor else 1 - two_sided / 2
+    most = sum(sizes)
+    chances = np.zeros(2 * most + 1)  # of each sum from -most on
+    chances[most] = 1.0
+    for size in sizes:
+        chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
+    found = most + sum(surplus.values())
+    return float(chances[found + 1 :].sum() + chances[found] / 2)
 
 
 def is_indistinguishable(
@@ -132,6 +143,8 @@ def is_indistinguishable(
     own_floor: Sequence[bool],
     baseline_floor: Sequence[bool],
     one_sided_alpha: float = ONE_SIDED_ALPHA,
+    *,
+    clusters: Sequence[Hashable] | None = None,
 ) -> bool:
     """Whether a rung's flips are not shown to be above its own floor and the baseline's.
 
@@ -139,9 +152,14 @@ def is_indistinguishable(
     exceeded (an intersection-union test: each at the whole level). All three are by document, in one order: with the
     records of a second pass, `flip_indicators` of the rung against the baseline and of either against its second pass.
     """
-    return floors_p_value(flips, own_floor, baseline_floor) > one_sided_alpha
+    return floors_p_value(flips, own_floor, baseline_floor, clusters) > one_sided_alpha
 
 
-def floors_p_value(flips: Sequence[bool], own_floor: Sequence[bool], baseline_floor: Sequence[bool]) -> float:
+def floors_p_value(
+    flips: Sequence[bool],
+    own_floor: Sequence[bool],
+    baseline_floor: Sequence[bool],
+    clusters: Sequence[Hashable] | None = None,
+) -> float:
     """What `is_indistinguishable` goes by: the larger of both floors'."""
-    return max(above_floor(flips, own_floor), above_floor(flips, baseline_floor))
+    return max(above_floor(flips, own_floor, clusters), above_floor(flips, baseline_floor, clusters))

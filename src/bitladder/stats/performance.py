@@ -100,8 +100,11 @@ def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estima
     return _rates(line) | _latencies(line) | _token_times(line) | resources | derived
 
 
-def speedup(outcome: PerformanceOutcome, other: PerformanceOutcome) -> Estimate:
-    """Ratio of requests/s to the other's, the baseline's most of all."""
+def speedup(outcome: PerformanceOutcome, other: PerformanceOutcome, confidence: float = CONFIDENCE) -> Estimate:
+    """Ratio of requests/s to the other's, the baseline's most of all.
+
+    The interval is of the batches of these two runs: it holds nothing of what another hour or host would change.
+    """
     ours, theirs = Timeline(outcome), Timeline(other)
     if not ours.requests or not theirs.requests:
         return Estimate.unknown("no request ended well, here or on the baseline")
@@ -112,7 +115,7 @@ def speedup(outcome: PerformanceOutcome, other: PerformanceOutcome) -> Estimate:
         if isinstance(error, NoInterval):
             return Estimate(value=value, reason=error.reason)
     degrees = (len(ours.rows) - 1, len(theirs.rows) - 1)
-    return _estimate(value, quotient_interval(value, (known[0], known[1]), degrees))
+    return _estimate(value, quotient_interval(value, (known[0], known[1]), degrees, confidence))
 
 
 def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None = None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What a measurement took: memory, utilisation, energy, from the monitor's readings beside it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from bitladder.records import PerformanceOutcome
 from bitladder.stats.summary import Estimate
@@ -94,14 +95,18 @@ def _device_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Est
 
 def others_bytes(outcome: PerformanceOutcome) -> int | None:
     """The most that processes beside this one took of the GPU since the reading before it, negative where they gave
-    memory back; None where that is too little to tell, or not known."""
+    memory back; None where that is too little to tell, or not known.
+
+    By two readings one after the other: between the driver's answers of one, this process may have taken some itself.
+    """
     idle = outcome.memory.idle_device_bytes
     found = [
         sample.gpu_memory_bytes - idle - sample.gpu_process_bytes
         for sample in outcome.resources
         if idle is not None and sample.gpu_memory_bytes is not None and sample.gpu_process_bytes is not None
     ]
-    most = max(found, key=abs, default=0)
+    lasting = [min(pair, key=abs) for pair in pairwise(found) if pair[0] * pair[1] > 0]
+    most = max(lasting, key=abs, default=0)
     return most if abs(most) > NOTED_OTHERS_BYTES else None
 
 

@@ -9,6 +9,7 @@ from bitladder.records import (
     Divergence,
     DivergenceOutcome,
     Item,
+    MeasurementRecord,
     Rescoring,
     RescoringOutcome,
     Scenario,
@@ -36,6 +37,7 @@ from bitladder.stats.summary import (
     TaskSummary,
     describe_end,
 )
+from bitladder.stats.verdict import shared_confidence
 from bitladder.units import counted
 
 _BUILTIN_TASK = "bitladder_"
@@ -204,7 +206,9 @@ def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Sce
         )
     metrics = derive_metrics(outcome, item.device)
     others = {name: other.performance(item) for name, other in ends.items() if name != end.rung}
-    ratios = {name: speedup(outcome, theirs) for name, theirs in others.items() if theirs is not None}
+    measured = {name: theirs for name, theirs in others.items() if theirs is not None}
+    ratios = {name: speedup(outcome, theirs) for name, theirs in measured.items()}
+    confidence = shared_confidence(max(len(measured), 1))
     metrics["speedup"] = ratios.get(baseline) or _no_speedup(end, ends.get(baseline), item)
     return ScenarioSummary(
         scenario=item.scenario,
@@ -218,8 +222,20 @@ def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Sce
         stopped_by=outcome.stopped_by,
         metrics=metrics,
         ratios=ratios,
-        notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap),
+        ratios_together={name: speedup(outcome, theirs, confidence) for name, theirs in measured.items()},
+        notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap)
+        + _other_host(record, ends[baseline].measurement(item)[0] if baseline in ends else None, baseline),
     )
+
+
+def _other_host(record: MeasurementRecord, other: MeasurementRecord | None, baseline: str) -> tuple[str, ...]:
+    """Machines of one kind count as one, and differ all the same."""
+    if other is None:
+        return ()
+    one, theirs = ({gpu.serial for gpu in each.machine.gpus} for each in (record, other))
+    if None in one | theirs or one == theirs:
+        return ()
+    return (f"measured on another machine of the same kind than {baseline}, for which no interval allows",)
 
 
 def _no_speedup(end: Ends, baseline: Ends | None, item: Scenario) -> Estimate:

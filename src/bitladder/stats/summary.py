@@ -153,6 +153,8 @@ class ScenarioSummary(Record):
     """empty unless ``status`` is ok"""
     ratios: dict[str, Estimate] = Field(default_factory=dict)
     """requests/s over those of each other rung that was measured here, by its name"""
+    ratios_together: dict[str, Estimate] = Field(default_factory=dict)
+    """the same with intervals that hold with 95% all together"""
     notes: tuple[str, ...]
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
 

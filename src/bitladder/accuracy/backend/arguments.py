@@ -84,6 +84,11 @@ def _chosen_ways(model: "PreTrainedModel", given: dict[str, bool]) -> Ways:
             raise UserError(
                 f"{name}: found {model.device}, where our kernels don't run; expected a GPU with Triton; leave it out"
             )
+    if given.get("recorded") and not usual.recorded:
+        raise UserError(
+            "recorded: found a device or a model whose steps can't be recorded; expected a GPU, and no layers of "
+            "experts or of LLM.int8's outliers; leave it out"
+        )
     return dataclasses.replace(usual, **given)
 
 

@@ -37,12 +37,13 @@ def token_bytes(model: "PreTrainedModel") -> int:
 
 
 def rows_at_once(model: "PreTrainedModel", length: int) -> int:
-    """Rows of ``length`` tokens to generate side by side: the keys and values take at most a quarter of the memory."""
-    from bitladder.checkpoint.loading import available_bytes
+    """Rows of ``length`` tokens to generate side by side: their keys and values take at most a quarter of what the
+    weights leave of the device's memory. Not of what is free at the moment: LLM.int8's texts depend on the number."""
+    from bitladder.checkpoint.loading import device_bytes
 
     rows = CPU_ROWS if model.device.type == "cpu" else MAX_ROWS
-    free = available_bytes(str(model.device))
-    while rows > 1 and rows * length * key_value_bytes(model) > free / 4:
+    left = device_bytes(str(model.device)) - sum(tensor.nbytes for tensor in model.parameters())
+    while rows > 1 and rows * length * key_value_bytes(model) > left / 4:
         rows //= 2
     return rows
 

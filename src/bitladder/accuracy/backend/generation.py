@@ -78,7 +78,7 @@ def generate(
 
     if not prompts:
         return
-    prefix = _common_prefix([prompt.tokens for prompt in prompts])
+    prefix = common_prefix([prompt.tokens for prompt in prompts])
     rows = [_Row(index, prompt, prompt.tokens[prefix:]) for index, prompt in enumerate(prompts)]
     rows.sort(key=lambda row: (-len(row.suffix), row.index))  # neighbours of like length leave little of a block unused
     length = max(len(row.suffix) + row.prompt.limit for row in rows)
@@ -109,6 +109,8 @@ class _Batch:
     """Rows ``i`` of the batch are in slots ``i``."""
 
     def __init__(self, model: "PreTrainedModel", slots: Slots, prefix: Tokens, seen: Seen, ways: Ways) -> None:
+        import torch
+
         self.model = model
         self.seen = seen
         self.ways = ways
@@ -116,6 +118,7 @@ class _Batch:
         self.prefix_length = len(prefix)
         self.chain = (PREFIX,) if len(prefix) else ()
         self.rows: list[_Row] = []
+        self.overflows = model.dtype == torch.float16  # keys and values may be infinite where no logit shows it
         self.decoder = Decoder(model, slots, len(prefix), seen, recorder(model) if ways.recorded else None)
         if len(prefix):
             self._forward(flat_pack([prefix], 0, (), [PREFIX]), slots.prefix)
@@ -155,12 +158,12 @@ class _Batch:
                 continue
             done.append(row)
             last = self.rows.pop()
-            if row.broken:
+            if row.broken or self.overflows:
                 self.slots.wipe(slot)
             if slot < len(self.rows):
                 self.rows[slot] = last
                 self.slots.move(len(self.rows), slot, last.cached)
-                if last.broken:
+                if last.broken or self.overflows:
                     self.slots.wipe(len(self.rows))
         return done
 
@@ -171,7 +174,7 @@ def _append(rows: Sequence[_Row], answer: Sequence[Sequence[int]]) -> None:
         row.broken |= bool(no_number)
 
 
-def _common_prefix(texts: Sequence[Tokens]) -> int:
+def common_prefix(texts: Sequence[Tokens]) -> int:
     """Tokens that all begin with, leaving each at least one; 0 where it isn't worth it."""
     shortest = min(len(text) for text in texts) - 1
     first = texts[0][:shortest]
