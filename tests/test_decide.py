@@ -90,7 +90,7 @@ def test_the_sentence_names_what_was_limited(summary: Summary) -> None:
     assert several.sentence.endswith("; peak memory at batch 1: 560.4 MiB (int8) and 515.6 MiB (nf4).")
     alone = recommend(summary, Limits(max_memory_bytes=520 * MIB))
     assert alone.sentence.startswith(
-        "Deploy nf4, the only rung within 5 points of bf16 and 520.0 MiB of peak memory at"
+        "Deploy nf4, the only rung shown to be within 5 points of bf16 and 520.0 MiB of peak memory at"
     )
 
 
@@ -282,7 +282,7 @@ def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     for path in (*(directory / "records").iterdir(), *(directory / "rungs").iterdir()):
         path.unlink()
     answer = recommend(summarize(load_results(directory)))
-    assert {found.outcome for found in answer.verdicts} == {"undecided"}
+    assert {found.outcome for found in answer.verdicts} == {"unmeasured"}
     assert verdict(answer, "nf4").reasons == ("not made yet; run the study again to go on",)
     assert answer.sentence == (
         f"Unfinished, 0 of {planned} measurements so far: No rung is left: no rung has all that the limits need yet; "
@@ -290,13 +290,13 @@ def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     )
 
 
-def test_what_the_rest_of_the_study_decides_is_undecided_and_what_failed_is_out(tmp_path: Path) -> None:
+def test_what_the_rest_of_the_study_decides_is_unmeasured_and_what_failed_is_out(tmp_path: Path) -> None:
     absent = {("int8", "bitladder_language"), ("fp16", "batch1")}
     ends = {("nf4", "bitladder_language"): ("failed", "killed")}
     found = summarize(load_results(write_replay(tmp_path, absent=absent, ends=ends)))  # type: ignore[arg-type]
     answer = recommend(found, Limits(max_memory_bytes=2000 * MIB))
     outcomes = {rung.rung: rung.outcome for rung in answer.verdicts}
-    assert (outcomes["int8"], outcomes["fp16"], outcomes["nf4"]) == ("undecided", "undecided", "out")
+    assert (outcomes["int8"], outcomes["fp16"], outcomes["nf4"]) == ("unmeasured", "unmeasured", "out")
     assert "failed" not in " ".join(verdict(answer, "int8").reasons + verdict(answer, "fp16").reasons)
 
 
@@ -408,7 +408,7 @@ def test_before_the_baseline_is_asked_nothing_is_picked(tmp_path: Path) -> None:
     unasked = baseline.model_copy(update={"missing_tasks": ("arc_easy",)})
     answer = recommend(summary.model_copy(update={"rungs": (unasked,)}))
     assert answer.picks == ()
-    assert [one.outcome for one in answer.verdicts] == ["undecided"]
+    assert [one.outcome for one in answer.verdicts] == ["unmeasured"]
 
 
 def test_several_rungs_are_ahead_of_the_baseline_only_together(summary: Summary) -> None:
@@ -421,3 +421,15 @@ def test_several_rungs_are_ahead_of_the_baseline_only_together(summary: Summary)
                 if alone.low is not None and alone.high is not None and len(one.ratios) > 1:
                     assert together.low is not None and together.high is not None
                     assert together.low < alone.low < alone.high < together.high
+
+
+def test_the_sentence_says_what_is_undecided(summary: Summary) -> None:
+    """The baseline alone within a margin is no finding about the others."""
+    narrow = recommend(summary, Limits(max_drop_points=0.1))
+    assert picked(narrow).keys() and set(picked(narrow).values()) == {"bf16"}
+    open_ = [one.rung for one in narrow.verdicts if one.outcome == "undecided"]
+    assert open_
+    assert narrow.sentence.startswith("Deploy bf16, since no other rung is shown to be within 0.1 points of bf16, for ")
+    assert narrow.sentence.endswith(f"{open_[-1]} undecided.")
+    one = recommend(summary, Limits(max_drop_points=0.1, optimize="memory"))
+    assert ", since no other rung is shown to be within 0.1 points of bf16; " in one.sentence

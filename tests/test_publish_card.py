@@ -7,9 +7,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 import bitladder
+from bitladder.checkpoint.quantize import quantize
 from bitladder.errors import UserError
-from bitladder.models.source import source_hash
-from bitladder.publish.card import to_card
+from bitladder.models.source import resolve_model, source_hash
+from bitladder.publish.card import source_name, to_card, without_path
 from bitladder.publish.measured import Measured, find_measured
 from bitladder.publish.origin import Origin, find_origin
 from bitladder.records import Audit, Finding, Manifest, Source
@@ -127,6 +128,24 @@ def test_origin_of_a_directory(tiny_copy: Path) -> None:
     assert find_origin(source) == Origin(None, {}, "the source's README.md names none")
     (tiny_copy / "config.json").write_text((tiny_copy / "config.json").read_text() + "\n")
     assert find_origin(source) == Origin(None, {}, "the source's directory has changed since")
+
+
+def test_what_a_checkpoint_of_ours_was_made_from_goes_on(tiny_copy: Path, tmp_path: Path) -> None:
+    """A note on the source, its licence and its name are the same for what is made of what was made of it."""
+    checkpoint = quantize(str(tiny_copy), "bf16", out=tmp_path / "bf16")
+    manifest = checkpoint.manifest
+    source = Source(
+        model="builtin:smollm2-135m", kind="builtin", revision=None, content_hash="00" * 32, note="was 4-bit"
+    )
+    made = manifest.model_copy(update={"source": source})
+    (tmp_path / "bf16" / "bitladder.json").write_text(made.model_dump_json())
+    found = resolve_model(str(tmp_path / "bf16")).source
+    assert (found.kind, found.note, found.origin) == ("directory", "was 4-bit", source)
+    assert find_origin(found) == find_origin(source)
+    nf4 = quantize(str(tmp_path / "bf16"), "nf4", out=tmp_path / "nf4").manifest
+    assert source_name(nf4) == "builtin:smollm2-135m"
+    own = manifest.model_copy(update={"source": manifest.source.model_copy(update={"origin": manifest.source})})
+    assert without_path(own.source).model_dump_json().count(str(tmp_path)) == 0
 
 
 def test_origin_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ Nothing is computed here. A limit is held against the unfavourable end of an int
 is never picked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bitladder.errors import UserError
 from bitladder.objections import (
@@ -41,7 +41,7 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     wanted = [limits.optimize] if limits.optimize else [goal for goal in CRITERIA if _is_planned(summary, goal)]
     picks = tuple(pick for goal in wanted if (pick := _pick(summary, within, CRITERIA[goal])) is not None)
     blame = None if picks else _blame(summary, limits, objections, within, wanted)
-    sentence = _sentence(summary, limits, picks, within) if picks else f"No rung is left: {blame}"
+    sentence = _sentence(summary, limits, picks, within, objections) if picks else f"No rung is left: {blame}"
     return Recommendation(
         sentence=": ".join(filter(None, (summary.unfinished, sentence))),
         limits=limits,
@@ -181,7 +181,9 @@ def _rank(criterion: Criterion, rungs: int, standing: Standing, within: str) -> 
         return f"none of {_count(rungs)}{within} distinguishably {criterion.better}"
     if standing == "surely better":
         return f"the first of {_count(rungs)}{within} that is distinguishably {criterion.better} than the baseline"
-    return f"the only rung{within}" if rungs == 1 else f"{criterion.best} of {_count(rungs)}{within}"
+    if rungs == 1:
+        return f"the only rung shown to be{within}" if within else "the only rung"
+    return f"{criterion.best} of {_count(rungs)}{within}"
 
 
 def _count(rungs: int) -> str:
@@ -196,8 +198,10 @@ def _verdict(
 ) -> RungVerdict:
     if objections:
         reasons = tuple(objection.reason for objection in objections)
-        undecided = all(objection.undecided for objection in objections)
-        return RungVerdict(rung=rung.rung, outcome="undecided" if undecided else "out", goals=(), reasons=reasons)
+        if not all(objection.undecided for objection in objections):
+            return RungVerdict(rung=rung.rung, outcome="out", goals=(), reasons=reasons)
+        judged = all(objection.cause == "drop" for objection in objections)
+        return RungVerdict(rung=rung.rung, outcome="undecided" if judged else "unmeasured", goals=(), reasons=reasons)
     goals = tuple(pick.goal for pick in picks if pick.rung == rung.rung)
     best = {pick.goal: pick for pick in picks}
     reasons = tuple(_against(CRITERIA[goal], rung, best.get(goal)) for goal in wanted)
@@ -205,7 +209,7 @@ def _verdict(
         return RungVerdict(rung=rung.rung, outcome="picked", goals=goals, reasons=reasons)
     if any(CRITERIA[goal].of(rung).value is not None for goal in wanted):
         return RungVerdict(rung=rung.rung, outcome="within", goals=(), reasons=reasons)
-    return RungVerdict(rung=rung.rung, outcome="undecided" if rung.missing else "out", goals=(), reasons=reasons)
+    return RungVerdict(rung=rung.rung, outcome="unmeasured" if rung.missing else "out", goals=(), reasons=reasons)
 
 
 def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
@@ -232,24 +236,50 @@ def _bounds(summary: Summary, limits: Limits) -> str:
     return " and ".join(bounds)
 
 
-def _sentence(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:
+def _sentence(
+    summary: Summary,
+    limits: Limits,
+    picks: Sequence[Pick],
+    within: Sequence[RungSummary],
+    objections: Mapping[str, Sequence[Objection]],
+) -> str:
     bounds = _bounds(summary, limits)
-    peaks = _peaks(limits, picks, within)
+    alone = _alone(summary, within, bounds)
+    ends = _peaks(limits, picks, within) + _open(objections)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
-        rank = _rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
+        rank = alone or _rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
         figure = criterion.describe(pick.figure)
-        return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{_as_good(pick)}{peaks}."
+        return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{_as_good(pick)}{ends}."
     by_rung: dict[str, list[Pick]] = {}
     for pick in picks:
         by_rung.setdefault(pick.rung, []).append(pick)
     lead = f"Of {_count(len(within))} within {bounds}, deploy" if bounds and len(within) > 1 else "Deploy"
-    only = f", the only rung within {bounds}," if bounds and len(within) == 1 else ""
+    only = f", {alone}," if alone else ""
     parts = []
     for rung, own in by_rung.items():
         goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)}{_as_good(pick)})" for pick in own]
         parts.append(f"{rung}{only} for {_list(goals)}")
-    return f"{lead} {'; '.join(parts)}{peaks}."
+    return f"{lead} {'; '.join(parts)}{ends}."
+
+
+def _alone(summary: Summary, within: Sequence[RungSummary], bounds: str) -> str:
+    """How the one rung within the limits stands; empty where it isn't the one, or nothing limits."""
+    if not bounds or len(within) != 1:
+        return ""
+    if within[0].rung == summary.baseline:
+        return f"since no other rung is shown to be within {bounds}"
+    return f"the only rung shown to be within {bounds}"
+
+
+def _open(objections: Mapping[str, Sequence[Objection]]) -> str:
+    """The rungs of which more questions may tell."""
+    found = [
+        rung
+        for rung, own in objections.items()
+        if own and all(objection.undecided and objection.cause == "drop" for objection in own)
+    ]
+    return f"; {_list(found)} undecided" if found else ""
 
 
 def _as_good(pick: Pick) -> str:

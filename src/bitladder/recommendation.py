@@ -39,13 +39,14 @@ class Pick(Record):
 
 
 class RungVerdict(Record):
-    """What became of one rung and why: picked for these goals, within the limits but not the best, undecided, or out.
+    """What became of one rung and why: picked for these goals, within the limits but not the best, undecided, not yet
+    measured so far that it could be judged, or out.
 
-    Undecided: nothing speaks against it but that more questions, or the rest of the study, may decide either way.
+    Undecided: nothing speaks against it but that more questions may decide either way.
     """
 
     rung: str
-    outcome: Literal["picked", "within", "undecided", "out"]
+    outcome: Literal["picked", "within", "undecided", "unmeasured", "out"]
     goals: tuple[Goal, ...]
     reasons: tuple[str, ...]
     accuracy: Verdict | None = None

@@ -30,7 +30,7 @@ def resolve_model(model: str, revision: str | None = None) -> ResolvedModel:
     Raises UnknownNameError for a model that doesn't exist, BrokenFileError naming a truncated or altered file, and
     UserError for a directory that lacks config or SafeTensors, for a gated model, and without network and cache.
     """
-    note, speed_only = None, False
+    note, speed_only, origin = None, False, None
     if model.startswith(PREFIX):
         _refuse_revision(model, revision)
         builtin = find_builtin(model)
@@ -47,6 +47,9 @@ def resolve_model(model: str, revision: str | None = None) -> ResolvedModel:
         kind, directory = "hub", _fetch_from_hub(model, revision)
         revision = directory.name
     read_config(directory)
+    if kind != "builtin" and (manifest := read_manifest(directory)) is not None:
+        made_from = manifest.source
+        note, speed_only, origin = made_from.note, made_from.speed_only, made_from.origin or made_from
     source = Source.model_validate(
         {
             "model": model,
@@ -55,6 +58,7 @@ def resolve_model(model: str, revision: str | None = None) -> ResolvedModel:
             "content_hash": source_hash(directory),
             "note": note,
             "speed_only": speed_only,
+            "origin": origin,
         }
     )
     return ResolvedModel(source, directory)

@@ -8,7 +8,7 @@ from bitladder.checkpoint.declared import describe_scheme
 from bitladder.markdown import markdown_environment
 from bitladder.publish.measured import CardTable, Measured, measured_tables
 from bitladder.publish.origin import Origin
-from bitladder.records import Audit, Finding, Manifest, Scheme
+from bitladder.records import Audit, Finding, Manifest, Scheme, Source
 from bitladder.rungs import rung_title
 from bitladder.units import format_bytes
 
@@ -34,9 +34,14 @@ def to_card(repository: str, manifest: Manifest, audit: Audit, origin: Origin, m
 
 
 def source_name(manifest: Manifest) -> str:
-    """What readers call the source: a local directory by its own name, without the path to it."""
-    source = manifest.source
-    return Path(source.model).name if source.kind == "directory" else source.model
+    """What readers call the source, where that is a checkpoint of bitladder's what it was made from."""
+    return without_path(manifest.source.origin or manifest.source).model
+
+
+def without_path(source: Source) -> Source:
+    """A local source goes by its directory's name: where it lay on this machine is nobody's business."""
+    model = Path(source.model).name if source.kind == "directory" else source.model
+    return source.model_copy(update={"model": model, "origin": source.origin and without_path(source.origin)})
 
 
 def _header(manifest: Manifest, origin: Origin) -> str:
@@ -93,7 +98,7 @@ def _provenance(manifest: Manifest, origin: Origin) -> CardTable:
 def _provenance_rows(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, str]]:
     from bitladder import __version__
 
-    source = manifest.source
+    source = manifest.source.origin or manifest.source
     yield "Source", f"{source_name(manifest)} ({source.kind})"
     if origin.base_model and origin.base_model != source.model:
         yield "Released as", origin.base_model

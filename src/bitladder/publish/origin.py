@@ -26,6 +26,8 @@ class Origin:
 
 def find_origin(source: Source) -> Origin:
     """Asks the Hub for a Hub model's licence, and reads a directory's README.md where its files are still the same."""
+    if source.origin is not None:
+        return find_origin(source.origin)
     if source.kind == "builtin":
         builtin = find_builtin(source.model)
         if builtin.license is None:

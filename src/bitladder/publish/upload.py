@@ -8,7 +8,7 @@ from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.publish import repository as hub
-from bitladder.publish.card import source_name, to_card
+from bitladder.publish.card import source_name, to_card, without_path
 from bitladder.publish.measured import find_measured
 from bitladder.publish.origin import find_origin
 from bitladder.records import Audit, Manifest, Record
@@ -122,9 +122,7 @@ def _require_passed(directory: Path, manifest: Manifest, device: str, trust_remo
 
 
 def _content(directory: Path, manifest: Manifest, card: str) -> dict[str, Path | bytes]:
-    """A local source goes by its directory's name: where it lay on this machine is nobody's business."""
-    source = manifest.source.model_copy(update={"model": source_name(manifest)})
-    published = manifest.model_copy(update={"source": source})
+    published = manifest.model_copy(update={"source": without_path(manifest.source)})
     return {
         **{name: directory / name for name in sorted(manifest.files)},
         MANIFEST_NAME: (published.model_dump_json(indent=2) + "\n").encode(),

@@ -41,6 +41,8 @@ class Source(Record):
     """a fact every report has to show, such as that the source was already quantized"""
     speed_only: bool = False
     """whether its answers mean nothing, such as random weights'"""
+    origin: "Source | None" = None
+    """what a checkpoint of bitladder's that is taken for a model was made from"""
 
 
 class ManifestFile(Record):

@@ -185,7 +185,7 @@ def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
     )
     rows = tuple(
         (
-            _task_cell(task),
+            text_cell(task.title),
             text_cell("acc_norm"),
             number_cell(task.questions, format_count),
             *(

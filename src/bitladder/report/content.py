@@ -131,10 +131,17 @@ def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
     return " · ".join(parts)
 
 
+_OUTCOMES: dict[str, tuple[str, Mark]] = {
+    "picked": ("deploy", "good"),
+    "within": ("within limits, not best", "plain"),
+    "undecided": ("undecided", "warning"),
+    "unmeasured": ("not measured yet", "warning"),
+    "out": ("out", "bad"),
+}
+
+
 def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
-    marks: dict[str, Mark] = {"picked": "good", "within": "plain", "undecided": "warning", "out": "bad"}
     known = {rung.rung: rung.title for rung in summary.rungs}
-    titles = {"picked": "deploy", "within": "within limits, not best", "undecided": "undecided", "out": "out"}
     rows: list[tuple[Cell, ...]] = []
     for verdict in recommendation.verdicts:
         goals = f" for {', '.join(verdict.goals)}" if verdict.goals else ""
@@ -142,7 +149,7 @@ def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
             (
                 text_cell(verdict.rung),
                 text_cell(known[verdict.rung]),
-                text_cell(f"{titles[verdict.outcome]}{goals}", mark=marks[verdict.outcome]),
+                text_cell(f"{_OUTCOMES[verdict.outcome][0]}{goals}", mark=_OUTCOMES[verdict.outcome][1]),
                 text_cell(verdict.accuracy or ""),
                 text_cell("; ".join(verdict.reasons) or None),
             )
