@@ -13,7 +13,7 @@ from bitladder.report.figure import Figure, MissingFigure, chunks, colours, wrap
 from bitladder.report.performance_figures import _shade, normalised, performance_figures
 from bitladder.rungs import RUNGS as LADDER
 from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Summary
+from bitladder.stats.summary import ScenarioSummary, Summary
 from bitladder.store import load_results
 from replay import RUNGS, write_broken_replay, write_replay
 from replay_outcomes import TaskReplay
@@ -117,8 +117,33 @@ def test_a_whisker_far_beyond_every_bar_leaves_the_bars_their_room(summary: Summ
     shown = [row for row in rows(figure) if row["metric"] == "latency_s"]
     assert max(row["top"] for row in shown) == 2 * max(row["value"] for row in shown)
     assert "1000000" in shown[0]["tooltip"]
-    assert figure.caption.endswith("is cut there: the table has its end.")
+    assert figure.caption.endswith("↑: one beyond 2 times the highest bar is cut there; the table has its end.")
+    assert [row["short"].endswith("↑") for row in shown] == [True] + [False] * (len(shown) - 1)
     assert "cut" not in drawn(performance_figures(summary, "batch1", on_gpu=False)[0]).caption
+
+
+def test_what_no_interval_tells_apart_is_grey(summary: Summary) -> None:
+    """Dark against white would say best and worst of what may be equal."""
+    heat = drawn(performance_figures(meeting(summary, "latency_s"), "batch1", on_gpu=False)[1])
+    fills = {row["metric"]: {one["fill"] for one in rows(heat) if one["metric"] == row["metric"]} for row in rows(heat)}
+    assert len(fills["latency_s"]) == 1 and len(fills["requests_per_s"]) > 1
+
+
+def meeting(summary: Summary, metric: str) -> Summary:
+    """The summary, where all intervals of a metric at batch 1 hold one value."""
+
+    def widened(scenario: ScenarioSummary) -> ScenarioSummary:
+        wide = scenario.metrics[metric].model_copy(update={"low": 1e-6, "high": 1e6})
+        return scenario.model_copy(update={"metrics": {**scenario.metrics, metric: wide}})
+
+    return summary.model_copy(
+        update={
+            "rungs": tuple(
+                rung.model_copy(update={"scenarios": tuple(widened(one) for one in rung.scenarios)})
+                for rung in summary.rungs
+            )
+        }
+    )
 
 
 def test_figure_2_fills_only_differences_whose_interval_excludes_0(accuracy: list[Figure | MissingFigure]) -> None:

@@ -68,6 +68,19 @@ def test_where_the_datasets_are_is_kept_whole(kind: type) -> None:
     assert _settings_flags(given)["datasets"] == str(Path.cwd() / "data")
 
 
+def test_several_cards_are_a_device() -> None:
+    assert load_settings(None, {"model": "m", "device": "cuda:0,1"}).device == "cuda:0,1"
+    with pytest.raises(UserError, match=r"--device: found 'cuda:1,1', expected .* cuda:N,M for several, each once"):
+        load_settings(None, {"model": "m", "device": "cuda:1,1"})
+
+
+def test_a_suite_and_tasks_are_one_too_many_in_one_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--suite, --tasks: found a suite and tasks"):
+        load_settings(None, {"model": "m", "suite": "paper", "tasks": "arc_easy"})
+    (tmp_path / "study.yaml").write_text("model: m\nsuite: paper\n")
+    assert load_settings(tmp_path / "study.yaml", {"tasks": "arc_easy"}).tasks == ("arc_easy",), "flags win"
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_settings(tmp_path / "absent.yaml", {})

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bitladder.accuracy.answers import Answers, read_answers, require_comparable, study_answers, take_tasks
+from bitladder.accuracy.answers import Answers, read_all, read_answers, require_comparable, study_answers, take_tasks
 from bitladder.cli.diff import diff_command, without_controls
 from bitladder.cli.verdict import verdict_command
 from bitladder.errors import UserError
@@ -256,6 +256,19 @@ def test_what_cannot_be_compared_is_named(logs: Path, tmp_path: Path, name: str)
     with pytest.raises(UserError) as refused:
         run("verdict", str(logs / "bf16"), str(tmp_path / "other"))
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(logs: Path, tmp_path: Path) -> None:
+    for name in ("bf16", "fp4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "logs").symlink_to(logs / name)
+    found = read_all([str(tmp_path / "bf16" / "logs"), str(logs / "fp4")])
+    assert [one.name for one in found] == ["bf16", "fp4"]
+    for name in ("bf16", "fp4"):
+        (tmp_path / name / "logs").unlink()
+        shutil.copytree(logs / name, tmp_path / name / "logs")
+    found = read_all([str(tmp_path / "bf16" / "logs"), str(tmp_path / "fp4" / "logs"), str(logs / "fp4")])
+    assert [one.name for one in found] == ["bf16/logs", "fp4/logs", "fp4"]
 
 
 def test_two_sets_of_one_name(logs: Path) -> None:

@@ -52,11 +52,29 @@ def read_answers(source: str) -> Answers:
     return log_answers(directory)
 
 
+def read_all(sources: Sequence[str]) -> list[Answers]:
+    """`read_answers` of each; those of one name are told apart by as much of their paths as it takes."""
+    found = [read_answers(source) for source in sources]
+    counts = Counter(one.name for one in found)
+    paths = [Path(source).resolve().parts for source in sources]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = [
+            one.name if counts[one.name] == 1 else "/".join(parts[-depth:])
+            for one, parts in zip(found, paths, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+    return found
+
+
 def read_pair(base: str, rung: str) -> tuple[Answers, Answers]:
     """The answers of a study's baseline and of one of its rungs, or those in two folders of logs."""
     if not is_study(Path(base)):
-        return read_answers(base), read_answers(rung)
+        first, second = read_all([base, rung])
+        return first, second
     results = load_results(Path(base))
+    if rung == results.study.baseline:
+        raise UserError(f"{rung} is the baseline itself; expected one of the other rungs")
     return study_answers(results, results.study.baseline), study_answers(results, rung)
 
 

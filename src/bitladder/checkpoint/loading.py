@@ -132,11 +132,11 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
             directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (KeyError, OSError, ValueError) as error:
-        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from None
+        raise UserError(_no_tokenizer(directory, error)) from None
     except Exception as error:
         if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read
             raise
-        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from None
+        raise UserError(_no_tokenizer(directory, error)) from None
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"{directory}: its tokenizer has no padding and no end-of-sequence token; give it one")
@@ -226,5 +226,12 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def _no_tokenizer(directory: Path, error: Exception) -> str:
+    return (
+        f"{directory}: no tokenizer that transformers can load ({_first_line(error)}); expected tokenizer.json and "
+        "tokenizer_config.json as save_pretrained writes them"
+    )
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return str(error).strip().splitlines()[0].rstrip(": ")[:200]

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check or some measurements failed, 2 bad input, 70 a bug
 
 import errno
 import logging
+import signal
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -74,12 +75,18 @@ def _options(
     pass
 
 
+def _interrupt(*_: object) -> None:
+    """A study that is told to end says how it goes on, as after Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
     from bitladder.errors import UserError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bitladder").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(prog_name="bitladder", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C

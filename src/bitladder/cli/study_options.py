@@ -95,7 +95,8 @@ Scenarios = Annotated[str | None, typer.Option(help=f"Comma-separated. {_default
 Requests = Annotated[
     str | None,
     typer.Option(
-        help="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400. "
+        help="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400; the largest batch runs whole, and "
+        "twice at least. "
         f"{_default('{batch1}, {max-batch}'.format(**defaults.REQUESTS))}"
     ),
 ]

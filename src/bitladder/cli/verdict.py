@@ -29,7 +29,7 @@ def verdict_command(
     Reads what `lm_eval run --log_samples --output_path DIR` left, whatever the backend; needs no model and no GPU.
     Exit 1 unless every RUNG is shown to be within the margin, --max-drop: by default 1 point, or a study's own.
     """
-    from bitladder.accuracy.answers import read_answers, require_comparable, take_tasks
+    from bitladder.accuracy.answers import read_all, require_comparable, take_tasks
     from bitladder.cli.limits import parse_limits
     from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
@@ -40,7 +40,7 @@ def verdict_command(
 
     margin_points = parse_limits(None, max_drop, None).max_drop_points
     with _without_collector():
-        first, *others = (read_answers(source) for source in (base, *rungs))
+        first, *others = read_all([base, *rungs])
         if tasks:
             first = take_tasks(first, [name.strip() for name in tasks.split(",")])
         require_comparable(first, others)

@@ -36,6 +36,7 @@ ABOUT_EQUAL = 0.02
 """of the largest value: what a measurement stops at, so no difference between precisions"""
 WHISKER_ROOM = 2.0
 """times the highest bar: an interval from few batches may reach further, and would leave bars too low to compare"""
+CUT = "↑"
 _UNCOLOURED = "#c9ced6"
 _DARK_TEXT, _LIGHT_TEXT = "#101418", "#fdfdfd"
 
@@ -55,7 +56,7 @@ def performance_figures(summary: Summary, scenario: str, on_gpu: bool) -> list[F
     drawn = _cut_whiskers(known)
     caption = _bar_caption(summary, scenario, metrics, known)
     if drawn != known:
-        caption += f" One beyond {WHISKER_ROOM:g} times the highest bar is cut there: the table has its end."
+        caption += f" {CUT}: one beyond {WHISKER_ROOM:g} times the highest bar is cut there; the table has its end."
     figure = Figure(f"figure{bars}", bar_title, caption, _bars(summary, metrics, drawn))
     if len({row["rung"] for row in known}) < 2:
         return [figure, MissingFigure(f"figure{heat}", heat_title, "comparing needs figures of two precisions")]
@@ -79,7 +80,12 @@ def _cut_whiskers(rows: list[Row]) -> list[Row]:
     highest: dict[str, float] = {}
     for row in rows:
         highest[row["metric"]] = max(highest.get(row["metric"], 0.0), WHISKER_ROOM * row["value"])
-    return [row if row["high"] is None else {**row, "high": min(row["high"], highest[row["metric"]])} for row in rows]
+    return [
+        {**row, "high": highest[row["metric"]], "text": f"{row['text']} {CUT}"}
+        if row["high"] is not None and row["high"] > highest[row["metric"]]
+        else row
+        for row in rows
+    ]
 
 
 def _rungs(summary: Summary, rows: list[Row]) -> list[str]:
@@ -103,8 +109,8 @@ def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
     better = ", ".join(f"{directions[_better(metric.metric)]} {metric.plain_title}" for metric in metrics)
     return (
         "Darker is better: each metric is scaled from its worst precision to its best; the number is the real value. "
-        f"Better is {better}. Grey: not known, or within {ABOUT_EQUAL:.0%} for all precisions. This is no correlation "
-        "of metrics."
+        f"Better is {better}. Grey: not known, or for all precisions within {ABOUT_EQUAL:.0%} or in intervals that "
+        "share a value. This is no correlation of metrics."
     )
 
 
@@ -117,7 +123,7 @@ def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) 
     rungs = _rungs(summary, rows)
     tops = [row["value"] if row["high"] is None else row["high"] for row in rows]
     rows = [
-        {**row, "panel": row["metric"], "short": format_raw(row["value"]), "top": top}
+        {**row, "panel": row["metric"], "short": format_raw(row["value"]) + row["text"].partition(CUT)[1], "top": top}
         for row, top in zip(rows, tops, strict=True)
     ]
     panels = [
@@ -159,7 +165,8 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
     values = []
     for metric in metrics:
         part = [row for row in rows if row["metric"] == metric.metric]
-        for row, goodness in zip(part, normalised([row["value"] for row in part], _better(metric.metric)), strict=True):
+        values_known = [None if _alike(part) else row["value"] for row in part]
+        for row, goodness in zip(part, normalised(values_known, _better(metric.metric)), strict=True):
             fill, ink = _shade(goodness)
             values.append({**row, "title": metric.column.header, "fill": fill, "ink": ink})
     longest = max(len(rung) for rung in rungs)
@@ -191,6 +198,14 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
     cells = base.mark_rect(stroke=HALO, strokeWidth=2).encode(fill=alt.Fill("fill:N", scale=None))
     numbers = base.mark_text(fontSize=13).encode(text=alt.Text("text:N"), color=alt.Color("ink:N", scale=None))
     return finish(layered(cells, numbers), values)
+
+
+def _alike(rows: list[Row]) -> bool:
+    """Whether all that is known of a metric are intervals that share a value."""
+    known = [row for row in rows if row["value"] is not None]
+    if any(row["low"] is None or row["high"] is None for row in known):
+        return False
+    return bool(known) and max(row["low"] for row in known) <= min(row["high"] for row in known)
 
 
 def normalised(values: list[float | None], better: str) -> list[float | None]:

@@ -1,6 +1,5 @@
 """Settings from flags or one study.yaml: the same names, flags win."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bitladder.accuracy.suites import find_suite
+from bitladder.devices import cards_of
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import Settings
 from bitladder.rungs import RUNGS, find_rung
@@ -15,7 +15,6 @@ from bitladder.study.settings_file import read_settings_file
 from bitladder.wording import describe_mismatch
 
 _LISTS = ("rungs", "tasks", "scenarios")
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
@@ -25,8 +24,12 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     ill-typed value, an empty list, an unknown rung or suite, or what can be no device.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    values = {**(read_settings_file(config) if config else {}), **given}
+    kept = read_settings_file(config) if config else {}
+    values = {**kept, **given}
     origin = str(config) if config else "settings"
+    for place, named in ((origin, kept), ("--suite, --tasks", given)):
+        if named.get("suite") and named.get("tasks"):
+            raise UserError(f"{place}: found a suite and tasks; expected one of both, since tasks take a suite's place")
 
     def where(key: str) -> str:
         top, _, part = key.partition(".")
@@ -63,10 +66,14 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
         find_rung(rung)
     if settings.suite is not None:
         find_suite(settings.suite)
-    if not _DEVICE.fullmatch(settings.device):
-        raise UserError(
-            f"{where('device')}: found {settings.device!r}, expected auto, cpu, cuda or cuda:N such as cuda:0"
-        )
+    if settings.device != "auto":
+        try:
+            cards_of(settings.device)
+        except UserError:
+            raise UserError(
+                f"{where('device')}: found {settings.device!r}, expected auto, cpu, cuda or cuda:N for one card, or "
+                "cuda:N,M for several, each once"
+            ) from None
     repeated = {rung for rung in settings.rungs if settings.rungs.count(rung) > 1}
     taken = [name for name in settings.add if name in RUNGS]
     if taken:
