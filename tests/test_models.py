@@ -215,7 +215,7 @@ class TestHub:
 
     def test_disk_too_full_to_download(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-        with pytest.raises(UserError, match=r"0\.0 MiB free, 0\.2 MiB needed"):
+        with pytest.raises(UserError, match=r"0\.0 KiB free, 225\.\d KiB needed"):
             resolve_model("org/model")
         assert hub.fetched == []
 
