@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
+    "collector",
     "cuda",
     "defaults",
     "devices",

@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Any
 from unittest import mock
 
+from bitladder.collector import uncollected
+
 _TEMPLATES = 1000
 """kept at most"""
 _LIBRARIES = ("lm_eval", "transformers", "datasets", "bitsandbytes", "huggingface_hub")
@@ -15,8 +17,8 @@ _LIBRARIES = ("lm_eval", "transformers", "datasets", "bitsandbytes", "huggingfac
 
 @contextmanager
 def as_we_run_it(seed: int, *, torch_too: bool = False) -> Iterator[None]:
-    """`quiet`, `templates_kept` and `seeded`."""
-    with quiet(), templates_kept(), seeded(seed, torch_too=torch_too):
+    """`quiet`, `templates_kept`, `uncollected` and `seeded`."""
+    with quiet(), templates_kept(), uncollected(), seeded(seed, torch_too=torch_too):
         yield
 
 

@@ -201,7 +201,8 @@ def make_document(output_type: str, sample: Sample, target: Any) -> Document:
     """
     if output_type in ("multiple_choice", "loglikelihood"):
         scored = sample["arguments"][: _choice_count(sample)]
-        prompt = os.path.commonprefix([context for context, _ in scored])  # noqa: RUF071 - texts, not paths
+        contexts = {context for context, _ in scored}
+        prompt = scored[0][0] if len(contexts) == 1 else os.path.commonprefix(list(contexts))  # noqa: RUF071 - texts
         choices = tuple(f"{context[len(prompt) :]}{continuation}" for context, continuation in scored)
     else:
         prompt, choices = sample["arguments"][0][0], None

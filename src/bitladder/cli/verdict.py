@@ -1,8 +1,5 @@
 """``bitladder verdict``: whether models score within a margin of a baseline, from lm-eval's logs of any backend."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -31,6 +28,7 @@ def verdict_command(
     """
     from bitladder.accuracy.answers import read_all, require_comparable, take_tasks
     from bitladder.cli.limits import parse_limits
+    from bitladder.collector import uncollected
     from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
     from bitladder.stats.compare import compare_answers
@@ -39,7 +37,7 @@ def verdict_command(
     from bitladder.stats.verdict import all_acceptable
 
     margin_points = parse_limits(None, max_drop, None).max_drop_points
-    with _without_collector():
+    with uncollected():
         first, *others = read_all([base, *rungs])
         if tasks:
             first = take_tasks(first, [name.strip() for name in tasks.split(",")])
@@ -61,13 +59,3 @@ def verdict_command(
             typer.echo(f"{table.title}\n\n{table_to_text(table)}\n")
     if not all_acceptable(rung.aggregate.verdict for rung in compared.others):
         raise typer.Exit(1)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """A million objects that are all kept: looking for cycles among them takes a third of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -4,6 +4,7 @@ python -m bitladder.accuracy.backend run --model bitladder --model_args pretrain
 """
 
 import dataclasses
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,14 @@ Progress = Callable[[int, int], None]
 
 FALLBACK_BATCH_SIZE = 8
 _LEAST_BUDGET = 64
+
+
+def _release_memory() -> None:
+    """What an out of memory left behind, tensors in cycles included."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @register_model("bitladder")
@@ -282,7 +291,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 run.rows = Counter(len(pack.tokens) for plan in made for pack in plan.packs)
                 self.passes += run
                 return scores
-            torch.cuda.empty_cache()
+            _release_memory()
 
     @contextmanager
     def _bar(self, total: int, disable_tqdm: bool) -> Iterator[Progress]:
@@ -357,7 +366,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             else:
                 self.passes.side_by_side = max(self.passes.side_by_side, slots)
                 return
-            torch.cuda.empty_cache()
+            _release_memory()
 
     def _hf_lm(self) -> Any:
         from bitladder.accuracy.huggingface import HuggingFaceModel
