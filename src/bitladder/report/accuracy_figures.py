@@ -51,11 +51,14 @@ def _score_figure(summary: Summary) -> Figure | MissingFigure:
     step = _step(scores, len(rungs))
     parts = _grouped_bars(scores, rungs, step, f"acc (%), {_questions(tasks)}", "acc (%)")
     if norms:
-        parts += _grouped_bars(norms, rungs, step, "acc_norm (%), where the task has it", "acc_norm (%)")
+        parts += _grouped_bars(norms, rungs, step, "acc_norm (%), where the task has it; in no comparison", "acc_norm (%)")
     caption = (
         "Bars: share of right answers (for generation: exact match). Whiskers: 95% interval of each score by itself. "
         "Level lines: chance."
     )
+    silent = [task.title for task in tasks if not task.signal]
+    if silent:
+        caption += f" Without signal, so in no comparison: {', '.join(silent)}."
     if not norms:
         caption += " No task here has acc_norm, so its panel is left out."
     if is_staged(tasks):
