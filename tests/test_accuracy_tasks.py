@@ -214,6 +214,7 @@ def test_no_mirror_and_no_network(tmp_path: Path, own_cache: None) -> None:
     with pytest.raises(UserError, match=r"task sums: its data set tiny/sums can't be read .*--datasets DIR") as caught:
         resolve(write_mirror_task(tmp_path / "mine"))
     assert "\n" not in str(caught.value)
+    assert "Offline" not in str(caught.value), "nobody asked for that"
 
 
 def test_few_shot_examples_are_never_drawn_from_a_placeholder(tmp_path: Path, own_cache: None) -> None:

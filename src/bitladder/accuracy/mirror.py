@@ -173,4 +173,5 @@ def _named_errors(leaf: Leaf, place: str, is_remote: bool) -> Iterator[None]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    # `offline_without_network` set that, which nobody else did
+    return " ".join(text.split()).replace(" (OfflineModeIsEnabled)", ", nor is it in the cache")[:300]
