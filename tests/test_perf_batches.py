@@ -28,23 +28,23 @@ def test_batch1_submits_each_request_when_it_starts() -> None:
 def test_max_batch_submits_all_at_once_and_may_end_with_a_short_batch() -> None:
     prompts, engine = make_prompts(windows=5), FakeEngine(UNSTEADY)
     reports: list[tuple[int, int]] = []
-    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=4, requests=10)
+    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=4, requests=14)
     run = run_batches(
         engine, scenario, prompts, 4, clock=engine.clock, progress=lambda done, total: reports.append((done, total))
     )
-    assert [batch.batch_size for batch in run.batches] == [4, 4, 2]
-    assert [request.submitted_s for request in run.requests] == [0.0] * 10
-    assert [request.batch for request in run.requests] == [0] * 4 + [1] * 4 + [2] * 2
-    assert reports == [(4, 10), (8, 10), (10, 10)]
+    assert [batch.batch_size for batch in run.batches] == [4, 4, 4, 2]
+    assert [request.submitted_s for request in run.requests] == [0.0] * 14
+    assert [request.batch for request in run.requests] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 2
+    assert reports == [(4, 14), (8, 14), (12, 14), (14, 14)]
     rows = [row for batch in engine.seen for row in batch]
-    assert rows == [*prompts.token_ids, *prompts.token_ids]
+    assert rows == [*prompts.token_ids, *prompts.token_ids, *prompts.token_ids[:4]]
 
 
-def test_max_batch_runs_two_full_batches_at_least() -> None:
+def test_max_batch_runs_three_full_batches_at_least() -> None:
     prompts, engine = make_prompts(), FakeEngine(UNSTEADY)
     scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=4, requests=1)
     run = run_batches(engine, scenario, prompts, 4, clock=engine.clock)
-    assert [batch.batch_size for batch in run.batches] == [4, 4]
+    assert [batch.batch_size for batch in run.batches] == [4, 4, 4]
     assert run.stopped_by == "requests"
 
 

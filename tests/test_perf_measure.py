@@ -93,14 +93,14 @@ def test_batch1_is_measured(tiny_llama: Path) -> None:
 
 def test_max_batch_is_measured(tiny_llama: Path) -> None:
     prompts = make_prompts()
-    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=4, requests=10)
+    scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=4, requests=14)
     done: list[tuple[int, int]] = []
     outcome = measure(tiny_llama, scenario, prompts, progress=lambda count, total: done.append((count, total)))
     assert outcome.batch_size == 4
     assert [probe.batch_size for probe in outcome.batch_search] == [1, 2, 4]
-    assert [batch.batch_size for batch in outcome.batches] == [4, 4, 2]
+    assert [batch.batch_size for batch in outcome.batches] == [4, 4, 4, 2]
     assert outcome.warmup[0].batch_size == 4
-    assert done == [(4, 10), (8, 10), (10, 10)]
+    assert done == [(4, 14), (8, 14), (12, 14), (14, 14)]
     assert_every_none_has_a_reason(outcome)
 
 

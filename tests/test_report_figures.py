@@ -88,7 +88,10 @@ def test_figure_1_draws_the_summary_in_two_panels(summary: Summary, accuracy: li
     assert sorted(shown) == sorted(expected)
     assert len(shown) == 45 + 15
     titles = [panel["layer"][0]["title"] for panel in figure.spec["vconcat"]]
-    assert titles == ["acc (%), n = 70 to 280 questions a task", "acc_norm (%), where the task has it; in no comparison"]
+    assert titles == [
+        "acc (%), n = 70 to 280 questions a task",
+        "acc_norm (%), where the task has it; in no comparison",
+    ]
 
 
 def marks(figure: Figure | MissingFigure, kind: str) -> int:

@@ -96,7 +96,7 @@ Requests = Annotated[
     str | None,
     typer.Option(
         help="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400; the largest batch runs whole, and "
-        "twice at least. "
+        "three times at least. "
         f"{_default('{batch1}, {max-batch}'.format(**defaults.REQUESTS))}"
     ),
 ]

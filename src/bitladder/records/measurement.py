@@ -8,7 +8,8 @@ from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
 from bitladder.records.order import Order
 from bitladder.records.scoring import Scoring
 
-FULL_BATCHES = 2
+FULL_BATCHES = 3
+"""of the largest batch at least: an interval from two batches is four times as wide as from three"""
 
 
 class AccuracyTask(Record):
@@ -57,7 +58,7 @@ class Scenario(Record):
     """most memory the model may take of the device, or of each of several cards, as if it had no more; None: all"""
 
     def planned_requests(self, batch_size: int) -> int:
-        """Requests at most: for max-batch at least two full batches."""
+        """Requests at most: for max-batch at least three full batches."""
         if self.scenario == "batch1":
             return self.requests
         return max(self.requests, FULL_BATCHES * batch_size)
