@@ -51,9 +51,7 @@ def _score_figure(summary: Summary) -> Figure | MissingFigure:
     step = _step(scores, len(rungs))
     parts = _grouped_bars(scores, rungs, step, f"acc (%), {_questions(tasks)}", "acc (%)")
     if norms:
-        parts += _grouped_bars(
-            norms, rungs, step, "acc_norm (%), where the task has it; in no comparison", "acc_norm (%)"
-        )
+        parts += _grouped_bars(norms, rungs, step, "acc_norm (%) where the task has it; not compared", "acc_norm (%)")
     caption = (
         "Bars: share of right answers (for generation: exact match). Whiskers: 95% interval of each score by itself. "
         "Level lines: chance."
