@@ -122,7 +122,7 @@ def test_rows_are_a_matter_of_the_device_and_the_model(monkeypatch: pytest.Monke
         )
         assert rows_at_once(model, 100) == rows
     monkeypatch.setattr("bitladder.checkpoint.loading.device_bytes", lambda device: 1 << 60)
-    assert rows_at_once(model, 100) == CPU_ROWS
+    assert rows_at_once(model, 100) == CPU_ROWS and rows_at_once(model, 100, 5) == 5
 
 
 def alone(model: PreTrainedModel, prompt: Prompt) -> list[int]:

@@ -36,12 +36,13 @@ def token_bytes(model: "PreTrainedModel") -> int:
     return int(size * (2 * config.vocab_size + 3 * wide) + 4 * 12 * config.hidden_size)
 
 
-def rows_at_once(model: "PreTrainedModel", length: int) -> int:
-    """Rows of ``length`` tokens to generate side by side: their keys and values take at most a quarter of what the
-    weights leave of the device's memory. Not of what is free at the moment: LLM.int8's texts depend on the number."""
+def rows_at_once(model: "PreTrainedModel", length: int, most: int = MAX_ROWS) -> int:
+    """Of up to ``most`` rows of ``length`` tokens as many as to generate side by side: their keys and values take at most
+    a quarter of what the weights leave of the device's memory. Not of what is free at the moment: LLM.int8's texts
+    depend on the number."""
     from bitladder.checkpoint.loading import device_bytes
 
-    rows = CPU_ROWS if model.device.type == "cpu" else MAX_ROWS
+    rows = min(most, CPU_ROWS if model.device.type == "cpu" else MAX_ROWS)
     left = device_bytes(str(model.device)) - sum(tensor.nbytes for tensor in model.parameters())
     while rows > 1 and rows * length * key_value_bytes(model) > left / 4:
         rows //= 2

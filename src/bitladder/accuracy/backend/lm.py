@@ -344,7 +344,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
         chosen = [prompts[index] for index in members]
         longest = max(len(one.tokens) + one.limit for one in chosen) - common_prefix([one.tokens for one in chosen])
-        slots = min(self.max_rows, rows_at_once(self.model, longest), len(chosen))
+        slots = rows_at_once(self.model, longest, min(self.max_rows, len(chosen)))
         while True:
             try:
                 with self.passes.generated() as seen:
