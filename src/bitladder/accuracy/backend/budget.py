@@ -37,9 +37,11 @@ def token_bytes(model: "PreTrainedModel") -> int:
 
 
 def rows_at_once(model: "PreTrainedModel", length: int, most: int = MAX_ROWS) -> int:
-    """Of up to ``most`` rows of ``length`` tokens as many as to generate side by side: their keys and values take at most
-    a quarter of what the weights leave of the device's memory. Not of what is free at the moment: LLM.int8's texts
-    depend on the number."""
+    """How many of up to ``most`` rows of ``length`` tokens to generate side by side.
+
+    Their keys and values take at most a quarter of what the weights leave of the device's memory, and not of what is
+    free at the moment: LLM.int8's texts depend on the number.
+    """
     from bitladder.checkpoint.loading import device_bytes
 
     rows = min(most, CPU_ROWS if model.device.type == "cpu" else MAX_ROWS)
