@@ -217,6 +217,13 @@ def test_rows_are_padded_where_no_answer_depends_on_them(
     assert may_pad(model) == may
 
 
+def test_a_model_of_several_cards_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    for places, may in (({"": 0}, True), ({"model.layers.0": 0, "model.layers.1": 1}, False)):
+        monkeypatch.setattr(model, "hf_device_map", places, raising=False)
+        assert may_pad(model) == may
+
+
 def test_steps_have_few_sizes() -> None:
     assert [_padded_rows(rows, 1024) for rows in (1, 64, 65, 256, 257, 1000)] == [64, 64, 256, 256, 512, 1024]
     assert [_padded_rows(rows, 20) for rows in (1, 9, 20)] == [8, 16, 20]

@@ -128,9 +128,10 @@ def _padded_keys(keys: int) -> int:
 
 def may_pad(model: "PreTrainedModel") -> bool:
     """Whether rows beside them change no row's answer, as far as is known: those of LLM.int8's outliers do. And whether
-    a step does the same whatever the tokens are, which one of experts doesn't."""
+    a step does the same whatever the tokens are, which one of experts doesn't, all on one device."""
     config = model.config.get_text_config()
-    if any(getattr(config, name, None) for name in _EXPERTS):
+    places = getattr(model, "hf_device_map", None) or {}
+    if any(getattr(config, name, None) for name in _EXPERTS) or len(set(places.values())) > 1:
         return False
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if quantizer is None:

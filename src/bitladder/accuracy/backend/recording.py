@@ -41,6 +41,8 @@ def recorder(model: "PreTrainedModel") -> Record | None:
 
     def record(function: Callable[[], "Tensor"]) -> Replay:
         graph = torch.cuda.CUDAGraph()
+        random = torch.cuda.default_generators[where.index]
+        before = random.clone_state()
         # torch leaves the stream that it records on only where recording succeeds.
         with torch.cuda.device(where), torch.cuda.stream(torch.cuda.current_stream()):
             try:
@@ -48,6 +50,7 @@ def recorder(model: "PreTrainedModel") -> Record | None:
                     answer = function()
             except RuntimeError:
                 _failed.append(graph)
+                random.graphsafe_set_state(before)  # the state at hand waits for the recording's end
                 with suppress(RuntimeError):  # where torch has done so itself
                     torch._C._cuda_endAllocateToPool(where.index, pool)
                 raise
