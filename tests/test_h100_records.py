@@ -116,6 +116,17 @@ def test_what_another_process_took_of_the_card_is_noted(results: Results) -> Non
     assert noted["fp32", "batch1"].startswith("another process gave up 518.0 MiB of the GPU meanwhile")
 
 
+def test_runs_on_different_machines_of_one_kind_are_noted(results: Results) -> None:
+    """Three were measured later, on a host with other cards than the baseline's."""
+    noted = {
+        (rung.rung, scenario.scenario)
+        for rung in summarize(results).rungs
+        for scenario in rung.scenarios
+        if any(note.startswith("measured on another machine of the same kind than bf16") for note in scenario.notes)
+    }
+    assert noted == {("fp4", "batch1"), ("fp4", "max-batch"), ("fp32", "max-batch")}
+
+
 def test_rungs_that_cannot_be_told_apart_leave_the_baseline(results: Results) -> None:
     summary = summarize(results)
     answer = recommend(summary)

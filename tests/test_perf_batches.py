@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from bitladder.errors import DoesNotFitError
 from bitladder.perf.batches import MIN_RUNS, relative_half_width, run_batches
 from bitladder.perf.measure import stamp_pairs
+from bitladder.stats.ratio import relative_error
 from perf_fakes import FakeEngine, make_prompts, make_scenario
 
 UNSTEADY = (1.0, 3.0)
@@ -80,6 +83,20 @@ def test_half_width_is_wider_where_times_resemble_the_one_before() -> None:
     shuffled = [1.0, 1.1] * 10
     assert relative_half_width(slow_then_fast) == pytest.approx(3 * relative_half_width(shuffled))
     assert relative_half_width([1.0, 1.0, 1.0]) == 0
+
+
+def test_what_a_run_stops_at_is_the_error_that_its_report_gives() -> None:
+    """Measuring imports nothing of the report's statistics, so the formula stands twice."""
+    random = np.random.default_rng(2)
+    for correlation in (0.0, 0.6):
+        noise = [0.0]
+        for shock in random.normal(0, 0.05, 30):
+            noise.append(correlation * noise[-1] + shock)
+        durations_s = [1 + value for value in noise]
+        error = relative_error([1.0] * len(durations_s), durations_s, serial=True)
+        assert isinstance(error, float)
+        quantile = stats.t.ppf(0.975, len(durations_s) - 1)
+        assert relative_half_width(durations_s) == pytest.approx(quantile * error)
 
 
 def test_stamps_cost_what_runs_with_them_take_longer() -> None:

@@ -70,7 +70,7 @@ def _rows(summary: Summary, scenario: str, metric: MetricColumn) -> list[Row]:
         estimate = metric.estimate(rung, rung.scenario(scenario))
         cell = metric.cell(rung, rung.scenario(scenario))
         row = {"metric": metric.metric, "rung": rung.rung, "value": cell.value, "low": cell.low, "high": cell.high}
-        row["text"] = cell.text
+        row |= {"text": cell.text, "cut": ""}
         row["tooltip"] = f"{cell.text} {cell.interval}".strip() if estimate.value is not None else estimate.reason
         rows.append(row)
     return rows
@@ -81,7 +81,7 @@ def _cut_whiskers(rows: list[Row]) -> list[Row]:
     for row in rows:
         highest[row["metric"]] = max(highest.get(row["metric"], 0.0), WHISKER_ROOM * row["value"])
     return [
-        {**row, "high": highest[row["metric"]], "text": f"{row['text']} {CUT}"}
+        {**row, "high": highest[row["metric"]], "cut": CUT}
         if row["high"] is not None and row["high"] > highest[row["metric"]]
         else row
         for row in rows
@@ -123,7 +123,7 @@ def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) 
     rungs = _rungs(summary, rows)
     tops = [row["value"] if row["high"] is None else row["high"] for row in rows]
     rows = [
-        {**row, "panel": row["metric"], "short": format_raw(row["value"]) + row["text"].partition(CUT)[1], "top": top}
+        {**row, "panel": row["metric"], "short": format_raw(row["value"]) + row["cut"], "top": top}
         for row, top in zip(rows, tops, strict=True)
     ]
     panels = [
