@@ -49,7 +49,7 @@ def attend(
     queries, heads, size = query.shape
     keys = key.shape[1]
     grouped = query.reshape(queries, keys, heads // keys, size).transpose(0, 1)  # (key heads, queries, group, size)
-    scores = torch.matmul(grouped.flatten(1, 2), key.permute(1, 2, 0)).float() * scale
+    scores = _products(grouped.flatten(1, 2), key.permute(1, 2, 0)) * scale
     scores = _softcap(scores, softcap).view(keys, queries, heads // keys, len(key))
     if causal:
         future = torch.ones((queries, len(key)), dtype=torch.bool, device=scores.device).triu(1)
@@ -85,10 +85,20 @@ def attend_rows(
         return output[:, :, 0], lse[:, :, 0].transpose(0, 1)
     rows, heads, size = query.shape
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-    scores = _softcap(torch.matmul(grouped, key.transpose(2, 3)).float() * scale, softcap)
+    products = _products(grouped.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
+    scores = _softcap(products.view(*grouped.shape[:3], -1) * scale, softcap)
     weights, lse = _softmax(scores + mask[:, None, None])
     output = torch.matmul(weights.to(value.dtype), value)
     return output.flatten(1, 2), lse.flatten(1, 2).transpose(0, 1)
+
+
+def _products(one: "Tensor", other: "Tensor") -> "Tensor":
+    """Batches of matrix products in FP32. A GPU sums 16-bit values in FP32, and need not round what a softmax gets."""
+    import torch
+
+    if one.device.type == "cuda" and one.dtype.itemsize == 2:
+        return torch.bmm(one, other, out_dtype=torch.float32)
+    return torch.bmm(one, other).float()
 
 
 def _softcap(scores: "Tensor", softcap: float | None) -> "Tensor":
