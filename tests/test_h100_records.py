@@ -29,7 +29,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """As if the card had 15 GiB; of six rungs the largest batch is not measured."""
+    """As if the card had 15 GiB, on two hosts of one kind."""
     return unpacked("llama-3.2-1b-shape-15gib", tmp_path_factory)
 
 
@@ -63,8 +63,8 @@ def test_a_card_is_no_larger_than_its_limit_and_a_larger_batch_exceeds_it(limite
             failing = min((probe for probe in outcome.batch_search if not probe.fits), key=lambda one: one.batch_size)
             assert outcome.batch_size < failing.batch_size <= 1.04 * outcome.batch_size
             assert failing.needed_bytes is None or failing.needed_bytes > limit_bytes
-            assert used - outcome.memory.idle_device_bytes > 0.98 * limit_bytes, "the card is full"
-    assert searched == {"int8-t0", "nf4"} and len(limited.records) == 10
+            assert used - outcome.memory.idle_device_bytes > 0.97 * limit_bytes, "the card is full"
+    assert searched == set(limited.rungs) and len(limited.records) == 2 * len(searched) == 16
 
 
 def test_int8_is_a_third_as_fast_at_batch_1_and_nf4_alike_at_the_largest(results: Results) -> None:
@@ -111,8 +111,8 @@ def test_what_another_process_took_of_the_card_is_noted(results: Results) -> Non
         for note in scenario.notes
         if note.startswith("another process")
     }
-    assert len(noted) == 8
-    assert noted["fp4", "batch1"].startswith("another process took up to 529.1 MiB of the GPU meanwhile")
+    assert len(noted) == 7
+    assert noted["int8", "max-batch"].startswith("another process took up to 529.1 MiB of the GPU meanwhile")
     assert noted["fp32", "batch1"].startswith("another process gave up 518.0 MiB of the GPU meanwhile")
 
 
