@@ -439,7 +439,10 @@ def test_commands(tmp_path: Path, accuracy: Path, performance: Path) -> None:
     arguments = ["merge", str(tmp_path / "a.tar.gz"), str(performance), "--out", str(tmp_path / "merged")]
     ran = CliRunner().invoke(app, arguments)
     assert ran.stdout == f"{tmp_path / 'merged'}: 9 measurements of bf16, int8, nf4 on {CPU}; {GPU}\n"
+    assert not ran.stderr
     assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["machines"] == [CPU, GPU]
+    ran = CliRunner().invoke(app, ["merge", str(accuracy), str(accuracy), "--out", str(tmp_path / "alone")])
+    assert ran.stderr == "note: a single study, given once or more: nothing was joined with it\n"
 
 
 def test_divergence_is_each_machines_own(tmp_path: Path) -> None:

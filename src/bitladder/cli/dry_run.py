@@ -31,7 +31,9 @@ from bitladder.units import counted, format_bytes, format_count, format_seconds,
 def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
     from bitladder.models.source import resolve_model
+    from bitladder.study.run import require_study_folder
 
+    require_study_folder(out)
     with (
         TerminalProgress() as progress,
         tempfile.TemporaryDirectory(prefix="bitladder-plan-") as logs,

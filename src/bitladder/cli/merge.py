@@ -34,6 +34,8 @@ def merge_command(
     results = merge_results(inputs, out)
     names = list(place_names(places(results)).values())
     rungs = results.study.rungs
+    if len(results.parts) == 1:
+        typer.echo("note: a single study, given once or more: nothing was joined with it", err=True)
     if json_output:
         answer = {
             "directory": str(out),

@@ -65,9 +65,14 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
         return store.load()
 
 
+def require_study_folder(out: Path) -> None:
+    """Raise UserError for a file, and for a folder that holds something else than a study."""
+    require_own_folder(out, "study", ("study.json", MERGE_FILE), BEGUN)
+
+
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    require_own_folder(out, "study", ("study.json", MERGE_FILE), BEGUN)
+    require_study_folder(out)
     make_folder(out)
     with (out / ".lock").open("w") as lock:
         try:
