@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitladder.cli import main, study
+from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import Settings
 from replay import RUNGS, write_replay
@@ -131,6 +132,31 @@ def test_bad_input_is_one_line_and_exit_2(
     assert lines[-1].startswith("error: ")
     assert all(line.endswith(" ...") for line in lines[:-1]), "before it there is nothing but progress"
     assert "timing" not in ran.stderr, "it is told before what takes long"
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("bitladder.checkpoint.audit.audit", "audit {model} --json"),
+        ("bitladder.checkpoint.quantize.quantize", "quantize {model} --rung nf4 --out new"),
+        ("bitladder.publish.publish_checkpoint", "publish {model} --repo a/b --json"),
+        ("bitladder.study.run.run_study", "study {model} --json"),
+        ("bitladder.cli.dry_run.prepare", "study {model} --dry-run --json"),
+    ],
+)
+def test_what_a_library_prints_is_not_in_the_output(
+    function: str, arguments: str, tiny_llama: Path, bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPTQModel greets with a picture, where ``--json`` would be read by a machine."""
+
+    def greet(*_: object, **__: object) -> None:
+        print("welcome")
+        raise UserError("not today")
+
+    monkeypatch.setattr(function, greet)
+    ran = bitladder(*arguments.format(model=tiny_llama).split())
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.endswith("welcome\nerror: not today\n")
 
 
 @pytest.mark.parametrize("place", ["a-file/x", "x" * 300])

@@ -396,7 +396,7 @@ def test_the_plan_says_which_margins_its_documents_resolve(
     print_plan(settings, tmp_path / "out", json_output=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert "rungs equal to the baseline, 1 judged together, with 80% power" in shown and "4,020" in shown
-    with pytest.raises(UserError, match="holds .* and no study; name a new folder"):
+    with pytest.raises(UserError, match=r"holds .* and no study; name a new folder"):
         print_plan(settings, tiny_llama, json_output=False)
 
 

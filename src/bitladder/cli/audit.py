@@ -32,10 +32,12 @@ def audit_command(
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
     from bitladder.checkpoint.audit import audit
+    from bitladder.cli.libraries import libraries_on_stderr
     from bitladder.models.source import resolve_model
 
-    directory = Path(model) if Path(model).is_dir() else resolve_model(model).directory
-    found = audit(directory, as_rung=as_rung, device=device, load=load, trust_remote_code=trust_remote_code)
+    with libraries_on_stderr():
+        directory = Path(model) if Path(model).is_dir() else resolve_model(model).directory
+        found = audit(directory, as_rung=as_rung, device=device, load=load, trust_remote_code=trust_remote_code)
     if json_output:
         typer.echo(found.model_dump_json(indent=2))
     else:

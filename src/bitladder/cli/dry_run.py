@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.forkserver import ForkServer
@@ -35,6 +36,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
 
     require_study_folder(out)
     with (
+        libraries_on_stderr(),
         TerminalProgress() as progress,
         tempfile.TemporaryDirectory(prefix="bitladder-plan-") as logs,
         ForkServer(

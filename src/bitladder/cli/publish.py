@@ -34,17 +34,19 @@ def publish_command(
     import os
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
+    from bitladder.cli.libraries import libraries_on_stderr
     from bitladder.publish import publish_checkpoint
 
-    published = publish_checkpoint(
-        directory,
-        repo,
-        public=public,
-        results=results,
-        dry_run=dry_run,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
+    with libraries_on_stderr():
+        published = publish_checkpoint(
+            directory,
+            repo,
+            public=public,
+            results=results,
+            dry_run=dry_run,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
     if json_output:
         typer.echo(published.model_dump_json(indent=2))
     else:

@@ -22,8 +22,10 @@ def quantize_command(
 ) -> None:
     """Quantize MODEL to a rung and write the checkpoint: weights, tokenizer, generation config, manifest."""
     from bitladder.checkpoint.quantize import quantize
+    from bitladder.cli.libraries import libraries_on_stderr
 
-    checkpoint = quantize(model, rung, out, revision=revision, device=device, trust_remote_code=trust_remote_code)
+    with libraries_on_stderr():
+        checkpoint = quantize(model, rung, out, revision=revision, device=device, trust_remote_code=trust_remote_code)
     if json_output:
         typer.echo(checkpoint.manifest.model_dump_json(indent=2))
     else:

@@ -54,6 +54,7 @@ def study_command(
     json_output: options.JsonOutput = False,
 ) -> None:
     """Quantize MODEL to every rung, audit, measure accuracy and performance, and say which rung to deploy."""
+    from bitladder.cli.libraries import libraries_on_stderr
     from bitladder.cli.progress import TerminalProgress
     from bitladder.study.settings import load_settings
 
@@ -65,7 +66,7 @@ def study_command(
         return
     from bitladder.study.run import run_study
 
-    with TerminalProgress() as progress:
+    with libraries_on_stderr(), TerminalProgress() as progress:
         results = run_study(settings, out, progress)
     _answer(results, json_output)
 
