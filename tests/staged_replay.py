@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+from bitladder.defaults import FIRST_DOCUMENTS
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
@@ -40,8 +41,8 @@ RUNGS = {
 }
 """nothing, hardly anything, about the margin of 5 points, and far beyond"""
 
-
-STOPS = tuple(row_stops(TASKS[0].documents, stages_for(TASKS[0].documents)))
+FIRST = FIRST_DOCUMENTS["cpu"]
+STOPS = tuple(row_stops(TASKS[0].documents, stages_for(TASKS[0].documents, FIRST), FIRST))
 
 
 def write_plan(
