@@ -3,7 +3,6 @@
 from functools import cache
 from pathlib import Path
 
-from bitladder.defaults import FIRST_DOCUMENTS
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
@@ -41,8 +40,8 @@ RUNGS = {
 }
 """nothing, hardly anything, about the margin of 5 points, and far beyond"""
 
-FIRST = FIRST_DOCUMENTS["cpu"]
-STOPS = tuple(row_stops(TASKS[0].documents, stages_for(TASKS[0].documents, FIRST), FIRST))
+
+STOPS = tuple(row_stops(TASKS[0].documents, stages_for(TASKS[0].documents)))
 
 
 def write_plan(

@@ -7,9 +7,6 @@ SCENARIOS = ("batch1", "max-batch")
 ACCURACY_BATCH_SIZE = 8
 ACCURACY_BACKEND: Literal["hf", "bitladder"] = "bitladder"
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 32768}
-FIRST_DOCUMENTS = {"cpu": 128, "cuda": 1024}
-"""of a row in the first stage, where asking stops when decided: enough to show damage, and to tell a baseline from
-guessing; on a GPU a stage takes a model's loading and the steps of its longest text, for however few documents"""
 """tokens of one forward: where a CPU's matrix products are as fast as they get, and where a GPU's do"""
 DIVERGENCE_WINDOWS = 32
 DIVERGENCE_WINDOW_TOKENS = 128

@@ -15,20 +15,23 @@ from bitladder.records import (
     measurement_id,
 )
 
-
-def stages_for(units: int, first: int) -> int:
-    """How many stages a row of so many clusters takes if each about doubles what was asked from ``first`` on."""
-    return 1 + max(round(math.log2(units / first)), 0)
+FIRST_DOCUMENTS = 128
+"""of a row in the first stage: enough to show damage, and to tell a baseline from guessing"""
 
 
-def row_stops(units: int, stages: int, first: int) -> list[int]:
+def stages_for(units: int) -> int:
+    """How many stages a row of so many clusters takes if each about doubles what was asked."""
+    return 1 + max(round(math.log2(units / FIRST_DOCUMENTS)), 0)
+
+
+def row_stops(units: int, stages: int) -> list[int]:
     """Clusters of a row that are asked by the end of each stage.
 
-    ``first`` in the first, or half of the row where it has fewer than two times that.
+    As many as `FIRST_DOCUMENTS` in the first, or half of the row where it has fewer than two times that.
     """
     if stages == 1:
         return [units]
-    first = max(min(first, units // 2), 1)
+    first = max(min(FIRST_DOCUMENTS, units // 2), 1)
     return [round(first * (units / first) ** (stage / (stages - 1))) for stage in range(stages)]
 
 

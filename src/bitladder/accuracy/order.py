@@ -2,7 +2,7 @@
 
 A document's place is that of its cluster's hash with the seed: the same for all rungs, in any process, and for the
 question that several tasks ask. How many documents of a row a stage asks grows by the same factor from stage to stage,
-about two in the largest row, so that all rows begin with `defaults.FIRST_DOCUMENTS` and end together.
+about two in the largest row, so that all rows begin with 128 documents and end together.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,25 +13,23 @@ from unittest import mock
 
 from bitladder.accuracy.library import TaskLibrary
 from bitladder.accuracy.samples import cluster_of, document_hash
-from bitladder.defaults import FIRST_DOCUMENTS
 from bitladder.records import Order, TaskGroup, order_key
 from bitladder.stages import row_stops, stages_for
 
 
 def plan_orders(
-    library: TaskLibrary, groups: Sequence[TaskGroup], limits: Mapping[str, int | None], seed: int, device: str
+    library: TaskLibrary, groups: Sequence[TaskGroup], limits: Mapping[str, int | None], seed: int
 ) -> dict[str, Order]:
     """The order of each task that the aggregate may rest on; see `unordered_reason`."""
-    first = FIRST_DOCUMENTS[device.partition(":")[0]]
     rows = {
         group.name: {task: _keys(library, task, limits[task], seed) for task in group.tasks}
         for group in _rows(library, groups)
     }
     units = {name: sorted({key for keys in tasks.values() for key in keys}) for name, tasks in rows.items()}
-    stages = max((stages_for(len(keys), first) for keys in units.values()), default=0)
+    stages = max((stages_for(len(keys)) for keys in units.values()), default=0)
     orders: dict[str, Order] = {}
     for name, tasks in rows.items():
-        last_keys = [units[name][stop - 1] for stop in row_stops(len(units[name]), stages, first)]
+        last_keys = [units[name][stop - 1] for stop in row_stops(len(units[name]), stages)]
         for task, keys in tasks.items():
             stops = tuple(sum(key <= last for key in keys) for last in last_keys)
             orders.setdefault(task, Order(seed=seed, stops=stops))

@@ -41,7 +41,7 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
     library = task_library(settings)
     rows = _rows_of(settings, library, suite)
     limits = _limits(settings, library, rows)
-    orders, remarks = _orders(settings, library, rows, limits, device)
+    orders, remarks = _orders(settings, library, rows, limits)
     items = tuple(
         AccuracyTask(
             task=name,
@@ -80,7 +80,7 @@ def _rows_of(settings: Settings, library: TaskLibrary, suite: str) -> list[TaskG
 
 
 def _orders(
-    settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup], limits: Mapping[str, int | None], device: str
+    settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup], limits: Mapping[str, int | None]
 ) -> tuple[dict[str, Order], tuple[str, ...]]:
     """The order of each task that is asked in stages; none, and why, where asking can't stop when decided."""
     if not settings.until_decided:
@@ -92,7 +92,7 @@ def _orders(
         reason = unordered_reason(library, rows)
     if reason is not None:
         return {}, (f"every question is asked, --until-decided notwithstanding: {reason}",)
-    return plan_orders(library, rows, limits, settings.seed, device), ()
+    return plan_orders(library, rows, limits, settings.seed), ()
 
 
 def _token_budget(settings: Settings, device: str) -> int | None:

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitladder.defaults import FIRST_DOCUMENTS
 from bitladder.stages import row_stops, stages_for
 from bitladder.stats.aggregate import MeanOfTasks
 from bitladder.stats.betting import EARLY_ALPHA, Draws, decided_after, evenly
@@ -49,9 +48,8 @@ class Schedule(NamedTuple):
 
 
 def schedule_of(tasks: Rung) -> Schedule:
-    first = FIRST_DOCUMENTS["cpu"]
-    stages = max(stages_for(task.n, first) for task in tasks)
-    stops = np.array([[0, *row_stops(task.n, stages, first)] for task in tasks])
+    stages = max(stages_for(task.n) for task in tasks)
+    stops = np.array([[0, *row_stops(task.n, stages)] for task in tasks])
     blocks = np.diff(stops).min(axis=0)
     starts = tuple(
         np.concatenate(
