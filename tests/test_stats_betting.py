@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitladder.stats.betting import EARLY_ALPHA, Draws, Side, decided_after, each_alone, log_capital
+from bitladder.stats.betting import EARLY_ALPHA, Side, decided_after, each_alone
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.power import ONE_SIDED_ALPHA
-
-SIDES: tuple[Side, Side] = ("within", "beyond")
 
 
 def draw(gained: float, lost: float, documents: int, draws: int, seed: int) -> NDArray[np.float64]:
@@ -21,28 +19,6 @@ def test_on_the_margin_no_more_than_alpha_stop_at_any_document(side: Side, gaine
     for alpha, most in ((EARLY_ALPHA, 0.008), (0.05, 0.06)):
         stopped = decided_after(each_alone(draw(gained, lost, 1500, 4000, seed=1)), 0.02, side, alpha) <= 1500
         assert stopped.mean() <= most
-
-
-def test_clusters_of_many_documents_count_as_many() -> None:
-    """Every fifth has five documents, all lost at once with 3.6%: 2% of the documents, and 0.7% of the clusters."""
-    rng = np.random.default_rng(4)
-    sizes = rng.permutation(np.tile([1, 1, 1, 1, 5], 400))
-    values = -((rng.random((1000, 2000)) < 0.036) & (sizes == 5)).astype(float)
-    starts = np.arange(0, 2000, 4)
-    by_cluster = Draws(values, starts)
-    assert (decided_after([by_cluster], 0.02, "within", 0.05) <= 500).mean() > 0.5, "that is within 2% of the clusters"
-    by_document = Draws(values, starts, sizes=sizes / 1.8)
-    for side in SIDES:
-        assert 0 < (decided_after([by_document], 0.02, side, 0.05) <= 500).mean() <= 0.06
-    assert (decided_after([by_document], 0.05, "within", 0.05) <= 500).mean() > 0.9
-
-
-def test_one_large_cluster_alone_never_takes_all() -> None:
-    """Nor more: a capital below 0 would have no logarithm."""
-    sizes = np.array([1.0] * 50 + [40.0])
-    values = np.array([0.3] * 50 + [-1.0])
-    capital = log_capital([Draws(values, np.arange(51), sizes=sizes)], 0.02, "within")
-    assert np.isfinite(capital).all() and capital[-1] < capital[-2]
 
 
 def test_a_rung_that_changes_little_is_decided_by_half_of_hellaswags_documents() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,14 @@ from bitladder.decide import recommend
 from bitladder.merge import merge_results
 from bitladder.publish.measured import find_measured, measured_tables
 from bitladder.recommendation import Limits
-from bitladder.records import AccuracyOutcome, MeasurementRecord, Order, Settings, measurement_id, order_key
+from bitladder.records import Order, Settings, measurement_id, order_key
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.output import write_report
 from bitladder.report.text import table_to_markdown
 from bitladder.report.verdict_tables import verdict_text
 from bitladder.stages import measured_items, row_stops
-from bitladder.stats import stopping
 from bitladder.stats.answered import rungs_to_ask
-from bitladder.stats.betting import EARLY_ALPHA, Draws, Side, bet_interval, decided_after
-from bitladder.stats.interval import Interval
+from bitladder.stats.betting import EARLY_ALPHA, Draws, Side, decided_after
 from bitladder.stats.simulation import ChangeRates
 from bitladder.stats.staged_simulation import schedule_of, simulate_stages
 from bitladder.stats.summarize import summarize
@@ -166,35 +163,6 @@ def test_who_is_asked_follows_from_the_records_before_whatever_else_there_is(tmp
     half = next(store.directory.glob("records/*"))
     half.unlink()
     assert rungs_to_ask(store.load(), 0) == frozenset(RUNGS)
-
-
-def test_a_cluster_is_bet_on_as_its_documents(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs, and documents of no cluster, of one of the three tasks."""
-
-    def paired(record: MeasurementRecord) -> MeasurementRecord:
-        if record.item != first or not isinstance(record.outcome, AccuracyOutcome):
-            return record
-        documents = record.outcome.documents
-        clustered = tuple(
-            one.model_copy(update={"cluster": f"pair {place // 2}"}) if place < 40 else one
-            for place, one in enumerate(documents)
-        )
-        return record.model_copy(update={"outcome": record.outcome.model_copy(update={"documents": clustered})})
-
-    def bet(tasks: list[Draws], margin: float, alpha: float, value: float) -> Interval:
-        bets.append(tasks)
-        return bet_interval(tasks, margin, alpha, value)
-
-    bets: list[list[Draws]] = []
-    results = load_results(stopped)
-    first = results.study.items[0]
-    monkeypatch.setattr(stopping, "bet_interval", bet)
-    summarize(replace(results, records=tuple(map(paired, results.records))))
-    assert len(bets) == 3
-    for draws, *others in bets:
-        usual = 128 / 108
-        assert sorted(np.atleast_1d(draws.sizes) * usual) == pytest.approx([1] * (len(draws.values) - 20) + [2] * 20)
-        assert all(set(np.atleast_1d(other.sizes)) == {1.0} for other in others)
 
 
 def test_another_margin_than_the_studys_says_where_asking_stopped(stopped: Path) -> None:

@@ -2,8 +2,7 @@
 
 Documents are independent draws of the questions a task could ask, in an order that no answer influenced. The target
 is the difference over such questions, as of the intervals elsewhere, so that a task having finitely many documents
-changes nothing. Documents of one cluster are one draw: bet on their sum, as if it were their mean times how many more
-they are than others, since the difference is that of documents.
+changes nothing. Documents of one cluster are one draw: bet on their mean.
 
 The difference over several tasks is the mean of theirs. Their draws come in blocks, each with at least one of every
 task: on each of a task's n draws in a block, the gambler stakes the same total over n. A block multiplies the capital
@@ -44,8 +43,6 @@ class Draws(NamedTuple):
     """where each block begins; every task has as many blocks"""
     weight: float = 1.0
     """of the task in the mean; those of all tasks sum to their number or less"""
-    sizes: Numbers | float = 1.0
-    """(n,): documents of each draw, as a multiple of the usual number"""
 
 
 def each_alone(values: Numbers) -> list[Draws]:
@@ -66,8 +63,7 @@ def log_capital(tasks: Sequence[Draws], margin: float, side: Side) -> Numbers:
     stakes are the approximate growth-rate-adaptive ones of Waudby-Smith and Ramdas 2024, JRSS-B 86:1-27, section B.3,
     from the differences before.
     """
-    sign = 1 if side == "within" else -1
-    gains = [sign * (one.values + margin) * one.sizes for one in tasks]
+    gains = [one.values + margin if side == "within" else -one.values - margin for one in tasks]
     worst = 1 - margin if side == "within" else 1 + margin
     # each draw's part in its block
     shares = [one.weight / _sizes(one) for one in tasks]
@@ -79,8 +75,7 @@ def log_capital(tasks: Sequence[Draws], margin: float, side: Side) -> Numbers:
     mean = _sums_before(sum(sums[1:], sums[0])) / before
     square = (1 + _sums_before(sum(squares[1:], squares[0]))) / before
     variance = np.maximum(square - mean**2, 1 / before)
-    largest = np.max([_largest_part(one, share) for one, share in zip(tasks, shares, strict=True)], axis=0)
-    stakes = np.clip(mean / (variance + mean**2), 0, _MOST_STAKED / (worst * np.maximum(largest, 1)))
+    stakes = np.clip(mean / (variance + mean**2), 0, _MOST_STAKED / worst)
     growth = [
         _by_block(np.log1p(np.repeat(stakes * share, _sizes(one), axis=-1) * part), one)
         for part, one, share in zip(gains, tasks, shares, strict=True)
@@ -91,12 +86,6 @@ def log_capital(tasks: Sequence[Draws], margin: float, side: Side) -> Numbers:
 
 def _sizes(task: Draws) -> NDArray[np.int64]:
     return np.diff(task.starts, append=task.values.shape[-1])
-
-
-def _largest_part(task: Draws, share: Numbers) -> Numbers:
-    """Of a stake that one draw of a block has."""
-    found: Numbers = np.maximum.reduceat(np.repeat(share, _sizes(task)) * task.sizes, task.starts)
-    return found
 
 
 def _by_block(values: Numbers, task: Draws) -> Numbers:

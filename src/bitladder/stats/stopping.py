@@ -159,22 +159,19 @@ def _draws(rows: Sequence[Row], rung: str, staging: Staging) -> Iterator[Draws]:
     units = [(weight, stages) for row in rows for weight, stages in _units(row, rung, staging)]
     blocks = [min(len(stages[stage]) for _, stages in units) for stage in range(staging.stages)]
     for weight, stages in units:
-        clusters: list[list[float]] = []
+        values: list[float] = []
         starts: list[int] = []
         for stage, count in enumerate(blocks):
             if count:
-                starts += (len(clusters) + evenly(len(stages[stage]), count)).tolist()
-                clusters += stages[stage]
-        values = np.array([math.fsum(found) / len(found) for found in clusters])
-        usual = np.mean([len(found) for found in stages[0]]) if stages[0] else 1.0  # the same whatever is asked later
-        sizes = np.array([len(found) for found in clusters]) / usual
-        yield Draws(values, np.asarray(starts, dtype=np.int64), weight, sizes)
+                starts += (len(values) + evenly(len(stages[stage]), count)).tolist()
+                values += stages[stage]
+        yield Draws(np.asarray(values), np.asarray(starts, dtype=np.int64), weight)
 
 
-def _units(row: Row, rung: str, staging: Staging) -> Iterator[tuple[float, list[list[list[float]]]]]:
-    """A row's differences by stage and cluster, in the order of those, with their weight in the row.
+def _units(row: Row, rung: str, staging: Staging) -> Iterator[tuple[float, list[list[float]]]]:
+    """A row's differences by stage, in the order of their clusters, one a cluster, with their weight in the row.
 
-    Parts with the same questions are one; others share the row's weight.
+    Parts with the same questions are one, a question's mean; others share the row's weight.
     """
     pots, baseline, outcomes = row.pots[rung], row.baselines[rung], row.outcomes(rung)
     assert not isinstance(pots, str) and not isinstance(baseline, str) and not isinstance(outcomes, str)
@@ -196,9 +193,10 @@ def _units(row: Row, rung: str, staging: Staging) -> Iterator[tuple[float, list[
         for part, differences in group:
             for place, difference in zip(part, differences, strict=True):
                 clusters.setdefault(place, []).append(difference)
-        stages: list[list[list[float]]] = [[] for _ in range(staging.stages)]
+        stages: list[list[float]] = [[] for _ in range(staging.stages)]
         for stage, key in sorted(clusters):
-            stages[stage].append(clusters[stage, key])
+            found = clusters[stage, key]
+            stages[stage].append(math.fsum(found) / len(found))
         yield (1.0 if together else 1 / len(pots)), stages
 
 
