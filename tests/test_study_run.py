@@ -16,6 +16,7 @@ import pytest
 
 from bitladder.accuracy.rescoring import DOCUMENTS
 from bitladder.cli.dry_run import _recorded
+from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
@@ -419,7 +420,7 @@ class StoppedAt(Counting):
 
 
 def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
-    tiny_llama: Path, tmp_path: Path, ready_server: None
+    tiny_llama: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A random model has no signal, so that no rung is decided and all is asked."""
     (tmp_path / "tasks").mkdir()
@@ -442,3 +443,9 @@ def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     assert not list(Store(tmp_path / "out").journals.iterdir())
     outcomes = [record.outcome for record in results.records]
     assert [len(one.documents) for one in outcomes if isinstance(one, AccuracyOutcome)] == [200, 200]
+
+    monkeypatch.setitem(STAGES_AT_ONCE, "cpu", 3)
+    at_once = StoppedAt(0)
+    run_study(settings, tmp_path / "at-once", at_once)
+    assert at_once.asked == [("bf16", "int8")]
+    assert {path.name for path in (tmp_path / "at-once" / "records").glob("*.json")} == now.keys()

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
+from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
 from bitladder.files import make_folder, require_own_folder
@@ -155,10 +156,12 @@ class _Run:
     def _measure_stages(self) -> None:
         """Ask stage after stage of those rungs whose verdict the records before leave open."""
         stages = stage_count(staged_tasks(self._study))
-        for stage in range(stages):
-            asked = self._asked_by(stage)
+        at_once = STAGES_AT_ONCE[self._study.calibration.device.partition(":")[0]]
+        for begin in range(0, stages, at_once):
+            asked = self._asked_by(begin)
             if not asked:
                 break
+            stage = min(begin + at_once, stages) - 1
             items = self._items_of(stage)
             names = [record.rung for record in self._baseline_first() if record.rung in asked]
             if any(self._missing(self._rungs[name], items) for name in names):
