@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitladder.cli import main, study
+from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import Settings
@@ -157,6 +158,16 @@ def test_what_a_library_prints_is_not_in_the_output(
     ran = bitladder(*arguments.format(model=tiny_llama).split())
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.endswith("welcome\nerror: not today\n")
+
+
+def test_nor_what_its_child_processes_print(capfd: pytest.CaptureFixture[str]) -> None:
+    print("one result")
+    with libraries_on_stderr():
+        print("welcome", flush=True)
+        subprocess.run(["echo", "compiling"], check=True)
+    print("another")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("one result\nanother\n", "welcome\ncompiling\n")
 
 
 @pytest.mark.parametrize("place", ["a-file/x", "x" * 300])
