@@ -119,22 +119,15 @@ def test_figures_are_those_of_both_models_side_by_side(
     found = measure_divergence(rung, ITEM, windows, path, is_baseline=False)
     theirs, ours = (torch.log_softmax(logits_of(one, windows)[:, :-1], -1) for one in (tiny_llama, rung))
     expected = (theirs.exp() * (theirs - ours)).sum(-1)
-    _assert_alike([window.kl for window in found.windows], expected, 2e-6)
+    assert np.allclose([window.kl for window in found.windows], expected, atol=2e-6)
     assert 1e-5 < float(expected.mean()) < 1e-2, "rounding to FP16 and BF16 apart is seen"
     following = torch.tensor(windows.token_ids)[:, 1:, None]
     for logs, name in ((theirs, "baseline_loglikelihoods"), (ours, "loglikelihoods")):
         told = [getattr(window, name) for window in found.windows]
-        _assert_alike(told, logs.gather(-1, following)[..., 0], 1e-5)
+        assert np.allclose(told, logs.gather(-1, following)[..., 0], atol=1e-5)
     assert [window.agrees for window in found.windows] == [
         tuple(row) for row in (theirs.argmax(-1) == ours.argmax(-1)).tolist()
     ]
-
-
-def _assert_alike(told: list[tuple[float, ...]], expected: Any, tolerance: float) -> None:
-    """All but one in 50: two forwards of the same tokens may round a 16-bit value to either side on some CPUs."""
-    far = np.abs(np.array(told) - expected.numpy())
-    assert np.quantile(far, 0.98) < tolerance
-    assert far.max() < 50 * tolerance
 
 
 def test_products_in_fp32_would_be_another_models(tiny_llama: Path, windows: Prompts, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ LLaMA 3.2 1B's shape, prompts of 128 tokens and 32 new ones, torch 2.11, transfo
 on the other card of the same host began contexts on this one meanwhile.
 """
 
+import math
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,9 @@ def test_a_card_is_no_larger_than_its_limit_and_a_larger_batch_exceeds_it(limite
             failing = min((probe for probe in outcome.batch_search if not probe.fits), key=lambda one: one.batch_size)
             assert outcome.batch_size < failing.batch_size <= 1.04 * outcome.batch_size
             assert failing.needed_bytes is None or failing.needed_bytes > limit_bytes
-            assert used - outcome.memory.idle_device_bytes > 0.97 * limit_bytes, "the card is full"
+            needed_bytes = failing.needed_bytes or math.inf  # of int8 0.1% more than there is, by its largest moment
+            full = used - outcome.memory.idle_device_bytes > 0.98 * limit_bytes or needed_bytes < 1.002 * limit_bytes
+            assert full, record.rung
     assert searched == set(limited.rungs) and len(limited.records) == 2 * len(searched) == 16
 
 

@@ -47,7 +47,11 @@ def measure_divergence(
     reference = reference or begin_reference(model)
     found = []
     try:
-        with torch.inference_mode(), widened_in(model), _head_inputs(model) as inputs:
+        with (
+            torch.inference_mode(),
+            widened_in(model, reference.weight.dtype),  # the baseline's head is in its own type
+            _head_inputs(model) as inputs,
+        ):
             for number, (document, ids) in enumerate(zip(windows.documents, windows.token_ids, strict=True)):
                 tokens = torch.tensor(ids, device=model.device)
                 logits = model(input_ids=tokens[None], use_cache=False).logits[0]

@@ -41,9 +41,9 @@ def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -
         yield
 
 
-def widened_in(model: "PreTrainedModel") -> AbstractContextManager[None]:
-    """`widened_products` of this model alone: nothing is looked at where none of its types is widened."""
-    return widened_products(model.device, _product_types(model))
+def widened_in(model: "PreTrainedModel", *others: "dtype") -> AbstractContextManager[None]:
+    """`widened_products` of this model and other types alone: nothing is looked at where none of them is widened."""
+    return widened_products(model.device, _product_types(model).union(others))
 
 
 def _product_types(model: "PreTrainedModel") -> "set[dtype]":
