@@ -1,5 +1,7 @@
 """A process that has imported what a model needs, and forks one worker after the other.
 
+A branch of it is forked too, prepares what its workers have in common, and forks them from there.
+
 Importing torch and transformers takes longer than many a measurement. A fork begins where the imports ended, with
 memory that is otherwise its own. The server never runs a tensor operation, so that no thread pool is lost in a fork,
 and never asks the CUDA driver anything, which a fork could not use afterwards.
@@ -10,16 +12,18 @@ its study twice.
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, NoReturn, Self
 
 from bitladder.errors import UserError
 from bitladder.hub_kernels import forbid_hub_kernels
@@ -31,34 +35,23 @@ CPU_PRELOADED = ("bitsandbytes", "transformers.modeling_layers", "bitladder.reco
 """What every worker imports too, where there is no driver that an import could ask for cards."""
 
 NUMBER_BYTES = 8
-FORK = b"f"
+FORK, BRANCH, REAP = b"f", b"b", b"r"
 STDERR = 2
 RAISED = 70
 """What a worker of ours ends with when it raised; any other code is that of a library that ended the process."""
 
 
-class ForkServer:
-    """Starts with the first worker or before, by ``start``; ends with ``close``, or when its owner is gone.
+class Forker:
+    """Forks workers, one at a time: ``wait`` comes before the next ``fork``."""
 
-    One worker at a time: ``wait`` comes before the next ``fork``.
-    """
-
-    def __init__(self, target: str, log: Path | None, *, with_gpu: bool, trust_remote_code: bool = False) -> None:
-        """``target``: the module whose function ``work`` every worker calls with its descriptor for messages.
-
-        ``log`` gets what the server itself prints; by default the standard error of this process.
-        """
-        self._target = target
-        self._trusted = trust_remote_code
+    def __init__(self, log: Path | None) -> None:
+        """``log`` has what the forking process itself prints; None: the standard error of this process."""
         self._log = log
-        self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
         self._control, self._theirs = socket.socketpair()
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Begin to import, if that hasn't begun."""
-        if self._process is None:
-            self._process = self._start()
+        """Begin to get ready, if that hasn't begun."""
+        raise NotImplementedError
 
     def fork(self, stdin: int, log: int, messages: int) -> int:
         """A worker with these descriptors, leader of its process group. Returns its process id.
@@ -92,15 +85,75 @@ class ForkServer:
     def close(self) -> None:
         self._control.close()
         self._theirs.close()
-        if self._process is not None:
-            self._process.kill()  # it may still be importing
-            self._process.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _end(self) -> int:
+        """How the forking process ended, which it has: its exit code, or the negative number of the signal."""
+        raise NotImplementedError
+
+    def _receive_number(self) -> int:
+        received = b""
+        with suppress(ConnectionResetError):
+            received = self._control.recv(NUMBER_BYTES, socket.MSG_WAITALL)
+        if len(received) < NUMBER_BYTES:
+            ended = "the process that starts the workers"
+            code = self._end()
+            if code < 0:
+                raise UserError(
+                    f"{ended} was killed (signal {-code}), for lack of memory if not by hand; "
+                    "run the same command again to go on"
+                )
+            raise ConnectionError(f"{ended} has ended; log: {self._log or 'stderr'}")
+        return int.from_bytes(received, signed=True)
+
+
+class ForkServer(Forker):
+    """Starts with the first worker or before, by ``start``; ends with ``close``, or when its owner is gone."""
+
+    def __init__(self, target: str, log: Path | None, *, with_gpu: bool, trust_remote_code: bool = False) -> None:
+        """``target``: the module whose function ``work`` every worker calls with its descriptor for messages."""
+        super().__init__(log)
+        self._target = target
+        self._trusted = trust_remote_code
+        self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begin to import, if that hasn't begun."""
+        if self._process is None:
+            self._process = self._start()
+
+    def branch(self, preparation: str) -> "Branch":
+        """What forks workers from where the target's function ``prepare`` left, which got this; closed before this is.
+
+        It prepares meanwhile, and its first `fork` waits for it. Raises as `fork`.
+        """
+        return Branch(self, preparation, self._log)
+
+    def begin_branch(self, theirs: int) -> int:
+        """Fork a process that serves on this descriptor. Returns its process id."""
+        self.start()
+        with suppress(BrokenPipeError):
+            socket.send_fds(self._control, [BRANCH], [theirs])
+        return self._receive_number()
+
+    def reap(self, process_id: int) -> int:
+        """How a branch ended, which has or is about to: its exit code, or the negative number of the signal."""
+        with suppress(BrokenPipeError):
+            self._control.sendall(REAP + process_id.to_bytes(NUMBER_BYTES, signed=True))
+        return self._receive_number()
+
+    def close(self) -> None:
+        super().close()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it may still be importing, and a branch preparing
+            self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
         descriptor = self._theirs.fileno()
@@ -131,19 +184,37 @@ class ForkServer:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         return self._log.open("wb")
 
-    def _receive_number(self) -> int:
-        received = b""
-        with suppress(ConnectionResetError):
-            received = self._control.recv(NUMBER_BYTES, socket.MSG_WAITALL)
-        if len(received) < NUMBER_BYTES:
-            ended = "the process that starts the workers"
-            if self._process is not None and self._process.wait() < 0:
-                raise UserError(
-                    f"{ended} was killed (signal {-self._process.returncode}), for lack of memory if not by hand; "
-                    "run the same command again to go on"
-                )
-            raise ConnectionError(f"{ended} has ended; log: {self._log or 'stderr'}")
-        return int.from_bytes(received, signed=True)
+    def _end(self) -> int:
+        return 0 if self._process is None else self._process.wait()
+
+
+class Branch(Forker):
+    """See `ForkServer.branch`. Ends with ``close``, or when its owner is gone."""
+
+    def __init__(self, server: ForkServer, preparation: str, log: Path | None) -> None:
+        super().__init__(log)
+        self._server = server
+        with self._theirs:
+            self._process_id = server.begin_branch(self._theirs.fileno())
+        self._code: int | None = None
+        text = preparation.encode()
+        with suppress(BrokenPipeError):
+            self._control.sendall(len(text).to_bytes(NUMBER_BYTES, signed=True) + text)
+
+    def start(self) -> None:
+        """It has begun."""
+
+    def close(self) -> None:
+        super().close()
+        if self._code is None:
+            with suppress(ProcessLookupError, ConnectionError, UserError):  # the server is gone, and it with that
+                os.kill(self._process_id, signal.SIGKILL)  # it may still be preparing
+                self._end()
+
+    def _end(self) -> int:
+        if self._code is None:
+            self._code = self._server.reap(self._process_id)
+        return self._code
 
 
 def take_job() -> str:
@@ -158,11 +229,8 @@ def _end_with_owner() -> None:
     os._exit(1)
 
 
-def _serve(control: socket.socket, target: str, modules: list[str]) -> None:
-    for module in modules:
-        import_module(module)
-    # Python warns of the threads that NumPy and Arrow keep, which make theirs anew in a fork
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+def _serve(control: socket.socket, target: str) -> None:
+    """Fork what the owner asks for, until it is gone."""
     gc.freeze()  # a collection in a worker would copy every page that the fork shares
     while True:
         try:
@@ -171,17 +239,40 @@ def _serve(control: socket.socket, target: str, modules: list[str]) -> None:
             return
         if not request:
             return
+        if request == REAP:
+            _tell_end(control, int.from_bytes(control.recv(NUMBER_BYTES, socket.MSG_WAITALL), signed=True))
+            continue
         process_id = os.fork()
         if not process_id:
             control.close()
+            if request == BRANCH:
+                _branch(target, *descriptors)
             _work(target, *descriptors)
-        os.setpgid(process_id, process_id)
+        if request == FORK:
+            os.setpgid(process_id, process_id)
         for descriptor in descriptors:
             os.close(descriptor)
         control.sendall(process_id.to_bytes(NUMBER_BYTES, signed=True))
-        code = os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1])
-        with suppress(BrokenPipeError):  # the owner is gone, as the next request will say
-            control.sendall(code.to_bytes(NUMBER_BYTES, signed=True))
+        if request == FORK:
+            _tell_end(control, process_id)
+
+
+def _tell_end(control: socket.socket, process_id: int) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1])
+    with suppress(BrokenPipeError):  # the owner is gone, as the next request will say
+        control.sendall(code.to_bytes(NUMBER_BYTES, signed=True))
+
+
+def _branch(target: str, descriptor: int) -> None:
+    """Be a branch, and end."""
+    _end_after(lambda: _prepare_and_serve(target, descriptor))
+
+
+def _prepare_and_serve(target: str, descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as control:
+        length = int.from_bytes(control.recv(NUMBER_BYTES, socket.MSG_WAITALL), signed=True)
+        import_module(target).prepare(control.recv(length, socket.MSG_WAITALL).decode())
+        _serve(control, target)
 
 
 def _work(target: str, stdin: int, log: int, messages: int) -> None:
@@ -191,9 +282,14 @@ def _work(target: str, stdin: int, log: int, messages: int) -> None:
         os.dup2(source, standard)
     os.close(stdin)
     os.close(log)
+    _end_after(lambda: import_module(target).work(messages))
+
+
+def _end_after(do: Callable[[], None]) -> NoReturn:
+    """Be a process of its own for as long as this takes."""
     code = 0
     try:
-        import_module(target).work(messages)
+        do()
     except BaseException:  # whatever it is, it must not go on as a second server
         traceback.print_exc()
         code = RAISED
@@ -207,5 +303,9 @@ if __name__ == "__main__":
     _, number, trusted, *served = sys.argv
     if trusted != str(True):
         forbid_hub_kernels()
+    for name in served[1:]:
+        import_module(name)
+    # Python warns of the threads that NumPy and Arrow keep, which make theirs anew in a fork
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     with socket.socket(fileno=int(number)) as channel:
-        _serve(channel, served[0], served[1:])
+        _serve(channel, served[0])

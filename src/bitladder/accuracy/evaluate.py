@@ -1,13 +1,14 @@
 """One model on one task: lm-eval's prompts and scoring in, every document's answer out."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.journal import Journal
 from bitladder.accuracy.library import TaskLibrary, task_library
-from bitladder.accuracy.order import chosen_documents, prompts_of_the_whole
+from bitladder.accuracy.order import chosen_documents, document_keys, prompts_of_the_whole
 from bitladder.accuracy.samples import collect_samples
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, Settings, TaskDocuments
@@ -48,6 +49,21 @@ def evaluate(
         "scoring": language_model.scoring,
     }
     return outcome.model_copy(update=about), documents
+
+
+def build_tasks(items: Iterable[AccuracyTask], settings: Settings) -> None:
+    """What `evaluate` needs of them without a model, for this process and those forked from it.
+
+    A task that can't be built is left out, with its traceback printed: where it is asked it fails again, and is told.
+    """
+    library = task_library(settings)
+    for item in items:
+        try:
+            require_same_task(library, item)
+            if item.order is not None:
+                document_keys(library, item.task, item.limit, item.order.seed)
+        except Exception:
+            traceback.print_exc()
 
 
 def _run(library: TaskLibrary, task: Any, language_model: Any, item: AccuracyTask) -> dict[str, Any]:

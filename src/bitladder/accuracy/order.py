@@ -22,7 +22,7 @@ def plan_orders(
 ) -> dict[str, Order]:
     """The order of each task that the aggregate may rest on; see `unordered_reason`."""
     rows = {
-        group.name: {task: _keys(library, task, limits[task], seed) for task in group.tasks}
+        group.name: {task: document_keys(library, task, limits[task], seed) for task in group.tasks}
         for group in _rows(library, groups)
     }
     units = {name: sorted({key for keys in tasks.values() for key in keys}) for name, tasks in rows.items()}
@@ -58,15 +58,15 @@ def _rows(library: TaskLibrary, groups: Iterable[TaskGroup]) -> list[TaskGroup]:
 
 
 @lru_cache(maxsize=256)
-def _keys(library: TaskLibrary, name: str, limit: int | None, seed: int) -> list[str]:
-    """By document, in the task's own order."""
+def document_keys(library: TaskLibrary, name: str, limit: int | None, seed: int) -> list[str]:
+    """What the documents of a task are sorted by, in the task's own order."""
     return [order_key(seed, cluster_of(name, doc) or document_hash(doc)) for doc in library.documents(name, limit)]
 
 
 def chosen_documents(library: TaskLibrary, name: str, limit: int | None, order: Order) -> list[int]:
     """Which documents of a task a chunk asks, by their numbers in the task's own order."""
     assert order.chunk is not None
-    keys = _keys(library, name, limit, order.seed)
+    keys = document_keys(library, name, limit, order.seed)
     start, stop = order.chunk
     return sorted(sorted(range(len(keys)), key=lambda number: (keys[number], number))[start:stop])
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from bitladder.records import (
+    AccuracyTask,
     Item,
     JournalEntry,
     Machine,
@@ -41,6 +42,14 @@ class Job(Record):
     """of a divergence job: the file with the baseline's side, which the baseline's own job writes"""
     journals: str | None = None
     """folder of what measurements that have no record left, to be read alone"""
+
+
+class Preparation(Record):
+    """What workers of a study's accuracy have in common."""
+
+    settings: Settings
+    items: tuple[AccuracyTask, ...]
+    """of the plan"""
 
 
 class Started(Record):

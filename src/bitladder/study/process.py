@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitladder.forkserver import ForkServer
+from bitladder.forkserver import Forker
 from bitladder.records import Record, Status
 from bitladder.study.job import MESSAGE, Job, Measured, Started, Stopped
 
@@ -30,7 +30,7 @@ WORKER = "bitladder.study.worker"
 class Worker:
     """One worker process. Iterate over its messages; afterwards ``ended`` says what went wrong, if anything."""
 
-    def __init__(self, server: ForkServer, job: Job, log: Path, timeout_s: float) -> None:
+    def __init__(self, server: Forker, job: Job, log: Path, timeout_s: float) -> None:
         self.ended: Ended | None = None
         self.process_id: int | None = None
         self._server = server

@@ -7,7 +7,7 @@ stopped: what has a record is not measured again.
 import fcntl
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -17,14 +17,16 @@ from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
 from bitladder.files import make_folder, require_own_folder
-from bitladder.forkserver import ForkServer
+from bitladder.forkserver import Branch, Forker, ForkServer
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.records import (
+    AccuracyTask,
     Divergence,
     Item,
     MeasurementRecord,
     PerformanceOutcome,
     Prompts,
+    Rescoring,
     RungRecord,
     Scenario,
     Settings,
@@ -33,7 +35,7 @@ from bitladder.records import (
 from bitladder.results import place_of
 from bitladder.stages import measured_items, stage_count, stage_item, staged_tasks
 from bitladder.store import MERGE_FILE, Results, Store
-from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Progress, RungMade
+from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
 from bitladder.study.kept import Kept
 from bitladder.study.plan import bind_baseline, phase_items
 from bitladder.study.prepare import Prepared, prepare
@@ -62,7 +64,8 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
         prepared = prepare(settings, store, progress)
         for prompts in prepared.prompts:
             store.write_prompts(prompts)
-        _Run(prepared, store, progress, server).run()
+        with closing(_Run(prepared, store, progress, server)) as run:
+            run.run()
         return store.load()
 
 
@@ -88,6 +91,8 @@ class _Run:
 
     def __init__(self, prepared: Prepared, store: Store, progress: StudyProgress, server: ForkServer) -> None:
         self._server = server
+        self._asking: Branch | None = None
+        """forks the workers that ask questions, with the tasks that all of them ask"""
         self._study = prepared.study
         self._added = prepared.added
         self._model = prepared.model
@@ -98,6 +103,11 @@ class _Run:
         self._with_weights: set[str] = set()
         """whose checkpoint this run has made, or found to be what was audited"""
         self._warned = False
+
+    def close(self) -> None:
+        if self._asking is not None:
+            self._asking.close()
+            self._asking = None
 
     def run(self) -> None:
         rungs = self._rungs = {name: self._kept.rung(name) for name in self._study.rungs}
@@ -336,7 +346,27 @@ class _Run:
             journals=str(self._store.journals),
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
-        return Worker(self._server, job, log, self._study.settings.timeout_s)
+        return Worker(self._forker(phase), job, log, self._study.settings.timeout_s)
+
+    def _forker(self, phase: Phase) -> Forker:
+        if phase == "performance":
+            self.close()  # its memory is that of the model to measure
+        if phase not in ("accuracy", "rescoring"):
+            return self._server
+        if self._asking is None:
+            self._asking = self._server.branch(self._preparation().model_dump_json())
+        return self._asking
+
+    def _preparation(self) -> Preparation:
+        """The tasks that some rung has yet to answer."""
+        names = {
+            item.task if isinstance(item, AccuracyTask) else item.task.task
+            for record in self._rungs.values()
+            for item in self._missing(record, self._whole_items + self._staged_items)
+            if isinstance(item, AccuracyTask | Rescoring)
+        }
+        tasks = (item for item in self._study.items if isinstance(item, AccuracyTask) and item.task in names)
+        return Preparation(settings=self._study.settings, items=tuple(tasks))
 
     def _prompts(self, item: Item | None) -> Prompts | None:
         if isinstance(item, Scenario):

@@ -30,7 +30,7 @@ from bitladder.records import (
     hash_json,
     measurement_id,
 )
-from bitladder.study.job import Batch, Documents, Job, Measured, Progress, RungMade, Started, Stopped
+from bitladder.study.job import Batch, Documents, Job, Measured, Preparation, Progress, RungMade, Started, Stopped
 
 if TYPE_CHECKING:
     from bitladder.accuracy.journal import Journal
@@ -67,6 +67,14 @@ def work(descriptor: int) -> None:
             pipe.send(Stopped(status="does_not_fit", reason=str(error)))
         except UserError as error:
             pipe.send(Stopped(status="failed", reason=str(error)))
+
+
+def prepare(preparation: str) -> None:
+    """Build the tasks that the workers forked from here ask: data is read and hashed once, not for every rung."""
+    from bitladder.accuracy.evaluate import build_tasks
+
+    found = Preparation.model_validate_json(preparation)
+    build_tasks(found.items, found.settings)
 
 
 def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
