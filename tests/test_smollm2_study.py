@@ -19,7 +19,7 @@ H100 = Path(__file__).parent / "h100" / "smollm2-135m.tar.gz"
 """packed records of performance of the same precisions, which were quantized on that machine"""
 COMMAND = (
     "study builtin:smollm2-135m --rungs bf16,nf4 --tasks bitladder_knowledge --backend bitladder --limit 4 "
-    "--divergence-windows 4 --scenarios batch1 --requests 2 --prompt-tokens 16 --new-tokens 4 --device cpu --json"
+    "--divergence-windows 2 --scenarios batch1 --requests 2 --prompt-tokens 8 --new-tokens 3 --device cpu --json"
 )
 
 
@@ -73,9 +73,9 @@ def test_study_answers_and_a_second_one_measures_nothing(nf4: tuple[Checkpoint, 
         assert task["questions"] == 4
         assert task["score"]["low"] < task["score"]["high"]
         (scenario,) = rung["scenarios"]
-        assert (scenario["requests"], scenario["prompt_tokens"], scenario["new_tokens"]) == (2, 16, 4)
+        assert (scenario["requests"], scenario["prompt_tokens"], scenario["new_tokens"]) == (2, 8, 3)
         assert scenario["metrics"]["requests_per_s"]["value"] > 0
-        assert rung["divergence"]["tokens"] == 4 * 127
+        assert rung["divergence"]["tokens"] == 2 * 127
         assert scenario["metrics"]["latency_s"]["value"] > scenario["metrics"]["ttft_s"]["value"] > 0
     assert (made.directory / WEIGHTS).samefile(out / "checkpoints" / "nf4" / WEIGHTS), "never quantized twice"
     assert rungs["bf16"]["divergence"]["kl_max"]["value"] == 0.0, "its logits made anew are its own, bit for bit"
