@@ -313,7 +313,16 @@ def test_performance_alone_still_decides_and_says_what_is_missing(tmp_path: Path
     assert picked(answer) == {"latency": "bf16", "throughput": "fp4", "memory": "fp4"}
     assert answer.limits.max_drop_points is None
     assert "accuracy was not measured, so no drop is limited" in answer.reasons
-    assert "nf4 is exactly equal in memory; fp4 comes first on the ladder" in answer.reasons
+    (tie,) = (reason for reason in answer.reasons if reason.startswith("nf4 is exactly equal in memory; "))
+    assert tie.startswith("nf4 is exactly equal in memory; fp4 is faster (")
+    for absent, pick, tie in (
+        (("fp4",), "nf4", "fp4 is exactly equal in memory; only of nf4 the latency is known"),
+        (("fp4", "nf4"), "fp4", "nf4 is exactly equal in memory; fp4 comes first on the ladder"),
+    ):
+        replay = write_replay(tmp_path / pick, only="performance", absent={(rung, "batch1") for rung in absent})
+        answer = recommend(summarize(load_results(replay)), Limits(optimize="memory"))
+        assert picked(answer) == {"memory": pick} and tie in answer.reasons
+    found = summarize(load_results(write_replay(tmp_path / "whole", only="performance")))
     with pytest.raises(UserError, match="--max-drop needs accuracy"):
         recommend(found, Limits(max_drop_points=1.0))
 

@@ -4,6 +4,7 @@ Nothing is computed here. A limit is held against the unfavourable end of an int
 is never picked.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from bitladder.errors import UserError
@@ -80,14 +81,14 @@ def _require_measured(summary: Summary, limits: Limits) -> None:
 def _ranked(
     summary: Summary, within: Sequence[RungSummary], criterion: Criterion
 ) -> list[tuple[RungSummary, Estimate]]:
-    """Best first. Equal values: the higher aggregate, then the order of the study."""
+    """Best first. Equal values: the higher aggregate, then the shorter latency, then the order of the study."""
 
-    def key(entry: tuple[RungSummary, Estimate]) -> tuple[float, float]:
+    def key(entry: tuple[RungSummary, Estimate]) -> tuple[float, float, float]:
         rung, estimate = entry
         assert estimate.value is not None
-        gain = rung.aggregate.difference_points.value
+        gain, latency_s = rung.aggregate.difference_points.value, CRITERIA["latency"].of(rung).value
         lower_first = estimate.value if METRICS[criterion.metric].better == "lower" else -estimate.value
-        return lower_first, -gain if gain is not None else float("inf")
+        return lower_first, -gain if gain is not None else math.inf, math.inf if latency_s is None else latency_s
 
     known = [(rung, estimate) for rung in within if (estimate := criterion.of(rung)).value is not None]
     return sorted(known, key=key)
@@ -156,6 +157,13 @@ def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
     ours, theirs = best.aggregate.difference_points.value, other.aggregate.difference_points.value
     if ours is not None and theirs is not None and ours > theirs:
         return f"{best.rung} scores higher ({format_points(ours)} against {format_points(theirs)} points)"
+    latency = CRITERIA["latency"]
+    one, two = latency.of(best), latency.of(other)
+    if ours == theirs and one.value is not None and two.value is None:
+        return f"only of {best.rung} the latency is known"
+    if ours == theirs and one.value is not None and two.value is not None and one.value < two.value:
+        surely = "not distinguishably " if _alike(latency, best, other) else ""
+        return f"{best.rung} is {surely}{latency.better} ({latency.describe(one)} against {latency.describe(two)})"
     return f"{best.rung} {'is the baseline' if best.rung == summary.baseline else 'comes first on the ladder'}"
 
 
