@@ -170,6 +170,24 @@ def test_nor_what_its_child_processes_print(capfd: pytest.CaptureFixture[str]) -
     assert (captured.out, captured.err) == ("one result\nanother\n", "welcome\ncompiling\n")
 
 
+def test_nor_what_is_left_in_buffers() -> None:
+    """Python's of one who holds the standard output itself, and C's: both wait, since the output is no terminal."""
+    code = (
+        "import ctypes, sys; from bitladder.cli.libraries import libraries_on_stderr\nmine = sys.stdout\n"
+        "with libraries_on_stderr():\n    mine.write('python\\n'); ctypes.CDLL(None).printf(b'c\\n')\nprint('result')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert (ran.stdout, sorted(ran.stderr.split())) == ("result\n", ["c", "python"])
+
+
+def test_a_closed_output_is_no_bug(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m bitladder audit {tmp_path / 'missing'} --json"
+    for closed in (">&-", "2>&-"):
+        ran = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, check=False)
+        assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
+
+
 @pytest.mark.parametrize("place", ["a-file/x", "x" * 300])
 def test_a_place_that_cannot_be_is_one_line(place: str, tmp_path: Path, bitladder: Callable[..., Ran]) -> None:
     (tmp_path / "a-file").touch()

@@ -35,8 +35,9 @@ def test_a_server_that_ends_by_itself_is_a_bug(tmp_path: Path, monkeypatch: pyte
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module whose workers tell what was prepared, and by which process."""
     (tmp_path / "telling.py").write_text(
-        "import os\n\nprepared = None\n\n\ndef prepare(text):\n    global prepared\n"
-        "    if text == 'fail': raise ValueError('nothing to prepare')\n    prepared = f'{os.getpid()} {text}'\n\n\n"
+        "import os, time\n\nprepared = None\n\n\ndef prepare(text):\n    global prepared\n"
+        "    if text == 'fail': raise ValueError('nothing to prepare')\n    if text == 'sleep': time.sleep(60)\n"
+        "    prepared = f'{os.getpid()} {text}'\n\n\ndef try_out():\n    assert prepared.split()[1] != 'unfit'\n\n\n"
         "def work(messages):\n    os.write(messages, f'{os.getppid()} {prepared}'.encode())\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -49,6 +50,7 @@ def test_a_branchs_workers_begin_where_its_preparation_ended(target: str, tmp_pa
     text = "x" * 300_000
     with ForkServer(target, tmp_path / "log", with_gpu=False) as server:
         with server.branch(text) as branch:
+            assert branch.wait_until_ready(60) is None
             answers = [branch.ask("{}")[0].decode() for _ in range(2)]
             elsewhere = server.ask("{}")[0].decode()
         (parent, prepared, found), again = answers[0].split(), answers[1].split()
@@ -59,14 +61,20 @@ def test_a_branchs_workers_begin_where_its_preparation_ended(target: str, tmp_pa
         assert server.ask("{}")[1] == 0
 
 
-def test_how_a_branch_ended_is_told(target: str, tmp_path: Path) -> None:
+def test_why_a_branch_forks_no_workers_is_told(target: str, tmp_path: Path) -> None:
     with ForkServer(target, tmp_path / "log", with_gpu=False) as server:
         with server.branch("fail") as branch:
             for _ in range(2):
-                with pytest.raises(ConnectionError, match="has ended; log: "):
-                    branch.ask("{}")
+                assert branch.wait_until_ready(60) == f"failed; log: {tmp_path / 'log'}"
         assert "nothing to prepare" in (tmp_path / "log").read_text()
+        with server.branch("unfit") as branch:
+            assert "that a fork of the process can't use" in (branch.wait_until_ready(60) or "")
+        with server.branch("sleep") as branch:
+            assert branch.wait_until_ready(0.1) == "took longer than 0.1 s"
+            os.kill(branch._process_id, signal.SIGKILL)
+            assert branch.wait_until_ready(60) == "ended by a signal, for lack of memory if not by hand"
         with server.branch("it") as branch:
+            assert branch.wait_until_ready(60) is None
             process_id = int(branch.ask("{}")[0].split()[0])
             os.kill(process_id, signal.SIGKILL)
             with pytest.raises(UserError, match=r"was killed \(signal 9\)"):
@@ -74,11 +82,28 @@ def test_how_a_branch_ended_is_told(target: str, tmp_path: Path) -> None:
         assert server.ask("{}")[1] == 0
 
 
-def test_a_branch_ends_with_its_owner(target: str, tmp_path: Path) -> None:
+def test_threads_that_a_fork_loses_are_found(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own, of an operation as a task is built."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(forkserver, "PRELOADED", ("torch",))
+    telling = tmp_path / "telling.py"
+    telling.write_text(
+        "import torch\nfrom bitladder.study.worker import try_out as fork\n\n\ndef prepare(text):\n"
+        "    if text == 'multiply': float((torch.ones(512, 512) @ torch.ones(512, 512) + 1).sum())\n\n\n"
+        "def try_out():\n    import signal\n    signal.alarm(2)\n    fork()\n"
+    )
+    with ForkServer(target, tmp_path / "log", with_gpu=False) as server:
+        for text, fit in (("nothing", True), ("multiply", False)):
+            with server.branch(text) as branch:
+                assert (branch.wait_until_ready(60) is None) == fit
+
+
+@pytest.mark.parametrize("preparation", ["it", "sleep"])
+def test_a_branch_ends_with_its_owner(target: str, tmp_path: Path, preparation: str) -> None:
     owner = (
         "import os; from bitladder import forkserver; forkserver.PRELOADED = forkserver.CPU_PRELOADED = ()\n"
-        f"server = forkserver.ForkServer({target!r}, None, with_gpu=False)\n"
-        "print(server.branch('it').ask('{}')[0].split()[0].decode(), flush=True)\nos.kill(os.getpid(), 9)"
+        f"branch = forkserver.ForkServer({target!r}, None, with_gpu=False).branch({preparation!r})\n"
+        "branch.wait_until_ready(0.5)\nprint(branch._process_id, flush=True)\nos.kill(os.getpid(), 9)"
     )
     ran = subprocess.run([sys.executable, "-c", owner], capture_output=True, text=True, timeout=60, check=False)
     process_id = int(ran.stdout)

@@ -19,7 +19,7 @@ from bitladder.cli.dry_run import _recorded
 from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
-from bitladder.forkserver import ForkServer
+from bitladder.forkserver import Branch, ForkServer
 from bitladder.records import (
     AccuracyOutcome,
     Divergence,
@@ -276,6 +276,25 @@ def test_divergence_is_only_where_there_is_something_to_hold_against_a_baseline(
     assert planned(rungs=("bf16",)) == planned(rungs=("fp16", "nf4")) == 0
     assert planned(rungs=("bf16", "nf4"), divergence=False) == 0
     assert planned(rungs=("bf16", "nf4"), only="performance") == 0
+
+
+def test_tasks_are_built_for_each_rung_where_they_cannot_be_built_once(
+    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def late(_: Branch, timeout_s: float) -> str:
+        asked.append(timeout_s)
+        return "took too long"
+
+    monkeypatch.setattr(Branch, "wait_until_ready", late)
+    seen = Counting()
+    settings = settings_for(tiny_llama, tasks, rungs=("bf16", "fp16"), only="accuracy", divergence=False)
+    results = run_study(settings, tmp_path / "out", seen)
+    assert [record.status for record in results.records] == ["ok"] * 4
+    (warning,) = (one for one in seen.warnings if "tasks" in one)
+    assert warning == "tasks are built for each rung anew, since building them once took too long"
+    assert asked == [settings.timeout_s], "not for each rung again"
 
 
 def job_for(directory: Path, **changes: object) -> Job:

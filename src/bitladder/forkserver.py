@@ -4,12 +4,14 @@ A branch of it is forked too, prepares what its workers have in common, and fork
 
 Importing torch and transformers takes longer than many a measurement. A fork begins where the imports ended, with
 memory that is otherwise its own. The server never runs a tensor operation, so that no thread pool is lost in a fork,
-and never asks the CUDA driver anything, which a fork could not use afterwards.
+and never asks the CUDA driver anything, which a fork could not use afterwards. A branch may run other people's code as
+it prepares, and so has a fork tried out before it is used.
 
 ``multiprocessing``'s fork server runs the caller's ``__main__`` again, so that a script without a guard would begin
 its study twice.
 """
 
+import ctypes
 import gc
 import os
 import signal
@@ -17,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -37,6 +40,11 @@ CPU_PRELOADED = ("bitsandbytes", "transformers.modeling_layers", "bitladder.reco
 NUMBER_BYTES = 8
 FORK, BRANCH, REAP = b"f", b"b", b"r"
 STDERR = 2
+PR_SET_PDEATHSIG = 1
+READY, UNFIT = 0, 1
+"""What a branch tells when it has prepared."""
+TRIAL_S = 5.0
+"""What a fork may take to be tried out, which takes a fraction of a second."""
 RAISED = 70
 """What a worker of ours ends with when it raised; any other code is that of a library that ended the process."""
 
@@ -116,7 +124,10 @@ class ForkServer(Forker):
     """Starts with the first worker or before, by ``start``; ends with ``close``, or when its owner is gone."""
 
     def __init__(self, target: str, log: Path | None, *, with_gpu: bool, trust_remote_code: bool = False) -> None:
-        """``target``: the module whose function ``work`` every worker calls with its descriptor for messages."""
+        """``target``: the module whose function ``work`` every worker calls with its descriptor for messages.
+
+        For branches it has ``prepare``, and ``try_out``: what a fork of them must be able to do.
+        """
         super().__init__(log)
         self._target = target
         self._trusted = trust_remote_code
@@ -131,7 +142,7 @@ class ForkServer(Forker):
     def branch(self, preparation: str) -> "Branch":
         """What forks workers from where the target's function ``prepare`` left, which got this; closed before this is.
 
-        It prepares meanwhile, and its first `fork` waits for it. Raises as `fork`.
+        It prepares meanwhile: `Branch.wait_until_ready` comes before its first `fork`. Raises as `fork`.
         """
         return Branch(self, preparation, self._log)
 
@@ -204,6 +215,21 @@ class Branch(Forker):
     def start(self) -> None:
         """It has begun."""
 
+    def wait_until_ready(self, timeout_s: float) -> str | None:
+        """None once it forks workers; else why it can't, so that the server has to."""
+        self._control.settimeout(timeout_s)
+        try:
+            found = self._receive_number()
+        except TimeoutError:
+            return f"took longer than {timeout_s:g} s"
+        except UserError:
+            return "ended by a signal, for lack of memory if not by hand"
+        except ConnectionError:
+            return f"failed; log: {self._log or 'stderr'}"
+        finally:
+            self._control.settimeout(None)
+        return None if found == READY else "started threads, or CUDA, that a fork of the process can't use"
+
     def close(self) -> None:
         super().close()
         if self._code is None:
@@ -269,10 +295,36 @@ def _branch(target: str, descriptor: int) -> None:
 
 
 def _prepare_and_serve(target: str, descriptor: int) -> None:
+    _end_with_parent()
     with socket.socket(fileno=descriptor) as control:
         length = int.from_bytes(control.recv(NUMBER_BYTES, socket.MSG_WAITALL), signed=True)
-        import_module(target).prepare(control.recv(length, socket.MSG_WAITALL).decode())
-        _serve(control, target)
+        module = import_module(target)
+        module.prepare(control.recv(length, socket.MSG_WAITALL).decode())
+        fit = _does_a_fork_work(module.try_out)
+        control.sendall((READY if fit else UNFIT).to_bytes(NUMBER_BYTES, signed=True))
+        if fit:
+            _serve(control, target)
+
+
+def _end_with_parent() -> None:
+    """Be killed when the server ends, as it does with its owner, whatever other people's code is doing here."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _does_a_fork_work(try_out: Callable[[], None]) -> bool:
+    """Whether a fork of this process does so and ends well, in time: it hangs where it misses a thread."""
+    process_id = os.fork()
+    if not process_id:
+        _end_after(try_out)
+    deadline = time.monotonic() + TRIAL_S
+    while time.monotonic() < deadline:
+        if (ended := os.waitpid(process_id, os.WNOHANG))[0]:
+            return os.waitstatus_to_exitcode(ended[1]) == 0
+        time.sleep(0.01)
+    os.kill(process_id, signal.SIGKILL)
+    os.waitpid(process_id, 0)
+    return False
 
 
 def _work(target: str, stdin: int, log: int, messages: int) -> None:

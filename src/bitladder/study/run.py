@@ -93,6 +93,8 @@ class _Run:
         self._server = server
         self._asking: Branch | None = None
         """forks the workers that ask questions, with the tasks that all of them ask"""
+        self._has_branches = True
+        """or workers build their tasks themselves"""
         self._study = prepared.study
         self._added = prepared.added
         self._model = prepared.model
@@ -353,9 +355,14 @@ class _Run:
             self.close()  # its memory is that of the model to measure
         if phase not in ("accuracy", "rescoring"):
             return self._server
-        if self._asking is None:
+        if self._asking is None and self._has_branches:
             self._asking = self._server.branch(self._preparation().model_dump_json())
-        return self._asking
+            why = self._asking.wait_until_ready(self._study.settings.timeout_s)
+            if why is not None:
+                self.close()
+                self._has_branches = False
+                self._progress.warn(f"tasks are built for each rung anew, since building them once {why}")
+        return self._asking or self._server
 
     def _preparation(self) -> Preparation:
         """The tasks that some rung has yet to answer."""

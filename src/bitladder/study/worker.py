@@ -77,6 +77,16 @@ def prepare(preparation: str) -> None:
     build_tasks(found.items, found.settings)
 
 
+def try_out() -> None:
+    """Compute with all threads. Hangs where a task used some as it was built, raises where it used CUDA."""
+    import torch
+
+    if torch.cuda._is_in_bad_fork():
+        raise RuntimeError("CUDA was used before the fork")
+    ones = torch.ones(512, 512)
+    float((ones @ ones + ones).sum())
+
+
 def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
     from bitladder.checkpoint.audit import audit
     from bitladder.checkpoint.quantize import quantize

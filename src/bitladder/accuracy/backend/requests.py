@@ -157,7 +157,8 @@ class RequestEncoder:
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """SHA-256 (hex) of all that decides how the tokenizer splits."""
+        """SHA-256 (hex) of all that decides how the tokenizer splits. Made once for each, unless tokens are added: set
+        its normalizer and the like before it is asked."""
         tokens = len(self.tokenizer)
         known, fingerprint = _FINGERPRINTS.get(self.tokenizer, (None, ""))
         if known != tokens:
