@@ -58,6 +58,9 @@ def bitladder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return run
 
 
+H100 = Path(__file__).parent / "h100" / "smollm2-135m.tar.gz"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
     ran = bitladder(*command.split(), "--help")
@@ -99,23 +102,29 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("study builtin:smollm2-135m --add fp8", "--add: found 'fp8', expected NAME=REPO_OR_DIR"),
         ("study builtin:smollm2-135m --add nf4=some/repo", "'nf4' is a rung of the ladder"),
         ("study builtin:smollm2-135m --add fp8=./absent", "--add fp8: './absent': no such directory"),
+        (
+            "study builtin:smollm2-135m --until-decided --only performance",
+            "--until-decided: found --only performance, which asks no questions; leave out one of the two",
+        ),
+        ("study builtin:smollm2-135m --batch-dependence --only performance", "--batch-dependence: found --only perf"),
+        (f"recommend {H100}", f"a file; expected the --out folder of `bitladder study`, or of `bitladder merge {H100}"),
         ("study --config absent.yaml", "absent.yaml: no such file"),
         ("study", "no model; expected a Hub id"),
         ("study no/such/model/at/all", "no such directory"),
         ("quantize builtin:smollm2-135m --rung nf9 --out x", "unknown rung 'nf9'; nearest: nf4"),
         ("audit absent", "absent"),
-        ("report absent", "no study.json"),
+        ("report absent", "absent: no such folder; expected the --out folder"),
         ("recommend absent --max-memory lots", "expected a size with its unit such as 2GiB"),
         ("recommend absent --max-memory 2", "--max-memory: found '2', expected a size with its unit such as 2GiB"),
-        ("recommend absent", "no study.json"),
-        ("compare absent", "no study.json"),
+        ("recommend absent", "absent: no such folder; expected the --out folder"),
+        ("compare absent", "absent: no such folder; expected the --out folder"),
         (
             "verdict absent other",
             "absent: no such folder; expected a study's, DIR:RUNG of one, or lm-eval's --output_path",
         ),
         ("diff absent other", "absent: no such folder"),
-        ("merge absent --out merged", "no study.json"),
-        ("pack absent", "no study.json"),
+        ("merge absent --out merged", "absent: no such folder"),
+        ("pack absent", "absent: no such folder; expected the --out folder"),
         ("publish absent --repo a/b", "absent: no such directory"),
         ("publish absent --repo b", "--repo: found 'b', expected ORG/NAME"),
     ],

@@ -12,7 +12,7 @@ from bitladder.cli.recommend import recommend_command
 from bitladder.decide import recommend
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.recommendation import Limits, Recommendation, RungVerdict
-from bitladder.records import RungRecord
+from bitladder.records import Finding, RungRecord
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
@@ -313,6 +313,7 @@ def test_performance_alone_still_decides_and_says_what_is_missing(tmp_path: Path
     assert picked(answer) == {"latency": "bf16", "throughput": "fp4", "memory": "fp4"}
     assert answer.limits.max_drop_points is None
     assert "accuracy was not measured, so no drop is limited" in answer.reasons
+    assert answer.sentence.endswith("; accuracy was not measured.")
     (tie,) = (reason for reason in answer.reasons if reason.startswith("nf4 is exactly equal in memory; "))
     assert tie.startswith("nf4 is exactly equal in memory; fp4 is faster (")
     for absent, pick, tie in (
@@ -442,3 +443,18 @@ def test_the_sentence_says_what_is_undecided(summary: Summary) -> None:
     assert narrow.sentence.endswith(f"{open_[-1]} undecided.")
     one = recommend(summary, Limits(max_drop_points=0.1, optimize="memory"))
     assert ", since no other rung is shown to be within 0.1 points of bf16; " in one.sentence
+
+
+def test_that_the_machine_emulates_16_bits_is_told(summary: Summary) -> None:
+    """FP32 may be faster there, and is no rung of the default ladder."""
+    bf16 = summary.rung("bf16")
+    assert bf16 is not None and bf16.audit is not None
+    slow = Finding(
+        check="hardware", severity="warning", message="the CPU emulates BF16", data={"type": "BF16", "native": False}
+    )
+    emulated = with_rung(summary, "bf16", audit=bf16.audit.model_copy(update={"findings": (slow,)}))
+    answer = recommend(emulated, Limits(optimize="latency"))
+    assert "bf16: the CPU emulates BF16" in answer.reasons
+    assert answer.sentence.endswith("; fp32 was not measured and may be faster, since this machine emulates 16 bits.")
+    assert "emulates" not in recommend(emulated, Limits(optimize="memory")).sentence, "which no speed decides"
+    assert "emulates" not in recommend(summary).sentence

@@ -253,7 +253,7 @@ def _sentence(
 ) -> str:
     bounds = _bounds(summary, limits)
     alone = _alone(summary, within, bounds)
-    ends = _peaks(limits, picks, within) + _open(objections)
+    ends = _peaks(limits, picks, within) + _open(objections) + _unmeasured(summary, picks)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
         rank = alone or _rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
@@ -288,6 +288,16 @@ def _open(objections: Mapping[str, Sequence[Objection]]) -> str:
         if own and all(objection.undecided and objection.cause == "drop" for objection in own)
     ]
     return f"; {_list(found)} undecided" if found else ""
+
+
+def _unmeasured(summary: Summary, picks: Sequence[Pick]) -> str:
+    """What the figures are not of, which might change the decision; and where they are from, of several machines."""
+    text = "" if summary.has_accuracy else "; accuracy was not measured"
+    if summary.measured_on:
+        return f"{text}; measured: {summary.measured_on}"
+    if _emulated(summary, picks) and summary.rung("fp32") is None:
+        text += "; fp32 was not measured and may be faster, since this machine emulates 16 bits"
+    return text
 
 
 def _as_good(pick: Pick) -> str:
@@ -325,6 +335,7 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         if limits.max_memory_bytes is not None:
             reasons.append(f"{name}: {describe_peak(peak_memory(rung))}")
     reasons += [text for pick in picks if pick.goal == "memory" and (text := _run_memory(summary, rungs[pick.rung]))]
+    reasons += _emulated(summary, picks)
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
         reasons += _drops_of(summary)
@@ -336,6 +347,18 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         if limits.optimize is None and not _is_planned(summary, goal)
     ]
     return tuple(reasons)
+
+
+def _emulated(summary: Summary, picks: Sequence[Pick]) -> list[str]:
+    """Where a rung that is picked for its speed is computed in a type that the machine lacks."""
+    fast = [pick.rung for pick in picks if CRITERIA[pick.goal].scenario is not None]
+    audits = [(name, rung.audit) for name in dict.fromkeys(fast) if (rung := summary.rung(name)) and rung.audit]
+    return [
+        f"{name}: {finding.message}"
+        for name, audit in audits
+        for finding in audit.findings
+        if finding.check == "hardware" and finding.data.get("native") is False and finding.data["type"] != "I8"
+    ]
 
 
 def _drops_of(summary: Summary) -> list[str]:

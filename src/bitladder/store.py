@@ -64,7 +64,12 @@ class Store:
         """Raises UserError where there is no study, BrokenFileError where it can't be read."""
         path = self.directory / "study.json"
         if not path.is_file():
-            raise UserError(f"{self.directory}: no study.json; expected the --out folder of `bitladder study`")
+            expected = "expected the --out folder of `bitladder study`"
+            if self.directory.is_file():
+                merge = f"`bitladder merge {self.directory} --out DIR`"
+                raise UserError(f"{self.directory}: a file; {expected}, or of {merge} where it is an archive")
+            found = "no study.json" if self.directory.is_dir() else "no such folder"
+            raise UserError(f"{self.directory}: {found}; {expected}")
         return parse_record(StudyRecord, path.read_bytes(), path, _MEND_STUDY)
 
     def has_study(self) -> bool:

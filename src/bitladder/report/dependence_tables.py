@@ -42,7 +42,7 @@ def _sentence(rung: str, found: DependenceSummary) -> str:
         for one, how in (
             (found.second_plan, "depend on what else is in the batch"),
             (found.batch1, "differ at batch 1"),
-            (found.steps, "differ between prefill and cached decoding"),
+            (found.steps, "differ between prefill at batch 1 and cached decoding"),
         )
         if one is not None
     ]

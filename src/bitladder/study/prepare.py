@@ -116,6 +116,15 @@ def _require_sense(settings: Settings) -> None:
     if settings.only != "performance":
         require_planned_batches(settings)
         require_names(settings, _suite(settings))
+    else:
+        for flag, is_set in (
+            ("until-decided", settings.until_decided),
+            ("batch-dependence", settings.batch_dependence),
+        ):
+            if is_set:
+                raise UserError(
+                    f"--{flag}: found --only performance, which asks no questions; leave out one of the two"
+                )
     machine = describe_machine()
     if settings.device != "cpu" and (machine.gpus or settings.device != "auto"):  # else nothing has to ask torch
         require_cards(settings.device, machine)
