@@ -25,6 +25,9 @@ from bitladder.units import counted, format_bytes
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
 FEW_BATCHES = 5
+HELD_UP = 3.0
+"""times the usual that one step in twenty may take: undisturbed ones took up to 2.2 on an H100, 1.2 on a CPU, those on
+a processor that was taken away 5 and more"""
 IDLE_UTILISATION_PERCENT = 50
 """below that a GPU most likely waited for the processor to launch its kernels"""
 NOTED_ERRORS = 1.96
@@ -149,6 +152,13 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     correlation = seen_correlation(line.rows, line.cycle_s)
     if correlation > NOTED_ERRORS / math.sqrt(max(1, batches)):
         notes.append(f"a batch's time resembles the one before (correlation {correlation:.1f}): something else drifted")
+    times = _token_times(line) if line.rows else {}
+    usual_s, slow_s = (times[name].value if times else None for name in ("inter_token_p50_s", "inter_token_p95_s"))
+    if usual_s and slow_s and slow_s > HELD_UP * usual_s:
+        notes.append(
+            f"one token in twenty took {slow_s / usual_s:.0f} times as long as usual, or longer: something else held "
+            "the machine up, so times say little"
+        )
     if done < FEW_REQUESTS:
         notes.append(f"{counted(done, 'request')}, fewer than {FEW_REQUESTS}: the intervals are wide")
     if len(outcome.requests) > done:
