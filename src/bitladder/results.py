@@ -40,6 +40,8 @@ class Results:
     """of a merged folder: what was joined"""
     elsewhere: frozenset[tuple[str, str]] = frozenset()
     """(rung, task or scenario) that is left out here, because only another machine measured it"""
+    unplanned: frozenset[tuple[str, str]] = frozenset()
+    """(rung, task or scenario) of a merged study that none of its parts plans"""
     measured: tuple[MeasurementRecord, ...] = ()
     """`records` as they are stored: of a task that is asked in stages, one a stage"""
     measured_on: str | None = None
@@ -139,7 +141,11 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
         }
     )
     records = tuple(read_as_one(study.items, measured))
-    return Results(directory, study, joined_rungs(parts), records, tuple(parts), measured=measured)
+    planned = {(rung, item_name(item)) for part in parts for rung in part.study.rungs for item in part.study.items}
+    pairs = frozenset((rung, item_name(item)) for rung in study.rungs for item in study.items)
+    return Results(
+        directory, study, joined_rungs(parts), records, tuple(parts), unplanned=pairs - planned, measured=measured
+    )
 
 
 def joined_rungs(parts: Sequence[Results]) -> dict[str, RungRecord]:

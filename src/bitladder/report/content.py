@@ -135,7 +135,7 @@ _OUTCOMES: dict[str, tuple[str, Mark]] = {
     "picked": ("deploy", "good"),
     "within": ("within limits, not best", "plain"),
     "undecided": ("undecided", "warning"),
-    "unmeasured": ("not measured yet", "warning"),
+    "unmeasured": ("not measured", "warning"),
     "out": ("out", "bad"),
 }
 
@@ -246,4 +246,5 @@ def _missing_section(results: Results, summary: Summary) -> Section | None:
         f"{rung.rung}: {', '.join(titles_of(rung.missing, groups))}" for rung in summary.rungs if rung.missing
     )
     merged = ("Nothing is measured in a merged folder: measure it in a study's own, and merge anew.",)
-    return Section("missing", "Not measured yet", merged if results.parts else (), points) if points else None
+    title = "Not measured" if results.parts else "Not measured yet"
+    return Section("missing", title, merged if results.parts else (), points) if points else None

@@ -8,6 +8,7 @@ from bitladder.stats.summary import End, describe_end
 NOT_MADE = "not made yet; run the study again to go on"
 NOT_MEASURED = "not measured yet; run the study again to go on"
 NOT_HERE = "not measured on this machine"
+NOT_PLANNED = "measured by none of the merged studies"
 
 
 class Ends:
@@ -18,6 +19,7 @@ class Ends:
         self.record: RungRecord | None = results.rungs.get(rung)
         self._records = {_key(record.item): record for record in results.of(rung)}
         self._elsewhere = results.elsewhere
+        self._unplanned = results.unplanned
 
     @property
     def status(self) -> End:
@@ -29,7 +31,11 @@ class Ends:
 
     def is_missing(self, item: Item) -> bool:
         """Whether the study has not come to it: neither its own end nor its rung's is known."""
-        return self.measurement(item)[2] in (NOT_MADE, NOT_MEASURED)
+        return self.measurement(item)[2] in (NOT_MADE, NOT_MEASURED, NOT_PLANNED)
+
+    def is_unplanned(self, item: Item) -> bool:
+        """Whether it is missing since no part of a merged study plans it."""
+        return self.is_missing(item) and (self.rung, item_name(item)) in self._unplanned
 
     def measurement(self, item: Item) -> tuple[MeasurementRecord | None, End, str | None]:
         """Its record if there is one, how it ended, and why not well."""
@@ -51,6 +57,8 @@ class Ends:
         return self._missing(task) if self.status == "ok" else describe_end(self.status, self.reason)
 
     def _missing(self, name: str) -> str:
+        if (self.rung, name) in self._unplanned:
+            return NOT_PLANNED
         return NOT_HERE if (self.rung, name) in self._elsewhere else NOT_MEASURED
 
     def performance(self, scenario: Scenario) -> PerformanceOutcome | None:

@@ -210,6 +210,7 @@ def _restricted(
         rungs=_rungs_at(results, place),
         records=records,
         elsewhere=frozenset(anywhere - here),
+        unplanned=results.unplanned,
     )
 
 

@@ -71,6 +71,7 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         ).model_copy(update=_dependence(study, scored, rung))
         for rung in ends
     )
+    unplanned = sum(end.is_unplanned(item) for end in ends.values() for item in study.items)
     return Summary(
         source=study.source,
         suite=study.suite,
@@ -78,8 +79,8 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         default_margin_points=default_margin_points(study.suite),
         margin_points=margin,
         all_questions_asked=_all_asked(study),
-        planned_measurements=len(ends) * len(study.items),
-        missing_measurements=sum(len(rung.missing) for rung in summaries),
+        planned_measurements=len(ends) * len(study.items) - unplanned,
+        missing_measurements=sum(len(rung.missing) for rung in summaries) - unplanned,
         rungs=summaries,
         notes=_notes(results, rows),
         measured_on=results.measured_on,

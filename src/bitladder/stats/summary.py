@@ -227,7 +227,7 @@ class RungSummary(Record):
     failures: tuple[str, ...]
     """measurements that did not end well, one line each"""
     missing: tuple[str, ...] = ()
-    """all measurements that the study has not come to"""
+    """all measurements that the study has not come to, or that no part of a merged one plans"""
     missing_tasks: tuple[str, ...] = ()
     """those of them that answer questions for the first time"""
     divergence: DivergenceSummary | None = None
