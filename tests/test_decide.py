@@ -455,6 +455,6 @@ def test_that_the_machine_emulates_16_bits_is_told(summary: Summary) -> None:
     emulated = with_rung(summary, "bf16", audit=bf16.audit.model_copy(update={"findings": (slow,)}))
     answer = recommend(emulated, Limits(optimize="latency"))
     assert "bf16: the CPU emulates BF16" in answer.reasons
-    assert answer.sentence.endswith("; fp32 was not measured and may be faster, since this machine emulates 16 bits.")
+    assert answer.sentence.endswith("; fp32 was not measured and may be faster, since this machine emulates BF16.")
     assert "emulates" not in recommend(emulated, Limits(optimize="memory")).sentence, "which no speed decides"
     assert "emulates" not in recommend(summary).sentence

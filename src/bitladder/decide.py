@@ -19,6 +19,7 @@ from bitladder.objections import (
     peak_memory,
 )
 from bitladder.recommendation import Limits, Pick, Recommendation, RungVerdict, Standing
+from bitladder.records import Finding
 from bitladder.stats.goals import CRITERIA, Criterion, Goal
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Estimate, RungSummary, Summary
@@ -295,8 +296,9 @@ def _unmeasured(summary: Summary, picks: Sequence[Pick]) -> str:
     text = "" if summary.has_accuracy else "; accuracy was not measured"
     if summary.measured_on:
         return f"{text}; measured: {summary.measured_on}"
-    if _emulated(summary, picks) and summary.rung("fp32") is None:
-        text += "; fp32 was not measured and may be faster, since this machine emulates 16 bits"
+    if (emulated := _emulated(summary, picks)) and summary.rung("fp32") is None:
+        types = _list(list(dict.fromkeys(finding.data["type"] for _, finding in emulated)))
+        text += f"; fp32 was not measured and may be faster, since this machine emulates {types}"
     return text
 
 
@@ -335,7 +337,7 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         if limits.max_memory_bytes is not None:
             reasons.append(f"{name}: {describe_peak(peak_memory(rung))}")
     reasons += [text for pick in picks if pick.goal == "memory" and (text := _run_memory(summary, rungs[pick.rung]))]
-    reasons += _emulated(summary, picks)
+    reasons += [f"{name}: {finding.message}" for name, finding in _emulated(summary, picks)]
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
         reasons += _drops_of(summary)
@@ -349,12 +351,12 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
     return tuple(reasons)
 
 
-def _emulated(summary: Summary, picks: Sequence[Pick]) -> list[str]:
-    """Where a rung that is picked for its speed is computed in a type that the machine lacks."""
+def _emulated(summary: Summary, picks: Sequence[Pick]) -> list[tuple[str, Finding]]:
+    """The rungs that are picked for their speed and computed in a 16-bit type that the machine lacks."""
     fast = [pick.rung for pick in picks if CRITERIA[pick.goal].scenario is not None]
     audits = [(name, rung.audit) for name in dict.fromkeys(fast) if (rung := summary.rung(name)) and rung.audit]
     return [
-        f"{name}: {finding.message}"
+        (name, finding)
         for name, audit in audits
         for finding in audit.findings
         if finding.check == "hardware" and finding.data.get("native") is False and finding.data["type"] != "I8"

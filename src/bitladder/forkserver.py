@@ -19,7 +19,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -43,7 +42,7 @@ STDERR = 2
 PR_SET_PDEATHSIG = 1
 READY, UNFIT = 0, 1
 """What a branch tells when it has prepared."""
-TRIAL_S = 5.0
+TRIAL_S = 5
 """What a fork may take to be tried out, which takes a fraction of a second."""
 RAISED = 70
 """What a worker of ours ends with when it raised; any other code is that of a library that ended the process."""
@@ -316,15 +315,10 @@ def _does_a_fork_work(try_out: Callable[[], None]) -> bool:
     """Whether a fork of this process does so and ends well, in time: it hangs where it misses a thread."""
     process_id = os.fork()
     if not process_id:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends it in the midst of anything
+        signal.alarm(TRIAL_S)
         _end_after(try_out)
-    deadline = time.monotonic() + TRIAL_S
-    while time.monotonic() < deadline:
-        if (ended := os.waitpid(process_id, os.WNOHANG))[0]:
-            return os.waitstatus_to_exitcode(ended[1]) == 0
-        time.sleep(0.01)
-    os.kill(process_id, signal.SIGKILL)
-    os.waitpid(process_id, 0)
-    return False
+    return os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]) == 0
 
 
 def _work(target: str, stdin: int, log: int, messages: int) -> None:

@@ -152,11 +152,9 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     correlation = seen_correlation(line.rows, line.cycle_s)
     if correlation > NOTED_ERRORS / math.sqrt(max(1, batches)):
         notes.append(f"a batch's time resembles the one before (correlation {correlation:.1f}): something else drifted")
-    times = _token_times(line) if line.rows else {}
-    usual_s, slow_s = (times[name].value if times else None for name in ("inter_token_p50_s", "inter_token_p95_s"))
-    if usual_s and slow_s and slow_s > HELD_UP * usual_s:
+    if (slow := _slow_steps(line)) > HELD_UP:
         notes.append(
-            f"one token in twenty took {slow_s / usual_s:.0f} times as long as usual, or longer: something else held "
+            f"one token in twenty took {slow:.0f} times as long as usual, or longer: something else held "
             "the machine up, so times say little"
         )
     if done < FEW_REQUESTS:
@@ -228,13 +226,27 @@ def _latencies(line: Timeline) -> dict[str, Estimate]:
     return {"latency_s": latency, "latency_p50_s": p50, "latency_p95_s": p95, "prefill_s": prefill, **submitted}
 
 
+def _slow_steps(line: Timeline) -> float:
+    """How many times the usual one token in twenty took at least; 1 where no gap between tokens was seen."""
+    seen = _seen_gaps(line)
+    return _percentile(seen, 95) / _percentile(seen, 50) if len(seen) else 1.0
+
+
+def _seen_gaps(line: Timeline) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Seconds between two tokens of a request, for every request."""
+    gaps = [
+        np.repeat(np.diff(batch.step_end_s), rows) for batch, rows in zip(line.outcome.batches, line.rows, strict=True)
+    ]
+    return np.concatenate([np.empty(0), *gaps])
+
+
 def _token_times(line: Timeline) -> dict[str, Estimate]:
     """Time per output token, (end to end - first token) / (n - 1), and the gaps between tokens as requests saw them."""
     gaps = [np.diff(batch.step_end_s) for batch in line.outcome.batches]
     names = ("tpot_s", "inter_token_s", "inter_token_p50_s", "inter_token_p95_s")
     if any(len(steps) == 0 for steps in gaps):
         return dict.fromkeys(names, Estimate.unknown("a batch had one step, so no gap between tokens"))
-    seen = np.concatenate([np.repeat(steps, rows) for steps, rows in zip(gaps, line.rows, strict=True)])
+    seen = _seen_gaps(line)
     weights = [rows * len(steps) for rows, steps in zip(line.rows, gaps, strict=True)]
     sums = [rows * float(np.sum(steps)) for rows, steps in zip(line.rows, gaps, strict=True)]
     reason = "no interval: gaps of one batch depend on each other"
