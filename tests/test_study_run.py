@@ -22,6 +22,7 @@ from bitladder.errors import UserError
 from bitladder.forkserver import Branch, ForkServer
 from bitladder.records import (
     AccuracyOutcome,
+    AccuracyTask,
     Divergence,
     DivergenceOutcome,
     JournalEntry,
@@ -33,6 +34,7 @@ from bitladder.records import (
     Settings,
 )
 from bitladder.results import item_name
+from bitladder.stages import take_stages
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
 from bitladder.study.plan import bind_baseline
@@ -467,4 +469,17 @@ def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     at_once = StoppedAt(0)
     run_study(settings, tmp_path / "at-once", at_once)
     assert at_once.asked == [("bf16", "int8")]
-    assert {path.name for path in (tmp_path / "at-once" / "records").glob("*.json")} == now.keys()
+    assert [item_name(record.item) for record in at_once.records] == ["left, documents 1 to 200"] * 2
+    at_once_results = Store(tmp_path / "at-once").load()
+    for whole, staged in zip(at_once_results.records, results.records, strict=True):
+        assert isinstance(whole.item, AccuracyTask) and isinstance(whole.outcome, AccuracyOutcome)
+        assert asked_in(whole.outcome) == asked_in(staged.outcome)
+        assert asked_in(take_stages(whole.item, whole.outcome, 1)) == asked_in(staged.outcome)[:100]
+    first_asked = {frozenset(asked_in(record.outcome)) for record in results.measured[::2]}
+    assert first_asked == {frozenset(asked_in(staged.outcome)[:100])}
+
+
+def asked_in(outcome: object) -> list[str]:
+    """Hashes of the documents, in their order."""
+    assert isinstance(outcome, AccuracyOutcome)
+    return [document.doc_hash for document in outcome.documents]

@@ -9,8 +9,8 @@ ACCURACY_BACKEND: Literal["hf", "bitladder"] = "bitladder"
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 32768}
 """tokens of one forward: where a CPU's matrix products are as fast as they get, and where a GPU's do"""
 STAGES_AT_ONCE = {"cpu": 1, "cuda": 3}
-"""that a rung is asked by one worker, where asking stops when decided: on a GPU loading a model and the steps of the
-longest text take longer than the few questions of one stage"""
+"""by one measurement, where asking stops when decided: on a GPU loading a model and the steps of the longest text take
+longer than the few questions of one stage"""
 DIVERGENCE_WINDOWS = 32
 DIVERGENCE_WINDOW_TOKENS = 128
 """4,096 tokens take two CPU cores about ten seconds a rung and 135 million weights. From 32 documents they give a mean

@@ -1,8 +1,12 @@
-"""Tasks that are asked in stages: the measurements of one are written apart, and read as one record."""
+"""Tasks that are asked in stages: the measurements of one are written apart, and read as one record.
+
+A measurement asks as many stages as its device is asked at once.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
@@ -13,6 +17,7 @@ from bitladder.records import (
     hash_json,
     join_scorings,
     measurement_id,
+    order_key,
 )
 
 FIRST_DOCUMENTS = 128
@@ -44,17 +49,23 @@ def stage_count(tasks: Sequence[AccuracyTask]) -> int:
     return max((len(task.order.stops) for task in tasks if task.order), default=0)
 
 
+def first_stages(task: AccuracyTask) -> range:
+    """Those that its measurements begin with."""
+    return range(0, stage_count([task]), STAGES_AT_ONCE[task.device.partition(":")[0]])
+
+
 def measured_items(item: Item) -> tuple[Item, ...]:
-    """What an item of a plan is measured by: itself, or an item a stage."""
+    """What an item of a plan is measured by: itself, or an item for the stages that are asked at once."""
     if not isinstance(item, AccuracyTask) or item.order is None:
         return (item,)
-    return tuple(part for stage in range(len(item.order.stops)) if (part := stage_item(item, stage)) is not None)
+    return tuple(part for first in first_stages(item) if (part := stages_item(item, first)) is not None)
 
 
-def stage_item(task: AccuracyTask, stage: int) -> AccuracyTask | None:
-    """What asks the documents of one stage; None where it has none of this task."""
+def stages_item(task: AccuracyTask, first: int) -> AccuracyTask | None:
+    """What asks the documents of the stages that begin with this one; None where they have none of this task."""
     assert task.order is not None
-    start, stop = task.order.chunks[stage]
+    chunks = task.order.chunks[first : first + first_stages(task).step]
+    start, stop = chunks[0][0], chunks[-1][1]
     if start == stop:
         return None
     return task.model_copy(update={"order": Order(seed=task.order.seed, chunk=(start, stop))})
@@ -63,7 +74,7 @@ def stage_item(task: AccuracyTask, stage: int) -> AccuracyTask | None:
 def read_as_one(items: Iterable[Item], records: Iterable[MeasurementRecord]) -> Iterator[MeasurementRecord]:
     """The records, with those of one task's stages on one machine as one: of ``items``, the plan's.
 
-    A stage counts where all before it are there. One that did not end well ends the record.
+    A measurement counts where all before it are there. One that did not end well ends the record.
     """
     wholes = {part: item for item in items for part in measured_items(item) if part != item}
     found: dict[tuple[Item, str, str], list[MeasurementRecord]] = {}
@@ -74,12 +85,12 @@ def read_as_one(items: Iterable[Item], records: Iterable[MeasurementRecord]) -> 
         if not isinstance(item, AccuracyTask) or item.order is None:
             yield from parts
         else:
-            joined = _join(item, {part.item: part for part in parts})
+            joined = _join(item, item.order.seed, {part.item: part for part in parts})
             if joined is not None:
                 yield joined
 
 
-def _join(item: AccuracyTask, by_item: dict[Item, MeasurementRecord]) -> MeasurementRecord | None:
+def _join(item: AccuracyTask, seed: int, by_item: dict[Item, MeasurementRecord]) -> MeasurementRecord | None:
     parts: list[MeasurementRecord] = []
     for part in measured_items(item):
         if part not in by_item:
@@ -95,21 +106,24 @@ def _join(item: AccuracyTask, by_item: dict[Item, MeasurementRecord]) -> Measure
             "measurement_id": measurement_id(last.content_hash, item),
             "started_at": parts[0].started_at,
             "duration_s": sum(part.duration_s for part in parts),
-            "outcome": None if bad else _join_outcomes([part.outcome for part in parts]),
+            "outcome": None if bad else _join_outcomes([part.outcome for part in parts], seed),
         }
     )
 
 
-def _join_outcomes(outcomes: Sequence[object]) -> AccuracyOutcome | None:
-    """None where a record that ended well lacks its own."""
+def _join_outcomes(outcomes: Sequence[object], seed: int) -> AccuracyOutcome | None:
+    """With the documents in the order of the stages. None where a record that ended well lacks its own."""
     known = [outcome for outcome in outcomes if isinstance(outcome, AccuracyOutcome)]
     if len(known) < len(outcomes):
         return None
+    documents = sorted(
+        (document for one in known for document in one.documents),
+        key=lambda document: order_key(seed, document.cluster or document.doc_hash),
+    )
     first, *others = known
     if not others:
-        return first
+        return first.model_copy(update={"documents": tuple(documents)})
     metrics = tuple(metric for metric in first.metrics if all(metric in one.metrics for one in others))
-    documents = tuple(document for one in known for document in one.documents)
     means = [metric.key for metric in metrics if metric.aggregation == "mean"]
     return first.model_copy(
         update={
@@ -120,7 +134,7 @@ def _join_outcomes(outcomes: Sequence[object]) -> AccuracyOutcome | None:
                 for key in means
                 if all(key in one.harness_results for one in known)
             },
-            "documents": documents,
+            "documents": tuple(documents),
             "remarks": tuple(dict.fromkeys(remark for one in known for remark in one.remarks)),
             "truncated_documents": sum(one.truncated_documents for one in known),
             "plans": tuple(plan for one in known for plan in one.plans),

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
 from bitladder.errors import UserError
 from bitladder.files import make_folder, require_own_folder
@@ -33,7 +32,7 @@ from bitladder.records import (
     measurement_id,
 )
 from bitladder.results import place_of
-from bitladder.stages import measured_items, stage_count, stage_item, staged_tasks
+from bitladder.stages import first_stages, measured_items, stage_count, staged_tasks, stages_item
 from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
 from bitladder.study.kept import Kept
@@ -167,17 +166,15 @@ class _Run:
 
     def _measure_stages(self) -> None:
         """Ask stage after stage of those rungs whose verdict the records before leave open."""
-        stages = stage_count(staged_tasks(self._study))
-        at_once = STAGES_AT_ONCE[self._study.calibration.device.partition(":")[0]]
-        for begin in range(0, stages, at_once):
-            asked = self._asked_by(begin)
+        stages, firsts = stage_count(staged_tasks(self._study)), self._first_stages()
+        for number, first in enumerate(firsts, 1):
+            asked = self._asked_by(first)
             if not asked:
                 break
-            stage = min(begin + at_once, stages) - 1
-            items = self._items_of(stage)
+            items = self._items_of(firsts[:number])
             names = [record.rung for record in self._baseline_first() if record.rung in asked]
             if any(self._missing(self._rungs[name], items) for name in names):
-                self._progress.stage(stage + 1, stages, names)
+                self._progress.stage(min(first + firsts.step, stages), stages, names)
             for name in names:
                 record = self._rungs[name]
                 if record is not None and self._needs_weights(record, items):  # it had been decided, and is no longer
@@ -187,9 +184,13 @@ class _Run:
         if stages:
             self._tell_plan(staged=False)
 
-    def _items_of(self, stage: int) -> tuple[Item, ...]:
-        """Of a stage and of those before, which a rung may lack that was decided for a while."""
-        parts = (stage_item(task, one) for one in range(stage + 1) for task in staged_tasks(self._study))
+    def _first_stages(self) -> range:
+        """Of all that are asked at once, the first; all tasks of a study have as many stages and one device."""
+        return next(map(first_stages, staged_tasks(self._study)), range(0))
+
+    def _items_of(self, firsts: range) -> tuple[Item, ...]:
+        """Of the stages that are asked and of those before, which a rung may lack that was decided for a while."""
+        parts = (stages_item(task, first) for first in firsts for task in staged_tasks(self._study))
         return tuple(part for part in parts if part is not None)
 
     def _asked_by(self, stage: int) -> frozenset[str]:
@@ -201,9 +202,10 @@ class _Run:
 
     def _asked_next(self) -> frozenset[str]:
         """Whom the first stage asks that isn't done."""
-        for stage in range(stage_count(staged_tasks(self._study))):
-            asked = self._asked_by(stage)
-            if any(self._missing(self._rungs[name], self._items_of(stage)) for name in asked):
+        firsts = self._first_stages()
+        for number, first in enumerate(firsts, 1):
+            asked = self._asked_by(first)
+            if any(self._missing(self._rungs[name], self._items_of(firsts[:number])) for name in asked):
                 return asked
         return frozenset()
 
