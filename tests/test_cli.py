@@ -1,5 +1,6 @@
 """The command line: help, exit codes, one-line errors, answers on stdout and the rest on stderr."""
 
+import errno
 import inspect
 import os
 import subprocess
@@ -97,6 +98,11 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("study builtin:smollm2-135m --limits a=1,a=2", "--limits: found 'a' more than once, expected task=number"),
         ("study builtin:smollm2-135m --requests batch1=x", "--requests: found 'batch1=x', expected a whole number"),
         ("study builtin:smollm2-135m --requests batch1=2=3", "--requests: found 'batch1=2=3', expected a number, or"),
+        ("study builtin:smollm2-135m --seed -1", "error: --seed: found -1, expected 0 or more"),
+        (
+            "study builtin:smollm2-135m --seed 4294967296",
+            "--seed: found 4294967296, expected less than 4,294,967,296",
+        ),
         ("study builtin:smollm2-135m --add a/b=some/repo", "error: --add: found the name 'a/b'; expected letters"),
         ("study builtin:smollm2-135m --tasks arc_easy --datasets absent", "absent"),
         ("study builtin:smollm2-135m --add fp8", "--add: found 'fp8', expected NAME=REPO_OR_DIR"),
@@ -113,18 +119,18 @@ def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
         ("study no/such/model/at/all", "no such directory"),
         ("quantize builtin:smollm2-135m --rung nf9 --out x", "unknown rung 'nf9'; nearest: nf4"),
         ("audit absent", "absent"),
-        ("report absent", "absent: no such folder; expected the --out folder"),
+        ("report absent", "absent: no such folder or archive; expected the --out folder"),
         ("recommend absent --max-memory lots", "expected a size with its unit such as 2GiB"),
         ("recommend absent --max-memory 2", "--max-memory: found '2', expected a size with its unit such as 2GiB"),
-        ("recommend absent", "absent: no such folder; expected the --out folder"),
-        ("compare absent", "absent: no such folder; expected the --out folder"),
+        ("recommend absent", "absent: no such folder or archive; expected the --out folder"),
+        ("compare absent", "absent: no such folder or archive; expected the --out folder"),
         (
             "verdict absent other",
             "absent: no such folder; expected a study's, DIR:RUNG of one, or lm-eval's --output_path",
         ),
         ("diff absent other", "absent: no such folder"),
         ("merge absent --out merged", "absent: no such folder"),
-        ("pack absent", "absent: no such folder; expected the --out folder"),
+        ("pack absent", "absent: no such folder or archive; expected the --out folder"),
         ("publish absent --repo a/b", "absent: no such directory"),
         ("publish absent --repo b", "--repo: found 'b', expected ORG/NAME"),
     ],
@@ -195,6 +201,21 @@ def test_a_closed_output_is_no_bug(tmp_path: Path) -> None:
     for closed in (">&-", "2>&-"):
         ran = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, check=False)
         assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
+
+
+def test_a_full_disk_behind_the_output_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `print` meets it, which names no file."""
+
+    def write(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bitladder.cli.main.app", write)
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: no space left where the output goes; make room, or send it elsewhere\n"
 
 
 @pytest.mark.parametrize("place", ["a-file/x", "x" * 300])

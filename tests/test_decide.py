@@ -73,6 +73,30 @@ def test_one_goal_is_one_sentence(summary: Summary) -> None:
     assert verdict(answer, "int8").reasons == ("memory: 155.4 MiB of weights in memory, larger than nf4",)
 
 
+def test_speeds_are_of_requests_of_one_length(summary: Summary) -> None:
+    assert recommend(summary).sentence.endswith("; requests of 32 prompt and 16 new tokens.")
+
+    def at_batch_1(**metrics: Estimate) -> Summary:
+        fp16 = next(rung for rung in summary.rungs if rung.rung == "fp16")
+        scenarios = (
+            one.model_copy(update={"metrics": one.metrics | metrics}) if one.scenario == "batch1" else one
+            for one in fp16.scenarios
+        )
+        return with_rung(summary, "fp16", scenarios=tuple(scenarios))
+
+    def said(summary: Summary) -> list[str]:
+        answer = recommend(summary, Limits(optimize="latency"))
+        assert picked(answer) == {"latency": "bf16"}
+        return [reason for reason in answer.reasons if "longer answers" in reason]
+
+    later, sooner = Estimate(value=60.0, low=59.0, high=61.0), Estimate(value=1e-4, low=0.9e-4, high=1.1e-4)
+    assert said(summary) == said(at_batch_1(ttft_s=later)) == []
+    (reason,) = said(at_batch_1(ttft_s=later, tpot_s=sooner))
+    assert reason.startswith("fp16 may be faster than bf16 for longer answers: 0.10 ms against ")
+    assert " a token after the first, which takes 60 s against " in reason
+    assert said(at_batch_1(ttft_s=later, tpot_s=sooner.model_copy(update={"high": 10.0}))) == []
+
+
 def test_memory_limit_is_held_against_the_peak_at_batch_1(summary: Summary) -> None:
     answer = recommend(summary, Limits(max_memory_bytes=600 * MIB, optimize="throughput"))
     assert picked(answer) == {"throughput": "int8"}

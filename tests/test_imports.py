@@ -47,8 +47,9 @@ MAY_IMPORT = {
     "merge": FOUNDATION | {"archive", "checkpoint files"},
     "stats": FOUNDATION,
     "objections": FOUNDATION | {"stats"},
+    "tradeoffs": FOUNDATION | {"stats"},
     "recommendation": FOUNDATION | {"stats"},
-    "decide": FOUNDATION | {"stats", "objections", "recommendation"},
+    "decide": FOUNDATION | {"stats", "objections", "recommendation", "tradeoffs"},
     "report": FOUNDATION | {"stats", "decide", "recommendation"},
     "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }

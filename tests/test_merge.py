@@ -420,7 +420,7 @@ def test_out_that_holds_something_else_is_refused(
 
 
 def test_inputs_without_a_study_are_refused(tmp_path: Path, accuracy: Path) -> None:
-    with pytest.raises(UserError, match="absent: no such folder; expected the --out folder"):
+    with pytest.raises(UserError, match="absent: no such folder or archive; expected the --out folder"):
         merge_results([accuracy, tmp_path / "absent"], tmp_path / "merged")
     with pytest.raises(UserError, match="nothing to merge"):
         merge_results([], tmp_path / "merged")

@@ -23,6 +23,7 @@ from bitladder.records import Finding
 from bitladder.stats.goals import CRITERIA, Criterion, Goal
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.tradeoffs import longer_answers, run_memory
 from bitladder.units import counted, format_bytes, format_points, points_text
 
 
@@ -254,7 +255,7 @@ def _sentence(
 ) -> str:
     bounds = _bounds(summary, limits)
     alone = _alone(summary, within, bounds)
-    ends = _peaks(limits, picks, within) + _open(objections) + _unmeasured(summary, picks)
+    ends = _requests(summary, picks) + _peaks(limits, picks, within) + _open(objections) + _unmeasured(summary, picks)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
         rank = alone or _rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
@@ -270,6 +271,18 @@ def _sentence(
         goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)}{_as_good(pick)})" for pick in own]
         parts.append(f"{rung}{only} for {_list(goals)}")
     return f"{lead} {'; '.join(parts)}{ends}."
+
+
+def _requests(summary: Summary, picks: Sequence[Pick]) -> str:
+    """Which requests the speeds are of: with others another rung may be the fastest."""
+    names = [name for pick in picks if (name := CRITERIA[pick.goal].scenario)]
+    found = {
+        f"{scenario.prompt_tokens:,} prompt and {scenario.new_tokens:,} new tokens"
+        for rung in summary.rungs
+        for name in names
+        if (scenario := rung.scenario(name)) is not None and scenario.status == "ok"
+    }
+    return f"; requests of {_list(sorted(found))}" if found else ""
 
 
 def _alone(summary: Summary, within: Sequence[RungSummary], bounds: str) -> str:
@@ -336,7 +349,8 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
             reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} {ruled_out}")
         if limits.max_memory_bytes is not None:
             reasons.append(f"{name}: {describe_peak(peak_memory(rung))}")
-    reasons += [text for pick in picks if pick.goal == "memory" and (text := _run_memory(summary, rungs[pick.rung]))]
+    reasons += [text for pick in picks if pick.goal == "memory" and (text := run_memory(summary, rungs[pick.rung]))]
+    reasons += [text for pick in picks if pick.goal == "latency" for text in longer_answers(rungs[pick.rung], within)]
     reasons += [f"{name}: {finding.message}" for name, finding in _emulated(summary, picks)]
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
@@ -368,20 +382,6 @@ def _drops_of(summary: Summary) -> list[str]:
     titles = {task.name: task.title for rung in summary.rungs for task in rung.tasks}
     tasks = next((rung.aggregate.tasks for rung in summary.rungs if rung.aggregate.tasks), ())
     return [f"drops: of the mean of {_list([titles[task] for task in tasks])}"] if tasks else []
-
-
-def _run_memory(summary: Summary, rung: RungSummary) -> str | None:
-    """What fewer bytes of weights leave of the memory of a run, where both were measured."""
-    baseline = summary.rung(summary.baseline)
-    if baseline is None or baseline is rung:
-        return None
-    found = []
-    for name, place in (("batch1", "batch 1"), ("max-batch", "the largest batch")):
-        ours, theirs = (one.scenario(name) for one in (rung, baseline))
-        peaks = [one.metric("peak_memory_bytes").value for one in (ours, theirs) if one]
-        if len(peaks) == 2 and None not in peaks:
-            found.append(f"{format_bytes(peaks[0])} at {place} ({summary.baseline} {format_bytes(peaks[1])})")
-    return f"{rung.rung}: peak memory of a run {', '.join(found)}" if found else None
 
 
 def _blame(

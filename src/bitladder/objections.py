@@ -6,7 +6,7 @@ from typing import Literal
 
 from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
-from bitladder.units import format_bytes, format_count, format_points, points_text
+from bitladder.units import format_bytes, format_count, format_points, points_text, two_digits
 
 Cause = Literal["missing", "memory", "drop"]
 
@@ -118,9 +118,4 @@ def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
     if more is None:
         return rung.aggregate.more_questions_reason or "no number of questions would decide"
     asked = ", and all of this suite were asked: take another with more" if summary.all_questions_asked else ""
-    return f"about {format_count(_rounded(more))} more questions would decide, if it went on so{asked}"
-
-
-def _rounded(count: int) -> int:
-    """To two digits: the number rests on a difference that is itself uncertain."""
-    return round(count, 2 - len(str(count)))
+    return f"about {format_count(two_digits(more))} more questions would decide, if it went on so{asked}"

@@ -68,7 +68,7 @@ class Store:
             if self.directory.is_file():
                 merge = f"`bitladder merge {self.directory} --out DIR`"
                 raise UserError(f"{self.directory}: a file; {expected}, or of {merge} where it is an archive")
-            found = "no study.json" if self.directory.is_dir() else "no such folder"
+            found = "no study.json" if self.directory.is_dir() else "no such folder or archive"
             raise UserError(f"{self.directory}: {found}; {expected}")
         return parse_record(StudyRecord, path.read_bytes(), path, _MEND_STUDY)
 

@@ -14,6 +14,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def two_digits(count: int) -> int:
+    """The count rounded so far, of something that is itself uncertain."""
+    return round(count, 2 - len(str(count)))
+
+
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as ``2GiB``, ``1500MiB`` or ``2GB``. Raises ValueError on anything else."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)

@@ -14,7 +14,7 @@ _EXPECTED = {
     "dict": "names with a value each",
     "greater_than_equal": "{ge:g} or more",
     "greater_than": "more than {gt:g}",
-    "less_than": "less than {lt:g}",
+    "less_than": "less than {lt:,}",
     "literal_error": "{expected}",
 }
 """by pydantic's name of an error, or what it begins with"""

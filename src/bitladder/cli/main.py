@@ -98,6 +98,9 @@ def run() -> None:
         typer.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            typer.echo("error: no space left where the output goes; make room, or send it elsewhere", err=True)
+            sys.exit(EXIT_BAD_INPUT)
         if error.errno not in _PLACE_ERRORS or error.filename is None:
             _end_with_bug()
         reason = str(error.strerror).lower()

@@ -80,12 +80,16 @@ def _accuracy_table(measured: Measured) -> CardTable:
             "precisions of the study together; where it holds 0, none is shown to exist."
         )
     stopping = rung.aggregate.stopping
-    if baseline and stopping and rung.aggregate.verdict:
-        text = stopping.text if stopping.state not in ("early", "end") else f"it was {stopping.text}"
-        notes.append(
-            f"Asked until decided: against a drop of {points_text(measured.summary.margin_points)} {rung.rung} is "
-            f"{rung.aggregate.verdict}; {text}. {baseline.rung}'s scores by task are on the same questions."
+    if baseline and rung.aggregate.verdict:
+        judged = (
+            f"gainst a drop of {points_text(measured.summary.margin_points)} {rung.rung} is {rung.aggregate.verdict}"
         )
+        if stopping:
+            text = stopping.text if stopping.state not in ("early", "end") else f"it was {stopping.text}"
+            on_same = f"{baseline.rung}'s scores by task are on the same questions"
+            notes.append(f"Asked until decided: a{judged}; {text}. {on_same}.")
+        else:
+            notes.append(f"A{judged}.")
     rows = [_task_row(task, baseline) for task in rung.tasks]
     if rung.aggregate.tasks:
         titles = {task.name: task.title for task in rung.tasks}

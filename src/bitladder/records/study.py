@@ -78,7 +78,7 @@ class Settings(Record):
     suite's"""
     until_decided: bool = Field(default=False, exclude_if=lambda value: not value)
     """ask each rung, in stages, only as many documents as its verdict against ``max_drop`` takes"""
-    seed: int = defaults.SEED
+    seed: int = Field(default=defaults.SEED, ge=0, lt=2**32)
     device: str = defaults.DEVICE
     scenarios: tuple[_Scenario, ...] = ("batch1", "max-batch")
     requests: Annotated[int | dict[_Scenario, int], BeforeValidator(_requests)] | None = None

@@ -6,7 +6,7 @@ from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, num
 from bitladder.stats.compare import Compared
 from bitladder.stats.summary import AggregateSummary, TaskSummary
 from bitladder.stats.verdict import Verdict
-from bitladder.units import counted, format_count, format_percent, format_points, points_text
+from bitladder.units import counted, format_count, format_percent, format_points, points_text, two_digits
 
 MARKS: dict[Verdict | None, Mark] = {
     "within the margin": "good",
@@ -45,7 +45,7 @@ def verdict_text(found: TaskSummary | AggregateSummary) -> str | None:
         return f"undecided,{after}" if stopping.state == "hopeless" else f"undecided{after}"
     if found.more_questions is None:
         return f"undecided{after} ({found.more_questions_reason})"
-    return f"undecided{after} (about {counted(found.more_questions, 'more document')})"
+    return f"undecided{after} (about {counted(two_digits(found.more_questions), 'more document')})"
 
 
 def _primary(compared: Compared) -> Table:

@@ -151,7 +151,8 @@ def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             message = f"whether {hardware.name} multiplies {number_type} natively is unknown"
         else:
             needed = hardware.requirement(number_type)
-            message = f"{hardware.name} emulates {number_type}: natively it needs {needed}; expect it to be slow"
+            elsewhere = f"natively it needs {needed}, of which its speed here says little"
+            message = f"{hardware.name} emulates {number_type}: {elsewhere}"
         findings.append(Finding(check="hardware", severity=severity, message=message, data=data))
     if declared.method == "bnb-4bit":
         decoded = "BF16" if loaded is not None and _scales_rounded(loaded) else types[0]
