@@ -281,6 +281,14 @@ def test_unknown_backend(model: Any, tokenizer: Any, tasks: Path) -> None:
         evaluate(model, tokenizer, item.model_copy(update={"backend": "hff"}), chosen)
 
 
+def test_a_metric_that_lm_eval_does_not_know_is_named(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    changes = {"metric_list": [{"metric": "nope", "aggregation": "mean", "higher_is_better": True}]}
+    mirror, task = write_mirror(tmp_path / "mirror"), write_mirror_task(tmp_path / "mine", **changes)
+    chosen, item = plan(task, datasets=str(mirror), limit=2)
+    with pytest.raises(UserError, match="task sums: found the metrics nope, expected one that lm-eval knows for a mul"):
+        evaluate(model, tokenizer, item, chosen)
+
+
 def test_a_score_over_all_documents_alone_is_refused(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     changes = {
         "output_type": "generate_until",
@@ -291,7 +299,7 @@ def test_a_score_over_all_documents_alone_is_refused(model: Any, tokenizer: Any,
     }
     mirror, task = write_mirror(tmp_path / "mirror"), write_mirror_task(tmp_path / "mine", **changes)
     chosen, item = plan(task, datasets=str(mirror), limit=2)
-    with pytest.raises(UserError, match="task sums: lm-eval scores it over all documents at once"):
+    with pytest.raises(UserError, match=r"task sums: found the metrics bleu, expected .* scores each document by"):
         evaluate(model, tokenizer, item, chosen)
 
 

@@ -280,6 +280,28 @@ def test_divergence_is_only_where_there_is_something_to_hold_against_a_baseline(
     assert planned(rungs=("bf16", "nf4"), only="performance") == 0
 
 
+class StoppedAtWarning(Counting):
+    """Ends the study at its first warning."""
+
+    def warn(self, what: str) -> None:
+        super().warn(what)
+        raise KeyboardInterrupt
+
+
+def test_the_other_half_that_is_in_the_plan_is_told(
+    tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None
+) -> None:
+    settings = settings_for(tiny_llama, tasks, rungs=("bf16", "fp16"), only="accuracy", divergence=False)
+    store, seen = Store(tmp_path / "out"), StoppedAtWarning()
+    store.write_study(prepare(settings, store).study)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(settings.model_copy(update={"only": "performance"}), store.directory, seen)
+    assert seen.warnings == [
+        f"--only performance: {store.directory} has accuracy in its plan too, which is measured where it is missing; "
+        "take another --out for performance alone"
+    ]
+
+
 def test_tasks_are_built_for_each_rung_where_they_cannot_be_built_once(
     tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,9 +178,11 @@ def _metrics(
             if better is not None and all(metric.key in outcome.metrics for outcome in outcomes):
                 found.append(metric)
     if not found:
+        asked = ", ".join(str(metric["metric"]) for metric in task.config.metric_list or ())
         raise UserError(
-            f"task {task.task_name}: lm-eval scores it over all documents at once, and rungs are compared document by "
-            "document; choose a task with a metric such as acc or exact_match"
+            f"task {task.task_name}: found the metrics {asked or 'of its own code'}, expected one that lm-eval knows "
+            f"for a {task.OUTPUT_TYPE} task and scores each document by, since rungs are compared document by document; "
+            "choose one such as acc or exact_match"
         )
     return tuple(found)
 
