@@ -181,8 +181,8 @@ def _metrics(
         asked = ", ".join(str(metric["metric"]) for metric in task.config.metric_list or ())
         raise UserError(
             f"task {task.task_name}: found the metrics {asked or 'of its own code'}, expected one that lm-eval knows "
-            f"for a {task.OUTPUT_TYPE} task and scores each document by, since rungs are compared document by document; "
-            "choose one such as acc or exact_match"
+            f"for a {task.OUTPUT_TYPE} task and scores each document by, since rungs are compared document by "
+            "document; choose one such as acc or exact_match"
         )
     return tuple(found)
 
