@@ -1,6 +1,7 @@
 """Which rung is picked under which limits, and what is said about the others."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bitladder.cli.recommend import recommend_command
 from bitladder.decide import recommend
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.recommendation import Limits, Recommendation, RungVerdict
-from bitladder.records import Finding, RungRecord
+from bitladder.records import AccuracyTask, Finding, RungRecord
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
@@ -71,6 +72,22 @@ def test_one_goal_is_one_sentence(summary: Summary) -> None:
         "Deploy nf4 for memory: 110.6 MiB of weights in memory, the smallest of the 4 rungs within 5 points of bf16."
     )
     assert verdict(answer, "int8").reasons == ("memory: 155.4 MiB of weights in memory, larger than nf4",)
+
+
+def test_a_limit_of_what_enters_no_aggregate_leaves_nothing_to_ask(directory: Path) -> None:
+    def all_asked(limited: str) -> bool:
+        results = load_results(directory)
+        items = (
+            item.model_copy(update={"limit": 3 if item.task == limited else None})
+            if isinstance(item, AccuracyTask)
+            else item
+            for item in results.study.items
+        )
+        study = results.study.model_copy(update={"items": tuple(items)})
+        return summarize(replace(results, study=study)).all_questions_asked
+
+    assert all_asked("bitladder_prose")
+    assert not all_asked("bitladder_knowledge")
 
 
 def test_speeds_are_of_requests_of_one_length(summary: Summary) -> None:

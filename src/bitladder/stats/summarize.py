@@ -265,7 +265,9 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
 
 
 def _all_asked(study: StudyRecord) -> bool:
-    tasks = [item for item in study.items if isinstance(item, AccuracyTask)]
+    """Of the tasks that the aggregate may rest on."""
+    in_aggregate = {task for group in study.groups if group.in_aggregate for task in group.tasks}
+    tasks = [item for item in study.items if isinstance(item, AccuracyTask) and item.task in in_aggregate]
     return bool(tasks) and all(task.limit is None for task in tasks)
 
 
