@@ -462,6 +462,13 @@ class StoppedAt(Counting):
             raise KeyboardInterrupt
 
 
+class StoppedAtPhase(Counting):
+    """Ends the study as it comes to its first worker."""
+
+    def phase(self, rung: str, what: str) -> None:
+        raise KeyboardInterrupt
+
+
 def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     tiny_llama: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,6 +493,12 @@ def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     assert not list(Store(tmp_path / "out").journals.iterdir())
     outcomes = [record.outcome for record in results.records]
     assert [len(one.documents) for one in outcomes if isinstance(one, AccuracyOutcome)] == [200, 200]
+
+    timed = StoppedAtPhase()
+    with pytest.raises(KeyboardInterrupt):
+        changes = {"only": "performance", "until_decided": False}
+        run_study(settings.model_copy(update=changes), tmp_path / "out", timed)
+    assert timed.warnings == [], "nothing of the other half is left"
 
     monkeypatch.setitem(STAGES_AT_ONCE, "cpu", 3)
     at_once = StoppedAt(0)

@@ -275,14 +275,15 @@ def _sentence(
 
 def _requests(summary: Summary, picks: Sequence[Pick]) -> str:
     """Which requests the speeds are of: with others another rung may be the fastest."""
-    names = [name for pick in picks if (name := CRITERIA[pick.goal].scenario)]
-    found = {
-        f"{scenario.prompt_tokens:,} prompt and {scenario.new_tokens:,} new tokens"
-        for rung in summary.rungs
-        for name in names
-        if (scenario := rung.scenario(name)) is not None and scenario.status == "ok"
-    }
-    return f"; requests of {_list(sorted(found))}" if found else ""
+    scenarios = [
+        scenario
+        for pick in picks
+        if (name := CRITERIA[pick.goal].scenario)
+        and (rung := summary.rung(pick.rung))
+        and (scenario := rung.scenario(name))
+    ]
+    found = dict.fromkeys(f"{one.prompt_tokens:,} prompt and {one.new_tokens:,} new tokens" for one in scenarios)
+    return f"; requests of {_list(list(found))}" if found else ""
 
 
 def _alone(summary: Summary, within: Sequence[RungSummary], bounds: str) -> str:

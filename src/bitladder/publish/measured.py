@@ -81,15 +81,14 @@ def _accuracy_table(measured: Measured) -> CardTable:
         )
     stopping = rung.aggregate.stopping
     if baseline and rung.aggregate.verdict:
-        judged = (
-            f"gainst a drop of {points_text(measured.summary.margin_points)} {rung.rung} is {rung.aggregate.verdict}"
-        )
+        margin = points_text(measured.summary.margin_points)
+        judged = f"against a drop of {margin} {rung.rung} is {rung.aggregate.verdict}"
         if stopping:
             text = stopping.text if stopping.state not in ("early", "end") else f"it was {stopping.text}"
-            on_same = f"{baseline.rung}'s scores by task are on the same questions"
-            notes.append(f"Asked until decided: a{judged}; {text}. {on_same}.")
+            same = f"{baseline.rung}'s scores by task are on the same questions"
+            notes.append(f"Asked until decided: {judged}; {text}. {same}.")
         else:
-            notes.append(f"A{judged}.")
+            notes.append(f"Verdict: {judged}.")
     rows = [_task_row(task, baseline) for task in rung.tasks]
     if rung.aggregate.tasks:
         titles = {task.name: task.title for task in rung.tasks}

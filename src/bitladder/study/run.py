@@ -114,8 +114,8 @@ class _Run:
         rungs = self._rungs = {name: self._kept.rung(name) for name in self._study.rungs}
         self._write_study()
         self._tell_plan()
-        self._tell_other_half()
         asked = self._asked_next()
+        self._tell_other_half(asked)
         absent = [name for name, known in rungs.items() if known is None or self._lacks_weights(known, asked)]
         self._require_space(absent)
         for name in absent:
@@ -155,13 +155,14 @@ class _Run:
         total += len(self._rungs) * len(self._staged_items) - (0 if staged else sum(by_rung))
         self._progress.planned(total, total - left - (sum(by_rung) if staged else 0))
 
-    def _tell_other_half(self) -> None:
+    def _tell_other_half(self, asked: Collection[str]) -> None:
         """With ``only`` the half that isn't asked for stays in the plan, and so is measured where something lacks."""
         only = self._study.settings.only
         if only is None:
             return
-        others = tuple(item for item in self._study.items if isinstance(item, Scenario) == (only == "accuracy"))
-        if any(self._missing(record, others) for record in self._rungs.values()):
+        others = tuple(item for item in self._whole_items if isinstance(item, Scenario) == (only == "accuracy"))
+        is_asked = only == "performance" and bool(asked)
+        if is_asked or any(self._missing(record, others) for record in self._rungs.values()):
             half = "performance" if only == "accuracy" else "accuracy"
             self._progress.warn(
                 f"--only {only}: {self._store.directory} has {half} in its plan too, which is measured where it is "
