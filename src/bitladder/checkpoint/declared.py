@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bitladder.checkpoint.kinds import FLOATS, is_state, kind_of
+from bitladder.checkpoint.kinds import FLOATS, is_state, kind_of, module_of
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.errors import BrokenFileError
 from bitladder.records import Manifest, Scheme
@@ -99,10 +99,12 @@ def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
             rest_type=rest_type,
             double_quantization=any(name.endswith(".nested_absmax") for name in tensors),
         )
-    if any(name.endswith(".SCB") for name in tensors):
+    scaled = [f"{module_of(name)}.weight" for name in tensors if name.endswith(".SCB")]
+    if scaled:
+        packed = Counter(tensors[name].dtype for name in scaled if name in tensors)
         return Scheme(
             method="llm.int8",
-            stored_type=stored_type,
+            stored_type=_largest(packed) or stored_type,
             compute_type="F16",
             rest_type=rest_type,
             int8_threshold=quantization.get("llm_int8_threshold", _INT8_THRESHOLD),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.cuda import count_cards, require_usable
@@ -15,6 +16,7 @@ from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes, memory_bytes
 from bitladder.units import format_bytes
+from bitladder.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
 _TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
 """loggers: bitsandbytes' of every int8 layer's casts and of what it would like to have installed, torchao's of kernels
 for other devices, and torch's of torchao"""
+
+_EXPECTED = "a causal language model, one that says after each token what comes next"
+_OTHER_KINDS = {
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING": "a vision-language model",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING": "a multimodal model",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING": "an encoder with a decoder",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING": "a speech model",
+    "MODEL_FOR_MASKED_LM_MAPPING": "a masked language model",
+    "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING": "a speech model",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "an image model",
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "an audio model",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": "a classifier",
+}
+"""transformers' mappings, and what is in them in words"""
 
 
 def load_model(
@@ -86,6 +102,8 @@ def load_pretrained(
         )
     if spread:
         require_placed(directory, model, device)
+    if model.device.type == "cpu":
+        prepare_layers(model)
     return model
 
 
@@ -116,8 +134,20 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
             ) from None
         raise
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in stored.get("auto_map", {}):
-        raise UserError(f"{directory}: {stored.get('model_type')!r} is not a causal language model, expected one")
+        raise UserError(f"{directory}: {stored.get('model_type')!r} is {_what_it_is(config)}; expected {_EXPECTED}")
+    if config.is_encoder_decoder:
+        raise UserError(f"{directory}: {stored.get('model_type')!r} is an encoder with a decoder; expected {_EXPECTED}")
     return config
+
+
+def _what_it_is(config: "PretrainedConfig") -> str:
+    """The first kind of model that transformers knows such a configuration as, in words."""
+    from transformers.models.auto import modeling_auto
+
+    for mapping, words in _OTHER_KINDS.items():
+        if type(config) in getattr(modeling_auto, mapping, {}):
+            return words
+    return "not a causal language model"
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -228,10 +258,6 @@ def quiet_libraries() -> None:
 
 def _no_tokenizer(directory: Path, error: Exception) -> str:
     return (
-        f"{directory}: no tokenizer that transformers can load ({_first_line(error)}); expected tokenizer.json and "
+        f"{directory}: no tokenizer that transformers can load ({first_line(error)}); expected tokenizer.json and "
         "tokenizer_config.json as save_pretrained writes them"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(": ")[:200]

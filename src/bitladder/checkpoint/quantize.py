@@ -16,7 +16,14 @@ from filelock import FileLock, Timeout
 
 from bitladder.allocator import map_large_blocks
 from bitladder.checkpoint.config import read_config
-from bitladder.checkpoint.expected import expect, expected_bytes, quantization_config, torch_dtype
+from bitladder.checkpoint.expected import (
+    Expected,
+    expect,
+    expected_bytes,
+    quantization_config,
+    require_whole,
+    torch_dtype,
+)
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer, require_bytes, require_device
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
 from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tensors
@@ -64,18 +71,22 @@ def quantize(
     device: str = "cpu",
     trust_remote_code: bool = False,
     replace: bool = False,
+    allow_partial: bool = False,
 ) -> Checkpoint:
     """The checkpoint of ``model`` on ``rung``, at ``out`` or else in the cache. Nothing is quantized twice.
 
     A checkpoint that is there is checked file by file before it is used, and made again where it was damaged. With
-    ``replace``, a checkpoint of another recipe at ``out`` makes way. Raises UserError and its children for what
-    `resolve_model` refuses, an unknown rung, a source that is already quantized, an ``out`` that holds something
-    else, and too little disk or memory (before writing or loading).
+    ``replace``, a checkpoint of another recipe at ``out`` makes way; with ``allow_partial``, a rung is made even where
+    its method leaves much of the weights as they are. Raises UserError and its children for what `resolve_model`
+    refuses, an unknown rung, a source that is already quantized, an ``out`` that holds something else, and too little
+    disk or memory (before writing or loading).
     """
     row = find_rung(rung)
     _require_packages(row)
     resolved = resolve_model(model, revision)
     require_unquantized(resolved)
+    expected = expect(resolved.directory, row.scheme, trust_remote_code=trust_remote_code)
+    require_whole(resolved.source.model, row, expected, allow_partial=allow_partial)
     recipe_hash = expected_recipe_hash(resolved.source, rung, device)
     entry = cache_entry(recipe_hash)
     _require_writable(entry)
@@ -88,7 +99,7 @@ def quantize(
     with _locked(entry):
         manifest = _intact(entry, recipe_hash)
         if manifest is None:
-            manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code)
+            manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code, expected)
         # Equal content may have been asked for under other names.
         manifest = manifest.model_copy(update={"rung": rung, "source": resolved.source})
         if out is None:
@@ -202,17 +213,22 @@ def _locked(entry: Path) -> Iterator[None]:
 
 
 def _make(
-    entry: Path, resolved: ResolvedModel, rung: Rung, device: str, recipe_hash: str, trust_remote_code: bool
+    entry: Path,
+    resolved: ResolvedModel,
+    rung: Rung,
+    device: str,
+    recipe_hash: str,
+    trust_remote_code: bool,
+    expected: Expected,
 ) -> Manifest:
     scheme = rung.scheme
     device = "cpu" if scheme.method == "plain" else device
     if entry.exists():
         shutil.rmtree(entry)
-    expected = expect(resolved.directory, scheme, trust_remote_code=trust_remote_code)
     require_disk_space(entry, expected.stored_bytes)
     require_bytes(f"{rung.name} of {resolved.source.model}", device, expected.quantizing_bytes)
     with new_directory(entry) as temporary:
-        architecture = _save(temporary, resolved, rung, device, trust_remote_code)
+        architecture = _save(temporary, resolved, rung, device, trust_remote_code, expected.skipped)
         with ThreadPoolExecutor(1) as pool:
             hashing = pool.submit(content_hash, temporary)
             files = hash_files(temporary)
@@ -228,12 +244,20 @@ def _make(
             files=files,
             bytes_by_dtype=bytes_by_dtype(read_tensors(temporary)),
             parameters=expected.parameters,
+            unquantized_share=expected.left_share,
         )
         _write_manifest(temporary, manifest)
     return manifest
 
 
-def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, trust_remote_code: bool) -> str:
+def _save(
+    directory: Path,
+    resolved: ResolvedModel,
+    rung: Rung,
+    device: str,
+    trust_remote_code: bool,
+    skipped: tuple[str, ...],
+) -> str:
     """Write model and tokenizer; returns the architecture's name.
 
     Nothing runs the model first: on CPUs with BF16 instructions bitsandbytes repacks a 4-bit weight at its first
@@ -244,7 +268,7 @@ def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, tru
     # Written and dropped first: it fails early, and takes no memory while the weights do.
     pad_token_id = _save_tokenizer(directory, resolved, trust_remote_code)
     map_large_blocks()
-    config = quantization_config(rung.scheme)
+    config = quantization_config(rung.scheme, skipped)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     model = load_pretrained(
         resolved.directory,

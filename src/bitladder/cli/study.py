@@ -50,6 +50,7 @@ def study_command(
     memory_limit: options.MemoryLimit = None,
     timeout_s: options.TimeoutS = None,
     trust_remote_code: TrustRemoteCodeIfSaid = None,
+    allow_partial: options.AllowPartial = None,
     dry_run: options.DryRun = False,
     json_output: options.JsonOutput = False,
 ) -> None:

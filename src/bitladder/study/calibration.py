@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from bitladder.checkpoint.config import read_config
 from bitladder.cuda import count_cards, require_usable
 from bitladder.defaults import CPU_MAX_BATCH
 from bitladder.devices import cards_of, choose_device, device_of, torch_devices
@@ -40,14 +39,15 @@ def untimed_rungs(calibration: Calibration, rungs: tuple[str, ...]) -> tuple[str
     return tuple(rung for rung in dict.fromkeys((BASELINE, *rungs)) if rung not in timed)
 
 
-def time_rungs(calibration: Calibration, rungs: tuple[str, ...], model_directory: Path) -> Calibration:
-    """With layer times of these rungs, which takes seconds."""
+def time_rungs(
+    calibration: Calibration, rungs: tuple[str, ...], model_directory: Path, *, trust_remote_code: bool = False
+) -> Calibration:
+    """With times of the model's widest layer on these rungs, which takes seconds."""
+    from bitladder.checkpoint.skeleton import build_skeleton, widest_layer
     from bitladder.study.layer_timing import time_layers
 
-    config = read_config(model_directory)
-    hidden = int(config.get("hidden_size", 1024))
-    card = torch_devices(calibration.device)[0]
-    rates = time_layers(rungs, card, hidden, int(config.get("intermediate_size", 4 * hidden)))
+    in_features, out_features = widest_layer(build_skeleton(model_directory, trust_remote_code=trust_remote_code))
+    rates = time_layers(rungs, torch_devices(calibration.device)[0], in_features, out_features)
     return calibration.model_copy(update={"layer_rates": calibration.layer_rates + rates})
 
 

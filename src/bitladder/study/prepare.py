@@ -20,7 +20,7 @@ from bitladder.records import (
     StudyRecord,
     TaskGroup,
 )
-from bitladder.rungs import BASELINE
+from bitladder.rungs import BASELINE, find_rung
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
@@ -82,10 +82,12 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         if kept is None or scenario not in kept.items:
             require_context(model.directory, scenario, settings.trust_remote_code)
     require_same_prompts(settings, model.directory, added, _texts(settings, planned))
+    for line in _partial_rungs(settings, model):
+        progress.warn(line)
     untimed = untimed_rungs(calibration, settings.rungs)
     if untimed:  # last: what is wrong is told before
         progress.preparing("timing a layer of each rung on this machine")
-        calibration = time_rungs(calibration, untimed, model.directory)
+        calibration = time_rungs(calibration, untimed, model.directory, trust_remote_code=settings.trust_remote_code)
     study = plan_study(
         settings=settings,
         suite=suite,
@@ -106,6 +108,21 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         )
     new = tuple(filter(None, (prompts, windows)))
     return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
+
+
+def _partial_rungs(settings: Settings, model: "ResolvedModel") -> Iterator[str]:
+    """What there is to say of rungs that won't be made, since their method leaves too many weights as they are."""
+    from bitladder.checkpoint.expected import expect, require_whole
+
+    for name in settings.rungs:
+        row = find_rung(name)
+        if row.scheme.method == "plain":
+            continue
+        expected = expect(model.directory, row.scheme, trust_remote_code=settings.trust_remote_code)
+        try:
+            require_whole(f"{name} is left out", row, expected, allow_partial=settings.allow_partial)
+        except UserError as error:
+            yield str(error)
 
 
 def _require_sense(settings: Settings) -> None:

@@ -100,6 +100,7 @@ def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         replace=True,
+        allow_partial=settings.allow_partial,
     )
     found = audit(directory, device=job.device, trust_remote_code=settings.trust_remote_code)
     pipe.send(RungMade(record=_to_record(job.rung, found, checkpoint.manifest)))

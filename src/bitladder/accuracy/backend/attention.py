@@ -86,8 +86,22 @@ def _attention(
         softcap=softcap,
         window=attention_mask.window,
     )
-    output = bitladder.attend(layer, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
-    return output[None].to(query.dtype), None
+    size = value.shape[-1]
+    parts = _of_one_size(query, key, value)
+    output = bitladder.attend(layer, *(part[0].transpose(0, 1) for part in parts))
+    return output[None, ..., :size].to(query.dtype), None
+
+
+def _of_one_size(*parts: "Tensor") -> "tuple[Tensor, ...]":
+    """Heads filled up with zeros to the largest size, which changes no product: kernels want keys and values of one
+    size, and latent attention (DeepSeek V2 and V3) has two."""
+    import torch
+
+    largest = max(part.shape[-1] for part in parts)
+    return tuple(
+        part if part.shape[-1] == largest else torch.nn.functional.pad(part, (0, largest - part.shape[-1]))
+        for part in parts
+    )
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitladder.checkpoint.checks.subject import Subject, name_some
+from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.records import Finding
+from bitladder.wording import name_some
 
 Bits = npt.NDArray[Any]
 
