@@ -203,7 +203,7 @@ def _divergence(folder: Path) -> str:
     own = measure_divergence(folder / "bf16", item, windows, reference, is_baseline=True)
     rung = measure_divergence(folder / "nf4", item, windows, reference, is_baseline=False)
     means = [sum(value for window in one.windows for value in window.kl) / 72 for one in (own, rung)]
-    if means[0] > 1e-6:
+    if means[0] > 1e-4:
         raise RuntimeError(f"the baseline diverges from itself by {means[0]:.1g}")
     return f"{means[1]:.2g}"
 
@@ -248,10 +248,11 @@ def write_table(outcomes: list[Outcome]) -> str:
     partial = sum(one.passed and bool(one.steps["partial"]) for one in outcomes)
     versions = ", ".join(f"{one.__name__} {one.__version__}" for one in (transformers, torch, bitsandbytes))
     summary = (
-        f"Of {len(outcomes)} families of transformers' causal language models ({versions}) {counts['passes']} "
-        f"pass whole, {counts['refused']} are refused in one line before any work, {counts['fails']} fail. {ours} are scored "
-        f"by the backend `bitladder`, the others that pass by lm-eval's `hf`. {partial} hold experts or layers that "
-        "bitsandbytes leaves in 16 bits: their int8, fp4 and nf4 are refused unless `--allow-partial` is given."
+        f"Of {len(outcomes)} families of transformers' causal language models ({versions}) "
+        f"{counts['passes']} pass whole, {counts['refused']} are refused in one line before any work, "
+        f"{counts['fails']} fail. {ours} are scored by the backend `bitladder`, the others that pass by lm-eval's "
+        f"`hf`. {partial} hold experts or layers that bitsandbytes leaves in 16 bits: their int8, fp4 and nf4 are "
+        "refused unless `--allow-partial` is given."
     )
     columns = (
         "family",
