@@ -14,6 +14,7 @@ FOUNDATION = {
     "cuda",
     "defaults",
     "devices",
+    "driver",
     "errors",
     "units",
     "records",

@@ -1,13 +1,13 @@
 """The machine and the libraries that a measurement ran with, and how busy it was. Imports no torch."""
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
-from bitladder.devices import visible_cards
+from bitladder import driver
+from bitladder.driver import describe_gpu, open_nvml, visible_gpus
 from bitladder.records import Gpu, Machine
 
 LIBRARIES = (
@@ -49,12 +49,14 @@ def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
 
 def describe_machine() -> Machine:
     """This machine: processor, memory, the GPUs that a process sees, in torch's order, and library versions."""
+    gpus = describe_gpus()
     return Machine(
         cpu_model=_cpu_model(),
         cpu_count=psutil.cpu_count(logical=True) or 1,
         total_memory_bytes=psutil.virtual_memory().total,
         platform=platform.platform(),
-        gpus=describe_gpus(),
+        gpus=gpus,
+        gpus_unknown=None if gpus else driver.failure(),
         versions=library_versions(),
     )
 
@@ -70,29 +72,5 @@ def _cpu_model() -> str:
 
 def describe_gpus() -> tuple[Gpu, ...]:
     """The GPUs that the driver shows to a process, none without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
-    gpus = []
-    for index in visible_cards(uuids, os.environ.get("CUDA_VISIBLE_DEVICES")):
-        handle = handles[index]
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        try:
-            serial = pynvml.nvmlDeviceGetSerial(handle)
-        except pynvml.NVMLError:
-            serial = None
-        gpus.append(
-            Gpu(
-                name=pynvml.nvmlDeviceGetName(handle),
-                total_memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-                compute_capability=f"{major}.{minor}",
-                driver=pynvml.nvmlSystemGetDriverVersion(),
-                serial=serial,
-            )
-        )
-    return tuple(gpus)
+    nvml, reason = open_nvml()
+    return () if reason else tuple(describe_gpu(nvml, gpu) for gpu in visible_gpus(nvml))

@@ -11,6 +11,7 @@ from bitladder.devices import torch_devices
 from bitladder.forkserver import ForkServer, take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.memory import resident_bytes
+from bitladder.perf.monitor import open_gpus
 from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
 
 OVERHEAD = "bitladder.perf.overhead"
@@ -18,6 +19,12 @@ OVERHEAD = "bitladder.perf.overhead"
 
 _PROMPT: Sequence[Sequence[int]] = ((1,) * 8,)
 _NEW_TOKENS = 8
+
+
+def unknown_overhead(device: str) -> str:
+    """Why `measure_overhead` found nothing."""
+    _, unavailable = open_gpus(gpus_of(device))
+    return unavailable.get("gpu_memory_bytes", "a model of next to no weights did not run")
 
 
 def measure_overhead(server: ForkServer, device: str) -> int | None:

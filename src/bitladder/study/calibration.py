@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bitladder.cuda import count_cards, require_usable
+from bitladder.cuda import count_cards, require_usable, with_torchs_figures
 from bitladder.defaults import CPU_MAX_BATCH
 from bitladder.devices import cards_of, choose_device, device_of, torch_devices
 from bitladder.environment import describe_machine
@@ -18,6 +18,8 @@ def calibrate(settings: Settings, model_directory: Path, stored: Calibration | N
     Raises as `find_device`.
     """
     machine = describe_machine()
+    if settings.device != "cpu":
+        machine = with_torchs_figures(machine)
     known = stored if stored is not None and stored.machine == machine else None
     device = known.device if known and _still_meant(settings.device, known) else None
     device = device or find_device(settings, machine, model_directory)
@@ -62,7 +64,8 @@ def find_device(settings: Settings, machine: Machine, model_directory: Path) -> 
         return wanted
     count = require_cards(wanted, machine)
     if wanted == "auto":
-        sizes = [gpu.total_memory_bytes for gpu in machine.gpus][:count]
+        figures = [gpu.total_memory_bytes for gpu in with_torchs_figures(machine).gpus] if count > 1 else []
+        sizes = [size for size in figures[:count] if size is not None]
         if len(sizes) < max(count, 2):  # nothing to choose, or cards that the driver calls otherwise than torch
             return device_of(range(count)[:1])
         return choose_device(sizes, largest_load_bytes(settings, model_directory), settings.memory_limit)

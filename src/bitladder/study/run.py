@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
+from bitladder.driver import could_have_cards
+from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.errors import UserError
 from bitladder.files import make_folder, require_own_folder
 from bitladder.forkserver import Branch, Forker, ForkServer
@@ -53,7 +54,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     store = Store(out)
     progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
-    with_gpu, trusted = bool(describe_machine().gpus), settings.trust_remote_code
+    with_gpu, trusted = could_have_cards(), settings.trust_remote_code
     if not trusted:
         forbid_hub_kernels()  # its layers are timed in this process
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
