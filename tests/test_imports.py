@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
+    "cgroup",
     "collector",
     "cuda",
     "defaults",
@@ -25,6 +26,7 @@ FOUNDATION = {
     "store",
     "environment",
     "main_memory",
+    "processors",
     "forkserver",
     "hub",
     "hub_kernels",

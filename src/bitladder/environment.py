@@ -8,6 +8,7 @@ import psutil
 
 from bitladder import driver
 from bitladder.driver import describe_gpu, open_nvml, visible_gpus
+from bitladder.processors import bound_processors, usable_processors
 from bitladder.records import Gpu, Machine
 
 LIBRARIES = (
@@ -24,16 +25,18 @@ LIBRARIES = (
 
 
 BUSY_SHARE = 0.25
-"""of all processors: with more taken by others, times say little; of two, one busy is half"""
+"""of our processors: with more taken by others, times say little; of two, one busy is half"""
 _READING_S = 0.5
 
 
 def busy_share() -> float:
-    """Share of all processors' time that is taken now, read while nothing of ours runs.
+    """Share of the time of the processors that are ours that is taken now, read while nothing of ours runs.
 
     Not the load average, which remembers for minutes what the study itself did.
     """
-    return psutil.cpu_percent(_READING_S) / 100
+    shares = dict(enumerate(psutil.cpu_percent(_READING_S, percpu=True)))
+    ours = [shares[number] for number in bound_processors() if number in shares] or list(shares.values())
+    return sum(ours) / len(ours) / 100
 
 
 def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
@@ -52,7 +55,7 @@ def describe_machine() -> Machine:
     gpus = describe_gpus()
     return Machine(
         cpu_model=_cpu_model(),
-        cpu_count=psutil.cpu_count(logical=True) or 1,
+        cpu_count=usable_processors(),
         total_memory_bytes=psutil.virtual_memory().total,
         platform=platform.platform(),
         gpus=gpus,

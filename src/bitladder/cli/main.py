@@ -83,10 +83,12 @@ def _interrupt(*_: object) -> None:
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
     from bitladder.errors import UserError
+    from bitladder.processors import heed_quota
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bitladder").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
+    heed_quota()
     try:
         code = app(prog_name="bitladder", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C

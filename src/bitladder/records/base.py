@@ -75,6 +75,7 @@ class Machine(Record):
 
     cpu_model: str
     cpu_count: int
+    """logical processors that may be used, as affinity and a container's quota allow"""
     total_memory_bytes: int
     platform: str
     gpus: tuple[Gpu, ...]

@@ -8,6 +8,7 @@ from bitladder.defaults import CPU_MAX_BATCH
 from bitladder.devices import cards_of, choose_device, device_of, torch_devices
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
+from bitladder.processors import usable_processors
 from bitladder.records import Calibration, Machine, Settings
 from bitladder.rungs import BASELINE, find_rung
 
@@ -49,7 +50,9 @@ def time_rungs(calibration: Calibration, rungs: tuple[str, ...], model_directory
     config = json.loads((model_directory / "config.json").read_text())
     hidden = int(config.get("hidden_size", 1024))
     card = torch_devices(calibration.device)[0]
-    rates = time_layers(rungs, card, hidden, int(config.get("intermediate_size", 4 * hidden)))
+    rates = time_layers(
+        rungs, card, hidden, int(config.get("intermediate_size", 4 * hidden)), threads=calibration.threads
+    )
     return calibration.model_copy(update={"layer_rates": calibration.layer_rates + rates})
 
 
@@ -103,4 +106,4 @@ def _still_meant(wanted: str, known: Calibration) -> bool:
 def _threads(device: str) -> int | None:
     import torch
 
-    return torch.get_num_threads() if device == "cpu" else None
+    return min(torch.get_num_threads(), usable_processors()) if device == "cpu" else None

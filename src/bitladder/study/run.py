@@ -19,6 +19,7 @@ from bitladder.errors import UserError
 from bitladder.files import make_folder, require_own_folder
 from bitladder.forkserver import Branch, Forker, ForkServer
 from bitladder.hub_kernels import forbid_hub_kernels
+from bitladder.processors import heed_quota
 from bitladder.records import (
     AccuracyTask,
     Divergence,
@@ -51,6 +52,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
 
     Raises UserError for bad input, or where another process is writing to ``out``.
     """
+    heed_quota()
     store = Store(out)
     progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
