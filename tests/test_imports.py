@@ -28,6 +28,7 @@ FOUNDATION = {
     "main_memory",
     "processors",
     "forkserver",
+    "home",
     "hub",
     "hub_kernels",
     "corpus",

@@ -28,6 +28,6 @@ def own_groups(controller: str, root: Path = CGROUP) -> Iterator[Path]:
 def read(path: Path) -> str | None:
     """A file's text without the last newline; None where there is none to read."""
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 
 from bitladder import driver
+from bitladder.cgroup import read
 from bitladder.driver import describe_gpu, open_nvml, visible_gpus
 from bitladder.processors import bound_processors, usable_processors
 from bitladder.records import Gpu, Machine
@@ -65,11 +66,9 @@ def describe_machine() -> Machine:
 
 
 def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in (read(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

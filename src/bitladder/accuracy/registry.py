@@ -17,7 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from bitladder.errors import UnknownNameError
-from bitladder.files import cache_directory, write_atomically
+from bitladder.files import write_atomically
+from bitladder.home import cache_directory
 
 BUILTIN_TASKS = Path(__file__).parent / "builtin"
 _SKIPPED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}

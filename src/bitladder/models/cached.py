@@ -10,7 +10,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from bitladder.checkpoint.manifest import hash_files
-from bitladder.files import cache_directory, make_folder, new_directory, remove_unfinished, require_disk_space
+from bitladder.files import make_folder, new_directory, remove_unfinished, require_disk_space
+from bitladder.home import cache_directory
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class CachedModel(ABC):
             with new_directory(directory) as temporary:
                 self.make(temporary)
                 written = {name: file.sha256 for name, file in hash_files(temporary).items()}
-                (temporary / _HASHES).write_text(json.dumps(written, indent=2) + "\n")
+                (temporary / _HASHES).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return directory
 
 
@@ -69,4 +70,4 @@ def _is_intact(directory: Path) -> bool:
     if not (directory / _HASHES).is_file():
         return False
     found = {name: file.sha256 for name, file in hash_files(directory).items() if name != _HASHES}
-    return bool(found == json.loads((directory / _HASHES).read_text()))
+    return bool(found == json.loads((directory / _HASHES).read_text(encoding="utf-8")))

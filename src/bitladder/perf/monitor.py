@@ -8,6 +8,7 @@ a machine). It ends when its standard input does or PID is gone, so it never out
 import argparse
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="append", default=[])
     parser.add_argument("--interval", type=float, default=INTERVAL_S)
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     # Ctrl-C reaches the whole process group; the measuring side decides when this ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()

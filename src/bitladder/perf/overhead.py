@@ -45,7 +45,7 @@ def work(descriptor: int) -> None:
         run_tiny_model(one)
     give_back_freed()
     found_bytes = resident_bytes() if device == "cpu" else total_bytes(used_bytes(gpus))
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         if found_bytes is not None and (device == "cpu" or idle_bytes is not None):
             file.write(str(found_bytes - (idle_bytes or 0)))
 

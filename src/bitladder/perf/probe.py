@@ -20,7 +20,7 @@ ROOMY_SHARE = 0.75
 def work(descriptor: int) -> None:
     """Do the job on standard input, with the answer to ``descriptor``."""
     job = ProbeJob.model_validate_json(take_job())
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(try_batch(job).model_dump_json())
 
 

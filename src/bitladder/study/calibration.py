@@ -47,7 +47,7 @@ def time_rungs(calibration: Calibration, rungs: tuple[str, ...], model_directory
     """With layer times of these rungs, which takes seconds."""
     from bitladder.study.layer_timing import time_layers
 
-    config = json.loads((model_directory / "config.json").read_text())
+    config = json.loads((model_directory / "config.json").read_text(encoding="utf-8"))
     hidden = int(config.get("hidden_size", 1024))
     card = torch_devices(calibration.device)[0]
     rates = time_layers(

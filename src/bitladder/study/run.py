@@ -80,7 +80,7 @@ def require_study_folder(out: Path) -> None:
 def _only_writer(out: Path) -> Iterator[None]:
     require_study_folder(out)
     make_folder(out)
-    with (out / ".lock").open("w") as lock:
+    with (out / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
