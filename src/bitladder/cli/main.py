@@ -21,8 +21,8 @@ from bitladder.cli.publish import publish_command
 from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
-from bitladder.cli.streams import open_streams, require_folder
 from bitladder.cli.study import study_command
+from bitladder.cli.surroundings import describe_name, name_in, open_streams, require_names
 from bitladder.cli.verdict import verdict_command
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
@@ -83,7 +83,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    require_folder()
+    require_names()
 
 
 def _interrupt(*_: object) -> None:
@@ -113,6 +113,11 @@ def run() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except UnicodeEncodeError as error:  # of a file's name inside a folder that was named
+        if error.encoding not in ("utf-8", sys.getfilesystemencoding()):
+            _end_with_bug()
+        typer.echo(f"error: file {describe_name(name_in(error))}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
             typer.echo("error: no space left where the output goes; make room, or send it elsewhere", err=True)
