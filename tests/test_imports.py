@@ -10,10 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
+    "cgroup",
     "collector",
     "cuda",
     "defaults",
     "devices",
+    "driver",
     "errors",
     "units",
     "records",
@@ -25,7 +27,9 @@ FOUNDATION = {
     "store",
     "environment",
     "main_memory",
+    "processors",
     "forkserver",
+    "home",
     "hub",
     "hub_kernels",
     "corpus",

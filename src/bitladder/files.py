@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes, the cache's place."""
+"""Files: atomic writes, hashes, room."""
 
 import errno
 import hashlib
@@ -11,14 +11,6 @@ from pathlib import Path
 
 from bitladder.errors import UserError
 from bitladder.units import format_bytes
-
-
-def cache_directory() -> Path:
-    """``$BITLADDER_CACHE``, else ``$XDG_CACHE_HOME/bitladder``, else ``~/.cache/bitladder``."""
-    explicit = os.environ.get("BITLADDER_CACHE")
-    if explicit:
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitladder"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

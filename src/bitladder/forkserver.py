@@ -244,13 +244,13 @@ class Branch(Forker):
 
 def take_job() -> str:
     """The line that a worker gets on standard input, which its owner then holds open: with it ends the worker."""
-    job = sys.stdin.readline()
+    job = sys.stdin.buffer.readline().decode()
     threading.Thread(target=_end_with_owner, daemon=True).start()
     return job
 
 
 def _end_with_owner() -> None:
-    sys.stdin.read()
+    sys.stdin.buffer.read()
     os._exit(1)
 
 
@@ -347,6 +347,8 @@ def _end_after(do: Callable[[], None]) -> NoReturn:
 
 if __name__ == "__main__":
     _, number, trusted, *served = sys.argv
+    for stream in (sys.stdout, sys.stderr):  # logs, which every locale can have
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     if trusted != str(True):
         forbid_hub_kernels()
     for name in served[1:]:

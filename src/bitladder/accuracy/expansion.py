@@ -13,6 +13,7 @@ import yaml
 
 from bitladder.accuracy.registry import Definition, Names, find_definition, known_names, scan
 from bitladder.errors import BrokenFileError, UserError
+from bitladder.home import expand_user
 
 # What describes a group itself and is not handed on to its members; `task` and `include` are dealt with by name.
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag"}
@@ -83,7 +84,7 @@ def expand(requested: str) -> tuple[Member, ...]:
     names = known_names()
     if requested in names:
         return tuple(_expand_name(requested, {}, names))
-    path = Path(requested).expanduser().absolute()
+    path = expand_user(requested).absolute()
     if path.is_dir():
         return _expand_folder(path, names)
     if path.is_file():

@@ -14,6 +14,7 @@ from bitladder.accuracy.fingerprint import task_hash
 from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
 from bitladder.errors import UnknownNameError, UserError
+from bitladder.home import expand_user
 from bitladder.records import Settings
 
 _OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
@@ -28,7 +29,7 @@ def task_library(settings: Settings) -> "TaskLibrary":
 
 @lru_cache(maxsize=4)
 def _library(tasks: tuple[str, ...], datasets: str | None, num_fewshot: int | None, seed: int) -> "TaskLibrary":
-    return TaskLibrary(tasks, DatasetReader(Path(datasets).expanduser() if datasets else None), num_fewshot, seed)
+    return TaskLibrary(tasks, DatasetReader(expand_user(datasets) if datasets else None), num_fewshot, seed)
 
 
 class TaskLibrary:
@@ -131,7 +132,7 @@ def _task_file(leaf: Leaf, scratch: Path) -> Path:
         )
     included = {"include": str(leaf.file)} if leaf.file else {}
     path = scratch / "task.yaml"
-    path.write_text(yaml.safe_dump({**included, **leaf.overrides, "task": leaf.name}))
+    path.write_text(yaml.safe_dump({**included, **leaf.overrides, "task": leaf.name}), encoding="utf-8")
     return path
 
 

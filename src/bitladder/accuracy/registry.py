@@ -17,7 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from bitladder.errors import UnknownNameError
-from bitladder.files import cache_directory, write_atomically
+from bitladder.files import write_atomically
+from bitladder.home import cache_directory
 from bitladder.records import Record
 
 BUILTIN_TASKS = Path(__file__).parent / "builtin"

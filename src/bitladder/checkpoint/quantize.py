@@ -30,7 +30,6 @@ from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tens
 from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
-    cache_directory,
     existing_part,
     link_or_copy,
     make_folder,
@@ -39,6 +38,7 @@ from bitladder.files import (
     require_disk_space,
     write_atomically,
 )
+from bitladder.home import cache_directory
 from bitladder.json_files import read_json_object
 from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
@@ -302,7 +302,7 @@ def _write_generation_config(source: Path, target: Path, pad_token_id: int) -> N
         settings = read_json_object(source, "fetch it again, or delete it")
         if settings.get("pad_token_id") is None:
             settings["pad_token_id"] = pad_token_id
-        target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _place(entry: Path, manifest: Manifest, out: Path) -> None:

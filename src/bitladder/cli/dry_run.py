@@ -12,9 +12,10 @@ from rich.table import Table
 
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
-from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
+from bitladder.driver import could_have_cards
+from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
-from bitladder.perf.overhead import OVERHEAD, measure_overhead
+from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.results import device_title, item_name
 from bitladder.stages import measured_items
@@ -42,7 +43,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         ForkServer(
             OVERHEAD,
             Path(logs) / "log",
-            with_gpu=bool(describe_machine().gpus),
+            with_gpu=could_have_cards(),
             trust_remote_code=settings.trust_remote_code,
         ) as server,
     ):
@@ -105,10 +106,7 @@ def show_plan(
             _at_most(estimate.at_most, estimate.performance_s),
         )
     console.print(table)
-    share = "" if overhead_bytes is None else f", {format_bytes(overhead_bytes)} of it without any model"
-    kind = "the process's resident size" if study.calibration.device == "cpu" else "of the device, less its idle use"
-    what = f"{kind} at batch 1, what --max-memory limits{share}"
-    console.print(f"peak memory: {what}; within about a fifth", soft_wrap=True)
+    console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", markup=False, soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
     capped = any(estimate.at_most for estimate in estimates)
@@ -127,6 +125,15 @@ def show_plan(
         )
     if resolved:
         _print_resolutions(console, resolved, len(study.rungs) - 1, study_margin_points(study))
+
+
+def _peak_text(device: str, overhead_bytes: int | None) -> str:
+    """What the column of peak memory holds, or why it holds nothing."""
+    if overhead_bytes is None:
+        return f"n/a, since what the libraries take isn't known: {unknown_overhead(device)}"
+    kind = "the process's resident size" if device == "cpu" else "of the device, less its idle use"
+    share = f"{format_bytes(overhead_bytes)} of it without any model"
+    return f"{kind} at batch 1, what --max-memory limits, {share}; within about a fifth"
 
 
 def _recorded(study: StudyRecord, store: Store) -> int:

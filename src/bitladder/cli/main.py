@@ -22,11 +22,22 @@ from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
 from bitladder.cli.study import study_command
+from bitladder.cli.surroundings import describe_name, name_in, open_streams, require_names
 from bitladder.cli.verdict import verdict_command
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 _PLACE_ERRORS = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC)
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.ENOSPC,
+    )
 )
 """what a file or folder that the user named may be the reason of"""
 
@@ -72,7 +83,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    require_names()
 
 
 def _interrupt(*_: object) -> None:
@@ -83,10 +94,15 @@ def _interrupt(*_: object) -> None:
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
     from bitladder.errors import UserError
+    from bitladder.home import lend_home_to_libraries
+    from bitladder.processors import heed_quota
 
+    open_streams()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bitladder").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
+    heed_quota()
+    lend_home_to_libraries()
     try:
         code = app(prog_name="bitladder", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
@@ -97,6 +113,11 @@ def run() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except UnicodeEncodeError as error:  # of a file's name inside a folder that was named
+        if error.encoding not in ("utf-8", sys.getfilesystemencoding()):
+            _end_with_bug()
+        typer.echo(f"error: file {describe_name(name_in(error))}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
             typer.echo("error: no space left where the output goes; make room, or send it elsewhere", err=True)

@@ -126,7 +126,9 @@ def _answer(results: "Results", json_output: bool) -> None:
     from bitladder.report import ResultsFile, write_report
 
     written = write_report(results.directory)
-    answer = ResultsFile.model_validate_json((results.directory / "report" / "results.json").read_text())
+    answer = ResultsFile.model_validate_json(
+        (results.directory / "report" / "results.json").read_text(encoding="utf-8")
+    )
     if json_output:
         typer.echo(answer.model_dump_json(indent=2))
     else:

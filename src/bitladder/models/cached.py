@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from bitladder.checkpoint.manifest import hash_files
 from bitladder.errors import BrokenFileError
-from bitladder.files import cache_directory, make_folder, new_directory, remove_unfinished, require_disk_space
+from bitladder.files import make_folder, new_directory, remove_unfinished, require_disk_space
+from bitladder.home import cache_directory
 from bitladder.json_files import read_json_object
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class CachedModel(ABC):
             with new_directory(directory) as temporary:
                 self.make(temporary)
                 written = {name: file.sha256 for name, file in hash_files(temporary).items()}
-                (temporary / _HASHES).write_text(json.dumps(written, indent=2) + "\n")
+                (temporary / _HASHES).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return directory
 
 

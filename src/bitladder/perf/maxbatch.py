@@ -221,6 +221,8 @@ def running_probe(
                 reason=None if code == KILLED else _describe_end(code, printed),
                 ran_out=f"batch of {batch_size}: {_KILLED_FOR}" if code == KILLED else None,
             )
+        if not limits:  # the driver gives no figure; what there is the probe has from torch
+            return found
         available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
         return found.model_copy(update=available)
 

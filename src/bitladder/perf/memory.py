@@ -96,7 +96,7 @@ class PeakResident:
     def __init__(self) -> None:
         self._highest = 0
         try:
-            self._RESET.write_text("5")
+            self._RESET.write_text("5", encoding="utf-8")
             self._exact = True
         except OSError:
             self._exact = False
@@ -108,7 +108,7 @@ class PeakResident:
         return self._highest
 
     def _high_water_mark(self) -> int:
-        line = next(line for line in self._STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in self._STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
 
 

@@ -16,7 +16,8 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitladder.files import cache_directory, write_atomically
+from bitladder.files import write_atomically
+from bitladder.home import cache_directory
 from bitladder.report.content import Report
 from bitladder.report.figure import Figure
 from bitladder.report.table import footnote_letter
@@ -55,7 +56,7 @@ def _vega() -> str:
     """Vega, Vega-Lite and vega-embed in one script without dependencies; bundled once, since it takes seconds."""
     kept = cache_directory() / "vega" / f"{version('vl-convert-python')}.js"
     if kept.is_file():
-        return kept.read_text()
+        return kept.read_text(encoding="utf-8")
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     if "</script" in bundle.lower():
         raise ValueError("vl_convert's bundle holds </script and can't stand inside a page")

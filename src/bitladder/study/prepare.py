@@ -143,7 +143,8 @@ def _require_sense(settings: Settings) -> None:
                     f"--{flag}: found --only performance, which asks no questions; leave out one of the two"
                 )
     machine = describe_machine()
-    if settings.device != "cpu" and (machine.gpus or settings.device != "auto"):  # else nothing has to ask torch
+    without = settings.device == "auto" and not (machine.gpus or machine.gpus_unknown)
+    if settings.device != "cpu" and not without:  # else nothing has to ask torch
         require_cards(settings.device, machine)
 
 

@@ -107,5 +107,5 @@ class Worker:
         self.ended = Ended("failed", f"{reason}; log: {self._log}", self._in_flight)
 
     def _last_log_line(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""

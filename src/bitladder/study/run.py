@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
+from bitladder.driver import could_have_cards
+from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.errors import UserError
 from bitladder.files import make_folder, require_own_folder
 from bitladder.forkserver import Branch, Forker, ForkServer
 from bitladder.hub_kernels import forbid_hub_kernels
+from bitladder.processors import heed_quota
 from bitladder.records import (
     AccuracyTask,
     Divergence,
@@ -50,10 +52,11 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
 
     Raises UserError for bad input, or where another process is writing to ``out``.
     """
+    heed_quota()
     store = Store(out)
     progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
-    with_gpu, trusted = bool(describe_machine().gpus), settings.trust_remote_code
+    with_gpu, trusted = could_have_cards(), settings.trust_remote_code
     if not trusted:
         forbid_hub_kernels()  # its layers are timed in this process
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
@@ -77,7 +80,7 @@ def require_study_folder(out: Path) -> None:
 def _only_writer(out: Path) -> Iterator[None]:
     require_study_folder(out)
     make_folder(out)
-    with (out / ".lock").open("w") as lock:
+    with (out / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -59,7 +59,7 @@ class _Pipe:
 def work(descriptor: int) -> None:
     """Do the job on standard input, with messages to ``descriptor``."""
     job = Job.model_validate_json(take_job())
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         pipe = _Pipe(file)
         try:
             _PHASES[job.phase](job, pipe)

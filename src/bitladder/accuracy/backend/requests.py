@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bitladder.accuracy.backend.packing import Request
 from bitladder.accuracy.backend.seams import has_seams, is_seam, shared_beginnings
 from bitladder.errors import UserError
-from bitladder.files import cache_directory
+from bitladder.home import cache_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
