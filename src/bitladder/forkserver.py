@@ -337,11 +337,13 @@ def _end_after(do: Callable[[], None]) -> NoReturn:
     try:
         do()
     except BaseException:  # whatever it is, it must not go on as a second server
-        traceback.print_exc()
         code = RAISED
+        with suppress(OSError):  # what can't be logged, as on a full disk, is no other end
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(code)  # without the clean-up of threads that only the server had
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from bitladder.errors import UnknownNameError
-from bitladder.files import cache_directory, write_atomically
+from bitladder.files import ABANDONED_S, cache_directory, remove_unfinished, write_atomically
 
 BUILTIN_TASKS = Path(__file__).parent / "builtin"
 _SKIPPED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
@@ -98,6 +98,7 @@ def _harness_names() -> dict[str, Definition]:
             name: [entry.kind, str(entry.file.relative_to(root)) if entry.file else None, entry.tasks]
             for name, entry in names.items()
         }
+        remove_unfinished(path.parent, idle_s=ABANDONED_S)
         write_atomically(path, json.dumps({"files": _count_files(root), "names": rows}))
     return names
 

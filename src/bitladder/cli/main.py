@@ -25,10 +25,6 @@ from bitladder.cli.study import study_command
 from bitladder.cli.verdict import verdict_command
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-_PLACE_ERRORS = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC)
-)
-"""what a file or folder that the user named may be the reason of"""
 
 app = typer.Typer(
     name="bitladder",
@@ -82,7 +78,7 @@ def _interrupt(*_: object) -> None:
 
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
-    from bitladder.errors import UserError
+    from bitladder.errors import UserError, describe_machine_error
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bitladder").setLevel(logging.INFO)
@@ -101,10 +97,10 @@ def run() -> None:
         if error.errno == errno.ENOSPC and error.filename is None:
             typer.echo("error: no space left where the output goes; make room, or send it elsewhere", err=True)
             sys.exit(EXIT_BAD_INPUT)
-        if error.errno not in _PLACE_ERRORS or error.filename is None:
+        said = describe_machine_error(error)
+        if said is None:
             _end_with_bug()
-        reason = str(error.strerror).lower()
-        typer.echo(f"error: {error.filename}: {reason}; expected a place to read and write in", err=True)
+        typer.echo(f"error: {said}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors

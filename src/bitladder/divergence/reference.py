@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.errors import UserError
-from bitladder.files import new_file
+from bitladder.files import naming, new_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class Reference:
         tensors = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
         tensors |= {f"states.{window}": states for window, states in enumerate(self.states)}
         metadata = {} if self.softcap is None else {"softcap": repr(self.softcap)}
-        with new_file(path) as temporary:
+        with new_file(path) as temporary, naming(path):
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 

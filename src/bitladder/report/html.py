@@ -16,7 +16,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitladder.files import cache_directory, write_atomically
+from bitladder.files import ABANDONED_S, cache_directory, remove_unfinished, write_atomically
 from bitladder.report.content import Report
 from bitladder.report.figure import Figure
 from bitladder.report.table import footnote_letter
@@ -60,6 +60,7 @@ def _vega() -> str:
     if "</script" in bundle.lower():
         raise ValueError("vl_convert's bundle holds </script and can't stand inside a page")
     try:
+        remove_unfinished(kept.parent, idle_s=ABANDONED_S)
         write_atomically(kept, bundle)
     except OSError as error:
         log.info("%s: not kept for the next report (%s)", kept, error)
