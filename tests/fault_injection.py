@@ -82,8 +82,8 @@ class Slot:
         self._process.communicate()
         self._log.close()
 
-    def trace(self) -> dict[str, list[str]]:
-        return dict(self._ask("trace"))
+    def trace(self, *folders: str) -> dict[str, list[str]]:
+        return dict(self._ask(folders))
 
     def try_point(self, point: Point) -> Tried:
         return Tried(**self._ask(asdict(point)))
@@ -103,24 +103,20 @@ def compiler() -> str | None:
     return shutil.which("cc") or shutil.which("gcc")
 
 
-def prepare(work: Path) -> tuple[Path, list[str]]:
-    """The library to preload, and the study's arguments: a model, one task, one scenario, divergence."""
-    from conftest import _make_tiny_llama
-    from test_study_run import write_tasks
-
-    library = work / "fault_injection.so"
-    found = compiler()
+def build(work: Path) -> Path:
+    """The library to preload."""
+    library, found = work / "fault_injection.so", compiler()
     if found is None:
         raise SystemExit("no C compiler; expected cc or gcc")
     subprocess.run([found, "-shared", "-fPIC", "-O1", "-o", library, _HERE / "fault_injection.c", "-ldl"], check=True)
-    model = _make_tiny_llama(work / "model")
-    (work / "tasks").mkdir()
-    tasks = write_tasks(work / "tasks", 4)
-    numbers = ["--requests", "1", "--prompt-tokens", "8", "--new-tokens", "2", "--divergence-windows", "2"]
-    chosen = (
-        f"--rungs bf16,nf4 --backend bitladder --scenarios batch1 --device cpu --tasks {tasks / 'left.yaml'}".split()
-    )
-    return library, [str(model), *chosen, "--datasets", str(tasks), *numbers]
+    return library
+
+
+def study_arguments(model: Path, tasks: Path) -> list[str]:
+    """Two rungs, one task, one scenario, divergence."""
+    numbers = "--requests 1 --prompt-tokens 8 --new-tokens 2 --divergence-windows 2 --device cpu"
+    chosen = "--rungs bf16,nf4 --backend bitladder --scenarios batch1"
+    return [str(model), *f"{numbers} {chosen}".split(), "--tasks", str(tasks / "left.yaml"), "--datasets", str(tasks)]
 
 
 def every_point(traces: dict[str, list[str]]) -> list[Named]:
@@ -186,11 +182,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
+    from conftest import _make_tiny_llama
+    from test_study_run import write_tasks
+
     started = time.monotonic()
     with TemporaryDirectory(prefix="fault-injection-") as work, ExitStack() as stack:
-        library, arguments = prepare(Path(work))
+        library, model, tasks = build(Path(work)), _make_tiny_llama(Path(work) / "model"), Path(work) / "tasks"
+        tasks.mkdir()
+        arguments = study_arguments(model, write_tasks(tasks, 4))
         slots = [stack.enter_context(Slot(Path(work), number, library, arguments)) for number in range(given.jobs)]
-        traces = [slot.trace() for slot in slots][-1]
+        traces = [slot.trace("finished", "new") for slot in slots][-1]
         points = [
             one
             for one in every_point(traces)

@@ -12,7 +12,6 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
+
+from study_state import describe, differences, judge, last_line, torn_files
 
 OPERATIONS = ("open", "write", "fsync", "rename", "link", "unlink", "mkdir", "flock", "close")
 """in the order of their bits"""
@@ -101,11 +102,11 @@ class Studies:
         self._control = Control(root.with_name(f"{root.name}.control"), root)
         self._report: dict[str, str | bytes] | None = None
         self._reference: dict[str, Any] = {}
-        self._draw = _prepare_process(self._render)
+        self._draw = _prepare_process(self._render, with_accuracy="performance" not in arguments)
         self._now = "new"
 
-    def trace(self) -> dict[str, list[str]]:
-        """Run undisturbed, keep what that leaves, and return all calls for each kind of folder."""
+    def trace(self, folders: list[str]) -> dict[str, list[str]]:
+        """Run undisturbed, keep what that leaves, and return all calls for each of these kinds of folder."""
         from bitladder.recommendation import Limits
         from bitladder.store import load_results
 
@@ -113,25 +114,23 @@ class Studies:
         noted = self._root.with_name(f"{self._root.name}.modules")
         os.environ[_NOTED] = str(noted)
         os._exit = _end  # type: ignore[assignment]
-        self._undisturbed()  # which fills caches elsewhere, too
+        traces = {"new": self._undisturbed()}
         os._exit = _exit
         _import_all(noted)
-        shutil.copytree(self._root, self._kept)
-        traces = {}
-        self._report = self._draw(load_results(self._out), Limits(), None)
-        for folder in ("finished", "new"):
-            self._begin(folder)
-            traces[folder] = self._undisturbed()
-            self._reference[folder] = describe(self._root)
-        return traces
+        if "finished" in folders:
+            shutil.copytree(self._root, self._kept)
+            self._report = self._draw(load_results(self._out), Limits(), None)
+            self._begin("finished")
+            traces["finished"] = self._undisturbed()
+        return {folder: traces[folder] for folder in folders}
 
     def try_point(self, point: Point) -> Tried:
         self._begin(point.folder)
         self._control.arm(point)
         disturbed = self._run()
-        tried = Tried(self._control.hit(), disturbed.code, _last_line(disturbed.output))
+        tried = Tried(self._control.hit(), disturbed.code, last_line(disturbed.output))
         self._control.arm(None)
-        tried.complaints += _judge(disturbed, killed=point.error == KILL)
+        tried.complaints += judge(disturbed.code, disturbed.output, disturbed.orphans, killed=point.error == KILL)
         tried.complaints += list(torn_files(self._out))
         again = self._run()
         tried.seconds = disturbed.seconds, again.seconds
@@ -146,6 +145,7 @@ class Studies:
         run = self._run()
         if run.code != 0:
             raise RuntimeError(f"an undisturbed study ends with {run.code}:\n{run.output}")
+        self._reference[self._now] = describe(self._root)
         return [line.partition(" ")[2] for line in self._control.trace.read_text().splitlines()]
 
     def _wipe(self) -> None:
@@ -185,10 +185,9 @@ class Studies:
         return Run(code, log.read_text(errors="replace"), orphans, time.monotonic() - started)
 
 
-def _prepare_process(render: Any) -> Any:
+def _prepare_process(render: Any, *, with_accuracy: bool) -> Any:
     """Take out of a study what makes it slow. Returns what draws a report."""
     import bitsandbytes  # noqa: F401
-    import lm_eval  # noqa: F401
     import torch.profiler  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -203,10 +202,11 @@ def _prepare_process(render: Any) -> Any:
     bitladder.report.output._render = render
     bitladder.accuracy.journal.INTERVAL_S = 0.0  # else a tiny study writes no journal
     bitladder.study.run.busy_share = lambda: 0.0  # type: ignore[attr-defined]  # which takes a second
-    scan, folder = registry.scan, registry.harness_tasks()
-    names = scan(folder)
-    registry.scan = lambda asked: names if asked == folder else scan(asked)  # type: ignore[assignment]
-    registry._read_names = lambda path, _: names if path.is_file() else None  # type: ignore[assignment]
+    if with_accuracy:
+        scan, folder = registry.scan, registry.harness_tasks()
+        names = scan(folder)
+        registry.scan = lambda asked: names if asked == folder else scan(asked)  # type: ignore[assignment]
+        registry._read_names = lambda path, _: names if path.is_file() else None  # type: ignore[assignment]
     ForkServer._start = _fork_server  # type: ignore[assignment, method-assign]
     return draw
 
@@ -304,96 +304,14 @@ def _reap_others(patience_s: float = 15) -> int:
         time.sleep(0.005)
 
 
-def _last_line(output: str) -> str:
-    return next((line for line in reversed(output.splitlines()) if line.strip()), "")
-
-
-def _judge(run: Run, *, killed: bool) -> Iterator[str]:
-    if run.orphans:
-        yield f"{run.orphans} processes were left"
-    if "Traceback" in run.output or run.code not in (0, 1, 2, *([-9] if killed else [])):
-        yield f"ends with {run.code}: {run.output[-3000:]}"
-    elif run.code == 2 and not _last_line(run.output).startswith("error: "):
-        yield f"ends without a line: {run.output[-1500:]}"
-    elif any(word in run.output for word in ("Errno", "os error", "OSError")):
-        yield f"an error of the machine's as Python says it: {run.output[-1500:]}"
-    elif run.code == 1 and "not measured: " not in run.output and "failed" not in run.output:
-        yield f"ends with 1, unsaid: {run.output[-1500:]}"
-
-
-def torn_files(out: Path) -> Iterator[str]:
-    """Records and reports that are not whole. Temporary files and journals may be cut off."""
-    from bitladder.errors import BrokenFileError
-    from bitladder.store import Store
-
-    for path in out.rglob("*.json"):
-        if ".tmp" not in str(path):
-            try:
-                json.loads(path.read_bytes())
-            except ValueError:
-                yield f"{path}: torn"
-    store = Store(out)
-    if store.has_study():
-        try:
-            store.load()
-        except BrokenFileError as error:
-            yield f"unreadable: {error}"
-
-
-def describe(root: Path) -> dict[str, Any]:
-    """All that two studies of the same have in common: files, and of records what is no time."""
-    from bitladder.files import sha256_file
-    from bitladder.store import Store
-
-    results = Store(root / "out").load()
-    found: dict[str, Any] = {"files": sorted(str(path.relative_to(root)) for path in root.rglob("*"))}
-    study = results.study.model_dump(mode="json")
-    del study["calibration"]["layer_rates"]
-    found["study.json"] = study
-    for name, rung in results.rungs.items():
-        found[f"rung {name}"] = rung.model_dump(mode="json")
-    for record in results.records:
-        about = record.model_dump(mode="json", include={"measurement_id", "item", "status", "reason", "content_hash"})
-        found[f"{record.rung} {record.item.kind}"] = about
-        if record.item.kind != "performance" and record.outcome is not None:
-            found[f"{record.rung} {record.item.kind} outcome"] = record.outcome.model_dump(mode="json")
-    for path in (root / "out").rglob("*"):
-        if path.is_file() and path.parent.name in ("documents", "prompts", "references"):
-            found[f"content of {path.relative_to(root)}"] = sha256_file(path)
-    return found
-
-
-def differences(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
-    for name in expected.keys() | found.keys():
-        ours, theirs = expected.get(name, ()), found.get(name, ())
-        if name == "files":
-            left, lacks = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
-            if left or lacks:
-                yield f"left: {left}, lacks: {lacks}"
-        else:
-            yield from (f"{name}{where}" for where in _differing(ours, theirs))
-
-
-def _differing(ours: Any, theirs: Any) -> Iterator[str]:
-    """Each value that differs, with where it is."""
-    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        for key in ours:
-            yield from (f".{key}{where}" for where in _differing(ours[key], theirs[key]))
-    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            yield from (f"[{number}]{where}" for where in _differing(one, other))
-    elif ours != theirs:
-        yield f": {str(theirs)[:300]}, not {str(ours)[:300]}"
-
-
 def serve(root: Path, arguments: list[str]) -> None:
-    """Answer each line, a point or ``trace``, with one."""
+    """Answer each line, a point or the kinds of folders to trace, with one."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what others print
     studies = Studies(root, arguments)
     for line in sys.stdin:
         asked = json.loads(line)
-        answer = studies.trace() if asked == "trace" else asdict(studies.try_point(Point(**asked)))
+        answer = studies.trace(asked) if isinstance(asked, list) else asdict(studies.try_point(Point(**asked)))
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
