@@ -27,7 +27,7 @@ static const char *const NAMES[] = {"open", "write", "fsync", "rename", "link", 
 
 struct control { /* as fault_injection.py packs it */
     long long calls, target, error, forever, operations, hits, tracing;
-    char root[512], trace[512], hit[1024];
+    char root[512], trace[512], part[512], hit[1024];
 };
 
 static struct control *control;
@@ -55,6 +55,7 @@ static void trace(long long number, int operation, const char *path) {
 static int fails(int operation, const char *path, int *killed) {
     size_t length = control ? strnlen(control->root, sizeof control->root) : 0;
     if (!length || strncmp(path, control->root, length) || path[length] != '/') return 0;
+    if (!strstr(path + length, control->part)) return 0;
     long long number = __atomic_add_fetch(&control->calls, 1, __ATOMIC_SEQ_CST);
     if (control->tracing) trace(number, operation, path);
     if (!control->target || number < control->target || !(control->operations & operation)) return 0;

@@ -27,7 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from faulty_study import KILL, OPERATIONS, Point, Tried
+from faulty_study import CONTROL_BYTES, KILL, OPERATIONS, Point, Tried
 
 _HERE = Path(__file__).parent
 _NO_DESCRIPTOR = ("open", "rename", "link", "unlink", "mkdir")
@@ -57,7 +57,7 @@ class Slot:
     def __init__(self, work: Path, number: int, library: Path, arguments: list[str]) -> None:
         root = work / f"slot{number}"
         control = work / f"slot{number}.control"
-        control.write_bytes(bytes(7 * 8 + 512 + 512 + 1024))
+        control.write_bytes(bytes(CONTROL_BYTES))
         environment = {
             **os.environ,
             "LD_PRELOAD": str(library),
@@ -83,10 +83,10 @@ class Slot:
         self._log.close()
 
     def trace(self, *folders: str) -> dict[str, list[str]]:
-        return dict(self._ask(folders))
+        return dict(self._ask({"trace": folders}))
 
-    def try_point(self, point: Point) -> Tried:
-        return Tried(**self._ask(asdict(point)))
+    def try_points(self, *points: Point) -> list[Tried]:
+        return [Tried(**one) for one in self._ask({"points": list(map(asdict, points))})]
 
     def _ask(self, question: object) -> Any:
         assert self._process.stdin is not None
@@ -143,7 +143,7 @@ def try_all(slots: list[Slot], points: Iterable[Named]) -> Iterator[tuple[Named,
                     named = next(left, None)
                 if named is None:
                     return
-                tried = slot.try_point(named.point)
+                (tried,) = slot.try_points(named.point)
                 with lock:
                     done.append((named, tried))
                     lock.notify()
@@ -165,10 +165,10 @@ def try_all(slots: list[Slot], points: Iterable[Named]) -> Iterator[tuple[Named,
 
 def describe(named: Named, tried: Tried) -> str:
     """One line, and one for each complaint."""
-    point, (disturbed_s, again_s) = named.point, tried.seconds
+    point = named.point
     lines = [
         f"{'FAILED' if tried.complaints else 'ok'}: {named.fault} at {point.folder} {point.number}, {tried.hit} -> "
-        f"{tried.code}: {tried.line[:250]} ({disturbed_s:.1f} s, {again_s:.1f} s)"
+        f"{tried.code}: {tried.line[:250]} ({tried.disturbed_s:.1f} s, {tried.again_s:.1f} s)"
     ]
     return "\n    ".join(lines + tried.complaints)
 

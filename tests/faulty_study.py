@@ -29,7 +29,8 @@ KILL = 0
 TIMEOUT_S = 120
 _NOTED = "FAULT_INJECTION_MODULES"
 _exit = os._exit
-_CONTROL = struct.Struct("7q512s512s1024s")
+_CONTROL = struct.Struct("7q512s512s512s1024s")
+CONTROL_BYTES = _CONTROL.size
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -43,6 +44,8 @@ class Point:
     error: int
     forever: bool
     operations: tuple[str, ...]
+    part: str = ""
+    """of a path: calls of others are neither counted nor fail"""
 
 
 @dataclass
@@ -51,8 +54,9 @@ class Tried:
     """the operation and its path; empty where no call was left to fail"""
     code: int | None = None
     line: str = ""
-    seconds: tuple[float, float] = (0.0, 0.0)
-    """of the disturbed study, and of the same command afterwards"""
+    disturbed_s: float = 0.0
+    again_s: float = 0.0
+    """of the same command afterwards"""
     complaints: list[str] = field(default_factory=list)
 
 
@@ -81,7 +85,8 @@ class Control:
         if point is not None:
             bits = sum(1 << OPERATIONS.index(name) for name in point.operations)
             numbers = (0, point.number, point.error, int(point.forever), bits)
-        names = (str(path).encode() for path in (self._root, self.trace))
+        part = "" if point is None else point.part
+        names = (str(name).encode() for name in (self._root, self.trace, part))
         packed = _CONTROL.pack(*numbers, 0, int(tracing), *names, b"")
         with self._path.open("r+b" if self._path.exists() else "w+b") as file:
             file.write(packed)
@@ -124,21 +129,25 @@ class Studies:
             traces["finished"] = self._undisturbed()
         return {folder: traces[folder] for folder in folders}
 
-    def try_point(self, point: Point) -> Tried:
-        self._begin(point.folder)
-        self._control.arm(point)
-        disturbed = self._run()
-        tried = Tried(self._control.hit(), disturbed.code, last_line(disturbed.output))
-        self._control.arm(None)
-        tried.complaints += judge(disturbed.code, disturbed.output, disturbed.orphans, killed=point.error == KILL)
-        tried.complaints += list(torn_files(self._out))
+    def try_points(self, points: list[Point]) -> list[Tried]:
+        """One after the other, in what the one before left, and then the same command undisturbed."""
+        self._begin(points[0].folder)
+        every = []
+        for point in points:
+            self._control.arm(point)
+            run = self._run()
+            tried = Tried(self._control.hit(), run.code, last_line(run.output), run.seconds)
+            self._control.arm(None)
+            tried.complaints += judge(run.code, run.output, run.orphans, killed=point.error == KILL)
+            tried.complaints += torn_files(self._out)
+            every.append(tried)
         again = self._run()
-        tried.seconds = disturbed.seconds, again.seconds
+        every[-1].again_s = again.seconds
         if again.code != 0:
-            tried.complaints.append(f"the same command ends with {again.code}: {again.output[-1500:]}")
+            every[-1].complaints.append(f"the same command ends with {again.code}: {again.output[-1500:]}")
         else:
-            tried.complaints += differences(self._reference[point.folder], describe(self._root))
-        return tried
+            every[-1].complaints += differences(self._reference[points[0].folder], describe(self._root))
+        return every
 
     def _undisturbed(self) -> list[str]:
         self._control.arm(None, tracing=True)
@@ -187,7 +196,6 @@ class Studies:
 
 def _prepare_process(render: Any, *, with_accuracy: bool) -> Any:
     """Take out of a study what makes it slow. Returns what draws a report."""
-    import bitsandbytes  # noqa: F401
     import torch.profiler  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -305,13 +313,16 @@ def _reap_others(patience_s: float = 15) -> int:
 
 
 def serve(root: Path, arguments: list[str]) -> None:
-    """Answer each line, a point or the kinds of folders to trace, with one."""
+    """Answer each line, points or the kinds of folders to trace, with one."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what others print
     studies = Studies(root, arguments)
     for line in sys.stdin:
         asked = json.loads(line)
-        answer = studies.trace(asked) if isinstance(asked, list) else asdict(studies.try_point(Point(**asked)))
+        if "trace" in asked:
+            answer: Any = studies.trace(asked["trace"])
+        else:
+            answer = [asdict(tried) for tried in studies.try_points([Point(**one) for one in asked["points"]])]
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
