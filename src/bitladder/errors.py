@@ -28,6 +28,7 @@ _REMEDIES = {
     **dict.fromkeys(_OF_A_DISK, f"see to the disk or its connection, {_AGAIN}"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"allow more open files (ulimit -n), {_AGAIN}"),
     errno.ENOMEM: f"free some memory, {_AGAIN}",
+    errno.EAGAIN: f"end other processes or allow more (ulimit -u), {_AGAIN}",  # what a fork is refused with
 }
 
 
