@@ -12,6 +12,7 @@ its study twice.
 """
 
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -63,12 +64,13 @@ class Forker:
     def fork(self, stdin: int, log: int, messages: int) -> int:
         """A worker with these descriptors, leader of its process group. Returns its process id.
 
-        Raises ConnectionError when the server has ended, and UserError when it was killed.
+        Raises ConnectionError when the server has ended, UserError when it was killed, and OSError when the machine
+        allows it no fork.
         """
         self.start()
         with suppress(BrokenPipeError):  # it has ended, as its answer says
             socket.send_fds(self._control, [FORK], [stdin, log, messages])
-        return self._receive_number()
+        return self._receive_process_id()
 
     def wait(self) -> int:
         """The worker's exit code, or the negative number of the signal that ended it."""
@@ -102,6 +104,12 @@ class Forker:
     def _end(self) -> int:
         """How the forking process ended, which it has: its exit code, or the negative number of the signal."""
         raise NotImplementedError
+
+    def _receive_process_id(self) -> int:
+        found = self._receive_number()
+        if found < 0:
+            raise OSError(-found, os.strerror(-found))
+        return found
 
     def _receive_number(self) -> int:
         received = b""
@@ -150,7 +158,7 @@ class ForkServer(Forker):
         self.start()
         with suppress(BrokenPipeError):
             socket.send_fds(self._control, [BRANCH], [theirs])
-        return self._receive_number()
+        return self._receive_process_id()
 
     def reap(self, process_id: int) -> int:
         """How a branch ended, which has or is about to: its exit code, or the negative number of the signal."""
@@ -267,18 +275,21 @@ def _serve(control: socket.socket, target: str) -> None:
         if request == REAP:
             _tell_end(control, int.from_bytes(control.recv(NUMBER_BYTES, socket.MSG_WAITALL), signed=True))
             continue
-        process_id = os.fork()
+        try:
+            process_id = os.fork()
+        except OSError as error:  # too many processes, or too little memory: the owner tells it
+            process_id = -(error.errno or errno.EAGAIN)
         if not process_id:
             control.close()
             if request == BRANCH:
                 _branch(target, *descriptors)
             _work(target, *descriptors)
-        if request == FORK:
+        if request == FORK and process_id > 0:
             os.setpgid(process_id, process_id)
         for descriptor in descriptors:
             os.close(descriptor)
         control.sendall(process_id.to_bytes(NUMBER_BYTES, signed=True))
-        if request == FORK:
+        if request == FORK and process_id > 0:
             _tell_end(control, process_id)
 
 
@@ -337,11 +348,13 @@ def _end_after(do: Callable[[], None]) -> NoReturn:
     try:
         do()
     except BaseException:  # whatever it is, it must not go on as a second server
-        traceback.print_exc()
         code = RAISED
+        with suppress(OSError):  # what can't be logged, as on a full disk, is no other end
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(code)  # without the clean-up of threads that only the server had
 
 

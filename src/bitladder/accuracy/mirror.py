@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 from bitladder.accuracy.expansion import Leaf
-from bitladder.errors import UserError
+from bitladder.errors import UserError, describe_machine_error
 from bitladder.hub import offline_without_network
 from bitladder.records import hash_json
 
@@ -155,6 +155,7 @@ def _named_errors(leaf: Leaf, place: str, is_remote: bool) -> Iterator[None]:
     try:
         yield
     except (DatasetsError, OSError, ValueError) as error:
+        _raise_machine_error(error)
         reason = str(error)
         while isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception):
             error = error.__cause__
@@ -170,6 +171,14 @@ def _named_errors(leaf: Leaf, place: str, is_remote: bool) -> Iterator[None]:
             f"task {leaf.name}: its data set {place} is a Python script, which `datasets` doesn't run any more; "
             "choose another task"
         ) from None
+
+
+def _raise_machine_error(error: BaseException | None) -> None:
+    """What a full or a broken disk under the cache of `datasets` says, which is no fault of the data's."""
+    while error is not None:
+        if isinstance(error, OSError) and describe_machine_error(error):
+            raise error from None
+        error = error.__cause__
 
 
 def _one_line(text: str) -> str:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from bitladder.errors import UnknownNameError
-from bitladder.files import write_atomically
+from bitladder.files import ABANDONED_S, remove_unfinished, write_atomically
 from bitladder.home import cache_directory
 from bitladder.records import Record
 
@@ -107,6 +107,7 @@ def _harness_names() -> dict[str, Definition]:
             name: (entry.kind, str(entry.file.relative_to(root)) if entry.file else None, entry.tasks)
             for name, entry in names.items()
         }
+        remove_unfinished(path.parent, idle_s=ABANDONED_S)
         write_atomically(path, _Index(files=_count_files(root), names=rows).model_dump_json())
     return names
 

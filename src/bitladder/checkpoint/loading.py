@@ -12,7 +12,8 @@ from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.cuda import count_cards, require_usable
 from bitladder.devices import cards_of, device_of, torch_devices
 from bitladder.environment import describe_gpus
-from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
+from bitladder.errors import BrokenFileError, DoesNotFitError, UserError, describe_machine_error
+from bitladder.files import naming
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes, memory_bytes
 from bitladder.units import format_bytes
@@ -158,10 +159,13 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        with naming(directory):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except (KeyError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and describe_machine_error(error):
+            raise
         raise UserError(_no_tokenizer(directory, error)) from None
     except Exception as error:
         if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read

@@ -5,14 +5,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from bitladder.allocator import map_large_blocks
 from bitladder.checkpoint.config import read_config
@@ -30,10 +26,13 @@ from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tens
 from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
+    entry_lock,
     existing_part,
     link_or_copy,
     make_folder,
+    naming,
     new_directory,
+    remove_tree,
     remove_unfinished,
     require_disk_space,
     write_atomically,
@@ -96,7 +95,7 @@ def quantize(
         ready = _intact(out, recipe_hash)
         if ready is not None:
             return Checkpoint(out, ready)
-    with _locked(entry):
+    with entry_lock(entry):
         manifest = _intact(entry, recipe_hash)
         if manifest is None:
             manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code, expected)
@@ -172,7 +171,7 @@ def _refuse_other_content(out: Path, recipe_hash: str, replace: bool) -> None:
     if found is not None and found.recipe_hash == recipe_hash:
         return
     if found is not None and replace:
-        shutil.rmtree(out)
+        remove_tree(out)
         return
     what = "other files" if found is None else f"another checkpoint ({found.rung} of {found.source.model})"
     raise UserError(f"{out}: holds {what}, and nothing is overwritten; give another --out, or delete it")
@@ -195,23 +194,6 @@ def _intact(directory: Path, recipe_hash: str) -> Manifest | None:
     return manifest
 
 
-@contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """One process at a time makes or links a cache entry; what a killed one left is removed."""
-    make_folder(entry.parent)
-    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("%s: another process is making this checkpoint; waiting for it", entry)
-        lock.acquire()
-    try:
-        remove_unfinished(entry.parent, entry.name)
-        yield
-    finally:
-        lock.release()
-
-
 def _make(
     entry: Path,
     resolved: ResolvedModel,
@@ -224,7 +206,7 @@ def _make(
     scheme = rung.scheme
     device = "cpu" if scheme.method == "plain" else device
     if entry.exists():
-        shutil.rmtree(entry)
+        remove_tree(entry)
     require_disk_space(entry, expected.stored_bytes)
     require_bytes(f"{rung.name} of {resolved.source.model}", device, expected.quantizing_bytes)
     with new_directory(entry) as temporary:
@@ -281,7 +263,8 @@ def _save(
     published = resolved.directory / "generation_config.json"
     if published.is_file():
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
+    with naming(directory):
+        model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
     saved = directory / published.name
     _write_generation_config(published if published.is_file() else saved, saved, pad_token_id)
     mode = (directory / "config.json").stat().st_mode
@@ -293,7 +276,8 @@ def _save(
 
 def _save_tokenizer(directory: Path, resolved: ResolvedModel, trust_remote_code: bool) -> int:
     tokenizer = load_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
-    tokenizer.save_pretrained(directory)
+    with naming(directory):
+        tokenizer.save_pretrained(directory)
     return int(tokenizer.pad_token_id)
 
 
@@ -302,7 +286,8 @@ def _write_generation_config(source: Path, target: Path, pad_token_id: int) -> N
         settings = read_json_object(source, "fetch it again, or delete it")
         if settings.get("pad_token_id") is None:
             settings["pad_token_id"] = pad_token_id
-        target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with naming(target):
+            target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _place(entry: Path, manifest: Manifest, out: Path) -> None:
@@ -311,6 +296,8 @@ def _place(entry: Path, manifest: Manifest, out: Path) -> None:
     if out.parent.stat().st_dev != entry.stat().st_dev:
         size_bytes = sum(file.size_bytes for file in manifest.files.values())
         require_disk_space(out, size_bytes, "name an --out on another disk")
+    remove_unfinished(out)
+    remove_unfinished(out.parent, out.name)
     if out.is_dir() and any(out.iterdir()):  # the same checkpoint, damaged
         for name in manifest.files:
             (out / name).unlink(missing_ok=True)
@@ -326,7 +313,8 @@ def _place(entry: Path, manifest: Manifest, out: Path) -> None:
 def _link(entry: Path, directory: Path, name: str) -> None:
     (directory / name).parent.mkdir(exist_ok=True)
     # what people edit is their own; an edit of weights is found by the manifest's hashes
-    (link_or_copy if name.endswith(".safetensors") else shutil.copyfile)(entry / name, directory / name)
+    with naming(directory / name):
+        (link_or_copy if name.endswith(".safetensors") else shutil.copyfile)(entry / name, directory / name)
 
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:

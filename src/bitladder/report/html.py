@@ -16,7 +16,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitladder.files import write_atomically
+from bitladder.files import ABANDONED_S, remove_unfinished, write_atomically
 from bitladder.home import cache_directory
 from bitladder.report.content import Report
 from bitladder.report.figure import Figure
@@ -61,6 +61,7 @@ def _vega() -> str:
     if "</script" in bundle.lower():
         raise ValueError("vl_convert's bundle holds </script and can't stand inside a page")
     try:
+        remove_unfinished(kept.parent, idle_s=ABANDONED_S)
         write_atomically(kept, bundle)
     except OSError as error:
         log.info("%s: not kept for the next report (%s)", kept, error)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bitladder.files import require_own_folder, write_atomically
+from bitladder.files import write_atomically
 from bitladder.recommendation import Limits, Recommendation
 from bitladder.records import SCHEMA_VERSION, Record
-from bitladder.report.stamp import STAMP, current_files, mark_begun, source_hash, write_stamp
+from bitladder.report.stamp import current_files, mark_begun, require_report_folder, source_hash, write_stamp
 from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results, load_results
@@ -41,7 +41,7 @@ def write_report(
     results = load_results(directory)
     limits = limits or Limits()
     out = Path(directory) / "report" if out is None else Path(out)
-    require_own_folder(out, "report", (STAMP,))
+    require_report_folder(out)
     source = source_hash(results, limits, machine)
     current = current_files(out, source)
     if current is not None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from bitladder.errors import DoesNotFitError, UserError
+from bitladder.errors import DoesNotFitError, UserError, describe_machine_error
 from bitladder.forkserver import take_job
 from bitladder.records import (
     AccuracyTask,
@@ -30,7 +30,18 @@ from bitladder.records import (
     hash_json,
     measurement_id,
 )
-from bitladder.study.job import Batch, Documents, Job, Measured, Preparation, Progress, RungMade, Started, Stopped
+from bitladder.study.job import (
+    Batch,
+    Documents,
+    Job,
+    Measured,
+    Preparation,
+    Progress,
+    Refused,
+    RungMade,
+    Started,
+    Stopped,
+)
 
 if TYPE_CHECKING:
     from bitladder.accuracy.journal import Journal
@@ -67,6 +78,11 @@ def work(descriptor: int) -> None:
             pipe.send(Stopped(status="does_not_fit", reason=str(error)))
         except UserError as error:
             pipe.send(Stopped(status="failed", reason=str(error)))
+        except OSError as error:
+            reason = describe_machine_error(error)
+            if reason is None:
+                raise
+            pipe.send(Refused(reason=reason))
 
 
 def prepare(preparation: str) -> None:
