@@ -54,7 +54,7 @@ def diff_command(
     for kind in ("lost", "gained", "changed"):
         for flip in flips:
             if flip.kind == kind:
-                typer.echo(f"\n{without_controls(_shown(flip, base.name, other.name))}")
+                typer.echo(f"\n{_shown(flip, base.name, other.name)}")
 
 
 def _shown(flip: "Flip", baseline: str, rung: str) -> str:
@@ -79,11 +79,6 @@ def _shown(flip: "Flip", baseline: str, rung: str) -> str:
         right = "right:" if choice == flip.target else "      "
         lines.append("  ".join([*(f"{share:>{width}}" for share in shares), right, choice.strip()]))
     return "\n".join(lines)
-
-
-def without_controls(text: str) -> str:
-    """Prompts and answers as they are shown, unable to command the terminal."""
-    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
 
 
 def _question(prompt: str) -> str:

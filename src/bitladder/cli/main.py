@@ -22,7 +22,9 @@ from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
 from bitladder.cli.study import study_command
+from bitladder.cli.terminal import printable_streams
 from bitladder.cli.verdict import verdict_command
+from bitladder.printable import one_line
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 _PLACE_ERRORS = frozenset(
@@ -82,6 +84,11 @@ def _interrupt(*_: object) -> None:
 
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
+    with printable_streams():
+        _run()
+
+
+def _run() -> None:
     from bitladder.errors import UserError
 
     logging.basicConfig(format="%(message)s")
@@ -92,7 +99,7 @@ def run() -> None:
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(str(error))}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; run the same command again to go on", err=True)
@@ -104,7 +111,7 @@ def run() -> None:
         if error.errno not in _PLACE_ERRORS or error.filename is None:
             _end_with_bug()
         reason = str(error.strerror).lower()
-        typer.echo(f"error: {error.filename}: {reason}; expected a place to read and write in", err=True)
+        typer.echo(f"error: {one_line(str(error.filename))}: {reason}; expected a place to read and write in", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors
@@ -123,6 +130,7 @@ def _show_usage_error(error: Any) -> None:
     if isinstance(cause, ValidationError) and flag is not None:
         typer.echo(f"error: {flag.opts[0]}: {describe_mismatch(cause.errors()[0])}", err=True)
     else:
+        error.message = one_line(error.message)  # shown by a console of typer's
         error.show()
 
 

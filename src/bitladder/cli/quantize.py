@@ -33,9 +33,9 @@ def quantize_command(
 
 
 def _print(checkpoint: "Checkpoint") -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from bitladder.cli.terminal import Terminal
     from bitladder.rungs import rung_title
     from bitladder.units import format_bytes
 
@@ -56,4 +56,4 @@ def _print(checkpoint: "Checkpoint") -> None:
     ):
         if value:
             table.add_row(name, value)
-    Console(highlight=False, markup=False).print(table)
+    Terminal().print(table)
