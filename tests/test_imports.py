@@ -19,6 +19,7 @@ FOUNDATION = {
     "records",
     "rungs",
     "files",
+    "json_files",
     "results",
     "stages",
     "store",

@@ -4,7 +4,6 @@ lm-eval's own index parses all 14,000 of them, 14 to 18 s a process. The scan re
 cache by lm-eval's version. No task is built and no data is read here.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 from bitladder.errors import UnknownNameError
 from bitladder.files import cache_directory, write_atomically
+from bitladder.records import Record
 
 BUILTIN_TASKS = Path(__file__).parent / "builtin"
 _SKIPPED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
@@ -39,6 +40,13 @@ class Definition:
 
 
 Names = Mapping[str, Definition]
+
+
+class _Index(Record):
+    """What is kept of a scan: how many files there were, and kind, file and tasks by name."""
+
+    files: int
+    names: dict[str, tuple[Literal["task", "group", "tag"], str | None, tuple[str, ...]]]
 
 
 def find_definition(name: str, names: Names) -> Definition:
@@ -95,10 +103,10 @@ def _harness_names() -> dict[str, Definition]:
     if names is None:
         names = scan(root)
         rows = {
-            name: [entry.kind, str(entry.file.relative_to(root)) if entry.file else None, entry.tasks]
+            name: (entry.kind, str(entry.file.relative_to(root)) if entry.file else None, entry.tasks)
             for name, entry in names.items()
         }
-        write_atomically(path, json.dumps({"files": _count_files(root), "names": rows}))
+        write_atomically(path, _Index(files=_count_files(root), names=rows).model_dump_json())
     return names
 
 
@@ -112,14 +120,15 @@ def harness_tasks() -> Path:
 
 def _read_names(path: Path, root: Path) -> dict[str, Definition] | None:
     """The index of an earlier scan; None where there is none, or one of an installation that has other files."""
-    if not path.is_file():
+    try:
+        stored = _Index.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):  # a cache is made again
         return None
-    stored = json.loads(path.read_bytes())
-    if stored["files"] != _count_files(root):
+    if stored.files != _count_files(root):
         return None
     return {
-        name: Definition(kind, root / file if file else None, tuple(tasks))
-        for name, (kind, file, tasks) in stored["names"].items()
+        name: Definition(kind, root / file if file else None, tasks)
+        for name, (kind, file, tasks) in stored.names.items()
     }
 
 

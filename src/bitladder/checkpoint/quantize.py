@@ -32,6 +32,7 @@ from bitladder.files import (
     require_disk_space,
     write_atomically,
 )
+from bitladder.json_files import read_json_object
 from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
@@ -274,7 +275,7 @@ def _save_tokenizer(directory: Path, resolved: ResolvedModel, trust_remote_code:
 
 def _write_generation_config(source: Path, target: Path, pad_token_id: int) -> None:
     if source.is_file():
-        settings = json.loads(source.read_bytes())
+        settings = read_json_object(source, "fetch it again, or delete it")
         if settings.get("pad_token_id") is None:
             settings["pad_token_id"] = pad_token_id
         target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bitladder.checkpoint.config import read_config
 from bitladder.errors import BrokenFileError, UserError
+from bitladder.json_files import parse_json_object, read_json_object
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -29,6 +30,9 @@ _BITS = {
     "F6_E3M2": 6,
 }
 _CHUNK_BYTES = 1 << 20
+_LARGEST_SIZE = (1 << 63) - 1
+_SHOWN_CHARACTERS = 60
+_FETCH = "fetch or make it again"
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / WEIGHTS]
     index = directory / WEIGHTS_INDEX
     if index.is_file():
-        try:
-            shards = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BrokenFileError(f"{index}: not a SafeTensors index ({error!r}); fetch it again") from None
+        shards = _read_index(index)
         missing = sorted(shard for shard in shards if not (directory / shard).is_file())
         if missing:
             raise BrokenFileError(f"{directory / missing[0]}: missing, but {WEIGHTS_INDEX} names it; fetch it again")
@@ -68,6 +69,22 @@ def weight_files(directory: Path) -> list[Path]:
     raise UserError(f"{directory}: no weights; expected {WEIGHTS} or {WEIGHTS_INDEX}")
 
 
+def _read_index(path: Path) -> set[str]:
+    """The shards' names: of files beside the index, whoever wrote it."""
+    index = read_json_object(path, _FETCH)
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise BrokenFileError(f"{path}: no weight_map in it that names a file for each tensor; {_FETCH}")
+    if not isinstance(index.get("metadata"), dict):  # transformers fails without
+        raise BrokenFileError(f"{path}: no metadata in it, expected an object; {_FETCH}")
+    for tensor, shard in shards.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise BrokenFileError(
+                f"{path}: {tensor} is in {shard!r}, expected the name of a SafeTensors file beside it; {_FETCH}"
+            )
+    return set(shards.values())
+
+
 def read_tensors(directory: Path) -> dict[str, TensorInfo]:
     """All tensors of a checkpoint by name, over all shards; only the headers are read.
 
@@ -75,7 +92,12 @@ def read_tensors(directory: Path) -> dict[str, TensorInfo]:
     """
     tensors: dict[str, TensorInfo] = {}
     for path in weight_files(directory):
-        tensors.update(_read_header(path))
+        stored = _read_header(path)
+        for name in tensors.keys() & stored.keys():
+            raise BrokenFileError(f"{path}: {name} is in {tensors[name].file}, too; {_FETCH}")
+        tensors |= stored
+    if not tensors:
+        raise BrokenFileError(f"{directory}: its weight files hold no tensor; {_FETCH}")
     return tensors
 
 
@@ -87,25 +109,14 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
         if not 2 <= length <= file_bytes - 8:
             raise _broken(path, f"{file_bytes} bytes, not enough for its header")
         text = file.read(length)
-    try:
-        header: dict[str, Any] = json.loads(text)
-        header.pop("__metadata__", None)
-        tensors = {
-            name: TensorInfo(
-                dtype=str(entry["dtype"]),
-                shape=tuple(int(size) for size in entry["shape"]),
-                file=path.name,
-                offset=8 + length + int(entry["data_offsets"][0]),
-                size_bytes=int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
-            )
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _broken(path, f"its header can't be parsed ({error!r})") from None
+    header = parse_json_object(text, f"{path}: its header", _FETCH)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise _broken(path, "its header's __metadata__ isn't text by name")
+    tensors = {name: _read_entry(name, entry, path, 8 + length) for name, entry in header.items()}
     position = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size_bytes)):
-        bits = _BITS.get(tensor.dtype)
-        if bits is not None and math.prod(tensor.shape) * bits != tensor.size_bytes * 8:
+        if math.prod(tensor.shape) * _BITS[tensor.dtype] != tensor.size_bytes * 8:
             raise _broken(path, f"{name} has {tensor.size_bytes} bytes, not those of {tensor.dtype} {tensor.shape}")
         if tensor.offset != position:
             raise _broken(path, f"{name} starts at byte {tensor.offset}, not at {position}")
@@ -115,8 +126,25 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
+def _read_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
+    stated = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = stated.get("dtype"), stated.get("shape"), stated.get("data_offsets")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or not isinstance(dtype, str):
+        raise _broken(path, f"its header says {str(entry)[:_SHOWN_CHARACTERS]} of {name}, not type, shape and place")
+    if dtype not in _BITS:
+        raise BrokenFileError(
+            f"{path}: {name} has the type {dtype[:_SHOWN_CHARACTERS]!r}, none of SafeTensors'; {_FETCH}"
+        )
+    start, end = offsets
+    return TensorInfo(dtype, tuple(shape), path.name, data_start + start, end - start)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size <= _LARGEST_SIZE for size in value)
+
+
 def _broken(path: Path, found: str) -> BrokenFileError:
-    return BrokenFileError(f"{path}: {found}; truncated or altered: fetch or make it again")
+    return BrokenFileError(f"{path}: {found}; truncated or altered: {_FETCH}")
 
 
 def content_hash(directory: Path) -> str:

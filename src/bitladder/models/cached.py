@@ -10,7 +10,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from bitladder.checkpoint.manifest import hash_files
+from bitladder.errors import BrokenFileError
 from bitladder.files import cache_directory, make_folder, new_directory, remove_unfinished, require_disk_space
+from bitladder.json_files import read_json_object
 
 log = logging.getLogger(__name__)
 
@@ -69,4 +71,7 @@ def _is_intact(directory: Path) -> bool:
     if not (directory / _HASHES).is_file():
         return False
     found = {name: file.sha256 for name, file in hash_files(directory).items() if name != _HASHES}
-    return bool(found == json.loads((directory / _HASHES).read_text()))
+    try:
+        return found == read_json_object(directory / _HASHES, "delete it")
+    except BrokenFileError:
+        return False

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitladder.errors import BrokenFileError
+from bitladder.json_files import parse_json
 
 # History: 1 - first release.
 SCHEMA_VERSION = 1
@@ -35,10 +36,7 @@ def parse_record(kind: type[AnyRecord], text: str | bytes, path: Path, mend: str
 
     ``mend``: what to do about a file that can't be read.
     """
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise BrokenFileError(f"{path}: not JSON ({error}); {mend}") from None
+    fields = parse_json(text, path, mend)
     found = fields.get("schema_version") if isinstance(fields, dict) else None
     if "schema_version" in kind.model_fields and found != SCHEMA_VERSION:
         raise BrokenFileError(

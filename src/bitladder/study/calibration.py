@@ -1,8 +1,8 @@
 """What this machine can do: found once, before the plan, and stored with the settings."""
 
-import json
 from pathlib import Path
 
+from bitladder.checkpoint.config import read_config
 from bitladder.cuda import count_cards, require_usable
 from bitladder.defaults import CPU_MAX_BATCH
 from bitladder.devices import cards_of, choose_device, device_of, torch_devices
@@ -44,7 +44,7 @@ def time_rungs(calibration: Calibration, rungs: tuple[str, ...], model_directory
     """With layer times of these rungs, which takes seconds."""
     from bitladder.study.layer_timing import time_layers
 
-    config = json.loads((model_directory / "config.json").read_text())
+    config = read_config(model_directory)
     hidden = int(config.get("hidden_size", 1024))
     card = torch_devices(calibration.device)[0]
     rates = time_layers(rungs, card, hidden, int(config.get("intermediate_size", 4 * hidden)))
