@@ -21,14 +21,14 @@ def walk(folder: Path, *, depth: int | None = None, links: bool = False) -> Iter
     for directory, folders, files in os.walk(folder, followlinks=links):
         place = Path(directory).resolve()
         if any(place.is_relative_to(root) for root in _SYSTEM):
-            raise UserError(f"{folder}: takes in {place}, of the system; name a folder of tasks or of their data alone")
+            raise UserError(f"{folder}: takes in {place}, of the system; name a folder that holds what is wanted")
         if links and any(Path(directory, name).resolve() in (place, *place.parents) for name in folders):
             raise UserError(f"{directory}: a link in it leads to a folder that it lies in; take the link away")
         seen += len(folders) + len(files)
         if seen > MOST_ENTRIES:
             raise UserError(
-                f"{folder}: more than {MOST_ENTRIES:,} files and folders in it; name a folder of its own for the tasks "
-                "or their data"
+                f"{folder}: more than {MOST_ENTRIES:,} files and folders in it; name one that holds what is wanted and "
+                "little else"
             )
         yield directory, folders, files
         if depth is not None and directory.rstrip(os.sep).count(os.sep) - start >= depth:

@@ -31,9 +31,12 @@ def diff_command(
     from bitladder.accuracy.answers import answers_to_both, read_pair, require_comparable, take_tasks
     from bitladder.stats.flips import find_flips
 
-    base, other = read_pair(directory, rung)
-    if tasks:
-        base = take_tasks(base, [name.strip() for name in tasks.split(",")])
+    names = [name.strip() for name in tasks.split(",")] if tasks else None
+    base, other = read_pair(directory, rung, names)
+    for note in dict.fromkeys((*base.notes, *other.notes)):
+        typer.echo(f"note: {note}", err=True)
+    if names:
+        base = take_tasks(base, names)
     require_comparable(base, [other])
     base, other = answers_to_both(base, other), answers_to_both(other, base)
     flips = [
