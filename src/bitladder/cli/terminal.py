@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from bitladder.printable import printable
 
@@ -53,6 +54,10 @@ class Terminal(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Before rich measures it: what is longer by codes has the width that they take."""
+        return super().render_str(_shown(text, self.encoding), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """As rich does; what a segment has of sequences of rich's is in its style or its ``control``."""
