@@ -35,6 +35,7 @@ FOUNDATION = {
     "corpus",
     "markdown",
     "wording",
+    "printable",
 }
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "loading", "placement"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""

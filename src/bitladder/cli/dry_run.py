@@ -7,11 +7,11 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
+from bitladder.cli.terminal import Terminal
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
@@ -81,12 +81,12 @@ def show_plan(
     recorded: int = 0,
 ) -> None:
     """The plan on stdout. ``recorded``: measurements of it that are done."""
-    console = Console(highlight=False)
+    console = Terminal()
     names = [item_name(item) for item in study.items]
     staging = Staging.of(study)
     rungs, measurements = counted(len(study.rungs), "rung"), counted(len(names), "measurement")
     console.print(f"{rungs} x {measurements} on {device_title(study.calibration)}:")
-    console.print(f"  {', '.join(names)}", markup=False, soft_wrap=True)
+    console.print(f"  {', '.join(names)}", soft_wrap=True)
     if staging:
         documents = ", ".join(format_count(number) for number in staging.documents)
         margin = points_text(study_margin_points(study))
@@ -166,7 +166,7 @@ def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, 
     return resolutions(documents, len(study.rungs) - 1, margin_points / 100)
 
 
-def _print_resolutions(console: Console, resolved: tuple[Resolution, ...], rungs: int, margin_points: float) -> None:
+def _print_resolutions(console: Terminal, resolved: tuple[Resolution, ...], rungs: int, margin_points: float) -> None:
     console.print(
         f"what accuracy can show of rungs equal to the baseline, {rungs} judged together, with {POWER:.0%} power:"
     )

@@ -23,7 +23,9 @@ from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
 from bitladder.cli.study import study_command
 from bitladder.cli.surroundings import describe_name, name_in, open_streams, require_names
+from bitladder.cli.terminal import printable_streams
 from bitladder.cli.verdict import verdict_command
+from bitladder.printable import one_line
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -79,11 +81,16 @@ def _interrupt(*_: object) -> None:
 
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
+    open_streams()
+    with printable_streams():
+        _run()
+
+
+def _run() -> None:
     from bitladder.errors import UserError, describe_machine_error
     from bitladder.home import lend_home_to_libraries
     from bitladder.processors import heed_quota
 
-    open_streams()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bitladder").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -94,7 +101,7 @@ def run() -> None:
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(str(error))}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; run the same command again to go on", err=True)
@@ -111,7 +118,7 @@ def run() -> None:
         said = describe_machine_error(error)
         if said is None:
             _end_with_bug()
-        typer.echo(f"error: {said}", err=True)
+        typer.echo(f"error: {one_line(said)}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors
@@ -130,6 +137,7 @@ def _show_usage_error(error: Any) -> None:
     if isinstance(cause, ValidationError) and flag is not None:
         typer.echo(f"error: {flag.opts[0]}: {describe_mismatch(cause.errors()[0])}", err=True)
     else:
+        error.message = one_line(error.message)  # shown by a console of typer's
         error.show()
 
 

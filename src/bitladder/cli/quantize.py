@@ -44,9 +44,9 @@ def quantize_command(
 
 
 def _print(checkpoint: "Checkpoint") -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from bitladder.cli.terminal import Terminal
     from bitladder.rungs import made_title
     from bitladder.units import format_bytes
 
@@ -67,4 +67,4 @@ def _print(checkpoint: "Checkpoint") -> None:
     ):
         if value:
             table.add_row(name, value)
-    Console(highlight=False, markup=False).print(table)
+    Terminal().print(table)

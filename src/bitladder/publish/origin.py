@@ -8,6 +8,7 @@ import yaml
 from bitladder.home import expand_user
 from bitladder.models.builtin import find_builtin
 from bitladder.models.source import source_hash
+from bitladder.printable import one_line
 from bitladder.records import Source
 
 _LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -69,7 +70,7 @@ def _origin_on_hub(source: Source) -> Origin:
 
 
 def _with_license(base_model: str | None, fields: dict[str, Any], why_not: str) -> Origin:
-    license_fields = {key: fields[key] for key in _LICENSE_KEYS if isinstance(fields.get(key), str)}
+    license_fields = {key: one_line(fields[key]) for key in _LICENSE_KEYS if isinstance(fields.get(key), str)}
     if "license" not in license_fields:
         return Origin(base_model, {}, why_not)
     return Origin(base_model, license_fields)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from bitladder.files import ABANDONED_S, remove_unfinished, write_atomically
 from bitladder.home import cache_directory
+from bitladder.printable import printable
 from bitladder.report.content import Report
 from bitladder.report.figure import Figure
 from bitladder.report.table import footnote_letter
@@ -33,6 +34,7 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=True,
+        finalize=_printable,
     )
     environment.filters["letter"] = footnote_letter
     environment.tests["drawn"] = lambda figure: isinstance(figure, Figure)
@@ -49,6 +51,10 @@ def to_html(report: Report) -> str:
         style=Markup(_source(environment, "report.css")),
         pictures={figure.name: _data_address(figure.svg) for figure in figures},
     )
+
+
+def _printable(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitladder.records import (
     AccuracyTask,
@@ -236,6 +236,11 @@ def _task_load(settings: Settings, item: AccuracyTask) -> TaskLoad:
     task = library.task(item.task)
     count = library.count(item.task, item.limit)
     sample = list(library.documents(item.task, min(count, _SAMPLED_DOCUMENTS)))
+    with library.reading(item.task):
+        return _load_of(task, item, count, sample)
+
+
+def _load_of(task: Any, item: AccuracyTask, count: int, sample: list[Any]) -> TaskLoad:
     characters = sum(len(str(task.doc_to_text(document))) for document in sample) / max(len(sample), 1)
     tokens = (1 + (item.num_fewshot or 0)) * characters / _CHARACTERS_PER_TOKEN
     if task.OUTPUT_TYPE == "generate_until":
