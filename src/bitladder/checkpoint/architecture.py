@@ -11,19 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.kinds import FLOATS, is_state, module_of
-from bitladder.checkpoint.loading import load_config, quiet_libraries
+from bitladder.checkpoint.kinds import FLOATS, is_packed, is_state, module_of
+from bitladder.checkpoint.loading import build_on_meta, load_config, quiet_libraries
 from bitladder.checkpoint.tensors import TensorInfo
-from bitladder.errors import BrokenFileError, UserError
 from bitladder.records import Scheme
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
-
-
-_UNBUILDABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""what transformers raises for a configuration with impossible values; it doesn't check them all"""
 
 
 @dataclass(frozen=True)
@@ -47,26 +42,10 @@ def read_architecture(
 
     Raises UserError as `load_config`, and BrokenFileError for a config that no model can be built from.
     """
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        config = load_config(directory, trust_remote_code=trust_remote_code)
-        from transformers import AutoModelForCausalLM
-
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with torch.device("meta"):
-            bare = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code
-            )
-    except ImportError as error:
-        raise UserError(f"{directory}: its architecture needs another package ({_first_line(error)})") from None
-    except (StrictDataclassError, *_UNBUILDABLE) as error:
-        raise BrokenFileError(
-            f"{directory / 'config.json'}: no model can be built from it "
-            f"({type(error).__name__}: {_first_line(error)}); fetch or make it again"
-        ) from None
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    bare = build_on_meta(directory, config, trust_remote_code=trust_remote_code)
     model, info = _match(type(bare), config, _logical_tensors(tensors, found, bare))
     stored_modules = {module_of(name) for name in tensors}
     missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules, found))
@@ -118,7 +97,7 @@ def _logical_tensors(
             if found.method == "other" or name not in shapes:
                 continue
             # bitsandbytes stores 4-bit weights flat, and GPT-2's transposed; their number is what can be checked
-            number = (2 if found.method == "bnb-4bit" and tensor.dtype not in FLOATS else 1) * tensor.size_bytes
+            number = (2 if is_packed(name, tensors) else 1) * tensor.size_bytes
             wanted = math.prod(shapes[name])
             shape = shapes[name] if number in (wanted, wanted + 1) else (number,)
         state[name] = torch.empty(shape, device="meta")
@@ -160,7 +139,3 @@ def _silent_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

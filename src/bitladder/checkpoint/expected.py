@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.loading import load_config, quiet_libraries
+from bitladder.checkpoint.loading import build_on_meta, load_config, quiet_libraries
 from bitladder.records import Scheme
 from bitladder.rungs import find_rung
 
@@ -105,16 +105,8 @@ def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) 
 
 
 def _skeleton(directory: Path, trust_remote_code: bool) -> "PreTrainedModel":
-    import torch
-
     config = load_config(directory, trust_remote_code=trust_remote_code)
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, trust_remote_code=trust_remote_code
-        )
-    return model
+    return build_on_meta(directory, config, trust_remote_code=trust_remote_code)
 
 
 def _put_quantized_layers(model: "PreTrainedModel", config: "BitsAndBytesConfig") -> None:

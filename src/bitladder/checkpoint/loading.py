@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 _TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
 """loggers: bitsandbytes' of every int8 layer's casts and of what it would like to have installed, torchao's of kernels
 for other devices, and torch's of torchao"""
+
+_SHOWN_CHARACTERS = 200
+_REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""what transformers raises for a file with impossible values; it doesn't check them all"""
 
 
 def load_model(
@@ -89,8 +95,37 @@ def load_pretrained(
     return model
 
 
+def build_on_meta(directory: Path, config: "PretrainedConfig", *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The model that a configuration of ``directory`` describes, without memory. Raises as `load_config`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _naming_config(directory), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust_remote_code
+        )
+    return model
+
+
+@contextmanager
+def _naming_config(directory: Path) -> Iterator[None]:
+    """What transformers raises for a configuration with impossible values, as one line that names the file."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{directory}: its architecture needs another package ({_first_line(error)})") from None
+    except (StrictDataclassError, *_REFUSALS) as error:
+        raise BrokenFileError(
+            f"{directory / 'config.json'}: no model can be built from it "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARACTERS]}); fetch or make it again"
+        ) from None
+
+
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
-    """transformers' configuration of a causal language model. Raises UserError where it knows none.
+    """transformers' configuration of a causal language model. Raises UserError where it knows none, BrokenFileError
+    where it can make nothing of the values.
 
     Without leave for remote code this process does without kernels of the Hub from here on, so this comes before what
     imports them.
@@ -101,21 +136,24 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     stored = read_config(directory)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{directory}: needs Python code that comes with the model, which is not run unasked; "
-                "read it, then give --trust-remote-code"
-            ) from None
-        if "model type" in str(error) or "model_type" in str(error):
-            raise UserError(
-                f"{directory}: architecture {stored.get('model_type')!r} is unknown to the installed transformers; "
-                "upgrade it, or give another model"
-            ) from None
-        raise
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in stored.get("auto_map", {}):
+    with _naming_config(directory):
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                raise UserError(
+                    f"{directory}: needs Python code that comes with the model, which is not run unasked; "
+                    "read it, then give --trust-remote-code"
+                ) from None
+            if "model type" in str(error) or "model_type" in str(error):
+                raise UserError(
+                    f"{directory}: architecture {stored.get('model_type')!r} is unknown to the installed transformers; "
+                    "upgrade it, or give another model"
+                ) from None
+            raise
+    own_code = stored.get("auto_map")
+    has_own_code = isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
         raise UserError(f"{directory}: {stored.get('model_type')!r} is not a causal language model, expected one")
     return config
 
@@ -131,17 +169,42 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (KeyError, OSError, ValueError) as error:
+    except (OSError, *_REFUSALS) as error:
         raise UserError(_no_tokenizer(directory, error)) from None
     except Exception as error:
         if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read
             raise
         raise UserError(_no_tokenizer(directory, error)) from None
+    if tokenizer.eos_token is None:  # generated answers end there, and texts without a beginning begin with it
+        raise UserError(f"{directory}: its tokenizer has no end-of-sequence token; give it one, as eos_token")
     if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"{directory}: its tokenizer has no padding and no end-of-sequence token; give it one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def require_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError for a tokenizer that can't be loaded, or gives token ids that the model's embedding lacks.
+
+    Tokens that were added to a tokenizer may lack a row, as one for images in a model of texts does, where nothing but
+    the token's own text gives them: neither the tokenizer by itself nor its chat template.
+    """
+    config = load_config(directory, trust_remote_code=trust_remote_code).get_text_config()
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    rows = getattr(config, "vocab_size", None)
+    if not isinstance(rows, int):
+        return
+    vocabulary = tokenizer.get_vocab()
+    beyond = {token: number for token, number in vocabulary.items() if number >= rows}
+    added = tokenizer.get_added_vocab()
+    ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    template = str(tokenizer.chat_template or "")
+    given = [token for token in beyond if token not in added or token in ends or token in template]
+    if given:
+        token = min(given, key=lambda token: vocabulary[token])
+        raise UserError(
+            f"{directory}: its tokenizer gives token ids that the model has no embedding for: {token!r} is "
+            f"{vocabulary[token]:,}, vocab_size {rows:,}; expected the tokenizer that belongs to the model"
+        )
 
 
 def predicted_load_bytes(directory: Path) -> int:
@@ -234,4 +297,4 @@ def _no_tokenizer(directory: Path, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(": ")[:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": ")[:_SHOWN_CHARACTERS]

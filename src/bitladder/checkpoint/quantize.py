@@ -17,9 +17,17 @@ from filelock import FileLock, Timeout
 from bitladder.allocator import map_large_blocks
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.expected import expect, expected_bytes, quantization_config, torch_dtype
-from bitladder.checkpoint.loading import load_pretrained, load_tokenizer, require_bytes, require_device
+from bitladder.checkpoint.loading import (
+    load_pretrained,
+    load_tokenizer,
+    require_bytes,
+    require_device,
+    require_tokenizer,
+)
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
+from bitladder.checkpoint.ranges import require_range, vanishing
 from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tensors
+from bitladder.checkpoint.values import require_numbers
 from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
@@ -69,13 +77,19 @@ def quantize(
 
     A checkpoint that is there is checked file by file before it is used, and made again where it was damaged. With
     ``replace``, a checkpoint of another recipe at ``out`` makes way. Raises UserError and its children for what
-    `resolve_model` refuses, an unknown rung, a source that is already quantized, an ``out`` that holds something
-    else, and too little disk or memory (before writing or loading).
+    `resolve_model` refuses, an unknown rung, a source that is already quantized, weights that are no numbers or that
+    the rung can't hold, an ``out`` that holds something else, and too little disk or memory (before writing or
+    loading).
     """
     row = find_rung(rung)
     _require_packages(row)
     resolved = resolve_model(model, revision)
     require_unquantized(resolved)
+    require_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
+    require_numbers(resolved.directory)
+    require_range(resolved.directory, rung)
+    if vanished := vanishing(resolved.directory, row.scheme):
+        log.warning("%s: %s", rung, vanished)
     recipe_hash = expected_recipe_hash(resolved.source, rung, device)
     entry = cache_entry(recipe_hash)
     _require_writable(entry)

@@ -20,7 +20,7 @@ from bitladder.records import (
     StudyRecord,
     TaskGroup,
 )
-from bitladder.rungs import BASELINE
+from bitladder.rungs import BASELINE, find_rung
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
@@ -50,6 +50,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     Raises UserError for anything that the user has to put right first.
     """
     from bitladder.checkpoint.audit import require_sound
+    from bitladder.checkpoint.loading import require_tokenizer
     from bitladder.checkpoint.quantize import require_unquantized
     from bitladder.models.builtin import find_builtin
     from bitladder.models.source import resolve_model
@@ -68,6 +69,8 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
+        _tell_ranges(settings, model.directory, progress)
+    require_tokenizer(model.directory, trust_remote_code=settings.trust_remote_code)
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
         # what its accuracy half is judged by, and stops at
         settings = settings.model_copy(update={"max_drop": kept.settings.max_drop})
@@ -106,6 +109,18 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         )
     new = tuple(filter(None, (prompts, windows)))
     return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
+
+
+def _tell_ranges(settings: Settings, directory: Path, progress: StudyProgress) -> None:
+    """Which rungs can't hold the model's weights, before the others' hours; each ends as what it is."""
+    from bitladder.checkpoint.ranges import beyond_range, vanishing
+
+    for name in settings.rungs:
+        scheme = find_rung(name).scheme
+        if reason := beyond_range(directory, scheme):
+            progress.warn(f"{name} can't be made and will be left out: {reason}")
+        elif vanished := vanishing(directory, scheme):
+            progress.warn(f"{name}: {vanished}")
 
 
 def _require_sense(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from bitladder.checkpoint.checks.values import equal_values
 from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.expected import expected_bytes
 from bitladder.checkpoint.forward import Loaded
-from bitladder.checkpoint.kinds import FLOATS, kind_of, module_of
+from bitladder.checkpoint.kinds import FLOATS, is_packed, kind_of, module_of
 from bitladder.checkpoint.tensors import bytes_by_dtype, weight_files
 from bitladder.records import Finding, Severity
 from bitladder.rungs import RUNGS
@@ -17,6 +17,8 @@ from bitladder.units import format_bytes
 SIZE_TOLERANCE = 0.03
 """share of the predicted size that headers, small buffers and norms kept in FP32 may make"""
 PREDICTED_TYPES = frozenset({"F32", "BF16", "F16"})
+PACKED = "4-bit codes"
+"""what a layer holds, whatever type the codes are packed in"""
 NEGLIGIBLE_SHARE = 0.05
 """share of the linear weights in another type that is no reason to doubt a checkpoint's own config"""
 
@@ -73,7 +75,7 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     left: dict[str, int] = {}
     stored_types: dict[str, set[str]] = defaultdict(set)
     for name, tensor in subject.tensors.items():
-        stored_types[module_of(name)].add(tensor.dtype)
+        stored_types[module_of(name)].add(PACKED if is_packed(name, subject.tensors) else tensor.dtype)
     for name, weights in linear.items():
         types = stored_types.get(module_of(name), set())
         if declared.method == "plain":
