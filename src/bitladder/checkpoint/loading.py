@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.cuda import count_cards, require_usable
@@ -57,6 +57,7 @@ def load_pretrained(
     import torch
 
     read_tensors(directory)
+    require_generation_config(directory)
     use_device(device)
     config = load_config(directory, trust_remote_code=trust_remote_code)
     from transformers import AutoModelForCausalLM
@@ -118,8 +119,7 @@ def _naming_config(directory: Path) -> Iterator[None]:
         raise UserError(f"{directory}: its architecture needs another package ({_first_line(error)})") from None
     except (StrictDataclassError, *_REFUSALS) as error:
         raise BrokenFileError(
-            f"{directory / 'config.json'}: no model can be built from it "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARACTERS]}); fetch or make it again"
+            f"{directory / 'config.json'}: no model can be built from it ({_one_line(error)}); fetch or make it again"
         ) from None
 
 
@@ -156,6 +156,20 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
         raise UserError(f"{directory}: {stored.get('model_type')!r} is not a causal language model, expected one")
     return config
+
+
+def require_generation_config(directory: Path) -> None:
+    """Raise BrokenFileError for a generation_config.json that transformers fails on, or leaves out without a word."""
+    if read_generation_config(directory) is None:
+        return
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, *_REFUSALS) as error:
+        raise BrokenFileError(
+            f"{directory / GENERATION_CONFIG}: can't be used ({_one_line(error)}); fetch or make it again, or delete it"
+        ) from None
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -294,6 +308,10 @@ def _no_tokenizer(directory: Path, error: Exception) -> str:
         f"{directory}: no tokenizer that transformers can load ({_first_line(error)}); expected tokenizer.json and "
         "tokenizer_config.json as save_pretrained writes them"
     )
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARACTERS]}"
 
 
 def _first_line(error: Exception) -> str:

@@ -15,13 +15,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bitladder.allocator import map_large_blocks
-from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
+from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.expected import expect, expected_bytes, quantization_config, torch_dtype
 from bitladder.checkpoint.loading import (
     load_pretrained,
     load_tokenizer,
     require_bytes,
     require_device,
+    require_generation_config,
     require_tokenizer,
 )
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
@@ -40,7 +42,6 @@ from bitladder.files import (
     require_disk_space,
     write_atomically,
 )
-from bitladder.json_files import read_json_object
 from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
@@ -85,6 +86,7 @@ def quantize(
     _require_packages(row)
     resolved = resolve_model(model, revision)
     require_unquantized(resolved)
+    require_generation_config(resolved.directory)
     require_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
     require_numbers(resolved.directory)
     require_range(resolved.directory, rung)
@@ -152,8 +154,8 @@ def _require_packages(rung: Rung) -> None:
 
 def require_unquantized(resolved: ResolvedModel) -> None:
     """Raise UserError for a model that some library has quantized."""
-    found = read_config(resolved.directory).get("quantization_config")
-    if found:
+    found = quantization_of(read_config(resolved.directory))
+    if found is not None:
         raise UserError(
             f"{resolved.source.model}: already quantized ({found.get('quant_method')}), expected a model that isn't; "
             "`bitladder audit` tells what it is"
@@ -268,12 +270,15 @@ def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, tru
         **options,
     )
     # Many published generation configs can't be saved (a temperature without sampling): theirs is written as it is.
-    published = resolved.directory / "generation_config.json"
-    if published.is_file():
+    published = read_generation_config(resolved.directory)
+    if published is not None:
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
-    saved = directory / published.name
-    _write_generation_config(published if published.is_file() else saved, saved, pad_token_id)
+    settings = published or read_generation_config(directory)
+    if settings is not None:
+        if settings.get("pad_token_id") is None:
+            settings["pad_token_id"] = pad_token_id
+        (directory / GENERATION_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     mode = (directory / "config.json").stat().st_mode
     for path in directory.rglob("*"):
         if path.is_file():
@@ -285,14 +290,6 @@ def _save_tokenizer(directory: Path, resolved: ResolvedModel, trust_remote_code:
     tokenizer = load_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
     tokenizer.save_pretrained(directory)
     return int(tokenizer.pad_token_id)
-
-
-def _write_generation_config(source: Path, target: Path, pad_token_id: int) -> None:
-    if source.is_file():
-        settings = read_json_object(source, "fetch it again, or delete it")
-        if settings.get("pad_token_id") is None:
-            settings["pad_token_id"] = pad_token_id
-        target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _place(entry: Path, manifest: Manifest, out: Path) -> None:

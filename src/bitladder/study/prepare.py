@@ -50,7 +50,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     Raises UserError for anything that the user has to put right first.
     """
     from bitladder.checkpoint.audit import require_sound
-    from bitladder.checkpoint.loading import require_tokenizer
+    from bitladder.checkpoint.loading import require_generation_config, require_tokenizer
     from bitladder.checkpoint.quantize import require_unquantized
     from bitladder.models.builtin import find_builtin
     from bitladder.models.source import resolve_model
@@ -70,6 +70,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
         _tell_ranges(settings, model.directory, progress)
+    require_generation_config(model.directory)
     require_tokenizer(model.directory, trust_remote_code=settings.trust_remote_code)
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
         # what its accuracy half is judged by, and stops at

@@ -7,6 +7,7 @@ from bitladder.checkpoint.checks.subject import Subject, name_some
 from bitladder.checkpoint.checks.values import equal_values
 from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.expected import expected_bytes
+from bitladder.checkpoint.format import is_known_format
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.kinds import FLOATS, is_packed, kind_of, module_of
 from bitladder.checkpoint.tensors import bytes_by_dtype, weight_files
@@ -51,7 +52,12 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     severity: Severity = "error"
     data: dict[str, object] = {"differences": differences}
     if declared.method == "other":
-        data["quant_method"] = (quantization_of(subject.config) or {}).get("quant_method")
+        data["quant_method"] = method = (quantization_of(subject.config) or {}).get("quant_method")
+        if not is_known_format(method):
+            message = (
+                f"config.json says that it is quantized by {method!r}, which the installed transformers doesn't know"
+            )
+            findings.append(Finding(check="scheme", severity="error", message=message))
         differences.pop("stored_type", None)  # named by the config as numbers, by the file as their packing
         severity = "warning"
     if differences:
