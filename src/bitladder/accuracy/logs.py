@@ -6,6 +6,7 @@ files is needed to read them.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +93,8 @@ class LogFolder:
         for date in dates:
             path = self._results_files.get(date)
             run = _parse(path.read_bytes(), path) if path else {}
-            model = _model_of(run.get("config") if isinstance(run, dict) else None)
+            with _as_logged(path or self.directory):
+                model = _model_of(run.get("config") if isinstance(run, dict) else None)
             if not model:
                 continue
             before, known = first = first or (date, model)
@@ -109,12 +111,17 @@ class LogFolder:
 
     def outcomes(self) -> dict[str, AccuracyOutcome]:
         """Every task's answers. Raises UserError for a log that is cut off, or without hashes."""
-        return {task: self._outcome(task) for task in self._dates}
+        found = {}
+        for task in self._dates:
+            with _as_logged(self._path(task)):
+                found[task] = self._outcome(task)
+        return found
 
     def asked(self, task: str) -> dict[str, str]:
         """What shapes the prompts and scores of a task; of hashes the beginning."""
         run = self._run(task)
-        found = {"few-shot": run["n-shot"].get(task), "task version": run["versions"].get(task)}
+        with _as_logged(self._results_files[self._dates[task]]):
+            found = {"few-shot": run["n-shot"].get(task), "task version": run["versions"].get(task)}
         found |= {what: run.get(key) for what, key in _ASKED.items()}
         return {what: "none" if value is None else str(value)[:12] for what, value in found.items()}
 
@@ -122,10 +129,11 @@ class LogFolder:
         """The questions of a task, as the model got them."""
         output_type = self._output_type(task)
         documents = []
-        for sample, *_ in self._by_document(task):
-            arguments = [tuple(each.values()) for each in sample["arguments"].values()]
-            target = _target(output_type, sample)
-            documents.append(make_document(output_type, {**sample, "arguments": arguments}, target))
+        with _as_logged(self._path(task)):
+            for sample, *_ in self._by_document(task):
+                arguments = [tuple(each.values()) for each in sample["arguments"].values()]
+                target = _target(output_type, sample)
+                documents.append(make_document(output_type, {**sample, "arguments": arguments}, target))
         return TaskDocuments(
             task=task, documents_hash=self._documents_hash(task, documents), documents=tuple(documents)
         )
@@ -138,9 +146,11 @@ class LogFolder:
         """
         members: dict[str, list[str]] = {}
         for run in {self._dates[task]: self._run(task) for task in outcomes}.values():
-            scored = run.get("groups") or {}
-            members |= {name: inner for name, inner in run.get("group_subtasks", {}).items() if name in scored}
-        leaves = {name: tuple(task for task in _leaves(name, members) if task in outcomes) for name in members}
+            with _as_logged(self.directory):
+                scored = run.get("groups") or {}
+                members |= {name: inner for name, inner in run.get("group_subtasks", {}).items() if name in scored}
+        with _as_logged(self.directory):
+            leaves = {name: tuple(task for task in _leaves(name, members) if task in outcomes) for name in members}
         grouped = {task for tasks in leaves.values() for task in tasks}
         alone = [task for task in outcomes if task not in grouped]
         rows = [_row(name, tasks) for name, tasks in leaves.items() if tasks]
@@ -220,6 +230,18 @@ def _samples_folder(directory: Path) -> Path:
     raise UserError(
         f"{directory}: no samples_TASK_DATE.jsonl in it; expected the --output_path of lm_eval with --log_samples"
     )
+
+
+@contextmanager
+def _as_logged(path: Path) -> Iterator[None]:
+    """What reading raises where a value has another type than lm-eval gives it, as one line that names the file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise BrokenFileError(
+            f"{path}: not as lm-eval 0.4.13 writes it ({type(error).__name__}: {reason}); run lm-eval again"
+        ) from None
 
 
 def _parse(data: bytes, path: Path) -> Any:

@@ -10,12 +10,12 @@ from pathlib import Path
 from bitladder.checkpoint.architecture import Architecture, read_architecture
 from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
-from bitladder.checkpoint.config import read_config, read_generation_config
+from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme, is_carried
 from bitladder.checkpoint.format import describe_refusal, require_format
 from bitladder.checkpoint.forward import Loaded, observe_forward
 from bitladder.checkpoint.hardware import find_hardware
-from bitladder.checkpoint.loading import load_model
+from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, content_hash, read_tensors
@@ -69,7 +69,7 @@ def read_subject(
     """What the checks look at. Raises as `audit`."""
     config = read_config(directory)
     tensors = read_tensors(directory)
-    read_generation_config(directory)
+    require_generation_config(directory)
     manifest = read_manifest(directory)
     carried = manifest if manifest is not None and is_carried(manifest, config, tensors) else None
     manifest = None if carried else manifest

@@ -189,9 +189,9 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
         if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read
             raise
         raise UserError(_no_tokenizer(directory, error)) from None
-    if tokenizer.eos_token is None:  # generated answers end there, and texts without a beginning begin with it
+    if tokenizer.eos_token_id is None:  # generated answers end there, and texts without a beginning begin with it
         raise UserError(f"{directory}: its tokenizer has no end-of-sequence token; give it one, as eos_token")
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
