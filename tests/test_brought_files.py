@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from audit_checkpoints import CopyRung, edit_config
+from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.declared import own_manifest
 from bitladder.checkpoint.loading import load_model, require_tokenizer
@@ -231,3 +231,62 @@ def test_an_index_names_files_beside_it(index: Any, told: str, tiny_copy: Path) 
     (tiny_copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BrokenFileError, match=told):
         require_sound(tiny_copy)
+
+
+PACKED = f"{UP}.weight"
+STATE = f"{PACKED}.quant_state.bitsandbytes__nf4"
+
+
+def to_tensor(content: bytes) -> Any:
+    import torch
+
+    return torch.tensor(list(content), dtype=torch.uint8)
+
+
+def set_state(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    def edit(tensors: dict[str, Any]) -> None:
+        state = json.loads(bytes(tensors[STATE].tolist()))
+        tensors[STATE] = to_tensor(json.dumps({**state, **changes}).encode())
+
+    return edit
+
+
+UNDECODABLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no JSON": (lambda tensors: tensors.update({STATE: to_tensor(b"[" * 1_000)}), "its quantization state: not JSON"),
+    "type": (set_state(dtype="floaty"), "its quantization state has dtype: "),
+    "block": (set_state(blocksize=0), "its quantization state has blocksize: found 0, expected 1 or more"),
+    "other block": (set_state(blocksize=128), "its absmax is F32 [128], expected F32 [64]"),
+    "shape": (set_state(shape=[1, 2]), "4,096 bytes of codes, expected those of [1, 2]"),
+    "codebook": (set_state(quant_type="fp4"), "its quantization state is of 'fp4'"),
+    "scales": (
+        lambda tensors: tensors.update({f"{PACKED}.absmax": tensors[f"{PACKED}.absmax"][:3]}),
+        "absmax is F32 [3]",
+    ),
+    "map": (lambda tensors: tensors.pop(f"{PACKED}.quant_map"), "it has no quant_map"),
+    "state": (lambda tensors: tensors.pop(STATE), "it has 0 quantization states"),
+}
+
+
+@pytest.mark.parametrize(("edit", "told"), UNDECODABLE.values(), ids=UNDECODABLE)
+def test_what_decodes_a_weight_has_to_fit_it(
+    edit: Callable[[dict[str, Any]], object], told: str, copy_rung: CopyRung
+) -> None:
+    directory = copy_rung("nf4")
+    (directory / "bitladder.json").unlink()
+    edit_weights(directory, edit)
+    [found] = [one for one in audit(directory).errors if one.check == "decoding"]
+    assert found.message.startswith(f"{PACKED} can't be decoded: ")
+    assert told in found.message
+
+
+def test_scales_of_int8_have_to_fit(copy_rung: CopyRung) -> None:
+    directory = copy_rung("int8")
+    (directory / "bitladder.json").unlink()
+    edit_weights(directory, lambda tensors: tensors.update({f"{UP}.SCB": tensors[f"{UP}.SCB"][:3].clone()}))
+    told = f"{UP}.weight can't be decoded: its SCB is F32 [3], expected F32 [128]"
+    assert told in [one.message for one in audit(directory).errors]
+
+
+def test_what_bitsandbytes_writes_can_be_decoded(made_rungs: CopyRung) -> None:
+    for rung in ("int8", "fp4", "nf4", "nf4-dq"):
+        assert audit(made_rungs(rung), load=False).errors == ()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bitladder.checkpoint.architecture import Architecture, read_architecture
 from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
+from bitladder.checkpoint.checks.decoding import check_decoding
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme, is_carried
@@ -108,6 +109,8 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
         return None, "its files aren't those of its manifest"
     if any(finding.severity == "error" for finding in check_config(subject, None)):
         return None, "its tensors aren't those that its config describes"
+    if any(finding.severity == "error" for finding in check_decoding(subject, None)):
+        return None, "its weights can't be decoded"
     method = config_scheme(subject.config, subject.found).method
     if method != subject.found.method and "other" not in (method, subject.found.method):
         return None, f"its config says {method}, its tensors are {subject.found.method}"
