@@ -43,7 +43,10 @@ class Target:
 
 _AUDITS = ("audit {} --no-load", "audit {}")
 _MODEL = (*_AUDITS, "quantize {} --rung nf4 --out {out}", "quantize {} --rung fp16 --out {out}")
-_PLANS = ("study {} --dry-run --out {out} --suite builtin --limit 2 --rungs bf16,nf4",)
+_PLANS = (
+    "study {} --dry-run --out {out} --suite builtin --limit 2 --rungs bf16,nf4",
+    "study {} --dry-run --out {out} --suite builtin --limit 2 --rungs bf16,nf4 --chat-template",
+)
 _ADD = ("study TINY --dry-run --out {out} --suite builtin --limit 2 --rungs bf16 --add other={}",)
 _STUDY = (
     "report {}",

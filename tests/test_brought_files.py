@@ -12,7 +12,7 @@ import pytest
 from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.declared import own_manifest
-from bitladder.checkpoint.loading import load_model, require_tokenizer
+from bitladder.checkpoint.loading import load_model, require_chat_template, require_tokenizer
 from bitladder.checkpoint.quantize import quantize
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.models.source import resolve_model
@@ -208,6 +208,22 @@ def test_a_token_that_only_its_own_text_gives_may_lack_a_row(tiny_copy: Path) ->
     (tiny_copy / "chat_template.jinja").write_text("<image>{{ messages }}")
     with pytest.raises(UserError, match="'<image>' is 391, vocab_size 391"):
         require_tokenizer(tiny_copy)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for", "its chat template can't be used (TemplateSyntaxError: "),
+        ("{{ messages[7].role.x }}", "its chat template can't be used (UndefinedError: "),
+        ("", "its tokenizer has no chat template; leave --chat-template out"),
+    ],
+)
+def test_a_chat_template_that_fails_is_told_before_any_work(template: str, told: str, tiny_copy: Path) -> None:
+    require_chat_template(tiny_copy)
+    (tiny_copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError) as raised:
+        require_chat_template(tiny_copy)
+    assert told in str(raised.value)
 
 
 def test_a_tokenizer_without_an_end_is_refused_before_any_work(tiny_copy: Path) -> None:

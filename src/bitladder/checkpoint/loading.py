@@ -221,6 +221,21 @@ def require_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> No
         )
 
 
+def require_chat_template(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError where the tokenizer has no chat template, or one that fails on a question."""
+    from jinja2 import TemplateError
+
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    if not tokenizer.chat_template:
+        raise UserError(f"{directory}: its tokenizer has no chat template; leave --chat-template out")
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except (TemplateError, *_REFUSALS) as error:
+        raise UserError(
+            f"{directory}: its chat template can't be used ({_one_line(error)}); mend it, or leave --chat-template out"
+        ) from None
+
+
 def predicted_load_bytes(directory: Path) -> int:
     """Bytes that the weights will take in memory: those of the file, since loading changes no type."""
     return sum(tensor.size_bytes for tensor in read_tensors(directory).values())

@@ -50,7 +50,6 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     Raises UserError for anything that the user has to put right first.
     """
     from bitladder.checkpoint.audit import require_sound
-    from bitladder.checkpoint.loading import require_generation_config, require_tokenizer
     from bitladder.checkpoint.quantize import require_unquantized
     from bitladder.models.builtin import find_builtin
     from bitladder.models.source import resolve_model
@@ -70,8 +69,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
         _tell_ranges(settings, model.directory, progress)
-    require_generation_config(model.directory)
-    require_tokenizer(model.directory, trust_remote_code=settings.trust_remote_code)
+    _require_texts(settings, model.directory)
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
         # what its accuracy half is judged by, and stops at
         settings = settings.model_copy(update={"max_drop": kept.settings.max_drop})
@@ -110,6 +108,16 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         )
     new = tuple(filter(None, (prompts, windows)))
     return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
+
+
+def _require_texts(settings: Settings, directory: Path) -> None:
+    """Raise UserError where texts can't be given to the model, or asked of it, as the settings want."""
+    from bitladder.checkpoint.loading import require_chat_template, require_generation_config, require_tokenizer
+
+    require_generation_config(directory)
+    require_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
+    if settings.chat_template and settings.only != "performance":
+        require_chat_template(directory, trust_remote_code=settings.trust_remote_code)
 
 
 def _tell_ranges(settings: Settings, directory: Path, progress: StudyProgress) -> None:
