@@ -13,9 +13,9 @@ from bitladder.checkpoint.checks.values import (
     check_four_bit_values,
     equal_values,
     four_bit_block,
-    sample_windows,
 )
 from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.checkpoint.values import sample_windows
 
 if TYPE_CHECKING:
     import torch

@@ -107,7 +107,7 @@ def quantized(**fields: object) -> Edit:
         (quantized(quant_method="auto-round", bits=4), "`pip install 'auto-round>=0.5'`"),
         (quantized(quant_method="gptq", bits=4), "install it with `pip install optimum gptqmodel`"),
         (quantized(quant_method="mine"), "Unknown quantization type, got mine"),
-        (quantized(bits=4), "has no `quant_method`"),
+        (quantized(bits=4), "names no quant_method"),
     ],
 )
 def test_what_is_refused_before_anything_is_planned(edit: Edit, says: str, tiny_llama: Path, tiny_copy: Path) -> None:

@@ -149,3 +149,46 @@ def test_no_weights_and_pickle(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     with pytest.raises(UserError, match=r"pickle weights \(pytorch_model\.bin\).*refused"):
         read_tensors(tmp_path)
+
+
+def _entry(**changes: Any) -> dict[str, Any]:
+    return {"dtype": "U8", "shape": [2], "data_offsets": [0, 2], **changes}
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ({"a": _entry(dtype="X9")}, "a has the type 'X9', none of SafeTensors'"),
+        ({"a": _entry(dtype=["U8"])}, "its header says .* of a, not type, shape and place"),
+        ({"a": _entry(data_offsets=[-2, 0])}, "its header says"),
+        ({"a": _entry(data_offsets=[0, 1 << 80])}, "its header says"),
+        ({"a": _entry(data_offsets=[0, 2, 4])}, "its header says"),
+        ({"a": _entry(shape=[2.0])}, "its header says"),
+        ({"a": _entry(shape=[True])}, "its header says"),
+        ({"a": _entry(shape=[1 << 70])}, "its header says"),
+        ({"a": _entry(shape=[1 << 62])}, "a has 2 bytes, not those of U8"),
+        ({"a": _entry(data_offsets=[1, 3])}, "a starts at byte"),
+        ({"a": _entry(), "b": _entry()}, "b starts at byte"),
+        ({"a": None}, "its header says None of a"),
+        ({"a": _entry(), "__metadata__": {"format": 1}}, "its header's __metadata__ isn't text by name"),
+        ([], "its header: a list, expected a JSON object"),
+        ({}, "hold no tensor|its header says"),
+    ],
+)
+def test_headers_of_others_are_one_line(header: Any, told: str, tmp_path: Path) -> None:
+    text = json.dumps(header).encode()
+    data = b"" if header == {} else b"xy"
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    with pytest.raises(BrokenFileError, match=told) as raised:
+        read_tensors(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tensor_that_two_shards_hold_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_checkpoint(tmp_path / name, {"a": ("U8", [2], b"xy")})
+        (tmp_path / name / "model.safetensors").rename(tmp_path / f"{name}.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BrokenFileError, match=r"two\.safetensors: a is in one\.safetensors, too"):
+        read_tensors(tmp_path)

@@ -314,7 +314,7 @@ def _as_logged(path: Path) -> Iterator[None]:
     """What isn't where lm-eval writes it, or is of another type, as an error of that file's."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BrokenFileError(
             f"{path}: not as lm-eval 0.4.13 writes it ({type(error).__name__}: {reason}); run lm-eval again with that"

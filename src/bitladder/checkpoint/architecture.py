@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.kinds import FLOATS, is_state, module_of
+from bitladder.checkpoint.kinds import FLOATS, is_packed, is_state, module_of
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.renaming import loaded_names
 from bitladder.checkpoint.skeleton import build_skeleton, linear_weights
@@ -110,7 +110,7 @@ def _logical_tensors(
                 continue
         elif name in packed:
             # bitsandbytes stores 4-bit weights flat, and GPT-2's transposed; their number is what can be checked
-            number = tensor.size_bytes * (2 if found.method == "bnb-4bit" else 1)
+            number = tensor.size_bytes * (2 if is_packed(name, tensors) else 1)
             wanted = shapes[name]
             if wanted is not None:
                 shape = wanted if number in (math.prod(wanted), math.prod(wanted) + 1) else (number,)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from bitladder.checkpoint.architecture import Architecture, read_architecture
 from bitladder.checkpoint.checks import CHECKS, SOUNDNESS_CHECKS, Subject
+from bitladder.checkpoint.checks.decoding import check_decoding
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.config import read_config
-from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme
+from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme, is_carried
 from bitladder.checkpoint.format import describe_refusal, require_format
 from bitladder.checkpoint.forward import FailingModelError, Loaded, observe_forward
 from bitladder.checkpoint.hardware import find_hardware
-from bitladder.checkpoint.loading import load_model
+from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, content_hash, read_tensors
@@ -76,7 +77,10 @@ def read_subject(
     """What the checks look at. Raises as `audit`."""
     config = read_config(directory)
     tensors = read_tensors(directory)
+    require_generation_config(directory)
     manifest = read_manifest(directory)
+    carried = manifest if manifest is not None and is_carried(manifest, config, tensors) else None
+    manifest = None if carried else manifest
     found = found_scheme(config, tensors)
     declared, declared_by = declared_scheme(config, manifest, as_rung, found)
     return Subject(
@@ -84,6 +88,7 @@ def read_subject(
         tensors=tensors,
         config=config,
         manifest=manifest,
+        carried=carried,
         content_hash=content_hash(directory),
         declared=declared,
         declared_by=declared_by,
@@ -111,6 +116,8 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
         return None, "its files aren't those of its manifest"
     if any(finding.severity == "error" for finding in check_config(subject, None)):
         return None, "its tensors aren't those that its config describes"
+    if any(finding.severity == "error" for finding in check_decoding(subject, None)):
+        return None, "its weights can't be decoded"
     method = config_scheme(subject.config, subject.found).method
     if method != subject.found.method and "other" not in (method, subject.found.method):
         return None, f"its config says {method}, its tensors are {subject.found.method}"

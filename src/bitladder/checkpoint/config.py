@@ -1,15 +1,43 @@
-"""A checkpoint's config.json, read without transformers."""
+"""A checkpoint's configuration files, read without transformers."""
 
 from pathlib import Path
 from typing import Any
 
-from bitladder.errors import UserError
+from bitladder.errors import BrokenFileError, UserError
 from bitladder.json_files import read_json_object
+
+ADAPTER_CONFIG = "adapter_config.json"
+GENERATION_CONFIG = "generation_config.json"
+_MEND = "fetch or make it again"
+_MERGE = "load it with peft, then merge_and_unload() and save_pretrained(), and give that folder"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The fields of config.json. Raises UserError where there is none, BrokenFileError where it isn't a JSON object."""
+    """The fields of config.json. Raises UserError where there is none or where an adapter is, BrokenFileError where it
+    isn't a JSON object."""
     path = directory / "config.json"
+    if (directory / ADAPTER_CONFIG).is_file():
+        _refuse_adapter(directory, beside_model=path.is_file())
     if not path.is_file():
         raise UserError(f"{directory}: no config.json; expected a model saved with save_pretrained")
-    return read_json_object(path, "fetch or make it again")
+    return read_json_object(path, _MEND)
+
+
+def read_generation_config(directory: Path) -> dict[str, Any] | None:
+    """The fields of generation_config.json; None where there is none. Raises BrokenFileError as `read_config`."""
+    path = directory / GENERATION_CONFIG
+    return read_json_object(path, f"{_MEND}, or delete it") if path.is_file() else None
+
+
+def _refuse_adapter(directory: Path, *, beside_model: bool) -> None:
+    if beside_model:
+        raise UserError(
+            f"{directory}: {ADAPTER_CONFIG} beside a model, which transformers loads where peft is installed and else "
+            f"ignores; move it away, or {_MERGE}"
+        )
+    try:
+        base = read_json_object(directory / ADAPTER_CONFIG, _MEND).get("base_model_name_or_path")
+    except BrokenFileError:
+        base = None
+    of = f" of {base}" if isinstance(base, str) else ""
+    raise UserError(f"{directory}: an adapter{of}, expected a whole model: {_MERGE}")

@@ -3,13 +3,19 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.kinds import FLOATS, is_state, kind_of, module_of
-from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.checkpoint.manifest import read_manifest
+from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError
 from bitladder.records import Manifest, Scheme
 from bitladder.rungs import find_rung
+from bitladder.wording import describe_mismatch
 
 DeclaredBy = Literal["manifest", "config", "--as"]
 
@@ -19,16 +25,57 @@ _TORCHAO_WEIGHTS = re.compile(r"(float|int)(\d+)_?weight", re.IGNORECASE)
 _TORCHAO_INPUTS = re.compile(r"(float|int)(\d+)_?(?:dynamic|static)_?activation", re.IGNORECASE)
 _INT8_THRESHOLD = 6.0
 """transformers' default where the config leaves it out"""
+_SHOWN_CHARACTERS = 100
 _PLAIN_BITS = 16
 """auto-round's word for inputs that it leaves as they are"""
 
 
+class _Quantization(BaseModel):
+    """The quantization settings that are read here, of all libraries; each has more."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+    quant_method: str | None = None
+    load_in_8bit: bool | None = None
+    load_in_4bit: bool | None = None
+    llm_int8_threshold: float | None = None
+    bnb_4bit_quant_type: str | None = None
+    bnb_4bit_compute_dtype: str | None = None
+    bnb_4bit_use_double_quant: bool | None = None
+    bits: int | None = None
+    w_bit: int | None = None
+    act_bits: int | None = None
+    act_data_type: str | None = None
+    config_groups: dict[str, Any] | None = None
+    quant_type: str | dict[str, Any] | None = None
+    llm_int8_skip_modules: list[str] | None = None
+    modules_to_not_convert: list[str] | None = None
+    ignore: list[str] | None = None
+    ignored_layers: list[str] | None = None
+
+
 def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The config's quantization settings; None where the weights are plain. Raises BrokenFileError for a non-object."""
-    found = config.get("quantization_config") or config.get("compression_config")
-    if found and not isinstance(found, dict):
-        raise BrokenFileError(f"config.json: quantization_config is {found!r}, expected an object; fetch it again")
-    return found or None
+    """The config's quantization settings; None where the weights are plain. Raises BrokenFileError for what are
+    no settings."""
+    found = config.get("quantization_config")
+    if found is None and (found := config.get("compression_config")) is None:
+        return None
+    if not isinstance(found, dict):
+        raise _broken(f"is {str(found)[:_SHOWN_CHARACTERS]!r}, expected an object")
+    try:
+        settings = _Quantization.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _broken(
+            f"has {'.'.join(map(str, first['loc']))}: {describe_mismatch(first)[:_SHOWN_CHARACTERS]}"
+        ) from None
+    if not (settings.quant_method or settings.load_in_8bit or settings.load_in_4bit):
+        raise _broken("names no quant_method")
+    return dict(found)
+
+
+def _broken(found: str) -> BrokenFileError:
+    return BrokenFileError(f"config.json: quantization_config {found}; fetch or make it again")
 
 
 def declared_scheme(
@@ -45,6 +92,32 @@ def declared_scheme(
     return config_scheme(config, found), "config"
 
 
+def own_manifest(directory: Path) -> Manifest | None:
+    """The manifest of the checkpoint in ``directory``; None where it has none, or carries that of the one it was made
+    from. Raises as `read_config`, `read_tensors` and `read_manifest`."""
+    manifest = read_manifest(directory)
+    if manifest is None or is_carried(manifest, read_config(directory), read_tensors(directory)):
+        return None
+    return manifest
+
+
+def is_carried(manifest: Manifest, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether a manifest is of another checkpoint than it lies beside: another quantizer that made something of a
+    checkpoint of ours took all its files along.
+
+    The config then names another library, or config and tensors agree on another scheme than the manifest's; damage
+    does neither.
+    """
+    found = found_scheme(config, tensors)
+    said = config_scheme(config, found)
+    return said.method == "other" or (_same_format(said, found) and not _same_format(found, manifest.scheme))
+
+
+def _same_format(one: Scheme, other: Scheme) -> bool:
+    kinds = [(scheme.method, scheme.stored_type, bool(scheme.double_quantization)) for scheme in (one, other)]
+    return kinds[0] == kinds[1]
+
+
 def config_scheme(config: Mapping[str, Any], found: Scheme) -> Scheme:
     """What config.json declares, which is what transformers loads by."""
     rest_type = _config_type(config) or found.rest_type
@@ -58,12 +131,12 @@ def config_scheme(config: Mapping[str, Any], found: Scheme) -> Scheme:
             stored_type="I8",
             compute_type="F16",
             rest_type=rest_type,
-            int8_threshold=quantization.get("llm_int8_threshold", _INT8_THRESHOLD),
+            int8_threshold=_int8_threshold(quantization),
         )
     if quantization.get("load_in_4bit"):
         return Scheme(
             method="bnb-4bit",
-            stored_type=str(quantization.get("bnb_4bit_quant_type", "fp4")).upper(),
+            stored_type=str(quantization.get("bnb_4bit_quant_type") or "fp4").upper(),
             compute_type=_four_bit_compute_type(quantization),
             rest_type=rest_type,
             double_quantization=bool(quantization.get("bnb_4bit_use_double_quant", False)),
@@ -107,7 +180,7 @@ def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
             stored_type=_largest(packed) or stored_type,
             compute_type="F16",
             rest_type=rest_type,
-            int8_threshold=quantization.get("llm_int8_threshold", _INT8_THRESHOLD),
+            int8_threshold=_int8_threshold(quantization),
         )
     compute_type = _config_type(config) or rest_type
     quantized = stored_type not in FLOATS or (bool(quantization) and any(is_state(name) for name in tensors))
@@ -137,8 +210,9 @@ def _largest(bytes_by_type: Counter[str]) -> str | None:
 
 
 def _config_type(config: Mapping[str, Any]) -> str | None:
-    text = config.get("text_config", {})
-    name = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    nested = config.get("text_config")
+    places = (config, nested if isinstance(nested, dict) else {})
+    name = next((one for place in places for key in ("dtype", "torch_dtype") if (one := place.get(key))), None)
     return _type_name(name) if isinstance(name, str) and name != "auto" else None
 
 
@@ -146,8 +220,13 @@ def _type_name(torch_name: str) -> str:
     return _TYPES.get(torch_name.removeprefix("torch."), torch_name)
 
 
+def _int8_threshold(quantization: Mapping[str, Any]) -> float:
+    stated: float | None = quantization.get("llm_int8_threshold")
+    return _INT8_THRESHOLD if stated is None else stated
+
+
 def _four_bit_compute_type(quantization: Mapping[str, Any]) -> str:
-    return _type_name(str(quantization.get("bnb_4bit_compute_dtype", "float32")))
+    return _type_name(quantization.get("bnb_4bit_compute_dtype") or "float32")
 
 
 def _other_type(quantization: Mapping[str, Any]) -> str:
@@ -163,7 +242,7 @@ def _activation_type(quantization: Mapping[str, Any]) -> str | None:
     """What the inputs of the products are rounded to, as another library's settings say it."""
     inputs = _first_group(quantization, "input_activations")
     bits = inputs.get("num_bits") or quantization.get("act_bits")
-    if bits is not None:
+    if isinstance(bits, int):
         kind = inputs.get("type") or quantization.get("act_data_type") or "int"
         return _number_type(str(kind), bits) if bits < _PLAIN_BITS else None
     found = _TORCHAO_INPUTS.search(str(_torchao_settings(quantization).get("_type")))
@@ -172,24 +251,28 @@ def _activation_type(quantization: Mapping[str, Any]) -> str | None:
 
 def _first_group(quantization: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     """What compressed-tensors says of the weights, or of the inputs, of its first group of layers."""
-    groups = list(quantization.get("config_groups", {}).values())
-    return (groups[0].get(part) if groups else None) or {}
+    groups = list(_object(quantization.get("config_groups")).values())
+    return _object(_object(groups[0]).get(part)) if groups else {}
 
 
 def _torchao_settings(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
     stated = quantization.get("quant_type")
-    default = stated.get("default") if isinstance(stated, dict) else {"_type": stated}
-    return default if isinstance(default, dict) else {}
+    return _object(stated.get("default") if isinstance(stated, dict) else {"_type": stated})
 
 
 def _torchao_type(quantization: Mapping[str, Any]) -> str | None:
     """The weights' type in torchao's settings: its own field, else as the name of the settings says it."""
     default = _torchao_settings(quantization)
-    stated_type = (default.get("_data") or {}).get("weight_dtype") or {}
+    stated_type = _object(_object(default.get("_data")).get("weight_dtype"))
     found = re.match(r"(float|int)(\d+)", str(stated_type.get("_data"))) or _TORCHAO_WEIGHTS.search(
         str(default.get("_type"))
     )
     return _number_type(found[1], found[2]) if found else None
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    """What isn't one says nothing."""
+    return value if isinstance(value, dict) else {}
 
 
 def _number_type(kind: str, bits: object) -> str:

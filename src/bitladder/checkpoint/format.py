@@ -40,6 +40,13 @@ def require_format(directory: Path, device: str) -> None:
         raise UserError(f"{directory}: its format {method!r} {describe_refusal(error, device)}") from None
 
 
+def is_known_format(method: object) -> bool:
+    """Whether transformers has a loader for checkpoints of that ``quant_method``."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    return method in AUTO_QUANTIZATION_CONFIG_MAPPING
+
+
 def describe_refusal(error: Exception, device: str) -> str:
     """Of a format, in one line: which package it needs, else what its library has against ``device``."""
     command = _COMMAND.search(str(error)) if isinstance(error, ImportError) else None

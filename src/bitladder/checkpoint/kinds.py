@@ -1,6 +1,7 @@
 """What a stored tensor is for, told from its name and shape; imports no torch."""
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from bitladder.checkpoint.tensors import TensorInfo
@@ -24,6 +25,12 @@ _NORM = re.compile(r"norm|(^|\.)ln_?\w*$", re.IGNORECASE)
 def is_state(name: str) -> bool:
     """Whether the tensor serves to decode a quantized weight: scales, zero points, maps, shapes."""
     return _STATE.search(name) is not None
+
+
+def is_packed(name: str, tensors: Mapping[str, object]) -> bool:
+    """Whether the tensor holds bitsandbytes' 4-bit codes. Their type is chosen by whoever packs them
+    (``bnb_4bit_quant_storage``) and says nothing: a BF16 holds four codes."""
+    return f"{name}.absmax" in tensors
 
 
 def module_of(name: str) -> str:

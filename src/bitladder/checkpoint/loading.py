@@ -2,10 +2,12 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
 from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
@@ -39,6 +41,9 @@ _OTHER_KINDS = {
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": "a classifier",
 }
 """transformers' mappings, and what is in them in words"""
+_SHOWN_CHARACTERS = 200
+_REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""what transformers raises for a file with impossible values; it doesn't check them all"""
 
 
 def load_model(
@@ -68,6 +73,7 @@ def load_pretrained(
     import torch
 
     read_tensors(directory)
+    require_generation_config(directory)
     use_device(device)
     config = load_config(directory, trust_remote_code=trust_remote_code)
     from transformers import AutoModelForCausalLM
@@ -108,8 +114,24 @@ def load_pretrained(
     return model
 
 
+@contextmanager
+def naming_config(directory: Path) -> Iterator[None]:
+    """What transformers raises for a configuration with impossible values, as one line that names the file."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{directory}: its architecture needs another package ({first_line(error)})") from None
+    except (StrictDataclassError, *_REFUSALS) as error:
+        raise BrokenFileError(
+            f"{directory / 'config.json'}: no model can be built from it ({_one_line(error)}); fetch or make it again"
+        ) from None
+
+
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
-    """transformers' configuration of a causal language model. Raises UserError where it knows none.
+    """transformers' configuration of a causal language model. Raises UserError where it knows none, BrokenFileError
+    where it can make nothing of the values.
 
     Without leave for remote code this process does without kernels of the Hub from here on, so this comes before what
     imports them.
@@ -120,21 +142,24 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     stored = read_config(directory)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{directory}: needs Python code that comes with the model, which is not run unasked; "
-                "read it, then give --trust-remote-code"
-            ) from None
-        if "model type" in str(error) or "model_type" in str(error):
-            raise UserError(
-                f"{directory}: architecture {stored.get('model_type')!r} is unknown to the installed transformers; "
-                "upgrade it, or give another model"
-            ) from None
-        raise
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in stored.get("auto_map", {}):
+    with naming_config(directory):
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                raise UserError(
+                    f"{directory}: needs Python code that comes with the model, which is not run unasked; "
+                    "read it, then give --trust-remote-code"
+                ) from None
+            if "model type" in str(error) or "model_type" in str(error):
+                raise UserError(
+                    f"{directory}: architecture {stored.get('model_type')!r} is unknown to the installed transformers; "
+                    "upgrade it, or give another model"
+                ) from None
+            raise
+    own_code = stored.get("auto_map")
+    has_own_code = isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
         raise UserError(f"{directory}: {stored.get('model_type')!r} is {_what_it_is(config)}; expected {_EXPECTED}")
     if config.is_encoder_decoder:
         raise UserError(f"{directory}: {stored.get('model_type')!r} is an encoder with a decoder; expected {_EXPECTED}")
@@ -151,6 +176,20 @@ def _what_it_is(config: "PretrainedConfig") -> str:
     return "not a causal language model"
 
 
+def require_generation_config(directory: Path) -> None:
+    """Raise BrokenFileError for a generation_config.json that transformers fails on, or leaves out without a word."""
+    if read_generation_config(directory) is None:
+        return
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, *_REFUSALS) as error:
+        raise BrokenFileError(
+            f"{directory / GENERATION_CONFIG}: can't be used ({_one_line(error)}); fetch or make it again, or delete it"
+        ) from None
+
+
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The checkpoint's tokenizer, padding on the left, with end-of-sequence where it has no padding token.
 
@@ -163,7 +202,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
             )
-    except (KeyError, OSError, ValueError) as error:
+    except (OSError, *_REFUSALS) as error:
         if isinstance(error, OSError) and describe_machine_error(error):
             raise
         raise UserError(_no_tokenizer(directory, error)) from None
@@ -171,11 +210,51 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
         if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read
             raise
         raise UserError(_no_tokenizer(directory, error)) from None
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"{directory}: its tokenizer has no padding and no end-of-sequence token; give it one")
+    if tokenizer.eos_token_id is None:  # generated answers end there, and texts without a beginning begin with it
+        raise UserError(f"{directory}: its tokenizer has no end-of-sequence token; give it one, as eos_token")
+    if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def require_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError for a tokenizer that can't be loaded, or gives token ids that the model's embedding lacks.
+
+    Tokens that were added to a tokenizer may lack a row, as one for images in a model of texts does, where nothing but
+    the token's own text gives them: neither the tokenizer by itself nor its chat template.
+    """
+    config = load_config(directory, trust_remote_code=trust_remote_code).get_text_config()
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    rows = getattr(config, "vocab_size", None)
+    if not isinstance(rows, int):
+        return
+    vocabulary = tokenizer.get_vocab()
+    beyond = {token: number for token, number in vocabulary.items() if number >= rows}
+    added = tokenizer.get_added_vocab()
+    ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    template = str(tokenizer.chat_template or "")
+    given = [token for token in beyond if token not in added or token in ends or token in template]
+    if given:
+        token = min(given, key=lambda token: vocabulary[token])
+        raise UserError(
+            f"{directory}: its tokenizer gives token ids that the model has no embedding for: {token!r} is "
+            f"{vocabulary[token]:,}, vocab_size {rows:,}; expected the tokenizer that belongs to the model"
+        )
+
+
+def require_chat_template(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError where the tokenizer has no chat template, or one that fails on a question."""
+    from jinja2 import TemplateError
+
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    if not tokenizer.chat_template:
+        raise UserError(f"{directory}: its tokenizer has no chat template; leave --chat-template out")
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except (TemplateError, *_REFUSALS) as error:
+        raise UserError(
+            f"{directory}: its chat template can't be used ({_one_line(error)}); mend it, or leave --chat-template out"
+        ) from None
 
 
 def predicted_load_bytes(directory: Path) -> int:
@@ -265,3 +344,7 @@ def _no_tokenizer(directory: Path, error: Exception) -> str:
         f"{directory}: no tokenizer that transformers can load ({first_line(error)}); expected tokenizer.json and "
         "tokenizer_config.json as save_pretrained writes them"
     )
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARACTERS]}"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bitladder.allocator import map_large_blocks
-from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
+from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.expected import (
     Expected,
     expect,
@@ -20,9 +21,18 @@ from bitladder.checkpoint.expected import (
     require_whole,
     torch_dtype,
 )
-from bitladder.checkpoint.loading import load_pretrained, load_tokenizer, require_bytes, require_device
+from bitladder.checkpoint.loading import (
+    load_pretrained,
+    load_tokenizer,
+    require_bytes,
+    require_device,
+    require_generation_config,
+    require_tokenizer,
+)
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
+from bitladder.checkpoint.ranges import require_range, vanishing
 from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tensors
+from bitladder.checkpoint.values import require_numbers
 from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
@@ -38,7 +48,6 @@ from bitladder.files import (
     write_atomically,
 )
 from bitladder.home import cache_directory
-from bitladder.json_files import read_json_object
 from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
@@ -77,8 +86,8 @@ def quantize(
     A checkpoint that is there is checked file by file before it is used, and made again where it was damaged. With
     ``replace``, a checkpoint of another recipe at ``out`` makes way; with ``allow_partial``, a rung is made even where
     its method leaves much of the weights as they are. Raises UserError and its children for what `resolve_model`
-    refuses, an unknown rung, a source that is already quantized, an ``out`` that holds something else, and too little
-    disk or memory (before writing or loading).
+    refuses, an unknown rung, a source that is already quantized, weights that are no numbers or that the rung can't
+    hold, an ``out`` that holds something else, and too little disk or memory (before writing or loading).
     """
     row = find_rung(rung)
     _require_packages(row)
@@ -86,6 +95,12 @@ def quantize(
     require_unquantized(resolved)
     expected = expect(resolved.directory, row.scheme, trust_remote_code=trust_remote_code)
     require_whole(resolved.source.model, row, expected, allow_partial=allow_partial)
+    require_generation_config(resolved.directory)
+    require_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
+    require_numbers(resolved.directory)
+    require_range(resolved.directory, rung)
+    if vanished := vanishing(resolved.directory, row.scheme):
+        log.warning("%s: %s", rung, vanished)
     recipe_hash = expected_recipe_hash(resolved.source, rung, device)
     entry = cache_entry(recipe_hash)
     _require_writable(entry)
@@ -148,8 +163,8 @@ def _require_packages(rung: Rung) -> None:
 
 def require_unquantized(resolved: ResolvedModel) -> None:
     """Raise UserError for a model that some library has quantized."""
-    found = read_config(resolved.directory).get("quantization_config")
-    if found:
+    found = quantization_of(read_config(resolved.directory))
+    if found is not None:
         raise UserError(
             f"{resolved.source.model}: already quantized ({found.get('quant_method')}), expected a model that isn't; "
             "`bitladder audit` tells what it is"
@@ -260,13 +275,18 @@ def _save(
         **options,
     )
     # Many published generation configs can't be saved (a temperature without sampling): theirs is written as it is.
-    published = resolved.directory / "generation_config.json"
-    if published.is_file():
+    published = read_generation_config(resolved.directory)
+    if published is not None:
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     with naming(directory):
         model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
-    saved = directory / published.name
-    _write_generation_config(published if published.is_file() else saved, saved, pad_token_id)
+    settings = published or read_generation_config(directory)
+    if settings is not None:
+        if settings.get("pad_token_id") is None:
+            settings["pad_token_id"] = pad_token_id
+        target = directory / GENERATION_CONFIG
+        with naming(target):
+            target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     mode = (directory / "config.json").stat().st_mode
     for path in directory.rglob("*"):
         if path.is_file():
@@ -279,15 +299,6 @@ def _save_tokenizer(directory: Path, resolved: ResolvedModel, trust_remote_code:
     with naming(directory):
         tokenizer.save_pretrained(directory)
     return int(tokenizer.pad_token_id)
-
-
-def _write_generation_config(source: Path, target: Path, pad_token_id: int) -> None:
-    if source.is_file():
-        settings = read_json_object(source, "fetch it again, or delete it")
-        if settings.get("pad_token_id") is None:
-            settings["pad_token_id"] = pad_token_id
-        with naming(target):
-            target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _place(entry: Path, manifest: Manifest, out: Path) -> None:

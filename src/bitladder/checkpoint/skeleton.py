@@ -10,17 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.loading import load_config
-from bitladder.errors import BrokenFileError, UserError
-from bitladder.wording import first_line
+from bitladder.checkpoint.loading import load_config, naming_config
+from bitladder.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_UNBUILDABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""what transformers raises for a configuration with impossible values; it doesn't check them all"""
-FORWARD_ERRORS: tuple[type[Exception], ...] = (*_UNBUILDABLE, AssertionError, NotImplementedError)
+FORWARD_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """what a model's code raises in a forward that it wasn't written for"""
 
 _WITHOUT_MASK = ("cpmant", "xlm", "xlnet")
@@ -37,25 +43,16 @@ def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreT
     model can be built from.
     """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
 
-    try:
-        config = load_config(directory, trust_remote_code=trust_remote_code)
-        from transformers import AutoModelForCausalLM
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    from transformers import AutoModelForCausalLM
 
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code, dtype=torch.bfloat16
-            )
-    except ImportError as error:
-        raise UserError(f"{directory}: its architecture needs another package ({first_line(error)})") from None
-    except (StrictDataclassError, *_UNBUILDABLE) as error:
-        raise BrokenFileError(
-            f"{directory / 'config.json'}: no model can be built from it "
-            f"({type(error).__name__}: {first_line(error)}); fetch or make it again"
-        ) from None
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with naming_config(directory), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust_remote_code, dtype=torch.bfloat16
+        )
     model.eval()  # type: ignore[no-untyped-call]
     if _is_encoder(model):
         raise UserError(

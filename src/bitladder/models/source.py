@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.declared import own_manifest
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, read_manifest
 from bitladder.checkpoint.tensors import read_tensors, weight_files
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
@@ -76,7 +77,7 @@ def source_hash(directory: Path) -> str:
         if path.suffix in _MODEL_SUFFIXES and path.is_file() and path.name != MANIFEST_NAME:
             names.append(path.name)
     files = hash_files(directory, names)
-    manifest = read_manifest(directory)
+    manifest = own_manifest(directory)
     recorded = manifest.files if manifest else {}
     for name, file in files.items():
         if file != recorded.get(name, file):

@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from bitladder.checkpoint.audit import audit
 from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.declared import own_manifest
 from bitladder.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.publish import repository as hub
@@ -95,11 +96,10 @@ def _require_manifest(directory: Path) -> Manifest:
             f"--results {directory}"
         )
     read_config(directory)
-    manifest = read_manifest(directory)
+    manifest = own_manifest(directory)
     if manifest is None:
-        raise UserError(
-            f"{directory}: no {MANIFEST_NAME}; expected a checkpoint made by `bitladder quantize` or `bitladder study`"
-        )
+        none = f"{MANIFEST_NAME} is of another checkpoint" if read_manifest(directory) else f"no {MANIFEST_NAME}"
+        raise UserError(f"{directory}: {none}; expected a checkpoint made by `bitladder quantize` or `bitladder study`")
     for name in manifest.files:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or name in (MANIFEST_NAME, hub.CARD_NAME):

@@ -68,6 +68,10 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
+        _tell_ranges(settings, model.directory, progress)
+        for line in _partial_rungs(settings, model):
+            progress.warn(line)
+    _require_texts(settings, model.directory)
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
         # what its accuracy half is judged by, and stops at
         settings = settings.model_copy(update={"max_drop": kept.settings.max_drop})
@@ -82,8 +86,6 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         if kept is None or scenario not in kept.items:
             require_context(model.directory, scenario, settings.trust_remote_code)
     require_same_prompts(settings, model.directory, added, _texts(settings, planned))
-    for line in _partial_rungs(settings, model):
-        progress.warn(line)
     untimed = untimed_rungs(calibration, settings.rungs)
     if untimed:  # last: what is wrong is told before
         progress.preparing("timing a layer of each rung on this machine")
@@ -123,6 +125,28 @@ def _partial_rungs(settings: Settings, model: "ResolvedModel") -> Iterator[str]:
             require_whole(f"{name} is left out", row, expected, allow_partial=settings.allow_partial)
         except UserError as error:
             yield str(error)
+
+
+def _require_texts(settings: Settings, directory: Path) -> None:
+    """Raise UserError where texts can't be given to the model, or asked of it, as the settings want."""
+    from bitladder.checkpoint.loading import require_chat_template, require_generation_config, require_tokenizer
+
+    require_generation_config(directory)
+    require_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
+    if settings.chat_template and settings.only != "performance":
+        require_chat_template(directory, trust_remote_code=settings.trust_remote_code)
+
+
+def _tell_ranges(settings: Settings, directory: Path, progress: StudyProgress) -> None:
+    """Which rungs can't hold the model's weights, before the others' hours; each ends as what it is."""
+    from bitladder.checkpoint.ranges import beyond_range, vanishing
+
+    for name in settings.rungs:
+        scheme = find_rung(name).scheme
+        if reason := beyond_range(directory, scheme):
+            progress.warn(f"{name} can't be made and will be left out: {reason}")
+        elif vanished := vanishing(directory, scheme):
+            progress.warn(f"{name}: {vanished}")
 
 
 def _require_sense(settings: Settings) -> None:

@@ -125,13 +125,13 @@ def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
 def _audit_ready(job: Job, pipe: _Pipe) -> None:
     """A ready checkpoint has to load: nothing but its own library knows whether it can."""
     from bitladder.checkpoint.audit import audit
+    from bitladder.checkpoint.declared import own_manifest
     from bitladder.checkpoint.loading import require_memory
-    from bitladder.checkpoint.manifest import read_manifest
 
     directory = Path(job.directory)
     require_memory(directory, job.device)
     found = audit(directory, device=job.device, trust_remote_code=job.settings.trust_remote_code)
-    record = _to_record(job.rung, found, read_manifest(directory))
+    record = _to_record(job.rung, found, own_manifest(directory))
     if record.status == "ok" and found.loaded_bytes is None:
         reason = next(finding.message for finding in found.findings if finding.check == "load")
         record = record.model_copy(update={"status": "failed", "reason": reason})

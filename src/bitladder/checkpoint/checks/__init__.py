@@ -4,6 +4,7 @@ Adding a check is adding a function to the table. Severity decides alone: an err
 it says.
 """
 
+from bitladder.checkpoint.checks.decoding import check_decoding
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.checks.memory import (
     check_causal,
@@ -15,12 +16,19 @@ from bitladder.checkpoint.checks.memory import (
 )
 from bitladder.checkpoint.checks.stored import check_bytes, check_head, check_layers, check_scheme, check_size
 from bitladder.checkpoint.checks.subject import Check, Subject
-from bitladder.checkpoint.checks.values import check_float32_values, check_four_bit_values
+from bitladder.checkpoint.checks.values import check_float32_values, check_four_bit_values, check_numbers
 
 __all__ = ["CHECKS", "SOUNDNESS_CHECKS", "Check", "Subject"]
 
-SOUNDNESS_CHECKS: tuple[Check, ...] = (check_manifest, check_config, check_scheme, check_head)
-"""what a command that would use a checkpoint asks first: do the files hold what manifest and config say?"""
+SOUNDNESS_CHECKS: tuple[Check, ...] = (
+    check_manifest,
+    check_config,
+    check_scheme,
+    check_head,
+    check_decoding,
+    check_numbers,
+)
+"""what a command that would use a checkpoint asks first: do the files hold what manifest and config say, in numbers?"""
 
 CHECKS: tuple[Check, ...] = (
     *SOUNDNESS_CHECKS,

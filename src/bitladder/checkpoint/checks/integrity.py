@@ -2,7 +2,7 @@
 
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
-from bitladder.checkpoint.manifest import verify_files
+from bitladder.checkpoint.manifest import MANIFEST_NAME, verify_files
 from bitladder.checkpoint.tensors import bytes_by_dtype
 from bitladder.records import Finding
 from bitladder.wording import name_some
@@ -10,6 +10,13 @@ from bitladder.wording import name_some
 
 def check_manifest(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Every file's size and SHA-256, the content hash and the bytes by type against the manifest."""
+    if subject.carried is not None:
+        source = f"{subject.carried.rung} of {subject.carried.source.model}"
+        message = (
+            f"not a checkpoint of bitladder's: {MANIFEST_NAME} is that of {source}, which it was made from, and says "
+            "nothing of these files"
+        )
+        return [Finding(check="manifest", severity="warning", message=message)]
     manifest = subject.manifest
     if manifest is None:
         return []

@@ -7,8 +7,9 @@ from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.checks.values import equal_values
 from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.expected import expected_bytes
+from bitladder.checkpoint.format import is_known_format
 from bitladder.checkpoint.forward import Loaded
-from bitladder.checkpoint.kinds import FLOATS, kind_of, module_of
+from bitladder.checkpoint.kinds import FLOATS, is_packed, kind_of, module_of
 from bitladder.checkpoint.tensors import bytes_by_dtype, weight_files
 from bitladder.records import Finding, Severity
 from bitladder.rungs import NEGLIGIBLE_SHARE, RUNGS
@@ -18,6 +19,8 @@ from bitladder.wording import name_some
 SIZE_TOLERANCE = 0.03
 """share of the predicted size that headers, small buffers and norms kept in FP32 may make"""
 PREDICTED_TYPES = frozenset({"F32", "BF16", "F16"})
+PACKED = "4-bit codes"
+"""what a layer holds, whatever type the codes are packed in"""
 _ROUNDING = 1e-9
 """of a share that a manifest holds"""
 
@@ -50,7 +53,12 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     severity: Severity = "error"
     data: dict[str, object] = {"differences": differences}
     if declared.method == "other":
-        data["quant_method"] = (quantization_of(subject.config) or {}).get("quant_method")
+        data["quant_method"] = method = (quantization_of(subject.config) or {}).get("quant_method")
+        if not is_known_format(method):
+            message = (
+                f"config.json says that it is quantized by {method!r}, which the installed transformers doesn't know"
+            )
+            findings.append(Finding(check="scheme", severity="error", message=message))
         differences.pop("stored_type", None)  # named by the config as numbers, by the file as their packing
         severity = "warning"
     if differences:
@@ -76,7 +84,8 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     for stored_name, tensor in subject.tensors.items():
         name = subject.architecture.loaded_names[stored_name]
         if not name.endswith("bias"):  # of a layer, whatever its packed weight is called
-            stored_types[name if name in linear else f"{module_of(name)}.weight"].add(tensor.dtype)
+            stored_type = PACKED if is_packed(stored_name, subject.tensors) else tensor.dtype
+            stored_types[name if name in linear else f"{module_of(name)}.weight"].add(stored_type)
     for name, weights in linear.items():
         types = stored_types.get(name, set())
         if declared.method == "plain":

@@ -21,6 +21,8 @@ class Subject:
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
     manifest: Manifest | None
+    carried: Manifest | None
+    """of the checkpoint that this one was made from, where another library took it along"""
     content_hash: str
     declared: Scheme
     declared_by: DeclaredBy

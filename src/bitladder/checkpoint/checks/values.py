@@ -1,29 +1,34 @@
-"""Checks on the weights' values, read through a memory map a piece at a time."""
+"""Checks on the weights' values."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
+from bitladder.checkpoint.kinds import is_packed
 from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.checkpoint.values import WINDOW, Bits, describe_not_finite, pieces, sample_windows, tensor_values
 from bitladder.records import Finding
 from bitladder.wording import name_some
 
-Bits = npt.NDArray[Any]
-
-FOUR_BIT_BLOCKS = (32, 64, 128)
+FOUR_BIT_BLOCKS = (32, 64, WINDOW)
 FOUR_BIT_VALUES = 16
 FOUR_BIT_SHARE = 0.99
-SAMPLED_WINDOWS = 1024
-"""stretches of 128 neighbouring weights looked at a tensor: 4,096 blocks of 32"""
+EXAMINED_TYPES = frozenset({"F32", "BF16", "F16"})
 
-_BIT_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<u4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<u2")}
-_PIECE = 1 << 22
-"""elements read at once"""
+
+def check_numbers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Weights and scales that are NaN or infinite: nothing that is measured of them means anything."""
+    values = tensor_values(subject.directory)
+    message = describe_not_finite(values)
+    if message is None:
+        return []
+    data = {
+        "nans": {name: one.nans for name, one in values.items() if one.nans},
+        "infinities": {name: one.infinities for name, one in values.items() if one.infinities},
+    }
+    return [Finding(check="numbers", severity="error", message=message, data=data)]
 
 
 def check_float32_values(subject: Subject, loaded: Loaded | None) -> list[Finding]:
@@ -33,7 +38,7 @@ def check_float32_values(subject: Subject, loaded: Loaded | None) -> list[Findin
         return []
     total_bytes = sum(tensor.size_bytes for tensor in stored.values())
     for tensor in sorted(stored.values(), key=lambda tensor: -tensor.size_bytes):
-        for piece in _pieces(subject.directory, tensor):
+        for piece in pieces(subject.directory, tensor):
             if np.any(piece & np.uint32(0xFFFF)):
                 return []
     message = (
@@ -49,7 +54,7 @@ def check_four_bit_values(subject: Subject, loaded: Loaded | None) -> list[Findi
     blocks: dict[str, int] = {}
     examined_bytes = 0
     for name, tensor in subject.tensors.items():
-        if tensor.dtype in _BIT_TYPES and len(tensor.shape) == 2:
+        if tensor.dtype in EXAMINED_TYPES and len(tensor.shape) == 2 and not is_packed(name, subject.tensors):
             examined_bytes += tensor.size_bytes
             block = four_bit_block(sample_windows(subject.directory, tensor))
             if block is not None:
@@ -86,30 +91,7 @@ def four_bit_block(windows: Bits) -> int | None:
     return largest
 
 
-def sample_windows(directory: Path, tensor: TensorInfo) -> Bits:
-    """Bit patterns of up to 1,024 stretches of 128 neighbouring weights, evenly spread: (n, 128)."""
-    width = max(FOUR_BIT_BLOCKS)
-    bits = _map(directory, tensor)
-    windows = bits[: len(bits) // width * width].reshape(-1, width)
-    chosen = np.linspace(0, len(windows) - 1, min(len(windows), SAMPLED_WINDOWS)).astype(np.int64)
-    return windows[chosen]
-
-
 def equal_values(directory: Path, first: TensorInfo, second: TensorInfo) -> bool:
     """Whether two stored tensors of one type and shape hold the same bits."""
-    pieces = zip(_pieces(directory, first), _pieces(directory, second), strict=True)
-    return all(np.array_equal(one, other) for one, other in pieces)
-
-
-def _pieces(directory: Path, tensor: TensorInfo) -> Iterator[Bits]:
-    bits = _map(directory, tensor)
-    for start in range(0, len(bits), _PIECE):
-        yield bits[start : start + _PIECE]
-
-
-def _map(directory: Path, tensor: TensorInfo) -> Bits:
-    """A tensor's bit patterns, flat, without reading the file; bytes where its type has no pattern here."""
-    file = np.memmap(directory / tensor.file, dtype=np.uint8, mode="r")
-    data = file[tensor.offset : tensor.offset + tensor.size_bytes]
-    bits: Bits = data.view(_BIT_TYPES.get(tensor.dtype, data.dtype))
-    return bits
+    pairs = zip(pieces(directory, first), pieces(directory, second), strict=True)
+    return all(np.array_equal(one, other) for one, other in pairs)
