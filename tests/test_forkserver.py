@@ -45,6 +45,17 @@ def test_a_fork_that_the_machine_refuses_is_no_end(tmp_path: Path, monkeypatch: 
         assert server.ask("{}")[0] == b"done", "the next time"
 
 
+def test_a_log_that_cannot_be_closed_ends_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "refusing.py").write_text(
+        "import os\nclose = os.close\n\n\ndef refuse(descriptor):\n    close(descriptor)\n    raise OSError(5)\n\n\n"
+        "def work(messages):\n    os.write(messages, b'done')\n\n\nos.close = refuse\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with ForkServer("refusing", tmp_path / "log", with_gpu=False) as server:
+        monkeypatch.setattr(server, "_modules", ("refusing",))
+        assert [server.ask("{}") for _ in range(2)] == [(b"done", 0)] * 2
+
+
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module whose workers tell what was prepared, and by which process."""

@@ -286,8 +286,7 @@ def _serve(control: socket.socket, target: str) -> None:
             _work(target, *descriptors)
         if request == FORK and process_id > 0:
             os.setpgid(process_id, process_id)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _close(*descriptors)
         control.sendall(process_id.to_bytes(NUMBER_BYTES, signed=True))
         if request == FORK and process_id > 0:
             _tell_end(control, process_id)
@@ -332,13 +331,19 @@ def _does_a_fork_work(try_out: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]) == 0
 
 
+def _close(*descriptors: int) -> None:
+    """Some disks tell only now that they can't keep a log, which is nothing that a worker's end depends on."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+
+
 def _work(target: str, stdin: int, log: int, messages: int) -> None:
     """Be a worker, and end."""
     os.setpgid(0, 0)
     for source, standard in ((stdin, 0), (log, 1), (log, 2)):
         os.dup2(source, standard)
-    os.close(stdin)
-    os.close(log)
+    _close(stdin, log)
     _end_after(lambda: import_module(target).work(messages))
 
 
