@@ -68,11 +68,15 @@ def _is_encoder(model: "PreTrainedModel") -> bool:
         return True
     if getattr(model.config, "is_decoder", None) is not False:
         return False
+    return re.search(r"self\.is_decoder|=\s*config\.is_decoder", _source(model)) is not None
+
+
+def _source(model: "PreTrainedModel") -> str:
+    """The family's code; empty where there is none beside what was compiled of it."""
     try:
-        source = inspect.getsource(inspect.getmodule(type(model)) or type(model))
-    except (OSError, TypeError):  # no source beside the compiled code: the audit's forward tells
-        return False
-    return re.search(r"self\.is_decoder|=\s*config\.is_decoder", source) is not None
+        return inspect.getsource(inspect.getmodule(type(model)) or type(model))
+    except (OSError, TypeError):
+        return ""
 
 
 def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
@@ -182,10 +186,13 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
     """Names of linear layers whose weight the family's code takes out of the layer, instead of calling it.
 
     Mamba multiplies by ``dt_proj.weight``: a packed weight there is no matrix, so such a layer can't be replaced. Seen
-    in a forward without memory; none where the family can't run so.
+    in a forward without memory; none where the family can't run so, and of RWKV, whose code knows packed weights.
     """
     import torch
     from torch import nn
+
+    if "quant_state" in _source(model):
+        return ()
 
     watched = {id(module): name for name, module in model.named_modules() if type(module) is nn.Linear}
     inside: set[int] = set()
