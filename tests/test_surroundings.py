@@ -65,7 +65,8 @@ def test_closed_streams(closed: str, study: Path) -> None:
 
 def test_what_a_closed_stream_would_have_been_is_no_other_file(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from bitladder.cli.surroundings import open_streams; open_streams()\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from bitladder.cli.surroundings import open_streams\nopen_streams()\n"
         "file = open('first', 'w'); print('lost'); print('lost', file=sys.stderr); os.system('echo lost')\n"
         "Path('told').write_text(str(file.fileno()))"
     )
