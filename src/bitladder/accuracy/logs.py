@@ -147,7 +147,7 @@ class LogFolder:
         for date, run in {self._dates[task]: self._run(task) for task in tasks}.items():
             with _as_logged(self._results_files[date]):
                 scored = run.get("groups") or {}
-                found = {str(name): list(inner) for name, inner in (run.get("group_subtasks") or {}).items()}
+                found = {str(name): list(map(str, inner)) for name, inner in (run.get("group_subtasks") or {}).items()}
                 members |= {name: inner for name, inner in found.items() if name in scored}
         return members
 
@@ -314,7 +314,7 @@ def _as_logged(path: Path) -> Iterator[None]:
     """What isn't where lm-eval writes it, or is of another type, as an error of that file's."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BrokenFileError(
             f"{path}: not as lm-eval 0.4.13 writes it ({type(error).__name__}: {reason}); run lm-eval again with that"
