@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.loading import load_config, naming_config
-from bitladder.errors import UserError
+from bitladder.errors import NotCausalError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreT
         )
     model.eval()  # type: ignore[no-untyped-call]
     if _is_encoder(model):
-        raise UserError(
+        raise NotCausalError(
             f"{directory}: {model.config.model_type!r} sees what comes after a token, as an encoder does (its config "
             "has no is_decoder true); expected a causal language model"
         )
