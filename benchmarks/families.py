@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from family_trial import Outcome
 
 TIME_LIMIT_S = 240
+_FORKING = threading.Lock()
 
 
 def _child(family: str, pipe: Any) -> None:
@@ -48,7 +50,8 @@ def run_family(family: str) -> Outcome:
 
     receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_child, args=(family, send))
-    child.start()
+    with _FORKING:  # filelock refuses two at once
+        child.start()
     send.close()
     outcome = Outcome(family, failed=f"no answer within {TIME_LIMIT_S} s")
     if receive.poll(TIME_LIMIT_S):

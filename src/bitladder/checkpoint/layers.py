@@ -25,9 +25,9 @@ def prepare_layers(model: "nn.Module") -> None:
 
 
 def _leave_unpacked(layer: Any) -> None:
-    """Where the CPU multiplies BF16, a 4-bit weight is packed anew at its first forward, which asserts that its outputs
-    are a multiple of 32 and its inputs even. Others are decoded at every call, as on other CPUs."""
-    if layer.out_features % _PACKED_OUTPUTS or layer.in_features % 2:
+    """Where the CPU multiplies BF16, a 4-bit weight is packed anew at its first forward, which wants its outputs to be a
+    multiple of 32 and its inputs one of the block. Others are decoded at every call, as on other CPUs."""
+    if layer.out_features % _PACKED_OUTPUTS or layer.in_features % layer.weight.quant_state.blocksize:
         layer.support_avx512bf16_for_cpu = False
 
 
