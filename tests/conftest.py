@@ -18,17 +18,6 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-_TOKENIZER_TEXT = (
-    "The quick brown fox jumps over the lazy dog. Which of the following is right? Answer: A, B, C or D.",
-    "A ladder has rungs; each rung is a numeric precision. 0 1 2 3 4 5 6 7 8 9 + - * / = ( ) % $",
-    "Question: what is the sum of twelve and thirty? The answer is forty-two, or 42.",
-)
-
-
 SLOWEST = ("test_smollm2_study.py", "test_study_run.py", "test_notebook.py")
 """Begun first, so that the rest runs beside them."""
 
@@ -71,15 +60,11 @@ def smollm2() -> Path:
 
 def _make_tiny_llama(directory: Path, *, max_shard_size: str = "5GB", dtype: str = "bfloat16", **config: Any) -> Path:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=_train_tokenizer(),
-        bos_token="<|start|>",
-        eos_token="<|end|>",
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=512,
-    )
+    from tiny_tokenizer import save_tokenizer
+
+    tokenizer = save_tokenizer(directory)
     set_seed(20240)
     settings: dict[str, Any] = {
         "vocab_size": 512,
@@ -97,21 +82,4 @@ def _make_tiny_llama(directory: Path, *, max_shard_size: str = "5GB", dtype: str
     }
     model = LlamaForCausalLM(LlamaConfig(**settings)).to(getattr(torch, dtype))
     model.save_pretrained(directory, max_shard_size=max_shard_size)
-    tokenizer.save_pretrained(directory)
     return directory
-
-
-def _train_tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|start|>", "<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_TOKENIZER_TEXT, trainer)
-    return tokenizer

@@ -58,7 +58,7 @@ def run(model: Any, tokenizer: Any, tasks: Path) -> Run:
 
 
 def plan(task: Path, **settings: Any) -> tuple[Settings, AccuracyTask]:
-    chosen = Settings(model="any", tasks=(str(task),), **({"backend": "hf"} | settings))
+    chosen = Settings(model="any", tasks=(str(task),), **({"backend": "hf"} | settings), trust_remote_code=True)
     (item,) = resolve_tasks(chosen, suite="paper", device="cpu").items
     return chosen, item
 

@@ -39,7 +39,9 @@ def tasks(tmp_path: Path, own_cache: None) -> Path:
 
 def resolve(*names: str | Path, suite: str = "paper", **settings: Any) -> TaskSet:
     chosen = tuple(str(name) for name in names)
-    return resolve_tasks(Settings(model="any", tasks=chosen, **settings), suite=suite, device="cpu")
+    return resolve_tasks(
+        Settings(model="any", tasks=chosen, **({"trust_remote_code": True} | settings)), suite=suite, device="cpu"
+    )
 
 
 def test_a_folder_of_tasks(tasks: Path) -> None:
@@ -95,7 +97,7 @@ import datasets
 datasets.config.HF_DATASETS_CACHE = sys.argv[2]
 from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.records import Settings
-found = resolve_tasks(Settings(model="any", tasks=(sys.argv[1],)), suite="paper", device="cpu")
+found = resolve_tasks(Settings(model="any", tasks=(sys.argv[1],), trust_remote_code=True), suite="paper", device="cpu")
 print(json.dumps({item.task: item.task_hash for item in found.items}))
 """
 
@@ -156,7 +158,7 @@ def test_a_mirror_is_read_from_any_directory_and_keeps_the_hub_name(
     write_mirror(tmp_path / "mirror")
     task = write_mirror_task(tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
-    settings = Settings(model="any", tasks=(str(task),), datasets="../mirror")
+    settings = Settings(model="any", tasks=(str(task),), datasets="../mirror", trust_remote_code=True)
     found = resolve_tasks(settings, suite="paper", device="cpu")
     assert found.document_counts == {"sums": 12}
     built = task_library(settings).task("sums")
@@ -241,7 +243,7 @@ def test_settings_of_a_group_reach_its_tasks(tmp_path: Path, own_cache: None) ->
     member = {"task": "sums", "num_fewshot": 4, "fewshot_split": "validation", "dataset_name": "low"}
     write_yaml(tmp_path / "mine" / "shots.yaml", {"group": "shots", "task": [member]})
     group = tmp_path / "mine" / "shots.yaml"
-    settings = Settings(model="any", tasks=(str(group),), datasets=str(mirror))
+    settings = Settings(model="any", tasks=(str(group),), datasets=str(mirror), trust_remote_code=True)
     (item,) = resolve_tasks(settings, suite="paper", device="cpu").items
     assert (item.task, item.num_fewshot) == ("sums", 4)
     assert task_library(settings).task("sums").eval_docs[0]["query"] == "Question: 0 + 0 ="

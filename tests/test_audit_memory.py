@@ -37,7 +37,7 @@ H100 = Hardware("H100", "cuda", compute_capability=(9, 0))
 def loaded(
     before: Mapping[str, int], after: Mapping[str, int] | None = None, *operators: str, device: str = "cpu"
 ) -> Loaded:
-    return Loaded(device, before, before if after is None else after, frozenset(operators))
+    return Loaded(device, before, before, before if after is None else after, frozenset(operators))
 
 
 @pytest.mark.parametrize("rung", ["bf16", "int8", "nf4", "nf4-dq"])

@@ -68,7 +68,7 @@ def test_one_card_where_the_weights_fit_in_it(
         ("GPU-77aa", (2,)),
         ("GPU-8d5f02, GPU-77aa03", (1, 2)),
         ("GPU-8d5f", ()),
-        ("MIG-1234", (0, 1, 2)),
+        ("0,GPU-77aa", (0, 2)),
     ],
 )
 def test_visible_cards_in_their_order(visible: str | None, cards: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bitladder.accuracy.backend.products import widened_products
 from bitladder.corpus import WIKITEXT_SPLIT, Corpus, _by_article, read_corpus
@@ -94,7 +95,6 @@ def test_without_its_text_prose_stands_in_and_says_so(tmp_path: Path) -> None:
 
 def logits_of(directory: Path, windows: Prompts) -> Any:
     """(windows, tokens, vocabulary) in FP64, each window by itself, from the model's own forward."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory)
@@ -106,7 +106,6 @@ def test_figures_are_those_of_both_models_side_by_side(
     tiny_llama: Path, make_tiny_llama: MakeTinyLlama, windows: Prompts, tmp_path: Path
 ) -> None:
     """The baseline's logits made anew are its own, bit for bit, and what is measured is what both models say."""
-    import torch
 
     rung = make_tiny_llama(tmp_path / "rung", dtype="float16")
     path = tmp_path / "reference.safetensors"
@@ -132,7 +131,6 @@ def test_figures_are_those_of_both_models_side_by_side(
 
 def test_products_in_fp32_would_be_another_models(tiny_llama: Path, windows: Prompts, tmp_path: Path) -> None:
     """Why the baseline's own compute type makes its logits."""
-    import torch
 
     path = tmp_path / "reference.safetensors"
     measure_divergence(tiny_llama, ITEM, windows, path, is_baseline=True)
@@ -140,7 +138,9 @@ def test_products_in_fp32_would_be_another_models(tiny_llama: Path, windows: Pro
     own = logits_of(tiny_llama, windows)
     with widened_products(torch.device("cpu")):
         assert torch.equal(torch.stack([reference.logits(row) for row in range(3)]).double(), own)
-    wide = torch.stack([states.float() @ reference.weight.float().T for states in reference.states]).double()
+    assert reference.weight is not None
+    weight = reference.weight.float()
+    wide = torch.stack([states.float() @ weight.T for states in reference.states]).double()
     assert float((wide - own).abs().max()) > 1e-3
 
 
@@ -167,24 +167,21 @@ def test_soft_capped_logits_are_made_anew_too(softcap: float | None, windows: Pr
     assert load_reference(path, "cpu").softcap == softcap
 
 
-def test_logits_that_are_more_than_the_heads_products_are_refused(windows: Prompts, tmp_path: Path) -> None:
-    from transformers import CohereConfig, CohereForCausalLM
+@pytest.mark.parametrize("family", ["cohere", "granite"])
+def test_logits_that_are_more_than_the_heads_products_are_kept(family: str, windows: Prompts, tmp_path: Path) -> None:
+    """Scaled behind the head: the head's products are other logits, so the model's own are kept."""
+    from tiny_families import save_tiny_family
 
-    config = CohereConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        logit_scale=0.5,
-    )
-    CohereForCausalLM(config).bfloat16().save_pretrained(tmp_path / "cohere")
+    scaled = {"cohere": {"logit_scale": 0.5}, "granite": {"logits_scaling": 8.0}}[family]
+    directory = save_tiny_family(family, tmp_path / family, **scaled)
     path = tmp_path / "reference.safetensors"
-    with pytest.raises(UserError, match=r"more than its head's products.*--no-divergence"):
-        measure_divergence(tmp_path / "cohere", ITEM, windows, path, is_baseline=True)
-    assert not path.exists()
+    own = measure_divergence(directory, ITEM, windows, path, is_baseline=True)
+    assert max(value for window in own.windows for value in window.kl) == 0
+    reference = load_reference(path, "cpu")
+    assert reference.weight is None
+    assert torch.equal(torch.stack([reference.logits(row) for row in range(3)]).double(), logits_of(directory, windows))
+    again = measure_divergence(directory, ITEM, windows, path, is_baseline=False)
+    assert max(value for window in again.windows for value in window.kl) == 0
 
 
 def test_what_cannot_be_measured_says_why(

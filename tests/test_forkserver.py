@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitladder import forkserver
-from bitladder.errors import UserError
+from bitladder.errors import UserError, describe_machine_error
 from bitladder.forkserver import ForkServer
 
 
@@ -29,6 +29,20 @@ def test_a_server_that_ends_by_itself_is_a_bug(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(ConnectionError, match="has ended; log: "):
             server.ask("{}")
     assert "no_such_module" in (tmp_path / "log").read_text()
+
+
+def test_a_fork_that_the_machine_refuses_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "refusing.py").write_text(
+        "import os\nfork = os.fork\n\n\ndef refuse():\n    os.fork = fork\n    raise BlockingIOError(11, 'no')\n\n\n"
+        "os.fork = refuse\n\n\ndef work(messages):\n    os.write(messages, b'done')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with ForkServer("refusing", tmp_path / "log", with_gpu=False) as server:
+        monkeypatch.setattr(server, "_modules", ("refusing",))
+        with pytest.raises(BlockingIOError) as refused:
+            server.ask("{}")
+        assert "ulimit -u" in str(describe_machine_error(refused.value))
+        assert server.ask("{}")[0] == b"done", "the next time"
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
+    "cgroup",
     "collector",
     "cuda",
     "defaults",
     "devices",
+    "driver",
     "errors",
     "units",
     "records",
@@ -25,12 +27,15 @@ FOUNDATION = {
     "store",
     "environment",
     "main_memory",
+    "processors",
     "forkserver",
+    "home",
     "hub",
     "hub_kernels",
     "corpus",
     "markdown",
     "wording",
+    "printable",
 }
 CHECKPOINT_FILES = {"tensors", "manifest", "config", "kinds", "declared", "loading", "placement"}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""

@@ -3,10 +3,19 @@
 from pathlib import Path
 
 import psutil
+import pytest
 
+from bitladder import cgroup
 from bitladder.main_memory import available_memory_bytes, memory_bytes
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def own_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of a container in both versions, whose group is deeper than the container's root."""
+    (tmp_path / "own").write_text("4:memory:/deep/er\n3:cpu,cpuacct:/deep/er\n0::/deep/er\n")
+    monkeypatch.setattr(cgroup, "_OWN", tmp_path / "own")
 
 
 def test_cgroup_v2_limit_less_what_is_used_but_for_file_cache(tmp_path: Path) -> None:
@@ -30,4 +39,19 @@ def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     found = available_memory_bytes(tmp_path)
     assert 0 < found <= psutil.virtual_memory().total
+    assert memory_bytes(tmp_path) == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize("deeper", ["", "deep", "deep/er"])
+def test_the_least_limit_of_all_groups_above_counts(deeper: str, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for folder, limit in ((tmp_path, 90), (tmp_path / "deep", 80), (tmp_path / "deep" / "er", 70)):
+        (folder / "memory.max").write_text(f"{10 if folder == tmp_path / deeper else limit}\n")
+    assert memory_bytes(tmp_path) == 10
+    (tmp_path / "deep" / "er" / "memory.max").write_text("max\n")
+    assert memory_bytes(tmp_path) == (80 if deeper == "deep/er" else 10)
+
+
+def test_a_limit_that_can_not_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").mkdir()
     assert memory_bytes(tmp_path) == psutil.virtual_memory().total

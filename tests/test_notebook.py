@@ -87,6 +87,7 @@ def test_every_cell_and_make_paper_run_with_another_model(
     settings = {
         "rungs": ["bf16", "nf4"],
         "tasks": [str(tasks / "tiny_choice.yaml")],
+        "trust_remote_code": True,
         "datasets": str(tasks),
         "scenarios": ["batch1"],
         "requests": 2,

@@ -11,6 +11,7 @@ import pytest
 
 from bitladder import forkserver
 from bitladder.checkpoint.loading import predicted_load_bytes
+from bitladder.checkpoint.skeleton import cache_bytes
 from bitladder.errors import DoesNotFitError
 from bitladder.perf import maxbatch, probe
 from bitladder.perf.maxbatch import (
@@ -23,7 +24,7 @@ from bitladder.perf.maxbatch import (
     running_probe,
     search_largest_batch,
 )
-from bitladder.perf.memory import cache_bytes_per_token, out_of_memory_does_not_fit, predict_working_memory
+from bitladder.perf.memory import out_of_memory_does_not_fit, predict_working_memory
 from bitladder.records import BatchProbe
 from perf_fakes import FakeEngine, make_prompts, make_scenario
 
@@ -149,31 +150,34 @@ def test_largest_fitting_of_none() -> None:
 
 
 def test_working_memory_grows_with_the_batch_and_the_tokens() -> None:
-    config = smollm2_config()
-    sizes = [predict_working_memory(config, batch, 128, 128) for batch in (1, 2, 8)]
+    skeleton = smollm2_skeleton()
+    sizes = [predict_working_memory(skeleton, 2, batch, 128, 128) for batch in (1, 2, 8)]
     assert sizes[0].cache_bytes < sizes[1].cache_bytes < sizes[2].cache_bytes
     assert sizes[0].total_bytes < sizes[1].total_bytes < sizes[2].total_bytes
-    longer = predict_working_memory(config, 1, 128, 256)
+    longer = predict_working_memory(skeleton, 2, 1, 128, 256)
     assert longer.cache_bytes > sizes[0].cache_bytes
     assert longer.activation_bytes == sizes[0].activation_bytes
 
 
 def test_cache_of_smollm2_is_23_kb_a_token() -> None:
-    assert cache_bytes_per_token(smollm2_config()) == 23_040
+    assert cache_bytes(smollm2_skeleton(), 10) == 230_400
 
 
-def smollm2_config() -> Any:
-    from transformers import LlamaConfig
+def smollm2_skeleton() -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaConfig(
+    config = LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
         intermediate_size=1536,
         num_hidden_layers=30,
         num_attention_heads=9,
         num_key_value_heads=3,
-        dtype="bfloat16",
     )
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(config)
+    return model.to(torch.bfloat16).eval()
 
 
 def test_batch_on_a_cpu_is_predicted_and_capped(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from bitladder.perf import resources
 from bitladder.perf.memory import PeakDevice, PeakResident, limit_memory
 from bitladder.perf.monitor import GPU_FIELDS, GpuReader, join_cards, open_gpus
 from bitladder.perf.resources import gpus_of, total_bytes, used_bytes, watching
+from nvml_fakes import install_nvml
 
 MIB = 1024**2
 
@@ -232,16 +233,21 @@ def test_every_gpu_field_has_a_reading_or_a_reason() -> None:
     ("device", "visible", "gpus"),
     [
         ("cpu", "", ()),
-        ("cuda:1", "", ("1",)),
-        ("cuda", "", ("0",)),
-        ("cuda:0,2", "", ("0", "2")),
+        ("cuda:1", None, ("1",)),
+        ("cuda", None, ("0",)),
+        ("cuda:0,2", None, ("0", "2")),
         ("cuda:1", "3,5", ("5",)),
         ("cuda:0,1", "3,5", ("3", "5")),
         ("cuda:0", "GPU-8d5f", ("GPU-8d5f",)),
     ],
 )
-def test_gpus_of_a_device(device: str, visible: str, gpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+def test_gpus_of_a_device_without_a_driver(
+    device: str, visible: str | None, gpus: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_nvml(monkeypatch, tmp_path, refuses={"all": "NVMLError_LibraryNotFound"})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpus_of(device) == gpus
 
 

@@ -51,7 +51,14 @@ def tokenizer(tiny_llama: Path) -> Any:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = write_tasks(tmp_path_factory.mktemp("tasks") / "own")
-    return Settings(model="m", tasks=(str(folder),), backend="bitladder", token_budget=256, batch_dependence=True)
+    return Settings(
+        model="m",
+        tasks=(str(folder),),
+        backend="bitladder",
+        token_budget=256,
+        batch_dependence=True,
+        trust_remote_code=True,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -351,6 +351,15 @@ def test_worker_names_what_it_can_name(server: ForkServer, tmp_path: Path) -> No
     assert "no weights" in worker.ended.reason
 
 
+def test_a_worker_that_the_machine_refuses_something_ends_the_study(server: ForkServer, tmp_path: Path) -> None:
+    """In one line, and it leaves no record of what can be measured another time."""
+    worker = Worker(server, job_for(tmp_path / ("x" * 300)), tmp_path / "log", timeout_s=60)
+    with pytest.raises(UserError, match=r"^bf16, accuracy: .*xxx.*: file name too long; expected a place"):
+        list(worker.messages())
+    assert worker.ended is None
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 def test_killed_worker_is_said_to_be_killed(server: ForkServer, tiny_llama: Path, tmp_path: Path) -> None:
     job = job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path)))
     worker = Worker(server, job, tmp_path / "log", 60)

@@ -55,7 +55,12 @@ def read_prose(instead: str | None = None) -> Corpus:
     """The packaged prose; ``instead`` says why it stands in for another text."""
     folder = files("bitladder.accuracy") / "builtin"
     sources = sorted((entry for entry in folder.iterdir() if "prose" in entry.name), key=lambda entry: entry.name)
-    lines = [line for source in sources if source.name.endswith(".jsonl") for line in source.read_text().splitlines()]
+    lines = [
+        line
+        for source in sources
+        if source.name.endswith(".jsonl")
+        for line in source.read_text(encoding="utf-8").splitlines()
+    ]
     documents = {row["id"]: row["text"] for row in map(json.loads, lines)}
     return Corpus(documents, f"built-in prose ({instead})" if instead else "built-in prose", "\n\n")
 

@@ -6,12 +6,14 @@ Pure functions, without torch and without a driver.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from bitladder.errors import UserError
 
 CARD_SHARE = 0.9
 """of a card's memory that weights may take; the rest is for the CUDA context, the cache and activations"""
 
+_SLICE = "MIG-"
 _CARDS = re.compile(r"cuda(?::(\d+(?:,\d+)*))?")
 
 
@@ -56,10 +58,9 @@ def visible_cards(uuids: Sequence[str], visible: str | None) -> tuple[int, ...]:
     """The driver's numbers of the cards that a process sees, in its order.
 
     ``uuids``: of all cards, as the driver counts them. ``visible``: the value of ``CUDA_VISIBLE_DEVICES``, which names
-    cards by number or by the beginning of a UUID and ends at the first that isn't there; None where it isn't set. Names
-    of MIG slices are left to torch: all cards count as seen.
+    cards by number or by the beginning of a UUID and ends at the first that isn't there; None where it isn't set.
     """
-    if visible is None or visible.startswith("MIG-"):
+    if visible is None:
         return tuple(range(len(uuids)))
     found: list[int] = []
     for name in (part.strip() for part in visible.split(",")):
@@ -71,6 +72,18 @@ def visible_cards(uuids: Sequence[str], visible: str | None) -> tuple[int, ...]:
             break
         found += matches
     return tuple(found) if len(set(found)) == len(found) else ()
+
+
+def is_slice(name: str) -> bool:
+    """Whether a value of ``CUDA_VISIBLE_DEVICES`` begins with a slice of a card (MIG), and so names slices alone."""
+    return name.strip().startswith(_SLICE)
+
+
+def visible_slices(visible: str) -> tuple[str, ...]:
+    """The slices that ``CUDA_VISIBLE_DEVICES`` names, to the first name of something else; none where one is twice."""
+    names = [part.strip() for part in visible.split(",")]
+    found = tuple(takewhile(is_slice, names))
+    return found if len(set(found)) == len(found) else ()
 
 
 def count_names(names: Iterable[str]) -> str:

@@ -1,13 +1,15 @@
 """The machine and the libraries that a measurement ran with, and how busy it was. Imports no torch."""
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
-from bitladder.devices import visible_cards
+from bitladder import driver
+from bitladder.cgroup import read
+from bitladder.driver import describe_gpu, open_nvml, visible_gpus
+from bitladder.processors import bound_processors, usable_processors
 from bitladder.records import Gpu, Machine
 
 LIBRARIES = (
@@ -24,16 +26,18 @@ LIBRARIES = (
 
 
 BUSY_SHARE = 0.25
-"""of all processors: with more taken by others, times say little; of two, one busy is half"""
+"""of our processors: with more taken by others, times say little; of two, one busy is half"""
 _READING_S = 0.5
 
 
 def busy_share() -> float:
-    """Share of all processors' time that is taken now, read while nothing of ours runs.
+    """Share of the time of the processors that are ours that is taken now, read while nothing of ours runs.
 
     Not the load average, which remembers for minutes what the study itself did.
     """
-    return psutil.cpu_percent(_READING_S) / 100
+    shares = dict(enumerate(psutil.cpu_percent(_READING_S, percpu=True)))
+    ours = [shares[number] for number in bound_processors() if number in shares] or list(shares.values())
+    return sum(ours) / len(ours) / 100
 
 
 def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
@@ -49,50 +53,26 @@ def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
 
 def describe_machine() -> Machine:
     """This machine: processor, memory, the GPUs that a process sees, in torch's order, and library versions."""
+    gpus = describe_gpus()
     return Machine(
         cpu_model=_cpu_model(),
-        cpu_count=psutil.cpu_count(logical=True) or 1,
+        cpu_count=usable_processors(),
         total_memory_bytes=psutil.virtual_memory().total,
         platform=platform.platform(),
-        gpus=describe_gpus(),
+        gpus=gpus,
+        gpus_unknown=None if gpus else driver.failure(),
         versions=library_versions(),
     )
 
 
 def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in (read(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
 def describe_gpus() -> tuple[Gpu, ...]:
     """The GPUs that the driver shows to a process, none without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
-    gpus = []
-    for index in visible_cards(uuids, os.environ.get("CUDA_VISIBLE_DEVICES")):
-        handle = handles[index]
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        try:
-            serial = pynvml.nvmlDeviceGetSerial(handle)
-        except pynvml.NVMLError:
-            serial = None
-        gpus.append(
-            Gpu(
-                name=pynvml.nvmlDeviceGetName(handle),
-                total_memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-                compute_capability=f"{major}.{minor}",
-                driver=pynvml.nvmlSystemGetDriverVersion(),
-                serial=serial,
-            )
-        )
-    return tuple(gpus)
+    nvml, reason = open_nvml()
+    return () if reason else tuple(describe_gpu(nvml, gpu) for gpu in visible_gpus(nvml))

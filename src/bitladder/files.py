@@ -1,51 +1,114 @@
-"""Files: atomic writes, hashes, the cache's place."""
+"""Files: atomic writes, hashes, room."""
 
 import errno
+import glob
 import hashlib
+import logging
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from bitladder.errors import UserError
 from bitladder.units import format_bytes
 
+log = logging.getLogger(__name__)
 
-def cache_directory() -> Path:
-    """``$BITLADDER_CACHE``, else ``$XDG_CACHE_HOME/bitladder``, else ``~/.cache/bitladder``."""
-    explicit = os.environ.get("BITLADDER_CACHE")
-    if explicit:
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitladder"
+ABANDONED_S = 3600
+"""after which nobody writes any more to a temporary file that hasn't changed"""
+_UNFINISHED = (".*.*.tmp", ".tmp??????")
+"""ours, and those of SafeTensors, which writes to a file of its own and renames that"""
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write, flush to disk, rename: a reader or a crash sees the old file or the whole new one."""
-    with new_file(path) as temporary:
+    with new_file(path) as temporary, naming(path):
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def remove_unfinished(directory: Path, name: str = "*") -> None:
-    """Remove what a killed process was writing to ``directory`` as ``name``. Only for whoever alone may write it."""
-    for leftover in directory.glob(f".{name}.*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the machine name ``path`` where they name no file, as those of a write or a lock don't.
+
+    SafeTensors and tokenizers, which are written in Rust, raise errors of their own, whose text has the number.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        found = _RUST_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def remove_unfinished(directory: Path, name: str | None = None, idle_s: float = 0) -> None:
+    """Remove what a killed process was writing to ``directory``, as ``name`` or any.
+
+    Only for whoever alone may write it; others leave what changed within ``idle_s``.
+    """
+    if not directory.is_dir():
+        return
+    latest_s = time.time() - idle_s
+    patterns = _UNFINISHED if name is None else (f".{glob.escape(name)}.*.tmp",)
+    for leftover in chain.from_iterable(map(directory.glob, patterns)):
+        with suppress(FileNotFoundError):  # another process has ended or removed it
+            if not idle_s or leftover.stat().st_mtime < latest_s:
+                remove_tree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def remove_tree(path: Path) -> None:
+    """`shutil.rmtree`, whose errors name a file without its folder."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextmanager
+def entry_lock(entry: Path) -> Iterator[None]:
+    """One process at a time makes or links a cache entry; what a killed one left is removed."""
+    make_folder(entry.parent)
+    path = entry.with_name(f"{entry.name}.lock")
+    with naming(path):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("%s: another process is making it; waiting for it", entry)
+            lock.acquire()
+    try:
+        remove_unfinished(entry.parent, entry.name)
+        yield
+    finally:
+        with naming(path):
+            lock.release()
 
 
 def require_own_folder(folder: Path, kind: str, marks: Collection[str], begun: Collection[str] = ()) -> None:
     """Raise UserError for a file, and for a folder that holds something else than a ``kind`` such as a study.
 
-    ``marks``: files that only a ``kind`` has. ``begun``: names that one leaves which ended before it had any of them.
+    ``marks``: files that only a ``kind`` has. ``begun``: patterns of what one leaves that ended before it had any of
+    them.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file; expected a new folder, or one of an earlier {kind}")
     if not folder.is_dir() or any((folder / mark).is_file() for mark in marks):
         return
-    others = sorted(path.name for path in folder.iterdir() if path.name not in begun)
+    others = sorted(path.name for path in folder.iterdir() if not any(fnmatch(path.name, one) for one in begun))
     if others:
         raise UserError(f"{folder}: holds {others[0]} and no {kind}; name a new folder, or one of an earlier {kind}")
 
@@ -70,11 +133,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside ``path`` that is renamed to it when the block ends well, and removed when not."""
     with _wanting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(path.parent, path.name, ABANDONED_S)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(path)
+        _flush_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -86,18 +151,39 @@ def new_file(path: Path) -> Iterator[Path]:
     when not."""
     with _wanting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(path.parent, path.name, ABANDONED_S)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
+        with naming(path):
+            os.close(handle)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with naming(path):
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _flush_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is told, and whoever writes there next removes it
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that a name that was given in it stands after a power cut."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # it may be written to and not be listed
+        return
+    try:
+        with naming(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that have no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

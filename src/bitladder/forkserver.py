@@ -12,6 +12,7 @@ its study twice.
 """
 
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -63,12 +64,13 @@ class Forker:
     def fork(self, stdin: int, log: int, messages: int) -> int:
         """A worker with these descriptors, leader of its process group. Returns its process id.
 
-        Raises ConnectionError when the server has ended, and UserError when it was killed.
+        Raises ConnectionError when the server has ended, UserError when it was killed, and OSError when the machine
+        allows it no fork.
         """
         self.start()
         with suppress(BrokenPipeError):  # it has ended, as its answer says
             socket.send_fds(self._control, [FORK], [stdin, log, messages])
-        return self._receive_number()
+        return self._receive_process_id()
 
     def wait(self) -> int:
         """The worker's exit code, or the negative number of the signal that ended it."""
@@ -103,6 +105,12 @@ class Forker:
         """How the forking process ended, which it has: its exit code, or the negative number of the signal."""
         raise NotImplementedError
 
+    def _receive_process_id(self) -> int:
+        found = self._receive_number()
+        if found < 0:
+            raise OSError(-found, os.strerror(-found))
+        return found
+
     def _receive_number(self) -> int:
         received = b""
         with suppress(ConnectionResetError):
@@ -131,6 +139,8 @@ class ForkServer(Forker):
         self._target = target
         self._trusted = trust_remote_code
         self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
+        # a torch that is built for CUDA would look for cards at the others' imports, and no fork could use it after
+        self._hidden = {} if with_gpu else {"CUDA_VISIBLE_DEVICES": ""}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -150,7 +160,7 @@ class ForkServer(Forker):
         self.start()
         with suppress(BrokenPipeError):
             socket.send_fds(self._control, [BRANCH], [theirs])
-        return self._receive_number()
+        return self._receive_process_id()
 
     def reap(self, process_id: int) -> int:
         """How a branch ended, which has or is about to: its exit code, or the negative number of the signal."""
@@ -184,7 +194,7 @@ class ForkServer(Forker):
                 stderr=subprocess.STDOUT,
                 pass_fds=(descriptor,),
                 # torch's profiler prints, unless told before its import; NVML counts cards without starting CUDA
-                env={**os.environ, "KINETO_LOG_LEVEL": "99", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+                env={**os.environ, "KINETO_LOG_LEVEL": "99", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **self._hidden},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
             )
 
@@ -244,13 +254,13 @@ class Branch(Forker):
 
 def take_job() -> str:
     """The line that a worker gets on standard input, which its owner then holds open: with it ends the worker."""
-    job = sys.stdin.readline()
+    job = sys.stdin.buffer.readline().decode()
     threading.Thread(target=_end_with_owner, daemon=True).start()
     return job
 
 
 def _end_with_owner() -> None:
-    sys.stdin.read()
+    sys.stdin.buffer.read()
     os._exit(1)
 
 
@@ -267,18 +277,21 @@ def _serve(control: socket.socket, target: str) -> None:
         if request == REAP:
             _tell_end(control, int.from_bytes(control.recv(NUMBER_BYTES, socket.MSG_WAITALL), signed=True))
             continue
-        process_id = os.fork()
+        try:
+            process_id = os.fork()
+        except OSError as error:  # too many processes, or too little memory: the owner tells it
+            process_id = -(error.errno or errno.EAGAIN)
         if not process_id:
             control.close()
             if request == BRANCH:
                 _branch(target, *descriptors)
             _work(target, *descriptors)
-        if request == FORK:
+        if request == FORK and process_id > 0:
             os.setpgid(process_id, process_id)
         for descriptor in descriptors:
             os.close(descriptor)
         control.sendall(process_id.to_bytes(NUMBER_BYTES, signed=True))
-        if request == FORK:
+        if request == FORK and process_id > 0:
             _tell_end(control, process_id)
 
 
@@ -337,16 +350,20 @@ def _end_after(do: Callable[[], None]) -> NoReturn:
     try:
         do()
     except BaseException:  # whatever it is, it must not go on as a second server
-        traceback.print_exc()
         code = RAISED
+        with suppress(OSError):  # what can't be logged, as on a full disk, is no other end
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(code)  # without the clean-up of threads that only the server had
 
 
 if __name__ == "__main__":
     _, number, trusted, *served = sys.argv
+    for stream in (sys.stdout, sys.stderr):  # logs, which every locale can have
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     if trusted != str(True):
         forbid_hub_kernels()
     for name in served[1:]:

@@ -1,17 +1,14 @@
 """Main memory that this process may use: the machine's, or a container's where that has less."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-CGROUP = Path("/sys/fs/cgroup")
-_V2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
-_V1 = (
-    "memory/memory.limit_in_bytes",
-    "memory/memory.usage_in_bytes",
-    "memory/memory.stat",
-    "total_inactive_file",
-)
+from bitladder.cgroup import CGROUP, own_groups, read
+
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def available_memory_bytes(cgroup: Path = CGROUP) -> int:
@@ -19,20 +16,22 @@ def available_memory_bytes(cgroup: Path = CGROUP) -> int:
 
     File cache that the kernel gives back counts as free, in a container's share too (cgroup v2 and v1).
     """
-    machine_bytes = int(psutil.virtual_memory().available)
-    return min([machine_bytes, *(_free_bytes(cgroup, *names) for names in (_V2, _V1) if (cgroup / names[0]).is_file())])
+    limits = ((limit, *figures) for limit, *figures in _limits(cgroup))
+    free_bytes = (max(limit - used_bytes + cache_bytes, 0) for limit, used_bytes, cache_bytes in limits)
+    return min([int(psutil.virtual_memory().available), *free_bytes])
 
 
 def memory_bytes(cgroup: Path = CGROUP) -> int:
     """All of it, whatever is in use."""
-    limits = [(cgroup / names[0]).read_text().strip() for names in (_V2, _V1) if (cgroup / names[0]).is_file()]
-    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit != "max")])
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _, _ in _limits(cgroup))])
 
 
-def _free_bytes(cgroup: Path, limit: str, used: str, stat: str, cache: str) -> int:
-    limit_text = (cgroup / limit).read_text().strip()
-    if limit_text == "max":
-        return 1 << 63
-    statistics = dict(line.split() for line in (cgroup / stat).read_text().splitlines())
-    used_bytes = int((cgroup / used).read_text()) - int(statistics.get(cache, 0))
-    return max(int(limit_text) - used_bytes, 0)
+def _limits(cgroup: Path) -> Iterator[tuple[int, int, int]]:
+    """(limit, in use, of it file cache) of every group that has a limit, in bytes."""
+    for group in own_groups("memory", cgroup):
+        for limit_name, used_name, cache_name in (_V2, _V1):
+            limit, used, statistics = (read(group / name) for name in (limit_name, used_name, "memory.stat"))
+            if limit is None or limit == "max":
+                continue
+            cache = dict(line.split() for line in (statistics or "").splitlines()).get(cache_name, "0")
+            yield int(limit), int(used or 0), int(cache)

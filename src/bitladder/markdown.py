@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from bitladder.printable import printable
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -26,6 +28,8 @@ def markdown_environment(package: str) -> Environment:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is: no tags, no links, no table breaks."""
-    flat = " ".join(text.split())
-    return re.sub(r"([\\`*<|])", r"\\\1", flat).replace("](", "]\\(")
+    """Text that Markdown shows as it is: no tags, links, images, table breaks, headings, lists, rules or fences."""
+    flat = printable(" ".join(text.split()))
+    escaped = re.sub(r"([\\`*<|])", r"\\\1", flat)
+    escaped = re.sub(r"\](?=[(\[])", r"]\\", escaped)  # of a link, and of one by reference
+    return re.sub(r"^(?=[-+#=>~](?:[-+#=>~\s]|$)|\[[^\]]*\]:)", r"\\", escaped)  # last: what a reference is to

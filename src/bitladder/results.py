@@ -101,7 +101,7 @@ def answering_machines(results: Results, order: Iterable[tuple[str, str]]) -> di
 def used_cards(machine: Machine, device: str) -> str:
     """The cards that a device names, such as ``2 x NVIDIA H100``; empty for a CPU."""
     known = dict(enumerate(machine.gpus))
-    return count_names(known[card].name if card in known else "GPU" for card in cards_of(device))
+    return count_names(known[card].title if card in known else "GPU" for card in cards_of(device))
 
 
 def different_rungs(parts: Sequence[Results]) -> Iterator[tuple[str, Results, Results]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bitladder.errors import UnknownNameError
-from bitladder.records import Audit, Scheme
+from bitladder.records import Audit, Manifest, Scheme
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def _four_bit(stored_type: str, compute_type: str, double_quantization: bool = F
 
 
 BASELINE = "bf16"
+NEGLIGIBLE_SHARE = 0.05
+"""share of the weights of matrix products in another type than the scheme's that leaves a checkpoint its name"""
 
 _BNB = ("bitsandbytes",)
 RUNGS: dict[str, Rung] = {
@@ -63,14 +65,34 @@ def find_rung(name: str) -> Rung:
 
 def ready_title(name: str, audit: Audit | None) -> str:
     """`rung_title`, where a ready checkpoint under a name of its own is called by what its audit found."""
-    if name in RUNGS or audit is None:
+    if audit is None:
         return rung_title(name)
+    if name in RUNGS:
+        return partial_title(rung_title(name), _unquantized_share(audit))
     scheme = audit.found if audit.found is not None and audit.declared.method != "other" else audit.declared
     if scheme.method == "other":
         methods = (finding.data.get("quant_method") for finding in audit.findings if finding.check == "scheme")
         return f"{scheme.stored_type} ({next(filter(None, methods), 'unknown format')})"
     known = (rung.title for rung in RUNGS.values() if rung.scheme == scheme)
-    return next(known, f"{scheme.stored_type} ({scheme.method})")
+    return partial_title(next(known, f"{scheme.stored_type} ({scheme.method})"), _unquantized_share(audit))
+
+
+def _unquantized_share(audit: Audit) -> float:
+    """Share of the weights of matrix products that the audit found to be left as they were."""
+    if audit.declared.method not in ("llm.int8", "bnb-4bit"):
+        return 0.0
+    return next((float(finding.data["share"]) for finding in audit.findings if finding.check == "layers"), 0.0)
+
+
+def made_title(manifest: Manifest) -> str:
+    """`rung_title`, and what share of its weights such a checkpoint is named after where that isn't nearly all."""
+    return partial_title(rung_title(manifest.rung), manifest.unquantized_share)
+
+
+def partial_title(title: str, unquantized_share: float) -> str:
+    """A title with the share of the weights of matrix products that it is true of."""
+    whole = unquantized_share <= NEGLIGIBLE_SHARE
+    return title if whole else f"{title}, {1 - unquantized_share:.0%} of the linear weights"
 
 
 def rung_title(name: str) -> str:

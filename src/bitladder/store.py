@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.files import remove_unfinished, write_atomically
+from bitladder.files import naming, remove_unfinished, write_atomically
 from bitladder.records import (
     AccuracyOutcome,
     Divergence,
@@ -89,11 +89,14 @@ class Store:
     def write_measurement(self, record: MeasurementRecord) -> None:
         self._write(self._path("records", record.measurement_id), record)
 
+    def remove_measurement(self, identity: str) -> None:
+        self._path("records", identity).unlink(missing_ok=True)
+
     def add_to_journal(self, identity: str, entry: JournalEntry) -> None:
         """A line at the end of a measurement's journal; one that is cut off by a crash is no entry."""
         path = self.journals / f"{identity}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        with path.open("ab") as file:
+        with naming(path), path.open("ab") as file:
             # On a line of its own, whatever a killed study left.
             file.write(b"\n" + entry.model_dump_json().encode() + b"\n")
 

@@ -1,5 +1,6 @@
-"""What is wrong with a value that a user gave, in words of ours instead of pydantic's."""
+"""Words for people: what is wrong with a value that a user gave, and lists of names cut short."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,3 +30,14 @@ def describe_mismatch(error: "ErrorDetails") -> str:
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])
     told = f"expected {expected.format(**context)}" if expected else error["msg"].lower()
     return f"found {error['input']!r}, {told}"
+
+
+def name_some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and that there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an exception says in its first line, cut to ``most`` characters; its name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(": ")[:most] if lines else type(error).__name__

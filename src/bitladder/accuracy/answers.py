@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bitladder.accuracy.logs import LogFolder
@@ -30,6 +30,8 @@ class Answers:
     """what the reader has to know of how they were found"""
     study: StudyRecord | None = None
     """of which these are one rung's"""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """tasks whose answers can't be paired, and why"""
 
     @property
     def staged(self) -> dict[str, AccuracyTask]:
@@ -37,8 +39,10 @@ class Answers:
         return {task.task: task for task in staged_tasks(self.study)} if self.study else {}
 
 
-def read_answers(source: str) -> Answers:
+def read_answers(source: str, names: Collection[str] | None = None) -> Answers:
     """The answers in a folder of lm-eval's logs, or of one rung of a study, ``DIR:RUNG``.
+
+    ``names``: tasks and groups that are wanted; the logs of others need not be read.
 
     Raises UserError for anything else, and for logs that are cut off or of an old lm-eval.
     """
@@ -49,28 +53,28 @@ def read_answers(source: str) -> Answers:
     folder, colon, rung = source.rpartition(":")
     if colon and not directory.exists() and is_study(Path(folder)):
         return study_answers(load_results(Path(folder)), rung)
-    return log_answers(directory)
+    return log_answers(directory, names)
 
 
-def read_all(sources: Sequence[str]) -> list[Answers]:
+def read_all(sources: Sequence[str], names: Collection[str] | None = None) -> list[Answers]:
     """`read_answers` of each; those of one name are told apart by as much of their paths as it takes."""
-    found = [read_answers(source) for source in sources]
+    found = [read_answers(source, names) for source in sources]
     counts = Counter(one.name for one in found)
     paths = [Path(source).resolve().parts for source in sources]
     for depth in range(1, max(map(len, paths)) + 1):
-        names = [
+        titles = [
             one.name if counts[one.name] == 1 else "/".join(parts[-depth:])
             for one, parts in zip(found, paths, strict=True)
         ]
-        if len(set(names)) == len(names):
-            return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+        if len(set(titles)) == len(titles):
+            return [replace(one, name=title) for one, title in zip(found, titles, strict=True)]
     return found
 
 
-def read_pair(base: str, rung: str) -> tuple[Answers, Answers]:
+def read_pair(base: str, rung: str, names: Collection[str] | None = None) -> tuple[Answers, Answers]:
     """The answers of a study's baseline and of one of its rungs, or those in two folders of logs."""
     if not is_study(Path(base)):
-        first, second = read_all([base, rung])
+        first, second = read_all([base, rung], names)
         return first, second
     results = load_results(Path(base))
     if rung == results.study.baseline:
@@ -82,10 +86,10 @@ def is_study(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("study.json", MERGE_FILE))
 
 
-def log_answers(directory: Path) -> Answers:
+def log_answers(directory: Path, names: Collection[str] | None = None) -> Answers:
     """The answers in lm-eval's logs, named after the folder."""
     folder = LogFolder(directory)
-    outcomes = folder.outcomes()
+    outcomes = folder.outcomes(names)
     return Answers(
         name=directory.resolve().name,
         outcomes=outcomes,
@@ -93,6 +97,7 @@ def log_answers(directory: Path) -> Answers:
         asked={task: folder.asked(task) for task in outcomes},
         read_documents=folder.documents,
         notes=folder.notes,
+        left_out=folder.left_out,
     )
 
 
@@ -154,6 +159,8 @@ def take_tasks(answers: Answers, names: Collection[str]) -> Answers:
     """Only these tasks and groups. Raises UnknownNameError for one that isn't here."""
     known = {**{task: (task,) for task in answers.outcomes}, **{group.name: group.tasks for group in answers.groups}}
     for name in names:
+        if name in answers.left_out:
+            raise UserError(f"{answers.left_out[name]}; choose others with --tasks")
         if name not in known:
             raise UnknownNameError("task", name, known, f"in {answers.name}")
     wanted = {task for name in names for task in known[name]}

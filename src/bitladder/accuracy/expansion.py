@@ -4,18 +4,21 @@ Follows lm-eval's ``TaskFactory``: a group hands its settings on to its members,
 for the tasks that carry it.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from bitladder.accuracy.registry import Definition, Names, find_definition, known_names, scan
+from bitladder.accuracy.registry import DEEPEST, Definition, Names, find_definition, known_names, scan
+from bitladder.accuracy.task_yaml import FunctionName, TaskYaml, read_task_yaml
 from bitladder.errors import BrokenFileError, UserError
+from bitladder.home import expand_user
 
 # What describes a group itself and is not handed on to its members; `task` and `include` are dealt with by name.
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag"}
+_MOST_MEMBERS = 50_000
+"""tasks and groups behind one name; lm-eval has 14,000"""
 _DEFAULT_METRICS = {
     "loglikelihood": ("perplexity", "acc"),
     "multiple_choice": ("acc", "acc_norm"),
@@ -36,6 +39,8 @@ class Leaf:
     overrides: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     """the YAML with includes and overrides, functions by name"""
+    functions: tuple[FunctionName, ...] = ()
+    """what lm-eval imports to read the YAML, and what groups set"""
 
     @property
     def title(self) -> str:
@@ -82,8 +87,8 @@ def expand(requested: str) -> tuple[Member, ...]:
     """
     names = known_names()
     if requested in names:
-        return tuple(_expand_name(requested, {}, names))
-    path = Path(requested).expanduser().absolute()
+        return tuple(_expand_name(requested, {}, _Scope(names)))
+    path = expand_user(requested).absolute()
     if path.is_dir():
         return _expand_folder(path, names)
     if path.is_file():
@@ -92,50 +97,48 @@ def expand(requested: str) -> tuple[Member, ...]:
     raise AssertionError("unreachable: an unknown name raises")
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """A task's or group's YAML with its includes; ``!function`` values as their text. Raises BrokenFileError."""
-    try:
-        config = yaml.load(file.read_bytes(), _TextLoader)
-    except FileNotFoundError:
-        raise BrokenFileError(f"{file}: no such file, but a task's YAML includes it") from None
-    except yaml.YAMLError as error:
-        raise BrokenFileError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise BrokenFileError(f"{file}: found {type(config).__name__}, expected the keys of an lm-eval task or group")
-    includes = config.pop("include", None) or []
-    merged: dict[str, Any] = {}
-    for include in includes if isinstance(includes, list) else [includes]:
-        merged.update(read_config(file.parent / include))
-    return {**merged, **config}
+@dataclass(frozen=True)
+class _Scope:
+    """The names that hold where one is expanded, the groups that led there, and how many members were seen so far."""
 
+    names: Names
+    groups: tuple[str, ...] = ()
+    members: Iterator[int] = field(default_factory=itertools.count)
+    known: dict[Path, TaskYaml] = field(default_factory=dict)
+    """the files that were read: many groups may have one task"""
 
-class FunctionName(str):
-    """The text of a ``!function`` value."""
+    def inside(self, group: str, file: Path) -> "_Scope":
+        """The scope of a group's members. Raises BrokenFileError for a group of itself."""
+        if group in self.groups:
+            way = " -> ".join((*self.groups[self.groups.index(group) :], group))
+            raise BrokenFileError(f"{file}: group {group} is a member of itself ({way}); leave one of these out")
+        if len(self.groups) >= DEEPEST:
+            raise BrokenFileError(f"{file}: more than {DEEPEST} groups inside each other; make them fewer")
+        return replace(self, groups=(*self.groups, group))
 
+    def read(self, file: Path) -> TaskYaml:
+        if file not in self.known:
+            self.known[file] = read_task_yaml(file)
+        return self.known[file]
 
-class _TextLoader(yaml.CSafeLoader):
-    pass
-
-
-def _function_name(loader: yaml.CSafeLoader, node: yaml.ScalarNode) -> FunctionName:
-    return FunctionName(loader.construct_scalar(node))
-
-
-_TextLoader.add_constructor("!function", _function_name)
+    def count(self, name: str) -> None:
+        if next(self.members) >= _MOST_MEMBERS:
+            outer = self.groups[0] if self.groups else name
+            raise UserError(f"{outer}: more than {_MOST_MEMBERS:,} tasks and groups in it; name a part of them")
 
 
 def _expand_folder(folder: Path, names: Names) -> tuple[Member, ...]:
     own = scan(folder)
-    everything = {**names, **own}
+    scope = _Scope({**names, **own})
     groups = [
-        member for name, entry in own.items() if entry.kind == "group" for member in _expand_name(name, {}, everything)
+        member for name, entry in own.items() if entry.kind == "group" for member in _expand_name(name, {}, scope)
     ]
     inner = {name for group in groups for name in _member_names(group)}
     tasks = [
         member
         for name, entry in own.items()
         if entry.kind == "task" and name not in inner
-        for member in _expand_name(name, {}, everything)
+        for member in _expand_name(name, {}, scope)
     ]
     outer = [group for group in groups if isinstance(group, Group) and group.name not in inner]
     if not outer and not tasks:
@@ -144,13 +147,13 @@ def _expand_folder(folder: Path, names: Names) -> tuple[Member, ...]:
 
 
 def _expand_file(file: Path, names: Names) -> tuple[Member, ...]:
-    config = read_config(file)
+    config = read_task_yaml(file).config
     kind: Literal["task", "group"] = "group" if "group" in config and "class" not in config else "task"
     name = config.get(kind)
     if not isinstance(name, str):
         raise BrokenFileError(f"{file}: no `task` or `group` with a name in it; expected an lm-eval task's YAML")
-    everything = {**names, **scan(file.parent), name: Definition(kind, file)}
-    return tuple(_expand_name(name, {}, everything))
+    beside = scan(file.parent) if kind == "group" else {}
+    return tuple(_expand_name(name, {}, _Scope({**names, **beside, name: Definition(kind, file)})))
 
 
 def _member_names(group: Member) -> Iterator[str]:
@@ -161,48 +164,70 @@ def _member_names(group: Member) -> Iterator[str]:
             yield from _member_names(member)
 
 
-def _expand_name(name: str, overrides: Mapping[str, Any], names: Names) -> Iterator[Member]:
-    entry = find_definition(name, names)
+def _expand_name(name: str, overrides: Mapping[str, Any], scope: _Scope) -> Iterator[Member]:
+    scope.count(name)
+    entry = find_definition(name, scope.names)
     if entry.kind == "tag":
         for task in entry.tasks:
-            yield from _expand_name(task, overrides, names)
+            yield from _expand_name(task, overrides, scope)
         return
     assert entry.file is not None
-    config = read_config(entry.file)
+    read = scope.read(entry.file)
     if entry.kind == "task":
-        yield Leaf(name, entry.file, entry.file.parent, dict(overrides), {**config, **overrides})
+        config, functions = {**read.config, **overrides}, (*read.functions, *functions_of(overrides))
+        yield Leaf(name, entry.file, entry.file.parent, dict(overrides), config, functions)
     else:
-        yield _group(name, config, overrides, entry.file, names)
+        yield _group(name, read.config, overrides, entry.file, scope)
 
 
-def _group(name: str, config: Mapping[str, Any], overrides: Mapping[str, Any], file: Path, names: Names) -> Group:
+def _group(name: str, config: Mapping[str, Any], overrides: Mapping[str, Any], file: Path, scope: _Scope) -> Group:
+    scope = scope.inside(name, file)
+    listed = config.get("task")
+    if listed is not None and not isinstance(listed, str | list):
+        raise BrokenFileError(f"{file}: group {name}: task: found {listed!r}, expected a list of names")
     handed_on = {**{key: value for key, value in config.items() if key not in _GROUP_KEYS}, **overrides}
-    members = [member for item in config.get("task") or () for member in _member(item, name, handed_on, file, names)]
-    return Group(name, str(config.get("group_alias") or name), _pooling(config), tuple(members))
+    items = [listed] if isinstance(listed, str) else listed or ()
+    members = [member for item in items for member in _member(item, name, handed_on, file, scope)]
+    return Group(name, str(config.get("group_alias") or name), _pooling(config, file), tuple(members))
 
 
-def _member(item: Any, group: str, overrides: Mapping[str, Any], file: Path, names: Names) -> Iterator[Member]:
+def _member(item: Any, group: str, overrides: Mapping[str, Any], file: Path, scope: _Scope) -> Iterator[Member]:
     if isinstance(item, str):
-        yield from _expand_name(item, overrides, names)
+        yield from _expand_name(item, overrides, scope)
         return
     name = item.get("group") or item.get("task") if isinstance(item, dict) else None
     if not isinstance(name, str):
         raise BrokenFileError(f"{file}: group {group}: found the member {item!r}, expected a name, or keys with a name")
     if isinstance(item.get("task"), list):
-        yield _group(name, item, overrides, file, names)
+        yield _group(name, item, overrides, file, scope)
         return
     own = {**overrides, **{key: value for key, value in item.items() if key not in _GROUP_KEYS}}
-    if name in names:
-        yield from _expand_name(name, own, names)
+    include = own.pop("include", None)
+    if name in scope.names:
+        if include is not None:
+            raise BrokenFileError(f"{file}: group {group}: {name} has a file of its own and can't include {include!r}")
+        yield from _expand_name(name, own, scope)
     else:
-        included = read_config(file.parent / own.pop("include")) if "include" in own else {}
-        config = {**included, **own}
-        yield Leaf(f"{group}::{name}", None, file.parent, config, config)
+        scope.count(name)
+        included = scope.read(file.parent / str(include)) if include is not None else None
+        config = {**(included.config if included else {}), **own}
+        functions = (*(included.functions if included else ()), *functions_of(own))
+        yield Leaf(f"{group}::{name}", None, file.parent, config, config, functions)
 
 
-def _pooling(config: Mapping[str, Any]) -> Literal["documents", "mean"] | None:
+def functions_of(value: Any) -> tuple[FunctionName, ...]:
+    """The functions that a value holds, at any depth."""
+    if isinstance(value, FunctionName):
+        return (value,)
+    inner = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return tuple(function for one in inner for function in functions_of(one))
+
+
+def _pooling(config: Mapping[str, Any], file: Path) -> Literal["documents", "mean"] | None:
     metrics = config.get("aggregate_metric_list")
     if not metrics:
         return None
     first = metrics[0] if isinstance(metrics, list) else metrics
+    if not isinstance(first, Mapping):
+        raise BrokenFileError(f"{file}: aggregate_metric_list: found {first!r}, expected keys such as `metric`")
     return "documents" if first.get("weight_by_size", True) else "mean"

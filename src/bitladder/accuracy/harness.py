@@ -55,6 +55,23 @@ def templates_kept() -> Iterator[None]:
         yield
 
 
+def sandbox_templates() -> None:
+    """From now on, in this process, lm-eval renders templates in Jinja's sandbox: one in a user's YAML reaches nothing
+    of Python's insides. All templates that lm-eval comes with render there as they do without.
+    """
+    import lm_eval.utils
+    from jinja2.sandbox import SandboxedEnvironment
+
+    plain = lm_eval.utils.env
+    if isinstance(plain, SandboxedEnvironment):
+        return
+    sandboxed = SandboxedEnvironment(
+        loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
+    )
+    sandboxed.filters.update(plain.filters)
+    lm_eval.utils.env = sandboxed
+
+
 @contextmanager
 def seeded(seed: int, *, torch_too: bool = False) -> Iterator[None]:
     """Global random generators start at ``seed`` in the block and go on after it as if it hadn't been.

@@ -11,6 +11,12 @@ from bitladder.records import BatchPlan, Scoring
 
 Progress = Callable[[int, int], None]
 
+ALONE = "texts were generated one by one, since padding changes what the model says"
+_PADS, _TOKENS, _ANSWER = 5, 12, 4
+_TOLERANCES = {"float32": 2e-3}
+_TOLERANCE = 0.25
+"""standard deviations of the logits, as of the trial of our own backend"""
+
 
 class HuggingFaceModel(HFLM):  # type: ignore[misc]
     """`HFLM` with log-probabilities in FP32: in BF16 a choice's sum of -100 would be rounded to steps of 0.5.
@@ -21,18 +27,25 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: Progress | None = None) -> None:
         super().__init__(
-            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", logits_cache=True
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype="float32",
+            logits_cache=True,
+            backend="causal",  # which lm-eval takes from the family's name, of a decoder that was BART's too
         )
+        self.batch_size_per_gpu: int = batch_size
         self.truncated: set[str] = set()
         """contexts that lm-eval cut off on the left, being longer than the model's"""
         self.batch_plans: tuple[BatchPlan, ...] = ()
         self.passes = Passes()
         self._progress = progress
+        self._alone = False
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the results has to know of how they came about."""
-        return self.passes.remarks
+        return (*self.passes.remarks, *((ALONE,) if self._alone else ()))
 
     @property
     def scoring(self) -> Scoring:
@@ -53,6 +66,8 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._count(len(requests))
+        if self.batch_size_per_gpu != 1 and padding_shows(self.model):
+            self.batch_size_per_gpu, self._alone = 1, True
         with self.passes.seen(self.model, generating=True):
             texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return texts
@@ -78,6 +93,35 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         """Report each request as lm-eval hands over its answer."""
         if self._progress is not None:
             self.set_cache_hook(_RequestCounter(total, self._progress))
+
+
+def padding_shows(model: Any) -> bool:
+    """Whether tokens in front that the attention mask hides change what the model says next: some recurrent families
+    don't look at the mask, and lm-eval puts texts of several lengths into one batch."""
+    import torch
+
+    text = torch.arange(_PADS, _PADS + _TOKENS, device=model.device)[None]
+    padded = torch.cat([torch.zeros_like(text[:, :_PADS]), text], 1)
+    logits = []
+    for token_ids, hidden in ((text, 0), (padded, _PADS)):
+        mask = torch.ones_like(token_ids)
+        mask[:, :hidden] = 0
+        answer = model.generate(
+            input_ids=token_ids,
+            attention_mask=mask,
+            max_new_tokens=_ANSWER,
+            min_new_tokens=_ANSWER,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
+        logits.append(torch.stack(answer.logits)[:, 0].float())  # (new tokens, vocabulary)
+    plain, behind = logits
+    off = (plain - behind).abs().amax(-1) / plain.std(-1)
+    alike = (plain.argmax(-1) == behind.argmax(-1)).long().cumprod(0)  # after another token they go apart anyhow
+    off = off[: int(alike.sum()) + 1]
+    return not bool((off <= _TOLERANCES.get(str(model.dtype).removeprefix("torch."), _TOLERANCE)).all())
 
 
 class _RequestCounter(CacheHook):  # type: ignore[misc]

@@ -3,17 +3,21 @@
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bitladder.accuracy.expansion import FunctionName, Group, Leaf, Member, expand
+from bitladder.accuracy.expansion import Group, Leaf, Member, expand, functions_of
 from bitladder.accuracy.fingerprint import task_hash
-from bitladder.accuracy.harness import as_we_run_it
+from bitladder.accuracy.harness import as_we_run_it, sandbox_templates
 from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
+from bitladder.accuracy.own_code import named_errors, require_trusted
 from bitladder.errors import UnknownNameError, UserError
+from bitladder.home import expand_user
+from bitladder.printable import one_line
 from bitladder.records import Settings
 
 _OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
@@ -23,25 +27,35 @@ _STRUCTURAL_KEYS = {"tag", "group", "task_list", "class"}
 
 def task_library(settings: Settings) -> "TaskLibrary":
     """The library of a study; the same one for the same settings, so that rungs share the built tasks."""
-    return _library(settings.tasks, settings.datasets, settings.num_fewshot, settings.seed)
+    return _library(settings.tasks, settings.datasets, settings.num_fewshot, settings.seed, settings.trust_remote_code)
 
 
 @lru_cache(maxsize=4)
-def _library(tasks: tuple[str, ...], datasets: str | None, num_fewshot: int | None, seed: int) -> "TaskLibrary":
-    return TaskLibrary(tasks, DatasetReader(Path(datasets).expanduser() if datasets else None), num_fewshot, seed)
+def _library(
+    tasks: tuple[str, ...], datasets: str | None, num_fewshot: int | None, seed: int, trusted: bool
+) -> "TaskLibrary":
+    reader = DatasetReader(expand_user(datasets) if datasets else None)
+    return TaskLibrary(tasks, reader, num_fewshot, seed, trusted=trusted)
 
 
 class TaskLibrary:
-    """Tasks as the settings ask for them. Building one reads its data; nothing is built before it is asked for."""
+    """Tasks as the settings ask for them. Building one reads its data; nothing is built before it is asked for.
 
-    def __init__(self, requested: tuple[str, ...], reader: DatasetReader, num_fewshot: int | None, seed: int) -> None:
+    ``trusted``: whether tasks of the user's own may run Python, else UserError is raised before any of it is imported.
+    """
+
+    def __init__(
+        self, requested: tuple[str, ...], reader: DatasetReader, num_fewshot: int | None, seed: int, *, trusted: bool
+    ) -> None:
         self._reader = reader
         self._num_fewshot = num_fewshot
         self._seed = seed
+        self._trusted = trusted
         self._tasks: dict[str, Any] = {}
         self._hashes: dict[tuple[str, int | None], str] = {}
         self.requested: dict[str, tuple[Member, ...]] = {name: expand(name) for name in requested}
         self._leaves = _unique_leaves(itertools.chain.from_iterable(self.requested.values()))
+        require_trusted(self._leaves.values(), trusted)
 
     def leaf(self, name: str) -> Leaf:
         """A task of `requested`, where settings handed on by groups hold, or any other that exists."""
@@ -49,6 +63,7 @@ class TaskLibrary:
             found = expand(name)
             if len(found) != 1 or not isinstance(found[0], Leaf):
                 raise UserError(f"{name} is a group of tasks; expected the name of a single task")
+            require_trusted([found[0]], self._trusted)
             self._leaves[name] = found[0]
         return self._leaves[name]
 
@@ -66,6 +81,10 @@ class TaskLibrary:
             self._tasks[name] = task
         return self._tasks[name]
 
+    def reading(self, name: str) -> AbstractContextManager[None]:
+        """In the block, what a task of the user's own can't do with its documents is a UserError."""
+        return named_errors(self.leaf(name))
+
     def documents(self, name: str, limit: int | None) -> Iterator[Any]:
         """The documents that are asked, in order."""
         return itertools.islice(self.task(name).eval_docs, limit)
@@ -80,7 +99,8 @@ class TaskLibrary:
         if key not in self._hashes:
             task = self.task(name)
             fewshot = _fewshot_pool(task) if task.config.num_fewshot else ()
-            self._hashes[key] = task_hash(task, self.documents(name, limit), fewshot or ())
+            with self.reading(name):
+                self._hashes[key] = task_hash(task, self.documents(name, limit), fewshot or ())
         return self._hashes[key]
 
 
@@ -101,7 +121,8 @@ def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
     import jinja2
     from lm_eval.tasks import TaskManager
 
-    with tempfile.TemporaryDirectory() as scratch, reader.serving(leaf), as_we_run_it(seed):
+    sandbox_templates()
+    with tempfile.TemporaryDirectory() as scratch, reader.serving(leaf), as_we_run_it(seed), named_errors(leaf):
         file = _task_file(leaf, Path(scratch))
         try:
             (task,) = TaskManager(include_defaults=False).load([str(file)])["tasks"].values()
@@ -115,7 +136,7 @@ def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
             raise UserError(f"task {leaf.name}: lm-eval needs a package for it ({error}); install it") from None
         except jinja2.TemplateError as error:
             raise UserError(
-                f"task {leaf.name}: a template in {leaf.file} fails on its first document: {error}"
+                f"task {leaf.name}: a template in {leaf.file} fails on its first document: {one_line(str(error))}"
             ) from None
     return task
 
@@ -124,14 +145,14 @@ def _task_file(leaf: Leaf, scratch: Path) -> Path:
     """The YAML that lm-eval is to build from: the task's own, or one that includes it and sets what groups set."""
     if leaf.file is not None and not leaf.overrides:
         return leaf.file
-    functions = [key for key, value in leaf.overrides.items() if isinstance(value, FunctionName)]
+    functions = [key for key, value in leaf.overrides.items() if functions_of(value)]
     if functions:
         raise UserError(
             f"task {leaf.name}: its group sets {functions[0]} to a function; set it in the task's own YAML instead"
         )
     included = {"include": str(leaf.file)} if leaf.file else {}
     path = scratch / "task.yaml"
-    path.write_text(yaml.safe_dump({**included, **leaf.overrides, "task": leaf.name}))
+    path.write_text(yaml.safe_dump({**leaf.overrides, **included, "task": leaf.name}), encoding="utf-8")
     return path
 
 

@@ -4,15 +4,18 @@ lm-eval calls ``datasets.load_dataset`` through its module while a task is built
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from bitladder.accuracy.expansion import Leaf
-from bitladder.errors import UserError
+from bitladder.accuracy.walk import walk
+from bitladder.errors import UserError, describe_machine_error
 from bitladder.hub import offline_without_network
 from bitladder.records import hash_json
 
@@ -35,8 +38,23 @@ class DatasetReader:
         """While the block runs, ``datasets.load_dataset`` reads for this task, and raises UserError where it can't."""
         import datasets
         import datasets.load
+        from datasets.utils.file_utils import is_relative_path, xjoin
 
         make_module = datasets.load.dataset_module_factory
+        resolve = datasets.data_files.resolve_pattern
+        require_bounded = cache(_require_bounded)
+
+        def bounded(pattern: str, base_path: str, *arguments: Any, **options: Any) -> Any:
+            """Of files that a task names, that a data set's card does, or that `datasets` looks for in a folder."""
+            full = xjoin(base_path, pattern) if is_relative_path(pattern) else pattern
+            for part in full.split("::"):  # a pattern in an archive names that after colons
+                local = part.removeprefix("file://").removeprefix("local://")
+                if "://" not in local:
+                    try:
+                        require_bounded(local)
+                    except UserError as error:
+                        raise UserError(f"task {leaf.name}: {error}") from None
+            return resolve(pattern, base_path, *arguments, **options)
 
         def module(path: str, **options: Any) -> Any:
             """Finding a data set's files takes 0.14 s, the same for each of its configurations; MMLU has 57."""
@@ -54,6 +72,7 @@ class DatasetReader:
             with (
                 mock.patch.object(datasets, "load_dataset", _load_dataset),
                 mock.patch.object(datasets.load, "dataset_module_factory", module),
+                mock.patch.object(datasets.data_files, "resolve_pattern", bounded),
             ):
                 yield
         finally:
@@ -109,6 +128,8 @@ def _beside(leaf: Leaf, files: Any) -> Any:
         return {split: _beside(leaf, part) for split, part in files.items()}
     if isinstance(files, list | tuple):
         return [_beside(leaf, part) for part in files]
+    if not isinstance(files, str):
+        raise UserError(f"task {leaf.name}: data_files: found {files!r}, expected names of files")
     if "://" in files:
         return files
     path = leaf.folder / files
@@ -117,11 +138,25 @@ def _beside(leaf: Leaf, files: Any) -> Any:
     return str(path)
 
 
+def _require_bounded(pattern: str) -> None:
+    """Raise UserError for a pattern or folder that `datasets`, which follows links, would look through without end, and
+    for one that takes in what is no file, such as a pipe.
+    """
+    parts = Path(pattern).parts
+    first = next((place for place, part in enumerate(parts) if any(char in part for char in "*?[")), len(parts))
+    depth = None if any("**" in part for part in parts) else max(0, len(parts) - first - 1)
+    for directory, _, files in walk(Path(*parts[:first]), depth=depth, links=True):
+        for path in (os.path.join(directory, name) for name in files):  # noqa: PTH118 - speed
+            if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - what can't be read is none
+                raise UserError(f"{path}: neither a file nor a folder, among the data {pattern}; take it away")
+
+
 def _state_hash(folder: Path, card_hash: str) -> str:
     """What the prepared copy of a local data set is kept under. ``datasets`` takes the card's hash alone, and would go
     on serving the old rows after a file changed.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = (Path(directory, name) for directory, _, names in walk(folder) for name in names)
+    files = sorted(path for path in found if path.is_file())
     states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hash_json([card_hash, states])
 
@@ -154,22 +189,33 @@ def _named_errors(leaf: Leaf, place: str, is_remote: bool) -> Iterator[None]:
 
     try:
         yield
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error)
-        while isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception):
-            error = error.__cause__
-            reason = f"{reason}: {error}"
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever library its files want reads a data set, and fails in its own way
+        _raise_machine_error(error)
+        if "scripts are no longer supported" in str(error):
+            raise UserError(
+                f"task {leaf.name}: its data set {place} is a Python script, which `datasets` doesn't run any more; "
+                "choose another task"
+            ) from None
+        plain = isinstance(error, DatasetsError | OSError | ValueError)
+        reason = str(error) if plain else f"{type(error).__name__}: {error}"
+        cause: BaseException | None = error
+        while isinstance(cause, DatasetsError) and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+            reason = f"{reason}: {cause}"
         remedy = "connect to the Hub once, or give a mirror with --datasets DIR" if is_remote else "put it right"
         raise UserError(
             f"task {leaf.name}: its data set {place} can't be read ({_one_line(reason)}); {remedy}"
-        ) from None
-    except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error):
-            raise
-        raise UserError(
-            f"task {leaf.name}: its data set {place} is a Python script, which `datasets` doesn't run any more; "
-            "choose another task"
-        ) from None
+        ) from error
+
+
+def _raise_machine_error(error: BaseException | None) -> None:
+    """What a full or a broken disk under the cache of `datasets` says, which is no fault of the data's."""
+    while error is not None:
+        if isinstance(error, OSError) and describe_machine_error(error):
+            raise error from None
+        error = error.__cause__
 
 
 def _one_line(text: str) -> str:

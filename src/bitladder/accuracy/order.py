@@ -60,7 +60,8 @@ def _rows(library: TaskLibrary, groups: Iterable[TaskGroup]) -> list[TaskGroup]:
 @lru_cache(maxsize=256)
 def document_keys(library: TaskLibrary, name: str, limit: int | None, seed: int) -> list[str]:
     """What the documents of a task are sorted by, in the task's own order."""
-    return [order_key(seed, cluster_of(name, doc) or document_hash(doc)) for doc in library.documents(name, limit)]
+    with library.reading(name):
+        return [order_key(seed, cluster_of(name, doc) or document_hash(doc)) for doc in library.documents(name, limit)]
 
 
 def chosen_documents(library: TaskLibrary, name: str, limit: int | None, order: Order) -> list[int]:

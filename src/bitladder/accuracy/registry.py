@@ -16,8 +16,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
+from bitladder.accuracy.walk import walk
 from bitladder.errors import UnknownNameError
-from bitladder.files import cache_directory, write_atomically
+from bitladder.files import ABANDONED_S, remove_unfinished, write_atomically
+from bitladder.home import cache_directory
 from bitladder.records import Record
 
 BUILTIN_TASKS = Path(__file__).parent / "builtin"
@@ -26,6 +28,10 @@ _SKIPPED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 _KEY = re.compile(
     r"""^["']?(task|group|tag|include|class)["']?[ \t]*:[ \t]*(.*(?:\n[ \t]*-.*|\n[ \t]+\S.*)*)""", re.MULTILINE
 )
+MOST_BYTES = 16 * 2**20
+"""of a task's YAML; the largest of lm-eval's has 62 thousand"""
+DEEPEST = 50
+"""files that include each other, groups or values inside each other"""
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
 
 
@@ -88,9 +94,9 @@ def scan(folder: Path) -> dict[str, Definition]:
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """Its ``*.yaml`` files at any depth, in lm-eval's order."""
+    """Its ``*.yaml`` files at any depth, in lm-eval's order. Raises UserError where there is too much to look at."""
     found = []
-    for directory, folders, files in os.walk(folder):
+    for directory, folders, files in walk(folder):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
         found += [os.path.join(directory, name) for name in files if name.endswith(".yaml")]  # noqa: PTH118 - speed
     return [Path(path) for path in sorted(found)]
@@ -106,6 +112,7 @@ def _harness_names() -> dict[str, Definition]:
             name: (entry.kind, str(entry.file.relative_to(root)) if entry.file else None, entry.tasks)
             for name, entry in names.items()
         }
+        remove_unfinished(path.parent, idle_s=ABANDONED_S)
         write_atomically(path, _Index(files=_count_files(root), names=rows).model_dump_json())
     return names
 
@@ -144,7 +151,8 @@ class _Fields:
         self._known: dict[Path, dict[str, Any]] = {}
 
     def of(self, file: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
-        if file in including or not file.is_file():
+        """None of a file that includes itself, is missing or is no task's: it is told where it is asked for."""
+        if file in including or len(including) > DEEPEST or not file.is_file() or file.stat().st_size > MOST_BYTES:
             return {}
         if file not in self._known:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -163,7 +171,7 @@ def _value(text: str) -> Any:
         return plain
     try:
         return yaml.load(text, yaml.CSafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError):  # the latter: dates and numbers that are none
         return None
 
 

@@ -12,7 +12,7 @@ def accuracy_texts(settings: Settings, items: Iterable[AccuracyTask]) -> Iterato
     library = task_library(settings)
     for item in items:
         task = library.task(item.task)
-        with as_we_run_it(item.seed):
+        with as_we_run_it(item.seed), library.reading(item.task):
             task.set_fewshot_seed(seed=item.seed)
             task.build_all_requests(limit=item.limit)
         for instance in task.instances:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.kinds import FLOATS, is_packed, is_state, module_of
-from bitladder.checkpoint.loading import build_on_meta, load_config, quiet_libraries
+from bitladder.checkpoint.loading import quiet_libraries
+from bitladder.checkpoint.renaming import loaded_names
+from bitladder.checkpoint.skeleton import build_skeleton, linear_weights
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.records import Scheme
 
@@ -27,7 +29,9 @@ class Architecture:
 
     name: str
     linear: Mapping[str, int]
-    """number of weights by name, of the layers that a quantizer replaces: all linear ones but the head"""
+    """number of weights by name, of `linear_weights`"""
+    loaded_names: Mapping[str, str]
+    """what the model calls each stored tensor, scales and maps by the weight that they belong to"""
     tied_head: bool
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -42,22 +46,28 @@ def read_architecture(
 
     Raises UserError as `load_config`, and BrokenFileError for a config that no model can be built from.
     """
-    config = load_config(directory, trust_remote_code=trust_remote_code)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    bare = build_on_meta(directory, config, trust_remote_code=trust_remote_code)
-    model, info = _match(type(bare), config, _logical_tensors(tensors, found, bare))
-    stored_modules = {module_of(name) for name in tensors}
+    skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
+    names = loaded_names(skeleton, {_weight_of(name) for name in tensors})
+    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    logical = _logical_tensors(tensors, found, {name: shapes.get(names[name]) for name in names})
+    model, info = _match(type(skeleton), skeleton.config, logical)
+    stored_modules = {module_of(names[_weight_of(name)]) for name in tensors}
     missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules, found))
     mismatched = sorted(info["mismatched_keys"])
     return Architecture(
         name=type(model).__name__,
-        linear=_linear_weights(model),
-        tied_head=bool(config.get_text_config().tie_word_embeddings),
+        linear={name: weight.numel() for name, weight in linear_weights(skeleton).items()},
+        loaded_names={name: names[_weight_of(name)] for name in tensors},
+        tied_head=bool(skeleton.config.get_text_config().tie_word_embeddings),
         missing=tuple(missing),
         unexpected=tuple(sorted(info["unexpected_keys"])),
         mismatched=tuple(f"{name}: {list(stored)}, not {list(expected)}" for name, stored, expected in mismatched),
     )
+
+
+def _weight_of(name: str) -> str:
+    """The weight that a scale, a map or another state serves to decode; any other tensor itself."""
+    return f"{module_of(name)}.weight" if is_state(name) else name
 
 
 def _match(
@@ -76,30 +86,34 @@ def _match(
 
 
 def _logical_tensors(
-    tensors: Mapping[str, TensorInfo], found: Scheme, model: "PreTrainedModel"
+    tensors: Mapping[str, TensorInfo], found: Scheme, shapes: "Mapping[str, tuple[int, ...] | None]"
 ) -> dict[str, "torch.Tensor"]:
     """The weights that the stored tensors stand for, without data, in the shapes they have once decoded.
 
-    Packed weights of other libraries are left out: how they decode is theirs to know.
+    ``shapes``: what the model has where each stored tensor goes. Packed weights of other libraries are left out: how
+    they decode is theirs to know.
     """
     import torch
 
     if found.method == "plain":
         return {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    packed = {module_of(name) for name in tensors if is_state(name)}
+    packed = {_weight_of(name) for name in tensors if is_state(name)}
+    packed_modules = {module_of(name) for name in packed}
     state = {}
     for name, tensor in tensors.items():
         shape = tensor.shape
         if is_state(name):
             continue
-        if module_of(name) in packed or tensor.dtype not in FLOATS:
-            if found.method == "other" or name not in shapes:
+        if found.method == "other":
+            # what stands beside scales is packed in a way of that library's, a bias apart
+            if tensor.dtype not in FLOATS or (module_of(name) in packed_modules and not name.endswith(".bias")):
                 continue
+        elif name in packed:
             # bitsandbytes stores 4-bit weights flat, and GPT-2's transposed; their number is what can be checked
-            number = (2 if is_packed(name, tensors) else 1) * tensor.size_bytes
-            wanted = math.prod(shapes[name])
-            shape = shapes[name] if number in (wanted, wanted + 1) else (number,)
+            number = tensor.size_bytes * (2 if is_packed(name, tensors) else 1)
+            wanted = shapes[name]
+            if wanted is not None:
+                shape = wanted if number in (math.prod(wanted), math.prod(wanted) + 1) else (number,)
         state[name] = torch.empty(shape, device="meta")
     return state
 
@@ -110,21 +124,6 @@ def _is_packed(name: str, stored_modules: set[str], found: Scheme) -> bool:
     if found.method == "plain":
         return False
     return module in stored_modules or any(stored.startswith(f"{module}.") for stored in stored_modules)
-
-
-def _linear_weights(model: "PreTrainedModel") -> dict[str, int]:
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    in_fp32 = tuple(model._keep_in_fp32_modules or ())
-    return {
-        f"{name}.weight": module.weight.numel()
-        for name, module in model.named_modules()
-        if type(module) in (torch.nn.Linear, Conv1D)
-        and module is not head
-        and not any(part in in_fp32 for part in name.split("."))
-    }
 
 
 @contextmanager

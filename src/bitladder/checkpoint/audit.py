@@ -14,7 +14,7 @@ from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.config import read_config
 from bitladder.checkpoint.declared import config_scheme, declared_scheme, found_scheme, is_carried
 from bitladder.checkpoint.format import describe_refusal, require_format
-from bitladder.checkpoint.forward import Loaded, observe_forward
+from bitladder.checkpoint.forward import FailingModelError, Loaded, observe_forward
 from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
@@ -39,10 +39,17 @@ def audit(
     device that isn't there, UnknownNameError for an unknown rung.
     """
     subject = read_subject(directory, as_rung=as_rung, device=device, trust_remote_code=trust_remote_code)
-    loaded, why_not = _load(subject, device) if load else (None, "not asked to")
+    loaded: Loaded | None = None
+    not_loaded = Finding(check="load", severity="info", message="not loaded: not asked to")
+    if load:
+        try:
+            loaded, why_not = _load(subject, device)
+            not_loaded = Finding(check="load", severity="info", message=f"not loaded: {why_not}")
+        except FailingModelError as error:
+            not_loaded = Finding(check="load", severity="error", message=str(error))
     findings = [finding for check in CHECKS for finding in check(subject, loaded)]
     if loaded is None:
-        findings.append(Finding(check="load", severity="info", message=f"not loaded: {why_not}"))
+        findings.append(not_loaded)
     return Audit(
         checkpoint=str(directory),
         content_hash=subject.content_hash,
@@ -119,7 +126,12 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
             require_format(subject.directory, device)
         with library_warnings() as remarks:
             model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
-        return replace(observe_forward(model), remarks=tuple(remarks)), ""
+            loaded = observe_forward(model)
+        return replace(loaded, remarks=tuple(remarks)), ""
+    except FailingModelError as error:
+        if subject.found.method != "other":  # another library's format may lack a kernel for this device
+            raise
+        return None, str(error)
     except UserError as error:  # such as too large for memory
         return None, str(error)
     except (ImportError, ValueError, RuntimeError) as error:

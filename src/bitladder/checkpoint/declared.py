@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitladder.checkpoint.config import read_config
-from bitladder.checkpoint.kinds import FLOATS, is_state, kind_of
+from bitladder.checkpoint.kinds import FLOATS, is_state, kind_of, module_of
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError
@@ -172,10 +172,12 @@ def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
             rest_type=rest_type,
             double_quantization=any(name.endswith(".nested_absmax") for name in tensors),
         )
-    if any(name.endswith(".SCB") for name in tensors):
+    scaled = [f"{module_of(name)}.weight" for name in tensors if name.endswith(".SCB")]
+    if scaled:
+        packed = Counter(tensors[name].dtype for name in scaled if name in tensors)
         return Scheme(
             method="llm.int8",
-            stored_type=stored_type,
+            stored_type=_largest(packed) or stored_type,
             compute_type="F16",
             rest_type=rest_type,
             int8_threshold=_int8_threshold(quantization),

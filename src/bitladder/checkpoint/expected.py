@@ -5,14 +5,18 @@ those layers store is the layout below (checked against the files they write).
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.loading import build_on_meta, load_config, quiet_libraries
+from bitladder.checkpoint.loading import quiet_libraries
+from bitladder.checkpoint.skeleton import build_skeleton, directly_used, linear_weights
+from bitladder.errors import UserError
 from bitladder.records import Scheme
-from bitladder.rungs import find_rung
+from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung
+from bitladder.wording import name_some
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,11 +41,24 @@ class Expected:
     parameters: int
     largest_weight: int
     """number of weights in the largest tensor"""
+    linear: Mapping[str, int]
+    """number of weights of each matrix that the scheme is meant for"""
+    left: tuple[str, ...]
+    """those of them that the quantizer doesn't know how to replace, such as a mixture's experts"""
+    skipped: tuple[str, ...]
+    """modules that it has to be told to leave alone; empty where it knows itself"""
+    replaced_at_load: tuple[str, ...] = ()
+    """modules that are others in a checkpoint that transformers loads quantized than in one that it quantizes"""
 
     @property
     def quantizing_bytes(self) -> int:
         """Memory that making it takes: the result, and the largest tensor once more in FP32."""
         return self.stored_bytes + 4 * self.largest_weight
+
+    @property
+    def left_share(self) -> float:
+        """Share of the matrices' weights that are stored as they were."""
+        return sum(self.linear[name] for name in self.left) / max(1, sum(self.linear.values()))
 
 
 def torch_dtype(name: str) -> Any:
@@ -51,13 +68,23 @@ def torch_dtype(name: str) -> Any:
     return getattr(torch, _TORCH_DTYPES[name])
 
 
-def quantization_config(scheme: Scheme) -> "BitsAndBytesConfig | None":
-    """What transformers has to be told to make the scheme; None where only the type changes."""
+def value_bytes(scheme: Scheme) -> int:
+    """Bytes of one number that the scheme's layers hand on, such as a key or a logit."""
+    return _WIDTH_BYTES.get(scheme.rest_type, _WIDTH_BYTES["F32"])
+
+
+def quantization_config(scheme: Scheme, skipped: Sequence[str] = ()) -> "BitsAndBytesConfig | None":
+    """What transformers has to be told to make the scheme; None where only the type changes.
+
+    ``skipped``: of `skipped_modules`.
+    """
     from transformers import BitsAndBytesConfig
+
+    skip = {"llm_int8_skip_modules": list(skipped)} if skipped else {}
 
     if scheme.method == "llm.int8":
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_8bit=True, llm_int8_threshold=scheme.int8_threshold
+            load_in_8bit=True, llm_int8_threshold=scheme.int8_threshold, **skip
         )
     if scheme.method == "bnb-4bit":
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -65,10 +92,31 @@ def quantization_config(scheme: Scheme) -> "BitsAndBytesConfig | None":
             bnb_4bit_quant_type=scheme.stored_type.lower(),
             bnb_4bit_compute_dtype=torch_dtype(scheme.compute_type),
             bnb_4bit_use_double_quant=scheme.double_quantization,
+            **skip,
         )
     if scheme.method == "plain":
         return None
     raise ValueError(f"no quantization is known for the method {scheme.method!r}")
+
+
+def require_whole(what: str, rung: Rung, expected: Expected, *, allow_partial: bool = False) -> None:
+    """Raise UserError where the rung's method would leave more of the weights as they are than its name allows.
+
+    ``allow_partial``: only where it would leave all of them.
+    """
+    if expected.replaced_at_load:
+        raise UserError(
+            f"{what}: transformers can't load a {rung.title} checkpoint that it makes of this model, since it expects "
+            f"other modules in place of {name_some(expected.replaced_at_load)}; take another rung"
+        )
+    if expected.left_share <= NEGLIGIBLE_SHARE or (allow_partial and len(expected.left) < len(expected.linear)):
+        return
+    take = "" if len(expected.left) == len(expected.linear) else ", or give --allow-partial to take it as it is"
+    raise UserError(
+        f"{what}: {expected.left_share:.0%} of the linear weights would stay {rung.scheme.rest_type} "
+        f"({name_some(expected.left)}): not an {rung.title} model, since bitsandbytes replaces plain linear layers "
+        f"alone; take another rung{take}"
+    )
 
 
 def expected_bytes(directory: Path, rung: str | Scheme, *, trust_remote_code: bool = False) -> int:
@@ -84,36 +132,68 @@ def expected_bytes(directory: Path, rung: str | Scheme, *, trust_remote_code: bo
 def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) -> Expected:
     """Size of the scheme's checkpoint and number of weights of the model in ``directory``."""
     quiet_libraries()  # what bitsandbytes has to tell it tells when it is imported, here at the latest
-    model = _skeleton(directory, trust_remote_code)
+    model = build_skeleton(directory, trust_remote_code=trust_remote_code)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parameters, largest = sum(sizes.values()), max(sizes.values())
-    config = quantization_config(scheme)
+    linear = {name: weight.numel() for name, weight in linear_weights(model).items()}
+    skipped = () if scheme.method == "plain" else skipped_modules(model)
+    config = quantization_config(scheme, skipped)
     if config is not None:
         _put_quantized_layers(model, config)
-    rest = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    widths = _rest_widths(model, scheme.rest_type)
     stored: dict[str, int] = {}
     for name, module in _quantized_layers(model):
-        del rest[f"{name}.weight"]
+        del widths[f"{name}.weight"]
         stored |= {f"{name}.{key}": size for key, size in _layer_bytes(module, scheme).items()}
-    stored |= {name: number * _WIDTH_BYTES[scheme.rest_type] for name, number in rest.items()}
+    left = () if config is None else tuple(name for name in linear if name in widths)
+    stored |= {name: sizes[name] * width for name, width in widths.items()}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     stored |= {
         name: buffer.numel() * buffer.element_size() for name, buffer in model.state_dict().items() if name not in known
     }
     header = sum(len(name) + _HEADER_ENTRY_BYTES for name in stored)
-    return Expected(sum(stored.values()) + header, parameters, largest)
+    replaced = () if config is None else _replaced_at_load(model)
+    return Expected(sum(stored.values()) + header, parameters, largest, linear, left, skipped, replaced)
 
 
-def _skeleton(directory: Path, trust_remote_code: bool) -> "PreTrainedModel":
-    config = load_config(directory, trust_remote_code=trust_remote_code)
-    return build_on_meta(directory, config, trust_remote_code=trust_remote_code)
+def _replaced_at_load(model: "PreTrainedModel") -> tuple[str, ...]:
+    """Llama 4's experts: a list of layers where a checkpoint is quantized, one parameter while one is made."""
+    from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
+
+    return tuple(
+        name for name, module in model.named_modules() if type(module).__name__ in MODULES_TO_PATCH_FOR_QUANTIZATION
+    )
+
+
+def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:
+    """What bitsandbytes has to be told to leave alone, with what transformers leaves by itself; empty where nothing."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    direct = directly_used(model)
+    return tuple(sorted({*direct, *get_keys_to_not_convert(model)})) if direct else ()
+
+
+def _rest_widths(model: "PreTrainedModel", rest_type: str) -> dict[str, int]:
+    """Bytes of one number of each parameter that isn't packed; some a family keeps in FP32 whatever is asked for."""
+    plan = model._get_dtype_plan(torch_dtype(rest_type))
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in plan]  # as transformers makes and searches them
+    return {
+        name: 4
+        if any(pattern.search(name) for pattern in kept) or parameter.dtype.itemsize > 2
+        else _WIDTH_BYTES[rest_type]
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _put_quantized_layers(model: "PreTrainedModel", config: "BitsAndBytesConfig") -> None:
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    kept = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
+    skipped = config.llm_int8_skip_modules
+    kept = [
+        *(get_keys_to_not_convert(model) if skipped is None else skipped),
+        *(model._keep_in_fp32_modules or ()),
+    ]
     replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=config)
 
 

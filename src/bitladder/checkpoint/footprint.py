@@ -21,11 +21,14 @@ def loaded_bytes(model: "torch.nn.Module") -> int:
     return sum(loaded_bytes_by_dtype(model).values())
 
 
-def loaded_bytes_by_dtype(model: "torch.nn.Module") -> dict[str, int]:
-    """`loaded_bytes` by type, largest first, under SafeTensors' names of the types."""
+def loaded_bytes_by_dtype(model: "torch.nn.Module", *, stored_alone: bool = False) -> dict[str, int]:
+    """`loaded_bytes` by type, largest first, under SafeTensors' names of the types.
+
+    ``stored_alone``: of what a checkpoint stores, which buffers that aren't persistent are no part of.
+    """
     totals: Counter[str] = Counter()
     seen: set[tuple[str, int, int]] = set()
-    for tensor in _reachable_tensors(model):
+    for tensor in _reachable_tensors(model, stored_alone):
         size_bytes = tensor.numel() * tensor.element_size()
         key = (str(tensor.device), tensor.data_ptr(), size_bytes)
         if tensor.device.type != "meta" and key not in seen:
@@ -43,9 +46,11 @@ def dtype_name(dtype: "torch.dtype") -> str:
     return name.upper()
 
 
-def _reachable_tensors(model: "torch.nn.Module") -> Iterator["torch.Tensor"]:
+def _reachable_tensors(model: "torch.nn.Module", stored_alone: bool) -> Iterator["torch.Tensor"]:
     seen: set[int] = set()
     for module in model.modules():
+        if stored_alone:
+            seen.update(id(module._buffers[name]) for name in module._non_persistent_buffers_set)
         yield from _tensors_of(module._parameters, seen)
         yield from _tensors_of(module._buffers, seen)
         for value in list(vars(module).values()):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bitladder.cgroup import read
 from bitladder.checkpoint.loading import require_device
 from bitladder.devices import count_names, torch_devices
 
@@ -75,10 +76,8 @@ def find_hardware(device: str) -> Hardware:
 
 
 def _cpuinfo(*keys: str) -> str | None:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return None
-    found = re.search(rf"^(?:{'|'.join(keys)})\s*:(.*)$", path.read_text(), re.MULTILINE)
+    text = read(Path("/proc/cpuinfo")) or ""
+    found = re.search(rf"^(?:{'|'.join(keys)})\s*:(.*)$", text, re.MULTILINE)
     return found[1].strip() if found else None
 
 

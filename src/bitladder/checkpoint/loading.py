@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
+from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.cuda import count_cards, require_usable
 from bitladder.devices import cards_of, device_of, torch_devices
 from bitladder.environment import describe_gpus
-from bitladder.errors import BrokenFileError, DoesNotFitError, UserError
+from bitladder.errors import BrokenFileError, DoesNotFitError, UserError, describe_machine_error
+from bitladder.files import naming
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes, memory_bytes
 from bitladder.units import format_bytes
+from bitladder.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +28,19 @@ _TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
 """loggers: bitsandbytes' of every int8 layer's casts and of what it would like to have installed, torchao's of kernels
 for other devices, and torch's of torchao"""
 
+_EXPECTED = "a causal language model, one that says after each token what comes next"
+_OTHER_KINDS = {
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING": "a vision-language model",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING": "a multimodal model",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING": "an encoder with a decoder",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING": "a speech model",
+    "MODEL_FOR_MASKED_LM_MAPPING": "a masked language model",
+    "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING": "a speech model",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "an image model",
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "an audio model",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": "a classifier",
+}
+"""transformers' mappings, and what is in them in words"""
 _SHOWN_CHARACTERS = 200
 _REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """what transformers raises for a file with impossible values; it doesn't check them all"""
@@ -93,30 +109,20 @@ def load_pretrained(
         )
     if spread:
         require_placed(directory, model, device)
-    return model
-
-
-def build_on_meta(directory: Path, config: "PretrainedConfig", *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The model that a configuration of ``directory`` describes, without memory. Raises as `load_config`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with _naming_config(directory), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, trust_remote_code=trust_remote_code
-        )
+    if model.device.type == "cpu":
+        prepare_layers(model)
     return model
 
 
 @contextmanager
-def _naming_config(directory: Path) -> Iterator[None]:
+def naming_config(directory: Path) -> Iterator[None]:
     """What transformers raises for a configuration with impossible values, as one line that names the file."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         yield
     except ImportError as error:
-        raise UserError(f"{directory}: its architecture needs another package ({_first_line(error)})") from None
+        raise UserError(f"{directory}: its architecture needs another package ({first_line(error)})") from None
     except (StrictDataclassError, *_REFUSALS) as error:
         raise BrokenFileError(
             f"{directory / 'config.json'}: no model can be built from it ({_one_line(error)}); fetch or make it again"
@@ -136,7 +142,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     stored = read_config(directory)
-    with _naming_config(directory):
+    with naming_config(directory):
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         except ValueError as error:
@@ -154,8 +160,20 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     own_code = stored.get("auto_map")
     has_own_code = isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
-        raise UserError(f"{directory}: {stored.get('model_type')!r} is not a causal language model, expected one")
+        raise UserError(f"{directory}: {stored.get('model_type')!r} is {_what_it_is(config)}; expected {_EXPECTED}")
+    if config.is_encoder_decoder:
+        raise UserError(f"{directory}: {stored.get('model_type')!r} is an encoder with a decoder; expected {_EXPECTED}")
     return config
+
+
+def _what_it_is(config: "PretrainedConfig") -> str:
+    """The first kind of model that transformers knows such a configuration as, in words."""
+    from transformers.models.auto import modeling_auto
+
+    for mapping, words in _OTHER_KINDS.items():
+        if type(config) in getattr(modeling_auto, mapping, {}):
+            return words
+    return "not a causal language model"
 
 
 def require_generation_config(directory: Path) -> None:
@@ -180,10 +198,13 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        with naming(directory):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except (OSError, *_REFUSALS) as error:
+        if isinstance(error, OSError) and describe_machine_error(error):
+            raise
         raise UserError(_no_tokenizer(directory, error)) from None
     except Exception as error:
         if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read
@@ -320,14 +341,10 @@ def quiet_libraries() -> None:
 
 def _no_tokenizer(directory: Path, error: Exception) -> str:
     return (
-        f"{directory}: no tokenizer that transformers can load ({_first_line(error)}); expected tokenizer.json and "
+        f"{directory}: no tokenizer that transformers can load ({first_line(error)}); expected tokenizer.json and "
         "tokenizer_config.json as save_pretrained writes them"
     )
 
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARACTERS]}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": ")[:_SHOWN_CHARACTERS]

@@ -5,19 +5,22 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from bitladder.allocator import map_large_blocks
 from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
 from bitladder.checkpoint.declared import quantization_of
-from bitladder.checkpoint.expected import expect, expected_bytes, quantization_config, torch_dtype
+from bitladder.checkpoint.expected import (
+    Expected,
+    expect,
+    expected_bytes,
+    quantization_config,
+    require_whole,
+    torch_dtype,
+)
 from bitladder.checkpoint.loading import (
     load_pretrained,
     load_tokenizer,
@@ -33,15 +36,18 @@ from bitladder.checkpoint.values import require_numbers
 from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
-    cache_directory,
+    entry_lock,
     existing_part,
     link_or_copy,
     make_folder,
+    naming,
     new_directory,
+    remove_tree,
     remove_unfinished,
     require_disk_space,
     write_atomically,
 )
+from bitladder.home import cache_directory
 from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
@@ -73,19 +79,22 @@ def quantize(
     device: str = "cpu",
     trust_remote_code: bool = False,
     replace: bool = False,
+    allow_partial: bool = False,
 ) -> Checkpoint:
     """The checkpoint of ``model`` on ``rung``, at ``out`` or else in the cache. Nothing is quantized twice.
 
     A checkpoint that is there is checked file by file before it is used, and made again where it was damaged. With
-    ``replace``, a checkpoint of another recipe at ``out`` makes way. Raises UserError and its children for what
-    `resolve_model` refuses, an unknown rung, a source that is already quantized, weights that are no numbers or that
-    the rung can't hold, an ``out`` that holds something else, and too little disk or memory (before writing or
-    loading).
+    ``replace``, a checkpoint of another recipe at ``out`` makes way; with ``allow_partial``, a rung is made even where
+    its method leaves much of the weights as they are. Raises UserError and its children for what `resolve_model`
+    refuses, an unknown rung, a source that is already quantized, weights that are no numbers or that the rung can't
+    hold, an ``out`` that holds something else, and too little disk or memory (before writing or loading).
     """
     row = find_rung(rung)
     _require_packages(row)
     resolved = resolve_model(model, revision)
     require_unquantized(resolved)
+    expected = expect(resolved.directory, row.scheme, trust_remote_code=trust_remote_code)
+    require_whole(resolved.source.model, row, expected, allow_partial=allow_partial)
     require_generation_config(resolved.directory)
     require_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
     require_numbers(resolved.directory)
@@ -101,10 +110,10 @@ def quantize(
         ready = _intact(out, recipe_hash)
         if ready is not None:
             return Checkpoint(out, ready)
-    with _locked(entry):
+    with entry_lock(entry):
         manifest = _intact(entry, recipe_hash)
         if manifest is None:
-            manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code)
+            manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code, expected)
         # Equal content may have been asked for under other names.
         manifest = manifest.model_copy(update={"rung": rung, "source": resolved.source})
         if out is None:
@@ -177,7 +186,7 @@ def _refuse_other_content(out: Path, recipe_hash: str, replace: bool) -> None:
     if found is not None and found.recipe_hash == recipe_hash:
         return
     if found is not None and replace:
-        shutil.rmtree(out)
+        remove_tree(out)
         return
     what = "other files" if found is None else f"another checkpoint ({found.rung} of {found.source.model})"
     raise UserError(f"{out}: holds {what}, and nothing is overwritten; give another --out, or delete it")
@@ -200,35 +209,23 @@ def _intact(directory: Path, recipe_hash: str) -> Manifest | None:
     return manifest
 
 
-@contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """One process at a time makes or links a cache entry; what a killed one left is removed."""
-    make_folder(entry.parent)
-    lock = FileLock(entry.with_name(f"{entry.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("%s: another process is making this checkpoint; waiting for it", entry)
-        lock.acquire()
-    try:
-        remove_unfinished(entry.parent, entry.name)
-        yield
-    finally:
-        lock.release()
-
-
 def _make(
-    entry: Path, resolved: ResolvedModel, rung: Rung, device: str, recipe_hash: str, trust_remote_code: bool
+    entry: Path,
+    resolved: ResolvedModel,
+    rung: Rung,
+    device: str,
+    recipe_hash: str,
+    trust_remote_code: bool,
+    expected: Expected,
 ) -> Manifest:
     scheme = rung.scheme
     device = "cpu" if scheme.method == "plain" else device
     if entry.exists():
-        shutil.rmtree(entry)
-    expected = expect(resolved.directory, scheme, trust_remote_code=trust_remote_code)
+        remove_tree(entry)
     require_disk_space(entry, expected.stored_bytes)
     require_bytes(f"{rung.name} of {resolved.source.model}", device, expected.quantizing_bytes)
     with new_directory(entry) as temporary:
-        architecture = _save(temporary, resolved, rung, device, trust_remote_code)
+        architecture = _save(temporary, resolved, rung, device, trust_remote_code, expected.skipped)
         with ThreadPoolExecutor(1) as pool:
             hashing = pool.submit(content_hash, temporary)
             files = hash_files(temporary)
@@ -244,12 +241,20 @@ def _make(
             files=files,
             bytes_by_dtype=bytes_by_dtype(read_tensors(temporary)),
             parameters=expected.parameters,
+            unquantized_share=expected.left_share,
         )
         _write_manifest(temporary, manifest)
     return manifest
 
 
-def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, trust_remote_code: bool) -> str:
+def _save(
+    directory: Path,
+    resolved: ResolvedModel,
+    rung: Rung,
+    device: str,
+    trust_remote_code: bool,
+    skipped: tuple[str, ...],
+) -> str:
     """Write model and tokenizer; returns the architecture's name.
 
     Nothing runs the model first: on CPUs with BF16 instructions bitsandbytes repacks a 4-bit weight at its first
@@ -260,7 +265,7 @@ def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, tru
     # Written and dropped first: it fails early, and takes no memory while the weights do.
     pad_token_id = _save_tokenizer(directory, resolved, trust_remote_code)
     map_large_blocks()
-    config = quantization_config(rung.scheme)
+    config = quantization_config(rung.scheme, skipped)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     model = load_pretrained(
         resolved.directory,
@@ -273,12 +278,15 @@ def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, tru
     published = read_generation_config(resolved.directory)
     if published is not None:
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
+    with naming(directory):
+        model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
     settings = published or read_generation_config(directory)
     if settings is not None:
         if settings.get("pad_token_id") is None:
             settings["pad_token_id"] = pad_token_id
-        (directory / GENERATION_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        target = directory / GENERATION_CONFIG
+        with naming(target):
+            target.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     mode = (directory / "config.json").stat().st_mode
     for path in directory.rglob("*"):
         if path.is_file():
@@ -288,7 +296,8 @@ def _save(directory: Path, resolved: ResolvedModel, rung: Rung, device: str, tru
 
 def _save_tokenizer(directory: Path, resolved: ResolvedModel, trust_remote_code: bool) -> int:
     tokenizer = load_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
-    tokenizer.save_pretrained(directory)
+    with naming(directory):
+        tokenizer.save_pretrained(directory)
     return int(tokenizer.pad_token_id)
 
 
@@ -298,6 +307,8 @@ def _place(entry: Path, manifest: Manifest, out: Path) -> None:
     if out.parent.stat().st_dev != entry.stat().st_dev:
         size_bytes = sum(file.size_bytes for file in manifest.files.values())
         require_disk_space(out, size_bytes, "name an --out on another disk")
+    remove_unfinished(out)
+    remove_unfinished(out.parent, out.name)
     if out.is_dir() and any(out.iterdir()):  # the same checkpoint, damaged
         for name in manifest.files:
             (out / name).unlink(missing_ok=True)
@@ -313,7 +324,8 @@ def _place(entry: Path, manifest: Manifest, out: Path) -> None:
 def _link(entry: Path, directory: Path, name: str) -> None:
     (directory / name).parent.mkdir(exist_ok=True)
     # what people edit is their own; an edit of weights is found by the manifest's hashes
-    (link_or_copy if name.endswith(".safetensors") else shutil.copyfile)(entry / name, directory / name)
+    with naming(directory / name):
+        (link_or_copy if name.endswith(".safetensors") else shutil.copyfile)(entry / name, directory / name)
 
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -48,9 +48,10 @@ def audit_command(
 
 def _print(audit: "Audit", name: str) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from bitladder.cli.terminal import Terminal
 
     colours = {"error": "red", "warning": "yellow", "info": "default"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -61,8 +62,7 @@ def _print(audit: "Audit", name: str) -> None:
         for finding in audit.findings:
             if finding.severity == severity:
                 table.add_row(Text(severity, style=colour), finding.check, Text(finding.message))
-    console = Console(highlight=False)
-    console.print(table)
+    Terminal().print(table)
     typer.echo(verdict(audit, name))
 
 

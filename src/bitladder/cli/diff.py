@@ -31,9 +31,12 @@ def diff_command(
     from bitladder.accuracy.answers import answers_to_both, read_pair, require_comparable, take_tasks
     from bitladder.stats.flips import find_flips
 
-    base, other = read_pair(directory, rung)
-    if tasks:
-        base = take_tasks(base, [name.strip() for name in tasks.split(",")])
+    names = [name.strip() for name in tasks.split(",")] if tasks else None
+    base, other = read_pair(directory, rung, names)
+    for note in dict.fromkeys((*base.notes, *other.notes)):
+        typer.echo(f"note: {note}", err=True)
+    if names:
+        base = take_tasks(base, names)
     require_comparable(base, [other])
     base, other = answers_to_both(base, other), answers_to_both(other, base)
     flips = [
@@ -54,7 +57,7 @@ def diff_command(
     for kind in ("lost", "gained", "changed"):
         for flip in flips:
             if flip.kind == kind:
-                typer.echo(f"\n{without_controls(_shown(flip, base.name, other.name))}")
+                typer.echo(f"\n{_shown(flip, base.name, other.name)}")
 
 
 def _shown(flip: "Flip", baseline: str, rung: str) -> str:
@@ -79,11 +82,6 @@ def _shown(flip: "Flip", baseline: str, rung: str) -> str:
         right = "right:" if choice == flip.target else "      "
         lines.append("  ".join([*(f"{share:>{width}}" for share in shares), right, choice.strip()]))
     return "\n".join(lines)
-
-
-def without_controls(text: str) -> str:
-    """Prompts and answers as they are shown, unable to command the terminal."""
-    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
 
 
 def _question(prompt: str) -> str:

@@ -7,14 +7,15 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
-from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
+from bitladder.cli.terminal import Terminal
+from bitladder.driver import could_have_cards
+from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
-from bitladder.perf.overhead import OVERHEAD, measure_overhead
+from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.results import device_title, item_name
 from bitladder.stages import measured_items
@@ -42,7 +43,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         ForkServer(
             OVERHEAD,
             Path(logs) / "log",
-            with_gpu=bool(describe_machine().gpus),
+            with_gpu=could_have_cards(),
             trust_remote_code=settings.trust_remote_code,
         ) as server,
     ):
@@ -80,12 +81,12 @@ def show_plan(
     recorded: int = 0,
 ) -> None:
     """The plan on stdout. ``recorded``: measurements of it that are done."""
-    console = Console(highlight=False)
+    console = Terminal()
     names = [item_name(item) for item in study.items]
     staging = Staging.of(study)
     rungs, measurements = counted(len(study.rungs), "rung"), counted(len(names), "measurement")
     console.print(f"{rungs} x {measurements} on {device_title(study.calibration)}:")
-    console.print(f"  {', '.join(names)}", markup=False, soft_wrap=True)
+    console.print(f"  {', '.join(names)}", soft_wrap=True)
     if staging:
         documents = ", ".join(format_count(number) for number in staging.documents)
         margin = points_text(study_margin_points(study))
@@ -105,10 +106,7 @@ def show_plan(
             _at_most(estimate.at_most, estimate.performance_s),
         )
     console.print(table)
-    share = "" if overhead_bytes is None else f", {format_bytes(overhead_bytes)} of it without any model"
-    kind = "the process's resident size" if study.calibration.device == "cpu" else "of the device, less its idle use"
-    what = f"{kind} at batch 1, what --max-memory limits{share}"
-    console.print(f"peak memory: {what}; within about a fifth", soft_wrap=True)
+    console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", markup=False, soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
     capped = any(estimate.at_most for estimate in estimates)
@@ -127,6 +125,15 @@ def show_plan(
         )
     if resolved:
         _print_resolutions(console, resolved, len(study.rungs) - 1, study_margin_points(study))
+
+
+def _peak_text(device: str, overhead_bytes: int | None) -> str:
+    """What the column of peak memory holds, or why it holds nothing."""
+    if overhead_bytes is None:
+        return f"n/a, since what the libraries take isn't known: {unknown_overhead(device)}"
+    kind = "the process's resident size" if device == "cpu" else "of the device, less its idle use"
+    share = f"{format_bytes(overhead_bytes)} of it without any model"
+    return f"{kind} at batch 1, what --max-memory limits, {share}; within about a fifth"
 
 
 def _recorded(study: StudyRecord, store: Store) -> int:
@@ -159,7 +166,7 @@ def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, 
     return resolutions(documents, len(study.rungs) - 1, margin_points / 100)
 
 
-def _print_resolutions(console: Console, resolved: tuple[Resolution, ...], rungs: int, margin_points: float) -> None:
+def _print_resolutions(console: Terminal, resolved: tuple[Resolution, ...], rungs: int, margin_points: float) -> None:
     console.print(
         f"what accuracy can show of rungs equal to the baseline, {rungs} judged together, with {POWER:.0%} power:"
     )

@@ -22,13 +22,12 @@ from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
 from bitladder.cli.study import study_command
+from bitladder.cli.surroundings import describe_name, name_in, open_streams, require_names
+from bitladder.cli.terminal import printable_streams
 from bitladder.cli.verdict import verdict_command
+from bitladder.printable import one_line
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-_PLACE_ERRORS = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC)
-)
-"""what a file or folder that the user named may be the reason of"""
 
 app = typer.Typer(
     name="bitladder",
@@ -72,7 +71,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    require_names()
 
 
 def _interrupt(*_: object) -> None:
@@ -82,29 +81,44 @@ def _interrupt(*_: object) -> None:
 
 def run() -> None:
     """Entry point: runs a command and turns what it raised into an exit code."""
-    from bitladder.errors import UserError
+    open_streams()
+    with printable_streams():
+        _run()
+
+
+def _run() -> None:
+    from bitladder.errors import UserError, describe_machine_error
+    from bitladder.home import lend_home_to_libraries
+    from bitladder.processors import heed_quota
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bitladder").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
+    heed_quota()
+    lend_home_to_libraries()
     try:
         code = app(prog_name="bitladder", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(str(error))}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except UnicodeEncodeError as error:  # of a file's name inside a folder that was named
+        if error.encoding not in ("utf-8", sys.getfilesystemencoding()):
+            _end_with_bug()
+        typer.echo(f"error: file {describe_name(name_in(error))}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
             typer.echo("error: no space left where the output goes; make room, or send it elsewhere", err=True)
             sys.exit(EXIT_BAD_INPUT)
-        if error.errno not in _PLACE_ERRORS or error.filename is None:
+        said = describe_machine_error(error)
+        if said is None:
             _end_with_bug()
-        reason = str(error.strerror).lower()
-        typer.echo(f"error: {error.filename}: {reason}; expected a place to read and write in", err=True)
+        typer.echo(f"error: {one_line(said)}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors
@@ -123,6 +137,7 @@ def _show_usage_error(error: Any) -> None:
     if isinstance(cause, ValidationError) and flag is not None:
         typer.echo(f"error: {flag.opts[0]}: {describe_mismatch(cause.errors()[0])}", err=True)
     else:
+        error.message = one_line(error.message)  # shown by a console of typer's
         error.show()
 
 

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Collection
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bitladder.cli.terminal import Terminal
+from bitladder.printable import one_line
 from bitladder.records import MeasurementRecord, RungRecord
 from bitladder.results import item_name
 from bitladder.study.progress import StudyProgress
@@ -20,9 +21,9 @@ class TerminalProgress(StudyProgress):
     """Shows a study's events; use as a context manager."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Terminal(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -91,4 +92,4 @@ class TerminalProgress(StudyProgress):
 
     def _say(self, line: str) -> None:
         self._last_line_s = self._clock()
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(one_line(line), soft_wrap=True)

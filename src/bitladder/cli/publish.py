@@ -55,8 +55,9 @@ def publish_command(
 
 def _print(published: "Publication") -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from bitladder.cli.terminal import Terminal
 
     visibility = "private" if published.private else "public"
     if published.url is not None:
@@ -67,6 +68,6 @@ def _print(published: "Publication") -> None:
     table.columns[1].justify = "right"
     for name, size_bytes in published.files.items():
         table.add_row(name, f"{size_bytes:,}")
-    Console(markup=False, highlight=False).print(table)
+    Terminal().print(table)
     typer.echo(f"dry run: nothing was sent to {published.repository} ({visibility}). Its README.md:\n")
     typer.echo(published.card)

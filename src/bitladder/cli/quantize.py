@@ -18,6 +18,9 @@ def quantize_command(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     device: Annotated[str, typer.Option(help="Where to quantize: cpu or cuda[:N], which gives other bytes.")] = "cpu",
     trust_remote_code: TrustRemoteCode = False,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Make a rung that leaves much of the weights as they are.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Quantize MODEL to a rung and write the checkpoint: weights, tokenizer, generation config, manifest."""
@@ -25,7 +28,15 @@ def quantize_command(
     from bitladder.cli.libraries import libraries_on_stderr
 
     with libraries_on_stderr():
-        checkpoint = quantize(model, rung, out, revision=revision, device=device, trust_remote_code=trust_remote_code)
+        checkpoint = quantize(
+            model,
+            rung,
+            out,
+            revision=revision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            allow_partial=allow_partial,
+        )
     if json_output:
         typer.echo(checkpoint.manifest.model_dump_json(indent=2))
     else:
@@ -33,10 +44,10 @@ def quantize_command(
 
 
 def _print(checkpoint: "Checkpoint") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    from bitladder.rungs import rung_title
+    from bitladder.cli.terminal import Terminal
+    from bitladder.rungs import made_title
     from bitladder.units import format_bytes
 
     manifest = checkpoint.manifest
@@ -47,7 +58,7 @@ def _print(checkpoint: "Checkpoint") -> None:
     table.add_column(overflow="fold")
     for name, value in (
         ("checkpoint", str(checkpoint.directory)),
-        ("rung", rung_title(manifest.rung)),
+        ("rung", made_title(manifest)),
         ("source", " at ".join(filter(None, (manifest.source.model, manifest.source.revision)))),
         ("weights", f"{format_bytes(stored)} ({stored:,} bytes), {manifest.parameters:,} parameters"),
         ("by type", by_dtype),
@@ -56,4 +67,4 @@ def _print(checkpoint: "Checkpoint") -> None:
     ):
         if value:
             table.add_row(name, value)
-    Console(highlight=False, markup=False).print(table)
+    Terminal().print(table)

@@ -37,8 +37,9 @@ def recommend_command(
 
 def print_recommendation(answer: "Recommendation") -> None:
     """The sentence, the reasons, and what became of each rung, on stdout."""
-    from rich.console import Console
     from rich.table import Table
+
+    from bitladder.cli.terminal import Terminal
 
     typer.echo(answer.sentence)
     for reason in answer.reasons:
@@ -49,4 +50,4 @@ def print_recommendation(answer: "Recommendation") -> None:
         accuracy = f"\n{verdict.accuracy}" if verdict.accuracy and verdict.accuracy != verdict.outcome else ""
         table.add_row(verdict.rung, f"{verdict.outcome}{goals}{accuracy}", "\n".join(verdict.reasons))
     typer.echo()
-    Console(markup=False, highlight=False).print(table)
+    Terminal().print(table)

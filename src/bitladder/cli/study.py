@@ -50,6 +50,7 @@ def study_command(
     memory_limit: options.MemoryLimit = None,
     timeout_s: options.TimeoutS = None,
     trust_remote_code: TrustRemoteCodeIfSaid = None,
+    allow_partial: options.AllowPartial = None,
     dry_run: options.DryRun = False,
     json_output: options.JsonOutput = False,
 ) -> None:
@@ -125,7 +126,9 @@ def _answer(results: "Results", json_output: bool) -> None:
     from bitladder.report import ResultsFile, write_report
 
     written = write_report(results.directory)
-    answer = ResultsFile.model_validate_json((results.directory / "report" / "results.json").read_text())
+    answer = ResultsFile.model_validate_json(
+        (results.directory / "report" / "results.json").read_text(encoding="utf-8")
+    )
     if json_output:
         typer.echo(answer.model_dump_json(indent=2))
     else:

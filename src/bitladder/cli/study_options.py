@@ -122,5 +122,12 @@ TimeoutS = Annotated[
     float | None,
     typer.Option(help=f"A worker is killed when a measurement takes longer. {_default(defaults.TIMEOUT_S)}"),
 ]
+AllowPartial = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-partial",
+        help="Take rungs that leave much of the weights as they are, such as a mixture's experts.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with expected disk, peak memory and time.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]

@@ -38,9 +38,10 @@ def verdict_command(
 
     margin_points = parse_limits(None, max_drop, None).max_drop_points
     with uncollected():
-        first, *others = read_all([base, *rungs])
-        if tasks:
-            first = take_tasks(first, [name.strip() for name in tasks.split(",")])
+        names = [name.strip() for name in tasks.split(",")] if tasks else None
+        first, *others = read_all([base, *rungs], names)
+        if names:
+            first = take_tasks(first, names)
         require_comparable(first, others)
         if margin_points is None:
             margin_points = study_margin_points(first.study) if first.study else default_margin_points(None)
@@ -48,8 +49,8 @@ def verdict_command(
         staged = bool(first.study) and all(one.staged == first.staged for one in others)
         staging = Staging.of(first.study) if first.study and staged else None
         compared = compare_answers(first.groups, answers, first.name, margin_points, staging)
-    found = tuple(note for one in (first, *others) for note in one.notes)
-    compared = compared.model_copy(update={"notes": (*found, *compared.notes)})
+    found = (note for one in (first, *others) for note in one.notes)
+    compared = compared.model_copy(update={"notes": tuple(dict.fromkeys((*found, *compared.notes)))})
     if json_output:
         typer.echo(compared.model_dump_json(indent=2))
     else:

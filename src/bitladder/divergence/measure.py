@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.divergence.reference import Reference, begin_reference, load_reference
+from bitladder.divergence.reference import Reference, begin_reference, find_head, load_reference
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import Divergence, DivergenceOutcome, Prompts, WindowDivergence
 
@@ -45,39 +46,39 @@ def measure_divergence(
     reference = None if is_baseline else load_reference(reference_path, torch_devices(item.device)[0])
     model = load_model(directory, item.device, trust_remote_code=trust_remote_code)
     reference = reference or begin_reference(model)
+    types = () if reference.dtype is None else (reference.dtype,)  # the baseline's head is in its own type
     found = []
     try:
-        with (
-            torch.inference_mode(),
-            widened_in(model, reference.weight.dtype),  # the baseline's head is in its own type
-            _head_inputs(model) as inputs,
-        ):
+        with torch.inference_mode(), widened_in(model, *types), _head_inputs(model) as inputs:
             for number, (document, ids) in enumerate(zip(windows.documents, windows.token_ids, strict=True)):
                 tokens = torch.tensor(ids, device=model.device)
+                inputs.clear()
                 logits = model(input_ids=tokens[None], use_cache=False).logits[0]
-                states = inputs.pop()
                 if is_baseline:
-                    reference.states.append(states.cpu())
+                    reference = _with_window(reference, inputs, logits)
                 found.append(_compare(document, reference.logits(number), logits, tokens))
                 if progress is not None:
                     progress(number + 1, len(windows.token_ids))
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(f"out of memory beside the baseline's head ({error})") from None
     if is_baseline:
-        _keep(reference, found, reference_path)
+        reference.save(reference_path)
     remarks = (WIDENED,) if widens_products(model) else ()
     return DivergenceOutcome(origin=windows.origin, windows=tuple(found), remarks=remarks)
 
 
 @contextmanager
 def _head_inputs(model: "PreTrainedModel") -> "Iterator[list[Tensor]]":
-    """Collects what each forward puts into the head: (tokens, hidden)."""
+    """Collects what a forward puts into the head: (tokens, hidden)."""
     inputs: list[Tensor] = []
+    head = find_head(model)
+    if head is None:
+        yield inputs
+        return
 
     def keep(_: Any, arguments: Any) -> None:
         inputs.append(arguments[0][0])
 
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(keep)
     try:
         yield inputs
@@ -111,13 +112,22 @@ def _floats(values: "Tensor") -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for value in values.tolist())
 
 
-def _keep(reference: Reference, found: list[WindowDivergence], path: Path) -> None:
-    """Raises UserError where the states don't give the model's own logits, so that nothing can be held against them."""
-    kl = [value for window in found for value in window.kl]
-    mean = sum(kl) / len(kl)
-    if mean > _LARGEST_SELF_DIVERGENCE:
-        raise UserError(
-            f"the baseline's logits are more than its head's products: made from these they diverge by {mean:.2g} nats "
-            "a token; run with --no-divergence"
-        )
-    reference.save(path)
+def _with_window(reference: Reference, inputs: "list[Tensor]", logits: "Tensor") -> Reference:
+    """With one more window of the baseline: what went into its head, or from the first window on its logits, where they
+    are more than its head's product."""
+    if reference.weight is not None and len(inputs) == 1:
+        reference.states.append(inputs[0].cpu())
+        if len(reference.states) > 1 or _same(reference.logits(0), logits):
+            return reference
+        reference.states.clear()
+    return replace(reference, weight=None, bias=None, states=[*reference.states, logits.cpu()])
+
+
+def _same(made: "Tensor", logits: "Tensor") -> bool:
+    import torch
+
+    if made.shape != logits.shape:
+        return False
+    ours, theirs = (torch.log_softmax(one, -1, dtype=torch.float32) for one in (made, logits))
+    kl = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return float(kl) <= _LARGEST_SELF_DIVERGENCE

@@ -2,16 +2,14 @@
 
 import json
 import logging
-import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from bitladder.checkpoint.manifest import hash_files
 from bitladder.errors import BrokenFileError
-from bitladder.files import cache_directory, make_folder, new_directory, remove_unfinished, require_disk_space
+from bitladder.files import entry_lock, naming, new_directory, remove_tree, require_disk_space
+from bitladder.home import cache_directory
 from bitladder.json_files import read_json_object
 
 log = logging.getLogger(__name__)
@@ -50,20 +48,20 @@ class CachedModel(ABC):
         directory = cache_directory() / "models" / f"{self.name}-{_VERSION}"
         if _is_intact(directory):
             return directory
-        make_folder(directory.parent)
-        with FileLock(directory.with_name(f"{directory.name}.lock")):
+        with entry_lock(directory):
             if _is_intact(directory):
                 return directory
-            remove_unfinished(directory.parent, directory.name)
             if directory.exists():
                 log.warning("%s: damaged since it was written; making it again", directory)
-                shutil.rmtree(directory)
+                remove_tree(directory)
             require_disk_space(directory, 2 * self.made_bytes)
             log.info("builtin:%s: making it, once", self.name)
             with new_directory(directory) as temporary:
-                self.make(temporary)
+                with naming(directory):
+                    self.make(temporary)
                 written = {name: file.sha256 for name, file in hash_files(temporary).items()}
-                (temporary / _HASHES).write_text(json.dumps(written, indent=2) + "\n")
+                with naming(temporary):
+                    (temporary / _HASHES).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return directory
 
 

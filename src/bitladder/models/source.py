@@ -9,6 +9,7 @@ from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, read_manife
 from bitladder.checkpoint.tensors import read_tensors, weight_files
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.files import require_disk_space
+from bitladder.home import expand_user
 from bitladder.models.builtin import BUILTINS, PREFIX, find_builtin
 from bitladder.records import Source, hash_json
 
@@ -37,10 +38,10 @@ def resolve_model(model: str, revision: str | None = None) -> ResolvedModel:
         builtin = find_builtin(model)
         kind, directory = "builtin", builtin.cached_directory()
         note, speed_only = builtin.note, builtin.speed_only
-    elif model and Path(model).expanduser().is_dir():
+    elif model and expand_user(model).is_dir():
         _refuse_revision(model, revision)
-        kind, directory = "directory", Path(model).expanduser()
-    elif Path(model).expanduser().is_file():
+        kind, directory = "directory", expand_user(model)
+    elif expand_user(model).is_file():
         raise UserError(f"{model}: a file; expected a directory with config.json and model.safetensors, or a Hub id")
     elif model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model or not model:
         raise UserError(f"{model!r}: no such directory; expected a directory, a Hub id or {PREFIX}NAME")

@@ -158,16 +158,22 @@ def predicting_probe(
 
     ``audited_bytes``: of the weights after a forward, where that is known: another library's may be dense by then.
     """
-    from bitladder.checkpoint.loading import available_bytes, load_config, predicted_load_bytes
+    from bitladder.checkpoint.config import read_config
+    from bitladder.checkpoint.declared import found_scheme
+    from bitladder.checkpoint.expected import value_bytes
+    from bitladder.checkpoint.loading import available_bytes, predicted_load_bytes
+    from bitladder.checkpoint.skeleton import build_skeleton
+    from bitladder.checkpoint.tensors import read_tensors
 
-    config = load_config(directory, trust_remote_code=trust_remote_code)
+    skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
+    width = value_bytes(found_scheme(read_config(directory), read_tensors(directory)))
     load_bytes = max(predicted_load_bytes(directory), audited_bytes or 0)
     free_bytes = available_bytes(scenario.device)
     if scenario.memory_limit_bytes is not None:
         free_bytes = min(free_bytes, scenario.memory_limit_bytes)
 
     def probe(batch_size: int) -> BatchProbe:
-        working = predict_working_memory(config, batch_size, scenario.prompt_tokens, scenario.new_tokens)
+        working = predict_working_memory(skeleton, width, batch_size, scenario.prompt_tokens, scenario.new_tokens)
         needed_bytes = load_bytes + working.total_bytes
         return BatchProbe(
             batch_size=batch_size,
@@ -215,6 +221,8 @@ def running_probe(
                 reason=None if code == KILLED else _describe_end(code, printed),
                 ran_out=f"batch of {batch_size}: {_KILLED_FOR}" if code == KILLED else None,
             )
+        if not limits:  # the driver gives no figure; what there is the probe has from torch
+            return found
         available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
         return found.model_copy(update=available)
 

@@ -75,7 +75,8 @@ def measure(
     if not gpus:
         unavailable |= dict.fromkeys(("allocated_peak_bytes", "reserved_peak_bytes"), "no GPU")
     elif not any(sample.gpu_process_bytes for sample in resources):
-        unavailable["gpu_process_bytes"] = "the driver does not list this process (in a container its ids are others)"
+        why = "the driver does not list this process (in a container its ids are others)"
+        unavailable.setdefault("gpu_process_bytes", why)
     if idle_w is None:
         unavailable["idle_power_w"] = unavailable.get("gpu_power_w", "the driver gave no reading")
     if idle_device_bytes is None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from bitladder.checkpoint.skeleton import cache_bytes, embedding_width, layer_count, vocabulary_size, widest_layer
 from bitladder.devices import cards_of, torch_devices
 from bitladder.errors import DoesNotFitError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
 FLOAT32_BYTES = 4
 
@@ -36,41 +37,24 @@ class WorkingMemory:
 
 
 def predict_working_memory(
-    config: "PretrainedConfig", batch_size: int, prompt_tokens: int, new_tokens: int
+    skeleton: "PreTrainedModel", value_bytes: int, batch_size: int, prompt_tokens: int, new_tokens: int
 ) -> WorkingMemory:
     """Estimate for a decoder whose logits are computed for the last position alone, as ``generate`` does.
 
-    Activations are those of the prefill's widest layer in FP32: residual, norm, query, key, value and attention output
-    (hidden size each), gate, up and their product (intermediate size each).
+    ``skeleton``: of `build_skeleton`; ``value_bytes``: of the type that it will compute in. Activations are those of
+    the prefill's widest layer in FP32: residual, norm, query, key, value and attention output (hidden size each), gate,
+    up and their product (the widest layer's features each).
     """
-    text = config.get_text_config(decoder=True)
-    hidden = text.hidden_size
-    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
-    layers = text.num_hidden_layers
-    cache_bytes = batch_size * (prompt_tokens + new_tokens) * cache_bytes_per_token(text)
-    value_bytes = _value_bytes(text)
+    hidden = embedding_width(skeleton)
+    wide = max(widest_layer(skeleton))
+    row_bytes = cache_bytes(skeleton, prompt_tokens + new_tokens, value_bytes)
+    cache = batch_size * row_bytes
     return WorkingMemory(
-        cache_bytes=cache_bytes + cache_bytes // layers,  # growing by a token copies one layer's
-        activation_bytes=batch_size * prompt_tokens * (6 * hidden + 3 * intermediate) * FLOAT32_BYTES,
-        logits_bytes=batch_size * text.vocab_size * (value_bytes + 2 * FLOAT32_BYTES),
-        workspace_bytes=hidden * max(intermediate, hidden) * FLOAT32_BYTES,
+        cache_bytes=cache + cache // layer_count(skeleton),  # growing by a token copies one layer's
+        activation_bytes=batch_size * prompt_tokens * (6 * hidden + 3 * wide) * FLOAT32_BYTES,
+        logits_bytes=batch_size * vocabulary_size(skeleton) * (value_bytes + 2 * FLOAT32_BYTES),
+        workspace_bytes=hidden * max(wide, hidden) * FLOAT32_BYTES,
     )
-
-
-def cache_bytes_per_token(config: "PretrainedConfig") -> int:
-    """Bytes of keys and values of one token, in the model's own type, all layers."""
-    heads = config.num_attention_heads
-    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    layers: int = config.num_hidden_layers
-    return 2 * layers * int(key_value_heads) * int(head_width) * _value_bytes(config)
-
-
-def _value_bytes(config: "PretrainedConfig") -> int:
-    import torch
-
-    dtype = config.dtype
-    return dtype.itemsize if isinstance(dtype, torch.dtype) else FLOAT32_BYTES
 
 
 @contextmanager
@@ -112,7 +96,7 @@ class PeakResident:
     def __init__(self) -> None:
         self._highest = 0
         try:
-            self._RESET.write_text("5")
+            self._RESET.write_text("5", encoding="utf-8")
             self._exact = True
         except OSError:
             self._exact = False
@@ -124,7 +108,7 @@ class PeakResident:
         return self._highest
 
     def _high_water_mark(self) -> int:
-        line = next(line for line in self._STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in self._STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
 
 

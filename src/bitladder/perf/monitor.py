@@ -1,13 +1,14 @@
 """A process beside the measured one that reads what it and its GPUs use.
 
-``python -m bitladder.perf.monitor PID [--gpu INDEX_OR_UUID]...`` writes a ``MonitorStart`` line, then one
-``ResourceSample`` line a reading, with times of ``time.perf_counter`` (one clock for all processes of a machine). It
-ends when its standard input does or PID is gone, so it never outlives the process that started it.
+``python -m bitladder.perf.monitor PID [--gpu INDEX_OR_UUID]...`` writes a ``MonitorStart`` line, again where that
+changes, and one ``ResourceSample`` line a reading, with times of ``time.perf_counter`` (one clock for all processes of
+a machine). It ends when its standard input does or PID is gone, so it never outlives the process that started it.
 """
 
 import argparse
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,37 +18,46 @@ from typing import Any
 
 import psutil
 
+from bitladder.driver import DIVIDED, ask, find_handle, is_divided, open_nvml
 from bitladder.records import CardSample, Record, ResourceSample
 
 INTERVAL_S = 0.2
 
 
+GPU_FIELDS = tuple(CardSample.model_fields)
+
+
 class MonitorStart(Record):
-    """The first line: which readings this machine can't give, and why."""
+    """The first line, and one where something changed: which readings this machine can't give, and why."""
 
     unavailable: dict[str, str]
+
+
+_NVML_CLOCK_SM = 1
+_READINGS: dict[str, tuple[str, tuple[int, ...], Callable[[Any], float | int]]] = {
+    "gpu_utilisation_percent": ("nvmlDeviceGetUtilizationRates", (), lambda rates: rates.gpu),
+    "gpu_memory_bytes": ("nvmlDeviceGetMemoryInfo", (), lambda memory: memory.used),
+    "gpu_power_w": ("nvmlDeviceGetPowerUsage", (), lambda power_mw: power_mw / 1000),
+    "gpu_energy_j": ("nvmlDeviceGetTotalEnergyConsumption", (), lambda energy_mj: energy_mj / 1000),
+    "gpu_sm_clock_mhz": ("nvmlDeviceGetClockInfo", (_NVML_CLOCK_SM,), int),
+    "gpu_throttle_bits": ("nvmlDeviceGetCurrentClocksEventReasons", (), int),
+}
+"""NVML's function, what it takes beside the card, and what to make of its answer"""
+
+_PROCESS_BYTES = "gpu_process_bytes"
 
 
 class GpuReader:
     """Readings of one GPU through NVML. What the driver refuses stands in ``unavailable`` with the driver's reason."""
 
     def __init__(self, gpu: str, nvml: Any, process_id: int | None = None) -> None:
-        """``process_id``: whose share of the memory is read."""
-        nvml.nvmlInit()
+        """``gpu``: a card's number, or a card's or slice's UUID. ``process_id``: whose share of the memory is read."""
         self._nvml = nvml
-        self._handle = (
-            nvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else nvml.nvmlDeviceGetHandleByUUID(gpu)
-        )
-        self._readings: dict[str, Callable[[Any], float | int]] = {
-            "gpu_utilisation_percent": lambda handle: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            "gpu_memory_bytes": lambda handle: nvml.nvmlDeviceGetMemoryInfo(handle).used,
-            "gpu_power_w": lambda handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,  # from mW
-            "gpu_energy_j": lambda handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,  # from mJ
-            "gpu_sm_clock_mhz": lambda handle: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "gpu_throttle_bits": nvml.nvmlDeviceGetCurrentClocksEventReasons,
-        }
         self._process_id = process_id
-        self.unavailable: dict[str, str] = {}
+        self._handle, reason, _ = find_handle(nvml, gpu)
+        if reason is None and is_divided(nvml, self._handle):
+            reason = DIVIDED
+        self.unavailable: dict[str, str] = {} if reason is None else dict.fromkeys(GPU_FIELDS, reason)
         self.read()
 
     def read(self) -> dict[str, float | int]:
@@ -55,30 +65,35 @@ class GpuReader:
         values: dict[str, float | int] = {}
         process_bytes = self._process_bytes()
         if process_bytes is not None:
-            values["gpu_process_bytes"] = process_bytes
-        for name in self._readings.keys() - self.unavailable.keys():
-            try:
-                values[name] = self._readings[name](self._handle)
-            except self._nvml.NVMLError as error:
-                self.unavailable[name] = f"NVML: {error}"
+            values[_PROCESS_BYTES] = process_bytes
+        for name in _READINGS.keys() - self.unavailable.keys():
+            question, arguments, convert = _READINGS[name]
+            answer = self._ask(name, question, *arguments)
+            if answer is not None:
+                values[name] = convert(answer)
         return values
 
     def _process_bytes(self) -> int | None:
         """None until the process uses the GPU, and in a container, where the driver's process ids are others."""
-        if self._process_id is None:
+        if self._process_id is None or _PROCESS_BYTES in self.unavailable:
             return None
-        try:
-            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._nvml.NVMLError:
-            return None
+        processes = self._ask(_PROCESS_BYTES, "nvmlDeviceGetComputeRunningProcesses") or ()
         found = [process.usedGpuMemory for process in processes if process.pid == self._process_id]
         return int(found[0]) if found and found[0] is not None else None
 
-    def capacity_bytes(self) -> int:
-        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
+    def _ask(self, field: str, question: str, *arguments: int) -> Any:
+        answer = ask(self._nvml, question, self._handle, *arguments)
+        if answer.reason is not None:
+            self.unavailable[field] = answer.reason
+        return answer.value
 
+    def capacity_bytes(self) -> int | None:
+        """All memory of the GPU, None where the driver doesn't say."""
+        if "gpu_memory_bytes" in self.unavailable:
+            return None
+        memory = self._ask("gpu_memory_bytes", "nvmlDeviceGetMemoryInfo")
+        return None if memory is None else int(memory.total)
 
-GPU_FIELDS = tuple(CardSample.model_fields)
 
 _JOINED: dict[str, Callable[[list[Any]], float | int]] = {
     "gpu_utilisation_percent": lambda values: sum(values) / len(values),
@@ -118,8 +133,8 @@ class GpuReaders:
         """Each card's own readings, by field name of CardSample."""
         return [reader.read() for reader in self._readers]
 
-    def capacity_bytes(self) -> list[int]:
-        """All memory of each card."""
+    def capacity_bytes(self) -> list[int | None]:
+        """All memory of each card, None where the driver doesn't say."""
         return [reader.capacity_bytes() for reader in self._readers]
 
 
@@ -129,6 +144,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="append", default=[])
     parser.add_argument("--interval", type=float, default=INTERVAL_S)
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     # Ctrl-C reaches the whole process group; the measuring side decides when this ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()
@@ -147,12 +163,14 @@ def _wait_for_end_of_input(stop: threading.Event) -> None:
 
 def _monitor(process: psutil.Process, gpus: Sequence[str], interval_s: float, stop: threading.Event) -> None:
     readers, unavailable = open_gpus(gpus, process.pid)
-    print(MonitorStart(unavailable=unavailable).model_dump_json(), flush=True)
+    told = _tell_unavailable(unavailable)
     process.cpu_percent()  # psutil counts from the call before
     while not stop.wait(interval_s):
         now_s = time.perf_counter()
         cpu_percent, rss_bytes = process.cpu_percent(), process.memory_info().rss
         cards = readers.read_cards() if readers else []
+        if readers and readers.unavailable != told:  # a card may be lost midway
+            told = _tell_unavailable(readers.unavailable)
         sample = ResourceSample(
             time_s=now_s,
             cpu_percent=cpu_percent,
@@ -163,16 +181,19 @@ def _monitor(process: psutil.Process, gpus: Sequence[str], interval_s: float, st
         print(sample.model_dump_json(), flush=True)
 
 
+def _tell_unavailable(unavailable: dict[str, str]) -> dict[str, str]:
+    print(MonitorStart(unavailable=unavailable).model_dump_json(), flush=True)
+    return unavailable
+
+
 def open_gpus(gpus: Sequence[str], process_id: int | None = None) -> tuple[GpuReaders | None, dict[str, str]]:
     """A reader of those GPUs if there are any, and why fields are None."""
     if not gpus:
         return None, dict.fromkeys(GPU_FIELDS, "no GPU")
-    import pynvml
-
-    try:
-        readers = GpuReaders(gpus, pynvml, process_id)
-    except pynvml.NVMLError as error:
-        return None, dict.fromkeys(GPU_FIELDS, f"NVML: {error}")
+    nvml, reason = open_nvml()
+    if reason:
+        return None, dict.fromkeys(GPU_FIELDS, reason)
+    readers = GpuReaders(gpus, nvml, process_id)
     return readers, readers.unavailable
 
 

@@ -11,6 +11,7 @@ from bitladder.devices import torch_devices
 from bitladder.forkserver import ForkServer, take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.memory import resident_bytes
+from bitladder.perf.monitor import open_gpus
 from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
 
 OVERHEAD = "bitladder.perf.overhead"
@@ -18,6 +19,12 @@ OVERHEAD = "bitladder.perf.overhead"
 
 _PROMPT: Sequence[Sequence[int]] = ((1,) * 8,)
 _NEW_TOKENS = 8
+
+
+def unknown_overhead(device: str) -> str:
+    """Why `measure_overhead` found nothing."""
+    _, unavailable = open_gpus(gpus_of(device))
+    return unavailable.get("gpu_memory_bytes", "a model of next to no weights did not run")
 
 
 def measure_overhead(server: ForkServer, device: str) -> int | None:
@@ -38,7 +45,7 @@ def work(descriptor: int) -> None:
         run_tiny_model(one)
     give_back_freed()
     found_bytes = resident_bytes() if device == "cpu" else total_bytes(used_bytes(gpus))
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         if found_bytes is not None and (device == "cpu" or idle_bytes is not None):
             file.write(str(found_bytes - (idle_bytes or 0)))
 

@@ -10,7 +10,7 @@ from bitladder.forkserver import take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.maxbatch import ProbeJob
 from bitladder.perf.memory import limit_memory, out_of_memory_does_not_fit
-from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
+from bitladder.perf.resources import gpus_of, torch_memory_bytes, total_bytes, used_bytes
 from bitladder.records import BatchProbe
 
 ROOMY_SHARE = 0.75
@@ -20,7 +20,7 @@ ROOMY_SHARE = 0.75
 def work(descriptor: int) -> None:
     """Do the job on standard input, with the answer to ``descriptor``."""
     job = ProbeJob.model_validate_json(take_job())
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(try_batch(job).model_dump_json())
 
 
@@ -34,6 +34,7 @@ def try_batch(job: ProbeJob) -> BatchProbe:
     gpus = gpus_of(scenario.device)
     idle_bytes = used_bytes(gpus)
     needed_bytes: tuple[int, ...] = ()
+    available_bytes: tuple[int, ...] = ()
     reason = ran_out = None
     started_s = time.perf_counter()
     try:
@@ -51,6 +52,8 @@ def try_batch(job: ProbeJob) -> BatchProbe:
                 engine.run(job.token_ids, scenario.new_tokens)
         needed_bytes = _held_bytes(gpus, idle_bytes)
         limit_bytes = scenario.memory_limit_bytes
+        if not needed_bytes:  # nor does anything tell what was in use before: all that is counts
+            needed_bytes, available_bytes = torch_memory_bytes(scenario.device)
         fits = limit_bytes is None or max(needed_bytes, default=0) <= limit_bytes
     except DoesNotFitError as error:
         fits, ran_out = False, str(error)
@@ -62,7 +65,8 @@ def try_batch(job: ProbeJob) -> BatchProbe:
         fits=fits,
         how="run",
         needed_bytes=total_bytes(needed_bytes),
-        available_bytes=None,
+        available_bytes=total_bytes(available_bytes),
+        card_available_bytes=available_bytes if len(available_bytes) > 1 else (),
         card_needed_bytes=needed_bytes if len(needed_bytes) > 1 else (),
         duration_s=time.perf_counter() - started_s,
         reason=reason,

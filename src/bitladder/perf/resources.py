@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bitladder.devices import cards_of
+from bitladder.devices import cards_of, torch_devices
+from bitladder.driver import open_nvml, visible_gpus
 from bitladder.perf.monitor import INTERVAL_S, MonitorStart, join_cards, open_gpus
 from bitladder.records import ResourceSample
 
 STOP_TIMEOUT_S = 5.0
+_START = b'{"unavailable"'
 IDLE_READINGS, IDLE_INTERVAL_S = 5, 0.1
 
 
@@ -44,9 +46,10 @@ class Watch:
     def read(self, lines: bytes, failure: str | None) -> None:
         """Take in what the monitor wrote; a last line that it could not finish is left out."""
         whole = [line for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
-        if whole:
-            self._unavailable = MonitorStart.model_validate_json(whole[0]).unavailable
-        self._samples = tuple(ResourceSample.model_validate_json(line) for line in whole[1:])
+        for told in whole:
+            if told.startswith(_START):
+                self._unavailable = MonitorStart.model_validate_json(told).unavailable
+        self._samples = tuple(ResourceSample.model_validate_json(line) for line in whole if not line.startswith(_START))
         self._failure = failure
 
 
@@ -84,19 +87,27 @@ def _failure(returncode: int, errors: bytes) -> str | None:
 
 
 def gpus_of(device: str) -> tuple[str, ...]:
-    """NVML's index or UUID of each of a device's cards, none for a CPU.
+    """NVML's name of each of a device's cards, a number or a UUID, none for a CPU.
 
     ``CUDA_VISIBLE_DEVICES`` renumbers torch's devices, never NVML's. Where it isn't set the two agree as long as
-    all GPUs are of one kind, or ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+    all GPUs are of one kind, or ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. A card that the driver doesn't tell of keeps torch's
+    number, or its name where the numbers are others, of which NVML then says that it isn't found.
     """
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return tuple(visible[card] if visible else str(card) for card in cards_of(device))
+    cards = cards_of(device)
+    known = dict(enumerate(visible_gpus(open_nvml()[0]))) if cards else {}
+    renumbered = "CUDA_VISIBLE_DEVICES" in os.environ
+    return tuple(known.get(card, f"cuda:{card}" if renumbered else str(card)) for card in cards)
 
 
 def capacity_bytes(gpus: Sequence[str]) -> tuple[int, ...]:
-    """All memory of each of those GPUs; none where the driver doesn't say."""
+    """All memory of each of those GPUs; none where the driver doesn't say of one of them."""
     readers, _ = open_gpus(gpus)
-    return tuple(readers.capacity_bytes()) if readers else ()
+    return _known_of_all(gpus, readers.capacity_bytes() if readers else [])
+
+
+def _known_of_all(gpus: Sequence[str], values: Sequence[float | int | None]) -> tuple[int, ...]:
+    known = tuple(int(value) for value in values if value is not None)
+    return known if len(known) == len(gpus) else ()
 
 
 def idle_power_w(gpus: Sequence[str]) -> float | None:
@@ -115,9 +126,15 @@ def idle_power_w(gpus: Sequence[str]) -> float | None:
 def used_bytes(gpus: Sequence[str]) -> tuple[int, ...]:
     """Memory in use on each of those GPUs by all processes; none where the driver doesn't say of one of them."""
     readers, _ = open_gpus(gpus)
-    values = [card.get("gpu_memory_bytes") for card in readers.read_cards()] if readers else []
-    known = tuple(int(value) for value in values if value is not None)
-    return known if len(known) == len(gpus) else ()
+    return _known_of_all(gpus, [card.get("gpu_memory_bytes") for card in readers.read_cards()] if readers else [])
+
+
+def torch_memory_bytes(device: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(in use by all processes, in all) of each card as torch tells, where the driver doesn't. Starts CUDA."""
+    import torch
+
+    figures = [torch.cuda.mem_get_info(card) for card in torch_devices(device)] if cards_of(device) else []
+    return tuple(int(whole - free) for free, whole in figures), tuple(int(whole) for _, whole in figures)
 
 
 def total_bytes(cards: Sequence[int]) -> int | None:

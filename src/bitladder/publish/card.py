@@ -9,7 +9,7 @@ from bitladder.markdown import markdown_environment
 from bitladder.publish.measured import CardTable, Measured, measured_tables
 from bitladder.publish.origin import Origin
 from bitladder.records import Audit, Finding, Manifest, Scheme, Source
-from bitladder.rungs import rung_title
+from bitladder.rungs import made_title
 from bitladder.units import format_bytes
 
 _OF_THE_AUDITING_MACHINE = ("hardware", "load")
@@ -23,7 +23,7 @@ def to_card(repository: str, manifest: Manifest, audit: Audit, origin: Origin, m
     return environment.get_template("card.md.jinja").render(
         header=_header(manifest, origin),
         name=source_name(manifest),
-        title=rung_title(manifest.rung),
+        title=made_title(manifest),
         repository=repository,
         notes=_notes(manifest, measured),
         packages=_packages(manifest.scheme),

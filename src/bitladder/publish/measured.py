@@ -144,7 +144,7 @@ def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
         rows.append((metric.title, *(_estimate(found.metric(name), metric.format) for found in scenarios)))
     machine = scenarios[0].machine
     if machine:
-        notes.insert(0, f"Measured on {', '.join([*(gpu.name for gpu in machine.gpus), machine.cpu_model])}.")
+        notes.insert(0, f"Measured on {', '.join([*(gpu.title for gpu in machine.gpus), machine.cpu_model])}.")
     notes += scenarios[0].notes
     return CardTable(
         f"Performance: {title[0].lower()}{title[1:]}",
@@ -167,7 +167,7 @@ def _same_hardware(left: ScenarioSummary | None, right: ScenarioSummary | None) 
 
 
 def _hardware(machine: Machine) -> tuple[object, ...]:
-    return machine.cpu_model, machine.versions, [gpu.model_dump(exclude={"serial"}) for gpu in machine.gpus]
+    return machine.cpu_model, machine.versions, [gpu.model_dump(exclude={"serial", "unknown"}) for gpu in machine.gpus]
 
 
 def _percent(value: float | None) -> str:

@@ -1,13 +1,14 @@
 """What a card's header says of the source: the model on the Hub that it is, and its licence."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bitladder.home import expand_user
 from bitladder.models.builtin import find_builtin
 from bitladder.models.source import source_hash
+from bitladder.printable import one_line
 from bitladder.records import Source
 
 _LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -41,14 +42,14 @@ def find_origin(source: Source) -> Origin:
 def _origin_of_directory(source: Source) -> Origin:
     from huggingface_hub import ModelCard
 
-    directory = Path(source.model).expanduser()
+    directory = expand_user(source.model)
     readme = directory / "README.md"
     if not readme.is_file():
         return Origin(None, {}, "the source is a local directory without README.md")
     if source_hash(directory) != source.content_hash:
         return Origin(None, {}, "the source's directory has changed since")
     try:
-        card = ModelCard(readme.read_text(), ignore_metadata_errors=True).data
+        card = ModelCard(readme.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data
     except (ValueError, yaml.YAMLError):
         return Origin(None, {}, "the header of the source's README.md can't be read")
     return _with_license(None, card.to_dict(), "the source's README.md names none")  # type: ignore[no-untyped-call]
@@ -69,7 +70,7 @@ def _origin_on_hub(source: Source) -> Origin:
 
 
 def _with_license(base_model: str | None, fields: dict[str, Any], why_not: str) -> Origin:
-    license_fields = {key: fields[key] for key in _LICENSE_KEYS if isinstance(fields.get(key), str)}
+    license_fields = {key: one_line(fields[key]) for key in _LICENSE_KEYS if isinstance(fields.get(key), str)}
     if "license" not in license_fields:
         return Origin(base_model, {}, why_not)
     return Origin(base_model, license_fields)

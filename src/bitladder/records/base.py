@@ -52,13 +52,20 @@ def parse_record(kind: type[AnyRecord], text: str | bytes, path: Path, mend: str
 
 
 class Gpu(Record):
-    """One accelerator. The serial number is recorded, never compared."""
+    """One accelerator, as its driver tells, or torch. The serial number is recorded, never compared."""
 
-    name: str
-    total_memory_bytes: int
-    compute_capability: str
+    name: str | None
+    total_memory_bytes: int | None
+    compute_capability: str | None
     driver: str | None
     serial: str | None = None
+    unknown: dict[str, str] = {}
+    """why a field is None"""
+
+    @property
+    def title(self) -> str:
+        """Its name, or what stands for one."""
+        return self.name or "GPU of unknown model"
 
 
 class Machine(Record):
@@ -66,9 +73,12 @@ class Machine(Record):
 
     cpu_model: str
     cpu_count: int
+    """logical processors that may be used, as affinity and a container's quota allow"""
     total_memory_bytes: int
     platform: str
     gpus: tuple[Gpu, ...]
+    gpus_unknown: str | None = None
+    """why the driver, which is there, tells of no GPU"""
     versions: dict[str, str]
 
     @property

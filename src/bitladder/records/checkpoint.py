@@ -68,6 +68,8 @@ class Manifest(Record):
     bytes_by_dtype: dict[str, int]
     parameters: int
     """number of weights, a tied head counted once"""
+    unquantized_share: float = Field(default=0.0, exclude_if=lambda value: not value)
+    """of the weights of matrix products those that the method can't replace and leaves as they were"""
 
 
 Severity = Literal["info", "warning", "error"]

@@ -333,7 +333,8 @@ class BatchProbe(Record):
     fits: bool
     how: Literal["predicted", "run"]
     needed_bytes: int | None
-    """for a run on a GPU: of the device, of several cards their sum, the context included, as the driver says"""
+    """for a run on a GPU: of the device, of several cards their sum, the context included, as the driver says;
+    where it doesn't, torch, and then with what others have in use"""
     available_bytes: int | None
     card_needed_bytes: tuple[int, ...] = ()
     """of each card where a run was spread over several"""

@@ -95,6 +95,8 @@ class Settings(Record):
     timeout_s: float = Field(default=defaults.TIMEOUT_S, gt=0)
     """a worker is killed when a single measurement takes longer"""
     trust_remote_code: bool = False
+    allow_partial: bool = Field(default=False, exclude_if=lambda value: not value)
+    """take a rung whose method leaves much of the weights as they are, such as a mixture's experts"""
 
 
 class LayerRate(Record):

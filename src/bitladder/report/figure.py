@@ -12,6 +12,7 @@ from typing import Any, Literal
 import altair as alt
 import vl_convert
 
+from bitladder.printable import printable
 from bitladder.rungs import RUNGS
 
 PLOT_WIDTH = 760
@@ -93,7 +94,7 @@ def stroke_of_rung(rungs: Sequence[str]) -> alt.Stroke:
 
 def label_axis(labels: Mapping[str, str], orient: Literal["bottom", "top"] = "bottom") -> alt.Axis:
     """A band axis without ticks that prints each value's label, of several lines where it has line breaks."""
-    lines = {value: label.split("\n") for value, label in labels.items()}
+    lines = {printable(value): printable(label).split("\n") for value, label in labels.items()}
     # Vega hangs a top axis' further lines down into the plot.
     below_px = _LINE_PX * (max(map(len, lines.values())) - 1) if orient == "top" else 0
     return alt.Axis(
@@ -121,7 +122,7 @@ def whiskers(base: alt.Chart, **channels: Any) -> list[alt.Chart]:
 def panel(name: str, width: int, height: int, title: str) -> alt.Chart:
     """The start of a chart that shows the figure's rows whose ``panel`` is that name."""
     chart = alt.Chart(ROWS, width=width, height=height, title=title)
-    return chart.transform_filter(f"datum.panel === {json.dumps(name)}")
+    return chart.transform_filter(f"datum.panel === {json.dumps(printable(name))}")
 
 
 def layered(*layers: alt.Chart) -> Spec:
@@ -149,9 +150,9 @@ def _composed(how: str, parts: Sequence[Spec], shared: Sequence[str] = ()) -> Sp
 
 
 def finish(spec: Spec, rows: Sequence[Row]) -> Spec:
-    """The chart of these rows in the common look."""
+    """The chart of these rows in the common look. A control in it would end the process: vl-convert panics."""
     text = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
-    spec["datasets"] = {ROWS.name: list(rows)}
+    spec = _printable({**spec, "datasets": {ROWS.name: list(rows)}})
     spec["background"] = "white"
     spec["padding"] = 10
     spec["config"] = {
@@ -181,6 +182,15 @@ def finish(spec: Spec, rows: Sequence[Row]) -> Spec:
         "concat": {"spacing": 24},
     }
     return spec
+
+
+def _printable(value: Any) -> Any:
+    """A specification with every text in it `printable`."""
+    if isinstance(value, Mapping):
+        return {key: _printable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(one) for one in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def rung_axis(rungs: Sequence[str], step_px: float, *, inner: float, outer: float) -> alt.X:

@@ -16,7 +16,9 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitladder.files import cache_directory, write_atomically
+from bitladder.files import ABANDONED_S, remove_unfinished, write_atomically
+from bitladder.home import cache_directory
+from bitladder.printable import printable
 from bitladder.report.content import Report
 from bitladder.report.figure import Figure
 from bitladder.report.table import footnote_letter
@@ -32,6 +34,7 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=True,
+        finalize=_printable,
     )
     environment.filters["letter"] = footnote_letter
     environment.tests["drawn"] = lambda figure: isinstance(figure, Figure)
@@ -50,16 +53,21 @@ def to_html(report: Report) -> str:
     )
 
 
+def _printable(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @functools.cache
 def _vega() -> str:
     """Vega, Vega-Lite and vega-embed in one script without dependencies; bundled once, since it takes seconds."""
     kept = cache_directory() / "vega" / f"{version('vl-convert-python')}.js"
     if kept.is_file():
-        return kept.read_text()
+        return kept.read_text(encoding="utf-8")
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     if "</script" in bundle.lower():
         raise ValueError("vl_convert's bundle holds </script and can't stand inside a page")
     try:
+        remove_unfinished(kept.parent, idle_s=ABANDONED_S)
         write_atomically(kept, bundle)
     except OSError as error:
         log.info("%s: not kept for the next report (%s)", kept, error)

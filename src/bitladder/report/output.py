@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bitladder.files import require_own_folder, write_atomically
+from bitladder.files import write_atomically
+from bitladder.printable import printable
 from bitladder.recommendation import Limits, Recommendation
 from bitladder.records import SCHEMA_VERSION, Record
-from bitladder.report.stamp import STAMP, current_files, mark_begun, source_hash, write_stamp
+from bitladder.report.stamp import current_files, mark_begun, require_report_folder, source_hash, write_stamp
 from bitladder.stats.published import PublishedComparison
 from bitladder.stats.summary import Summary
 from bitladder.store import Results, load_results
@@ -41,7 +42,7 @@ def write_report(
     results = load_results(directory)
     limits = limits or Limits()
     out = Path(directory) / "report" if out is None else Path(out)
-    require_own_folder(out, "report", (STAMP,))
+    require_report_folder(out)
     source = source_hash(results, limits, machine)
     current = current_files(out, source)
     if current is not None:
@@ -78,7 +79,10 @@ def _render(results: Results, limits: Limits, machine: str | None) -> dict[str, 
     files: dict[str, str | bytes] = {
         "report.html": to_html(report),
         "report.md": to_markdown(report),
-        "results.json": numbers.model_dump_json(indent=1, exclude=set() if report.published else {"published"}) + "\n",
+        "results.json": printable(
+            numbers.model_dump_json(indent=1, exclude=set() if report.published else {"published"})
+        )
+        + "\n",
     }
     files |= {f"{table.name}.csv": to_csv(table) for table in report.tables}
     for figure in report.figures:

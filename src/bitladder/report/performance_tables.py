@@ -87,7 +87,7 @@ def _run_notes(summary: Summary, scenario: str) -> list[str]:
 
 
 def _machine_title(machine: Machine) -> str:
-    return ", ".join([*(gpu.name for gpu in machine.gpus), machine.cpu_model])
+    return ", ".join([*(gpu.title for gpu in machine.gpus), machine.cpu_model])
 
 
 def derived_table(summary: Summary) -> Table | None:

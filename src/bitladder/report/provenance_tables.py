@@ -8,6 +8,7 @@ from typing import Any
 from bitladder.records import (
     Audit,
     Finding,
+    Gpu,
     Machine,
     ProductKernel,
     Scenario,
@@ -226,20 +227,27 @@ def machines(results: Results) -> list[Machine]:
 def machine_table(results: Results) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for machine in machines(results):
-        gpus = "; ".join(
-            f"{gpu.name}, {format_bytes(gpu.total_memory_bytes)}, compute capability {gpu.compute_capability}, "
-            f"driver {gpu.driver or 'unknown'}"
-            for gpu in machine.gpus
-        )
+        gpus = "; ".join(map(_gpu_text, machine.gpus))
         texts = (
             f"{machine.cpu_model}, {machine.cpu_count} logical cores",
             format_bytes(machine.total_memory_bytes),
-            gpus or "none",
+            gpus or (f"unknown ({machine.gpus_unknown})" if machine.gpus_unknown else "none"),
             machine.platform,
         )
         rows.append(tuple(text_cell(text) for text in texts))
     columns = tuple(Column(title, numeric=False) for title in ("CPU", "Memory", "GPU", "Platform"))
     return Table("machine", "Machine", columns, tuple(rows))
+
+
+def _gpu_text(gpu: Gpu) -> str:
+    """A card, and why something isn't known of it."""
+    memory = "memory unknown" if gpu.total_memory_bytes is None else format_bytes(gpu.total_memory_bytes)
+    shown = ("name", "total_memory_bytes", "compute_capability", "driver")
+    reasons = "; ".join(dict.fromkeys(gpu.unknown[field] for field in shown if field in gpu.unknown))
+    return (
+        f"{gpu.title}, {memory}, compute capability {gpu.compute_capability or 'unknown'}, "
+        f"driver {gpu.driver or 'unknown'}"
+    ) + (f" ({reasons})" if reasons else "")
 
 
 def version_table(results: Results) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 import bitladder
-from bitladder.files import sha256_file, write_atomically
+from bitladder.files import require_own_folder, sha256_file, write_atomically
 from bitladder.recommendation import Limits
 from bitladder.records import Record, hash_json
 from bitladder.store import Results
@@ -56,6 +56,11 @@ def current_files(out: Path, source: str) -> list[Path] | None:
     paths = {out / name: sha256 for name, sha256 in stamp.files.items()}
     whole = all(path.is_file() and sha256_file(path) == sha256 for path, sha256 in paths.items())
     return list(paths) if stamp.source == source and whole else None
+
+
+def require_report_folder(out: Path) -> None:
+    """Raise UserError for a file, and for a folder that holds something else than a report."""
+    require_own_folder(out, "report", (STAMP,), (f".{STAMP}.*.tmp",))
 
 
 def mark_begun(out: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from bitladder.printable import one_line
 from bitladder.stats.summary import Estimate
 from bitladder.units import UNKNOWN
 
 Mark = Literal["plain", "total", "clear", "good", "warning", "bad"]
 """``total``: first of a row that sums up. ``clear``: a difference whose interval excludes 0. The rest are verdicts."""
+
+_FORMULA = re.compile(r"((?:^|;)\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])(?![+-]?\d+(?:\.\d+)?\s*(?:;|$))")
 
 Formatter = Callable[[float | None], str]
 
@@ -130,10 +134,17 @@ def to_csv(table: Table) -> str:
             headers += [f"{column.header} low", f"{column.header} high"]
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow([*headers, "reasons"])
+    writer.writerow(_no_formulas([*headers, "reasons"]))
     for row in table.rows:
-        writer.writerow([*_csv_values(table.columns, row), _csv_reasons(table.columns, row)])
+        writer.writerow(_no_formulas([*_csv_values(table.columns, row), _csv_reasons(table.columns, row)]))
     return output.getvalue()
+
+
+def _no_formulas(values: Iterable[float | str | None]) -> list[float | str | None]:
+    """A spreadsheet runs a text that begins like a formula, as the name of a task may, and some of them one after a
+    semicolon: a quote before it keeps it a text (OWASP, CSV injection). Numbers are numbers.
+    """
+    return [_FORMULA.sub(r"\1'", one_line(value)) if isinstance(value, str) else value for value in values]
 
 
 def _csv_values(columns: Iterable[Column], row: Iterable[Cell]) -> list[float | str | None]:

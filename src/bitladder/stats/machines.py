@@ -89,7 +89,7 @@ def _facts(place: Place) -> dict[str, str]:
     gpus = place.machine.gpus
     return {
         "device": place.device.partition(":")[0],
-        "GPU": " and ".join(gpu.name for gpu in gpus) or "none",
+        "GPU": " and ".join(gpu.title for gpu in gpus) or "none",
         "driver": " and ".join(dict.fromkeys(gpu.driver or "unknown" for gpu in gpus)) or "none",
         **place.machine.versions,
     }

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from bitladder.checkpoint.config import read_config
-from bitladder.cuda import count_cards, require_usable
+from bitladder.cuda import count_cards, require_usable, with_torchs_figures
 from bitladder.defaults import CPU_MAX_BATCH
 from bitladder.devices import cards_of, choose_device, device_of, torch_devices
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
+from bitladder.processors import usable_processors
 from bitladder.records import Calibration, Machine, Settings
 from bitladder.rungs import BASELINE, find_rung
 
@@ -18,6 +18,8 @@ def calibrate(settings: Settings, model_directory: Path, stored: Calibration | N
     Raises as `find_device`.
     """
     machine = describe_machine()
+    if settings.device != "cpu":
+        machine = with_torchs_figures(machine)
     known = stored if stored is not None and stored.machine == machine else None
     device = known.device if known and _still_meant(settings.device, known) else None
     device = device or find_device(settings, machine, model_directory)
@@ -40,14 +42,16 @@ def untimed_rungs(calibration: Calibration, rungs: tuple[str, ...]) -> tuple[str
     return tuple(rung for rung in dict.fromkeys((BASELINE, *rungs)) if rung not in timed)
 
 
-def time_rungs(calibration: Calibration, rungs: tuple[str, ...], model_directory: Path) -> Calibration:
-    """With layer times of these rungs, which takes seconds."""
+def time_rungs(
+    calibration: Calibration, rungs: tuple[str, ...], model_directory: Path, *, trust_remote_code: bool = False
+) -> Calibration:
+    """With times of the model's widest layer on these rungs, which takes seconds."""
+    from bitladder.checkpoint.skeleton import build_skeleton, widest_layer
     from bitladder.study.layer_timing import time_layers
 
-    config = read_config(model_directory)
-    hidden = int(config.get("hidden_size", 1024))
+    in_features, out_features = widest_layer(build_skeleton(model_directory, trust_remote_code=trust_remote_code))
     card = torch_devices(calibration.device)[0]
-    rates = time_layers(rungs, card, hidden, int(config.get("intermediate_size", 4 * hidden)))
+    rates = time_layers(rungs, card, in_features, out_features, threads=calibration.threads)
     return calibration.model_copy(update={"layer_rates": calibration.layer_rates + rates})
 
 
@@ -62,7 +66,8 @@ def find_device(settings: Settings, machine: Machine, model_directory: Path) -> 
         return wanted
     count = require_cards(wanted, machine)
     if wanted == "auto":
-        sizes = [gpu.total_memory_bytes for gpu in machine.gpus][:count]
+        figures = [gpu.total_memory_bytes for gpu in with_torchs_figures(machine).gpus] if count > 1 else []
+        sizes = [size for size in figures[:count] if size is not None]
         if len(sizes) < max(count, 2):  # nothing to choose, or cards that the driver calls otherwise than torch
             return device_of(range(count)[:1])
         return choose_device(sizes, largest_load_bytes(settings, model_directory), settings.memory_limit)
@@ -100,4 +105,4 @@ def _still_meant(wanted: str, known: Calibration) -> bool:
 def _threads(device: str) -> int | None:
     import torch
 
-    return torch.get_num_threads() if device == "cpu" else None
+    return min(torch.get_num_threads(), usable_processors()) if device == "cpu" else None

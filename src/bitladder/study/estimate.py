@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitladder.records import (
     AccuracyTask,
@@ -17,13 +17,14 @@ from bitladder.records import (
     LayerRate,
     Rescoring,
     Scenario,
+    Scheme,
     Settings,
     StudyRecord,
 )
 from bitladder.rungs import BASELINE, find_rung
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
 PROCESS_START_S = 3.0
 """forking, loading, and the monitor's start"""
@@ -80,30 +81,34 @@ def estimate_study(
 def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: int | None) -> RungEstimate:
     from bitladder.checkpoint.config import read_config
     from bitladder.checkpoint.declared import found_scheme
-    from bitladder.checkpoint.loading import load_config, predicted_load_bytes
+    from bitladder.checkpoint.loading import predicted_load_bytes
+    from bitladder.checkpoint.skeleton import build_skeleton
     from bitladder.checkpoint.tensors import read_tensors
 
     scheme = found_scheme(read_config(directory), read_tensors(directory))
-    config = load_config(directory, trust_remote_code=study.settings.trust_remote_code)
+    skeleton = build_skeleton(directory, trust_remote_code=study.settings.trust_remote_code)
     return RungEstimate(
         rung=name,
         disk_bytes=0,
         peak_memory_bytes=None
         if scheme.method == "other"
-        else _peak(study, config, predicted_load_bytes(directory), overhead_bytes),
+        else _peak(study, skeleton, scheme, predicted_load_bytes(directory), overhead_bytes),
         quantize_s=PROCESS_START_S,
         accuracy_s=None if any(isinstance(item, AccuracyTask) for item in study.items) else 0.0,
         performance_s=None if any(isinstance(item, Scenario) for item in study.items) else 0.0,
     )
 
 
-def _peak(study: StudyRecord, config: "PretrainedConfig", weights_bytes: int, overhead_bytes: int | None) -> int | None:
+def _peak(
+    study: StudyRecord, skeleton: "PreTrainedModel", scheme: Scheme, weights_bytes: int, overhead_bytes: int | None
+) -> int | None:
+    from bitladder.checkpoint.expected import value_bytes
     from bitladder.perf.memory import predict_working_memory
 
     if overhead_bytes is None:
         return None
     settings = study.settings
-    working = predict_working_memory(config, 1, settings.prompt_tokens, settings.new_tokens)
+    working = predict_working_memory(skeleton, value_bytes(scheme), 1, settings.prompt_tokens, settings.new_tokens)
     return overhead_bytes + weights_bytes + working.total_bytes
 
 
@@ -111,18 +116,18 @@ def _estimate_rung(
     study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad], overhead_bytes: int | None
 ) -> RungEstimate:
     from bitladder.checkpoint.expected import expect
-    from bitladder.checkpoint.loading import load_config
+    from bitladder.checkpoint.skeleton import build_skeleton, head_weights
 
-    trust = study.settings.trust_remote_code
-    expected = expect(directory, find_rung(rung).scheme, trust_remote_code=trust)
-    config = load_config(directory, trust_remote_code=trust)
-    head_weights = config.vocab_size * config.hidden_size
+    trust, scheme = study.settings.trust_remote_code, find_rung(rung).scheme
+    expected = expect(directory, scheme, trust_remote_code=trust)
+    skeleton = build_skeleton(directory, trust_remote_code=trust)
+    head = head_weights(skeleton)
     scenarios = [item for item in study.items if isinstance(item, Scenario)]
-    clock = _Clock(study.calibration, rung, expected.parameters - head_weights, head_weights)
+    clock = _Clock(study.calibration, rung, expected.parameters - head, head)
     return RungEstimate(
         rung=rung,
         disk_bytes=expected.stored_bytes,
-        peak_memory_bytes=_peak(study, config, expected.stored_bytes, overhead_bytes),
+        peak_memory_bytes=_peak(study, skeleton, scheme, expected.stored_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
         accuracy_s=_divergence_s(study.items, clock)
         + _accuracy_s(study.items, loads, clock)
@@ -231,6 +236,11 @@ def _task_load(settings: Settings, item: AccuracyTask) -> TaskLoad:
     task = library.task(item.task)
     count = library.count(item.task, item.limit)
     sample = list(library.documents(item.task, min(count, _SAMPLED_DOCUMENTS)))
+    with library.reading(item.task):
+        return _load_of(task, item, count, sample)
+
+
+def _load_of(task: Any, item: AccuracyTask, count: int, sample: list[Any]) -> TaskLoad:
     characters = sum(len(str(task.doc_to_text(document))) for document in sample) / max(len(sample), 1)
     tokens = (1 + (item.num_fewshot or 0)) * characters / _CHARACTERS_PER_TOKEN
     if task.OUTPUT_TYPE == "generate_until":

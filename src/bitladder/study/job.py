@@ -94,5 +94,14 @@ class Stopped(Record):
     reason: str
 
 
-Message = Annotated[Started | Progress | Documents | Batch | Measured | RungMade | Stopped, Field(discriminator="kind")]
-MESSAGE: TypeAdapter[Started | Progress | Documents | Batch | Measured | RungMade | Stopped] = TypeAdapter(Message)
+class Refused(Record):
+    """The machine refuses what any worker would need, such as a write: the study can't go on, and nothing is wrong with
+    the rung."""
+
+    kind: Literal["refused"] = "refused"
+    reason: str
+
+
+AnyMessage = Started | Progress | Documents | Batch | Measured | RungMade | Stopped | Refused
+Message = Annotated[AnyMessage, Field(discriminator="kind")]
+MESSAGE: TypeAdapter[AnyMessage] = TypeAdapter(Message)

@@ -1,6 +1,6 @@
 """What a study's folder has already: checkpoints that stand, and measurements that need not be made again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bitladder.records import AccuracyTask, Divergence, Item, RungRecord, Status, StudyRecord, measurement_id
 from bitladder.results import place_key, place_of
@@ -78,6 +78,15 @@ class Kept:
             one is None or one.content_hash is None or self._is_missing(measurement_id(one.content_hash, item))
             for one in others
         )
+
+    def remove_unbound(self, rungs: Iterable[RungRecord | None]) -> None:
+        """Remove what was recorded of a divergence while there was no baseline: nothing asks for its name again."""
+        contents = {one.content_hash for one in rungs if one is not None}
+        for item in self._study.items:
+            for content_hash in contents if isinstance(item, Divergence) else ():
+                if content_hash is not None:
+                    unbound = item.model_copy(update={"baseline_hash": None})
+                    self._store.remove_measurement(measurement_id(content_hash, unbound))
 
     def _is_missing(self, identity: str) -> bool:
         if identity not in self._finished:

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bitladder.records import LayerRate
@@ -15,10 +17,12 @@ ROWS = (1, 8, 256)
 _REPEATS = 10
 
 
-def time_layers(rungs: tuple[str, ...], device: str, in_features: int, out_features: int) -> tuple[LayerRate, ...]:
+def time_layers(
+    rungs: tuple[str, ...], device: str, in_features: int, out_features: int, *, threads: int | None = None
+) -> tuple[LayerRate, ...]:
     """Seconds per weight of a (out_features, in_features) layer, for every rung and number of rows in ROWS.
 
-    The most rows are timed again as the backend ``bitladder`` runs them.
+    The most rows are timed again as the backend ``bitladder`` runs them. ``threads``: as many as workers will use.
     """
     import torch
 
@@ -28,15 +32,29 @@ def time_layers(rungs: tuple[str, ...], device: str, in_features: int, out_featu
 
     quiet_libraries()
     rates = []
-    for name in rungs:
-        rung = find_rung(name)
-        # bitsandbytes quantizes when a layer comes to its device, and keeps the type that it had
-        layer = _make_layer(rung, in_features, out_features).to(torch_dtype(rung.scheme.rest_type)).to(device)
-        for rows in ROWS:
-            rates.append(_rate(name, layer, rows, device, widened=False))
-        with widened_products(torch.device(device)):
-            rates.append(_rate(name, layer, ROWS[-1], device, widened=True))
+    with _threads(threads):
+        for name in rungs:
+            rung = find_rung(name)
+            # bitsandbytes quantizes when a layer comes to its device, and keeps the type that it had
+            layer = _make_layer(rung, in_features, out_features).to(torch_dtype(rung.scheme.rest_type)).to(device)
+            for rows in ROWS:
+                rates.append(_rate(name, layer, rows, device, widened=False))
+            with widened_products(torch.device(device)):
+                rates.append(_rate(name, layer, ROWS[-1], device, widened=True))
     return tuple(rates)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch with so many threads, and afterwards with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _rate(rung: str, layer: "nn.Linear", rows: int, device: str, *, widened: bool) -> LayerRate:

@@ -69,6 +69,8 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     if kept is None:  # else the same bytes were found sound when the study began
         require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
         _tell_ranges(settings, model.directory, progress)
+        for line in _partial_rungs(settings, model):
+            progress.warn(line)
     if kept is None or settings.chat_template != kept.settings.chat_template:
         _require_texts(settings, model.directory)
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
@@ -88,7 +90,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     untimed = untimed_rungs(calibration, settings.rungs)
     if untimed:  # last: what is wrong is told before
         progress.preparing("timing a layer of each rung on this machine")
-        calibration = time_rungs(calibration, untimed, model.directory)
+        calibration = time_rungs(calibration, untimed, model.directory, trust_remote_code=settings.trust_remote_code)
     study = plan_study(
         settings=settings,
         suite=suite,
@@ -109,6 +111,21 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         )
     new = tuple(filter(None, (prompts, windows)))
     return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
+
+
+def _partial_rungs(settings: Settings, model: "ResolvedModel") -> Iterator[str]:
+    """What there is to say of rungs that won't be made, since their method leaves too many weights as they are."""
+    from bitladder.checkpoint.expected import expect, require_whole
+
+    for name in settings.rungs:
+        row = find_rung(name)
+        if row.scheme.method == "plain":
+            continue
+        expected = expect(model.directory, row.scheme, trust_remote_code=settings.trust_remote_code)
+        try:
+            require_whole(f"{name} is left out", row, expected, allow_partial=settings.allow_partial)
+        except UserError as error:
+            yield str(error)
 
 
 def _require_texts(settings: Settings, directory: Path) -> None:
@@ -151,7 +168,8 @@ def _require_sense(settings: Settings) -> None:
                     f"--{flag}: found --only performance, which asks no questions; leave out one of the two"
                 )
     machine = describe_machine()
-    if settings.device != "cpu" and (machine.gpus or settings.device != "auto"):  # else nothing has to ask torch
+    without = settings.device == "auto" and not (machine.gpus or machine.gpus_unknown)
+    if settings.device != "cpu" and not without:  # else nothing has to ask torch
         require_cards(settings.device, machine)
 
 

@@ -9,9 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitladder.errors import UserError
+from bitladder.files import naming
 from bitladder.forkserver import Forker
 from bitladder.records import Record, Status
-from bitladder.study.job import MESSAGE, Job, Measured, Started, Stopped
+from bitladder.study.job import MESSAGE, Job, Measured, Refused, Started, Stopped
 
 
 @dataclass(frozen=True)
@@ -40,27 +42,31 @@ class Worker:
         self._in_flight: str | None = None
 
     def messages(self) -> Iterator[Record]:
-        """Yields messages until the worker ends; the time limit is for each measurement, or for a checkpoint."""
+        """Yields messages until the worker ends; the time limit is for each measurement, or for a checkpoint.
+
+        Raises UserError where the machine refused it something.
+        """
         self._log.parent.mkdir(parents=True, exist_ok=True)
         read_stdin, write_stdin = os.pipe()
         read_end, write_end = os.pipe()
         with (
-            self._log.open("wb") as log,
             os.fdopen(read_end, "rb", buffering=0) as pipe,
             os.fdopen(write_stdin, "wb", buffering=0) as stdin,  # open as long as this process lives
         ):
             try:
-                self.process_id = self._server.fork(read_stdin, log.fileno(), write_end)
-            finally:
-                os.close(read_stdin)
-                os.close(write_end)
-            try:
+                try:
+                    with naming(self._log), self._log.open("wb") as log:
+                        self.process_id = self._server.fork(read_stdin, log.fileno(), write_end)
+                finally:
+                    os.close(read_stdin)
+                    os.close(write_end)
                 with suppress(BrokenPipeError):  # it has ended already
                     stdin.write(self._job.model_dump_json().encode() + b"\n")
                 yield from self._read(pipe.fileno())
             except BaseException:
-                self._kill()
-                self._server.wait()
+                if self.process_id is not None:
+                    self._kill()
+                    self._server.wait()
                 raise
             if self.ended is not None and self.ended.status == "timeout":
                 self._kill()
@@ -93,6 +99,8 @@ class Worker:
                         self._in_flight = None
                     elif isinstance(message, Stopped):
                         self.ended = Ended(message.status, message.reason, self._in_flight)
+                    elif isinstance(message, Refused):
+                        raise UserError(f"{self._job.rung}, {self._job.phase}: {message.reason}")
                     yield message
 
     def _judge(self, code: int) -> None:
@@ -107,5 +115,5 @@ class Worker:
         self.ended = Ended("failed", f"{reason}; log: {self._log}", self._in_flight)
 
     def _last_log_line(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""

@@ -7,17 +7,19 @@ stopped: what has a record is not measured again.
 import fcntl
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from bitladder.environment import BUSY_SHARE, busy_share, describe_machine
+from bitladder.driver import could_have_cards
+from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.errors import UserError
-from bitladder.files import make_folder, require_own_folder
+from bitladder.files import make_folder, naming, require_own_folder
 from bitladder.forkserver import Branch, Forker, ForkServer
 from bitladder.hub_kernels import forbid_hub_kernels
+from bitladder.processors import heed_quota
 from bitladder.records import (
     AccuracyTask,
     Divergence,
@@ -41,7 +43,7 @@ from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
 
-BEGUN = (".lock", "logs")
+BEGUN = (".lock", "logs", "prompts", ".study.json.*.tmp")
 """what a study leaves that ended before its plan was made"""
 
 
@@ -50,10 +52,11 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
 
     Raises UserError for bad input, or where another process is writing to ``out``.
     """
+    heed_quota()
     store = Store(out)
     progress = progress or StudyProgress()
     log = store.directory / "logs" / "forkserver.log"
-    with_gpu, trusted = bool(describe_machine().gpus), settings.trust_remote_code
+    with_gpu, trusted = could_have_cards(), settings.trust_remote_code
     if not trusted:
         forbid_hub_kernels()  # its layers are timed in this process
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
@@ -77,12 +80,18 @@ def require_study_folder(out: Path) -> None:
 def _only_writer(out: Path) -> Iterator[None]:
     require_study_folder(out)
     make_folder(out)
-    with (out / ".lock").open("w") as lock:
+    path = out / ".lock"
+    lock = path.open("w", encoding="utf-8")
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(path):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another study is writing here; wait for it, or use another --out") from None
         yield
+    finally:
+        with suppress(OSError):  # nothing is in it, and what went wrong before is to be told
+            lock.close()
 
 
 class _Run:
@@ -228,6 +237,8 @@ class _Run:
         """With the baseline's content, as far as it is known: no plan knows it before it is made."""
         baseline = self._rungs.get(self._study.baseline)
         known = baseline.content_hash if baseline is not None and baseline.status == "ok" else None
+        if known is not None:
+            self._kept.remove_unbound(self._rungs.values())
         self._study = bind_baseline(self._study, known)
         self._store.write_study(self._study)
 

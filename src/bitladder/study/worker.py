@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from bitladder.errors import DoesNotFitError, UserError
+from bitladder.errors import DoesNotFitError, UserError, describe_machine_error
 from bitladder.forkserver import take_job
 from bitladder.records import (
     AccuracyTask,
@@ -30,7 +30,18 @@ from bitladder.records import (
     hash_json,
     measurement_id,
 )
-from bitladder.study.job import Batch, Documents, Job, Measured, Preparation, Progress, RungMade, Started, Stopped
+from bitladder.study.job import (
+    Batch,
+    Documents,
+    Job,
+    Measured,
+    Preparation,
+    Progress,
+    Refused,
+    RungMade,
+    Started,
+    Stopped,
+)
 
 if TYPE_CHECKING:
     from bitladder.accuracy.journal import Journal
@@ -59,7 +70,7 @@ class _Pipe:
 def work(descriptor: int) -> None:
     """Do the job on standard input, with messages to ``descriptor``."""
     job = Job.model_validate_json(take_job())
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         pipe = _Pipe(file)
         try:
             _PHASES[job.phase](job, pipe)
@@ -67,6 +78,11 @@ def work(descriptor: int) -> None:
             pipe.send(Stopped(status="does_not_fit", reason=str(error)))
         except UserError as error:
             pipe.send(Stopped(status="failed", reason=str(error)))
+        except OSError as error:
+            reason = describe_machine_error(error)
+            if reason is None:
+                raise
+            pipe.send(Refused(reason=reason))
 
 
 def prepare(preparation: str) -> None:
@@ -100,6 +116,7 @@ def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         replace=True,
+        allow_partial=settings.allow_partial,
     )
     found = audit(directory, device=job.device, trust_remote_code=settings.trust_remote_code)
     pipe.send(RungMade(record=_to_record(job.rung, found, checkpoint.manifest)))

@@ -80,14 +80,36 @@ def _attention(
         raise UnsupportedModelError("it doesn't hand the mask or the arguments of its forward on to its attention")
     if sliding_window is not None and attention_mask.window not in (sliding_window, None):
         raise UnsupportedModelError(f"its mask has a window of {attention_mask.window}, its layer {sliding_window}")
+    config = getattr(module, "config", None)
+    if (
+        attention_mask.window is None
+        and getattr(config, "sliding_window", None)
+        and not getattr(config, "layer_types", None)
+    ):
+        # transformers' cache goes by the configuration alone, so that Moshi generates other texts than it scores
+        raise UnsupportedModelError("its cache forgets keys that its mask shows")
     layer = Layer(
         index=int(module.layer_idx),  # type: ignore[arg-type]
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         window=attention_mask.window,
     )
-    output = bitladder.attend(layer, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
-    return output[None].to(query.dtype), None
+    size = value.shape[-1]
+    parts = _of_one_size(query, key, value)
+    output = bitladder.attend(layer, *(part[0].transpose(0, 1) for part in parts))
+    return output[None, ..., :size].to(query.dtype), None
+
+
+def _of_one_size(*parts: "Tensor") -> "tuple[Tensor, ...]":
+    """Heads filled up with zeros to the largest size, which changes no product: kernels want keys and values of one
+    size, and latent attention (DeepSeek V2 and V3) has two."""
+    import torch
+
+    largest = max(part.shape[-1] for part in parts)
+    return tuple(
+        part if part.shape[-1] == largest else torch.nn.functional.pad(part, (0, largest - part.shape[-1]))
+        for part in parts
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bitladder.checkpoint.skeleton import embedding_width, vocabulary_size
 from bitladder.defaults import TOKEN_BUDGET
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ def token_bytes(model: "PreTrainedModel") -> int:
     The logits twice (soft-capping copies them), the widest layer's inside three times, and a dozen hidden states in
     FP32, which norms are computed in. On a CPU all of it is in FP32, since 16-bit products may be computed so.
     """
-    config = model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    vocabulary, hidden = vocabulary_size(model), embedding_width(model)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    features = (getattr(module, "out_features", 0) for module in model.modules() if module is not head)
+    wide = max([4 * hidden, *(number for number in features if isinstance(number, int))])
     size = 4 if model.device.type == "cpu" else model.dtype.itemsize
-    return int(size * (2 * config.vocab_size + 3 * wide) + 4 * 12 * config.hidden_size)
+    return int(size * (2 * vocabulary + 3 * wide) + 4 * 12 * hidden)
 
 
 def rows_at_once(model: "PreTrainedModel", length: int, most: int = MAX_ROWS) -> int:
@@ -52,8 +55,24 @@ def rows_at_once(model: "PreTrainedModel", length: int, most: int = MAX_ROWS) ->
 
 
 def key_value_bytes(model: "PreTrainedModel") -> int:
-    """Memory of one token's keys and values in all layers."""
+    """Memory of one token's keys and values in all layers of a model that is scored our way."""
+    _, key_heads, size = attention_heads(model)
+    layers: int = model.config.get_text_config().num_hidden_layers
+    return 2 * layers * key_heads * size * model.dtype.itemsize
+
+
+def attention_heads(model: "PreTrainedModel") -> tuple[int, int, int]:
+    """Query heads, key heads, and the larger of the sizes of a key and of a value.
+
+    Raises ValueError where the configuration doesn't say, or where they differ between layers.
+    """
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+    try:
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        # of latent attention, whose keys have a rotated and an unrotated part
+        latent = getattr(config, "qk_nope_head_dim", 0) + getattr(config, "qk_rope_head_dim", 0)
+        return int(heads), int(key_heads), int(max(size, latent, getattr(config, "v_head_dim", 0)))
+    except (AttributeError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"its configuration has no one number of heads ({str(error).splitlines()[0]})") from None

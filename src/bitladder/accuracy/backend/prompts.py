@@ -1,5 +1,6 @@
 """lm-eval's generation requests as prompts: tokens, stop strings and limit of each."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,29 +16,46 @@ if TYPE_CHECKING:
 DEFAULT_NEW_TOKENS = 256
 """lm-eval's own, where a task sets no limit"""
 _GREEDY = {"do_sample": (False, None), "temperature": (0, 0.0, None)}
-_PLAIN = {
-    "num_beams": (None, 1),
-    "repetition_penalty": (None, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "bad_words_ids": (None,),
-    "suppress_tokens": (None,),
-    "begin_suppress_tokens": (None,),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "sequence_bias": (None,),
-    "guidance_scale": (None, 1.0),
-    "exponential_decay_length_penalty": (None,),
+_NEUTRAL = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "guidance_scale": 1.0,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": 0.0,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    "use_mtp": False,
 }
-"""settings of a generation configuration that change a greedy choice, and their values that don't"""
+"""values of a generation configuration's settings that leave a greedy choice as it is, beside None"""
+_WITHOUT_EFFECT = re.compile(
+    # sampling, which lm-eval turns off
+    "do_sample|temperature|top_[kph]|min_p|typical_p|epsilon_cutoff|eta_cutoff"
+    # length: lm-eval gives its own
+    "|max_length"
+    # beams alone
+    "|early_stopping|length_penalty"
+    # how it is computed or returned
+    "|use_cache|.*cache.*|.*compile.*|low_memory|prefill_chunk_size|continuous_batching_config|renormalize_logits"
+    "|output_.*|return_.*|(pad|bos|eos|decoder_start)_token_id"
+    # drafts, which are kept where they are the model's own choice
+    "|.*assistant.*|.*lookbehind|speculation_type|max_matching_ngram_size"
+    "|_from_model_config|transformers_version|trust_remote_code"
+)
+"""settings that are nothing to a greedy choice; all others are taken to change it, those of later versions too"""
 
 
 def require_greedy(model: "PreTrainedModel", options: Sequence[dict[str, Any]]) -> None:
     """Raise UnsupportedModelError, saying why, where a request or the model's own settings ask for more than greedy."""
-    for name, plain in _PLAIN.items():
-        value = getattr(model.generation_config, name, None)
-        if value not in plain:
+    for name, value in model.generation_config.to_dict().items():
+        neutral = value is None or value == _NEUTRAL.get(name, ())
+        if not neutral and not _WITHOUT_EFFECT.fullmatch(name):
             raise UnsupportedModelError(f"its generation_config has {name} {value}")
     for request in options:
         for name, value in request.items():

@@ -2,10 +2,8 @@
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +13,8 @@ import numpy.typing as npt
 from bitladder.accuracy.backend.packing import Request
 from bitladder.accuracy.backend.seams import has_seams, is_seam, shared_beginnings
 from bitladder.errors import UserError
-from bitladder.files import cache_directory
+from bitladder.files import ABANDONED_S, naming, new_file, remove_unfinished
+from bitladder.home import cache_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,8 +134,8 @@ class RequestEncoder:
             with np.load(path) as stored:
                 return _split(stored["contexts"], stored["context_ends"]), _split(stored["tokens"], stored["ends"])
         contexts, continuations = self._encode_pairs(pairs)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        remove_unfinished(path.parent, idle_s=ABANDONED_S)
+        with new_file(path) as temporary, naming(path), temporary.open("wb") as file:
             np.savez(
                 file,
                 contexts=np.concatenate(contexts),
@@ -144,7 +143,6 @@ class RequestEncoder:
                 tokens=np.concatenate(continuations),
                 ends=np.cumsum([len(tokens) for tokens in continuations]),
             )
-        Path(file.name).replace(path)
         return contexts, continuations
 
     def _key(self, pairs: Sequence[tuple[str, str]]) -> str:

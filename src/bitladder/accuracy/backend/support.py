@@ -7,9 +7,12 @@ from weakref import WeakSet
 import numpy as np
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
+from bitladder.accuracy.backend.budget import attention_heads
 from bitladder.accuracy.backend.packing import Request, plan_packs
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, kernel_errors
 from bitladder.checkpoint.placement import model_devices
+from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
+from bitladder.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,16 +24,20 @@ _TOLERANCE = 0.25
 """In standard deviations of the log-probabilities. Rounding of 16-bit and the batch dependence of LLM.int8 stay well
 below it, attention to wrong tokens does not."""
 
-_WRONG_ARGUMENTS: tuple[type[Exception], ...] = (TypeError, AttributeError, ValueError)
+_SHARED, _END, _ANSWER = 20, 6, 4
+"""tokens of the trial's common beginning, of what follows it, and of what is generated"""
 _tried: "WeakSet[PreTrainedModel]" = WeakSet()
 """models that passed their trial: every task of a study asks again"""
 
 
 def require_support(model: "PreTrainedModel", ways: Ways = NO_WAYS) -> None:
-    """Raise UnsupportedModelError, saying why, for a model that must be scored lm-eval's way."""
+    """Raise UnsupportedModelError, saying why, for a model that must be scored lm-eval's way.
+
+    What the model itself raises in a plain forward is raised as it is.
+    """
     require_known(model)
     if model not in _tried:
-        _probe(model, dataclasses.replace(ways, compiled=False))
+        _try_out(model, dataclasses.replace(ways, compiled=False))
         _tried.add(model)
 
 
@@ -53,6 +60,10 @@ def require_known(model: "PreTrainedModel") -> None:
         raise UnsupportedModelError(
             f"its rotary embedding ({', '.join(sorted(unknown))}) depends on the batch's length"
         )
+    try:
+        attention_heads(model)
+    except ValueError as error:
+        raise UnsupportedModelError(str(error)) from None
     if len({module.head_dim for module in model.modules() if isinstance(getattr(module, "head_dim", None), int)}) > 1:
         raise UnsupportedModelError("its heads are of several sizes")
 
@@ -63,29 +74,72 @@ def _rope_types(config: Any) -> set[str]:
     return {str(one["rope_type"]) for one in each if one.get("rope_type")}
 
 
-def _probe(model: "PreTrainedModel", ways: Ways) -> None:
-    """Two texts with a common beginning, as one tree and each alone: the same log-probabilities, or unsupported."""
+def _try_out(model: "PreTrainedModel", ways: Ways) -> None:
+    """Two texts with a common beginning, scored as one tree and gone on with side by side, then each by the model's own
+    forward: the same answers, or unsupported."""
     import torch
 
     from bitladder.accuracy.backend.scoring import score
 
     random = np.random.default_rng(0)
-    vocabulary = model.config.get_text_config().vocab_size
-    shared, *ends = np.split(random.integers(0, vocabulary, 32).astype(np.int32), [20, 26])
-    whole = [np.concatenate([shared, end]) for end in ends]
-    requests = [Request(tokens[:-1], tokens[-1:]) for tokens in whole]
-    alone, spread = [], []
-    with torch.inference_mode():
-        for request in requests:
-            inputs = torch.from_numpy(request.inputs.astype(np.int64)).to(model.device)[None]
-            logits = model(input_ids=inputs, use_cache=False).logits[0, -1].float()
-            alone.append(float(torch.log_softmax(logits, -1)[int(request.targets[0])]))
-            spread.append(float(logits.std()))
+    tokens = random.integers(0, vocabulary_size(model), _SHARED + 2 * _END).astype(np.int32)
+    shared, *ends = np.split(tokens, [_SHARED, _SHARED + _END])
+    texts = [np.concatenate([shared, end]) for end in ends]
+    requests = [Request(text[:-1], text[-1:]) for text in texts]
     try:
-        together = score(model, [plan_packs(requests, seed=0, token_budget=22)], ways).loglikelihood
-    except (*_WRONG_ARGUMENTS, *kernel_errors(ways)) as error:
-        raise UnsupportedModelError(f"its forward doesn't take what a packed batch needs ({error})") from None
+        together = score(model, [plan_packs(requests, seed=0, token_budget=_SHARED + 2)], ways).loglikelihood
+        answers = _generated(model, texts, ways)
+    except torch.OutOfMemoryError:
+        raise
+    except (*FORWARD_ERRORS, *kernel_errors(ways)) as error:
+        raise UnsupportedModelError(f"its forward can't be run as a packed batch ({first_line(error)})") from None
     tolerance = _TOLERANCE_FP32 if model.dtype == torch.float32 else _TOLERANCE
-    off = float(np.max(np.abs(together - np.array(alone)) / np.array(spread)))
+    for text, loglikelihood, answer in zip(texts, together.tolist(), answers, strict=True):
+        _require_same(model, text, loglikelihood, answer, tolerance)
+
+
+def _generated(model: "PreTrainedModel", texts: "list[np.ndarray[Any, Any]]", ways: Ways) -> list[list[int]]:
+    """Our greedy answers to the texts, side by side."""
+    from bitladder.accuracy.backend.generation import Prompt, generate
+
+    prompts = [Prompt(text, _NEVER, frozenset(), _ANSWER) for text in texts]
+    answers: dict[int, list[int]] = {}
+    generate(
+        model,
+        prompts,
+        slots=len(prompts),
+        token_budget=4 * _SHARED,
+        finished=lambda index, tokens: answers.update({index: tokens}),
+        seen=lambda rows, taken, broken: None,
+        ways=dataclasses.replace(ways, recorded=False),
+    )
+    return [answers[index] for index in range(len(prompts))]
+
+
+class _Never:
+    def reached(self, tokens: list[int]) -> bool:
+        return False
+
+
+_NEVER: Any = _Never()
+
+
+def _require_same(
+    model: "PreTrainedModel", text: "np.ndarray[Any, Any]", loglikelihood: float, answer: list[int], tolerance: float
+) -> None:
+    """Raise UnsupportedModelError where the model's own forward has another log-likelihood of the text's last token, or
+    another first choice than a generated one, near ties apart."""
+    import torch
+
+    whole = torch.from_numpy(np.concatenate([text, answer]).astype(np.int64)).to(model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=whole[None], use_cache=False).logits[0, len(text) - 2 : -1].float()
+    spread = logits.std(-1)
+    exact = torch.log_softmax(logits[0], -1)[int(text[-1])]
+    off = float((exact - loglikelihood).abs() / spread[0])
     if not off <= tolerance:
         raise UnsupportedModelError(f"a trial of packed attention was off by {off:.2g} standard deviations")
+    chosen = logits[1:].gather(-1, whole[len(text) :, None])[:, 0]
+    off = float(((logits[1:].max(-1).values - chosen) / spread[1:]).max())
+    if not off <= 2 * tolerance:  # both of the two may be off
+        raise UnsupportedModelError(f"a trial of generation chose a token {off:.2g} standard deviations below the best")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from bitladder.accuracy.backend.budget import attention_heads
 from bitladder.accuracy.backend.decoding import may_pad
 
 if TYPE_CHECKING:
@@ -44,9 +45,8 @@ def default_ways(model: "PreTrainedModel") -> Ways:
     if model.device.type != "cuda":
         return Ways()
     config = model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    group = max(1, config.num_attention_heads // key_heads)
+    heads, key_heads, size = attention_heads(model)
+    group = max(1, heads // key_heads)
     softcap = getattr(config, "attn_logit_softcapping", None)
     windows = getattr(config, "sliding_window", None) is not None
     works = _kernels_work(model.device, model.dtype, group, size, softcap, windows)

@@ -7,6 +7,7 @@ it says.
 from bitladder.checkpoint.checks.decoding import check_decoding
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
 from bitladder.checkpoint.checks.memory import (
+    check_causal,
     check_hardware,
     check_library,
     check_loaded_types,
@@ -19,18 +20,25 @@ from bitladder.checkpoint.checks.values import check_float32_values, check_four_
 
 __all__ = ["CHECKS", "SOUNDNESS_CHECKS", "Check", "Subject"]
 
-SOUNDNESS_CHECKS: tuple[Check, ...] = (check_manifest, check_config, check_scheme, check_decoding, check_numbers)
+SOUNDNESS_CHECKS: tuple[Check, ...] = (
+    check_manifest,
+    check_config,
+    check_scheme,
+    check_head,
+    check_decoding,
+    check_numbers,
+)
 """what a command that would use a checkpoint asks first: do the files hold what manifest and config say, in numbers?"""
 
 CHECKS: tuple[Check, ...] = (
     *SOUNDNESS_CHECKS,
     check_bytes,
     check_layers,
-    check_head,
     check_size,
     check_float32_values,
     check_four_bit_values,
     check_loaded_types,
+    check_causal,
     check_memory,
     check_operators,
     check_library,

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bitladder.checkpoint.checks.subject import Subject, name_some
+from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.kinds import is_packed
 from bitladder.checkpoint.tensors import TensorInfo
@@ -14,7 +14,7 @@ from bitladder.checkpoint.values import bits_of
 from bitladder.errors import BrokenFileError
 from bitladder.json_files import parse_json_object
 from bitladder.records import Finding
-from bitladder.wording import describe_mismatch
+from bitladder.wording import describe_mismatch, name_some
 
 _STATE = ".quant_state.bitsandbytes__"
 _CODES = 16

@@ -1,10 +1,11 @@
 """Checks of the files against the manifest that stands beside them and the config that describes them."""
 
-from bitladder.checkpoint.checks.subject import Subject, name_some
+from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.manifest import MANIFEST_NAME, verify_files
 from bitladder.checkpoint.tensors import bytes_by_dtype
 from bitladder.records import Finding
+from bitladder.wording import name_some
 
 
 def check_manifest(subject: Subject, loaded: Loaded | None) -> list[Finding]:

@@ -13,6 +13,9 @@ from bitladder.units import format_bytes
 
 CONVERTED_SHARE = 0.02
 """share of the stored bytes that may appear in another type: rotary frequencies and other buffers are FP32"""
+LOOKS_AHEAD = 0.05
+"""standard deviations of the logits: an encoder's move by more, a causal model's by what rounding makes of experts that
+get another number of tokens"""
 DENSE_GROWTH = 0.5
 """share of the quantized layers' stored bytes that memory may hold beside them; unpacking 8 bits to 16 adds all of them
 once, and the embedding, however large, adds nothing"""
@@ -31,13 +34,27 @@ def check_loaded_types(subject: Subject, loaded: Loaded | None) -> list[Finding]
     stored = bytes_by_dtype(subject.tensors)
     total_bytes = sum(stored.values())
     findings = []
-    for dtype, size_bytes in loaded.bytes_before.items():
+    for dtype, size_bytes in loaded.stored_bytes_before.items():
         excess = size_bytes - stored.get(dtype, 0)
         if excess > CONVERTED_SHARE * total_bytes:
             types = ", ".join(f"{name} {format_bytes(size)}" for name, size in stored.items())
             message = f"loading converts: {format_bytes(size_bytes)} {dtype} in memory, stored as {types}"
             findings.append(Finding(check="loaded-types", severity="error", message=message, data={"type": dtype}))
     return findings
+
+
+def check_causal(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Whether a later token changes what the model says after earlier ones: then its scores are no language model's."""
+    # LLM.int8's outlier columns are those of all tokens, so that a later one does change what it says of earlier ones
+    if loaded is None or subject.found.method == "llm.int8" or not loaded.looks_ahead > LOOKS_AHEAD:
+        return []
+    message = (
+        f"not causal: another last token moves the logits before it by {loaded.looks_ahead:.2g} standard deviations; "
+        "expected a causal language model"
+    )
+    return [
+        Finding(check="causal", severity="error", message=message, data={"standard_deviations": loaded.looks_ahead})
+    ]
 
 
 def check_memory(subject: Subject, loaded: Loaded | None) -> list[Finding]:

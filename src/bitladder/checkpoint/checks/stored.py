@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 
-from bitladder.checkpoint.checks.subject import Subject, name_some
+from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.checks.values import equal_values
 from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.expected import expected_bytes
@@ -12,16 +12,17 @@ from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.kinds import FLOATS, is_packed, kind_of, module_of
 from bitladder.checkpoint.tensors import bytes_by_dtype, weight_files
 from bitladder.records import Finding, Severity
-from bitladder.rungs import RUNGS
+from bitladder.rungs import NEGLIGIBLE_SHARE, RUNGS
 from bitladder.units import format_bytes
+from bitladder.wording import name_some
 
 SIZE_TOLERANCE = 0.03
 """share of the predicted size that headers, small buffers and norms kept in FP32 may make"""
 PREDICTED_TYPES = frozenset({"F32", "BF16", "F16"})
 PACKED = "4-bit codes"
 """what a layer holds, whatever type the codes are packed in"""
-NEGLIGIBLE_SHARE = 0.05
-"""share of the linear weights in another type that is no reason to doubt a checkpoint's own config"""
+_ROUNDING = 1e-9
+"""of a share that a manifest holds"""
 
 
 def check_bytes(subject: Subject, loaded: Loaded | None) -> list[Finding]:
@@ -80,10 +81,13 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     declared, linear = subject.declared, subject.architecture.linear
     left: dict[str, int] = {}
     stored_types: dict[str, set[str]] = defaultdict(set)
-    for name, tensor in subject.tensors.items():
-        stored_types[module_of(name)].add(PACKED if is_packed(name, subject.tensors) else tensor.dtype)
+    for stored_name, tensor in subject.tensors.items():
+        name = subject.architecture.loaded_names[stored_name]
+        if not name.endswith("bias"):  # of a layer, whatever its packed weight is called
+            stored_type = PACKED if is_packed(stored_name, subject.tensors) else tensor.dtype
+            stored_types[name if name in linear else f"{module_of(name)}.weight"].add(stored_type)
     for name, weights in linear.items():
-        types = stored_types.get(module_of(name), set())
+        types = stored_types.get(name, set())
         if declared.method == "plain":
             as_declared = types <= {declared.stored_type}
         else:
@@ -106,9 +110,13 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 
 
 def _layers_severity(subject: Subject, share: float, all_listed: bool) -> Severity:
-    """A rung leaves nothing out; other people's checkpoints may, where their config says so or where it is little."""
+    """A rung leaves out what its manifest says its method can't replace; other people's checkpoints may leave out what
+    their config says, or little."""
     if subject.declared_by != "config":
-        return "error"
+        known = subject.manifest.unquantized_share if subject.manifest is not None else 0.0
+        if share > known + _ROUNDING:
+            return "error"
+        return "warning" if share > NEGLIGIBLE_SHARE else "info"
     if all_listed:
         return "info"
     if subject.declared.method == "other":

@@ -39,8 +39,3 @@ class Subject:
 
 
 Check = Callable[[Subject, Loaded | None], list[Finding]]
-
-
-def name_some(names: list[str] | tuple[str, ...], most: int = 3) -> str:
-    """The first few names, and that there are more."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bitladder.checkpoint.checks.subject import Subject, name_some
+from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.kinds import is_packed
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.checkpoint.values import WINDOW, Bits, describe_not_finite, pieces, sample_windows, tensor_values
 from bitladder.records import Finding
+from bitladder.wording import name_some
 
 FOUR_BIT_BLOCKS = (32, 64, WINDOW)
 FOUR_BIT_VALUES = 16

@@ -1,0 +1,226 @@
+"""The network that config.json describes, built without memory.
+
+What has to be known of a family is asked of its network and not of its configuration: configurations call one thing by
+many names, leave it null, nest it, or let it vary from layer to layer.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitladder.checkpoint.loading import load_config, naming_config
+from bitladder.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+FORWARD_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""what a model's code raises in a forward that it wasn't written for"""
+
+_WITHOUT_MASK = ("cpmant", "xlm", "xlnet")
+"""families that transformers lists among its causal ones although their forward hides nothing that comes later"""
+_WATCHED_TOKENS = 8
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""what an output calls the state that it hands to the next step"""
+
+
+def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The config's model on torch's meta device, in BF16, as it is before a quantizer replaces layers.
+
+    Raises UserError as `load_config`, and where the family needs another package; BrokenFileError for a config that no
+    model can be built from.
+    """
+    import torch
+
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    from transformers import AutoModelForCausalLM
+
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with naming_config(directory), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust_remote_code, dtype=torch.bfloat16
+        )
+    model.eval()  # type: ignore[no-untyped-call]
+    if _is_encoder(model):
+        raise UserError(
+            f"{directory}: {model.config.model_type!r} sees what comes after a token, as an encoder does (its config "
+            "has no is_decoder true); expected a causal language model"
+        )
+    return model
+
+
+def _is_encoder(model: "PreTrainedModel") -> bool:
+    """Whether the config leaves out the causal mask, in a family whose code asks the config for it."""
+    if model.config.model_type in _WITHOUT_MASK:
+        return True
+    if getattr(model.config, "is_decoder", None) is not False:
+        return False
+    return re.search(r"self\.is_decoder|=\s*config\.is_decoder", _source(model)) is not None
+
+
+def _source(model: "PreTrainedModel") -> str:
+    """The family's code; empty where there is none beside what was compiled of it."""
+    try:
+        return inspect.getsource(inspect.getmodule(type(model)) or type(model))
+    except (OSError, TypeError):
+        return ""
+
+
+def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
+    """By name the weights of matrix products but the head's: what a rung of fewer bits is expected to hold in them.
+
+    Those of transformers 5's mixtures of experts are no layers but parameters of three dimensions, one matrix an
+    expert, which bitsandbytes leaves as they are (bitsandbytes#1849). What a family keeps in FP32 is left out, such as
+    a state-space model's decay.
+    """
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    in_fp32 = tuple(model._keep_in_fp32_modules or ())
+    found = {}
+    for module_name, module in model.named_modules():
+        if module is head or isinstance(module, nn.modules.conv._ConvNd | nn.Embedding):
+            continue
+        for name, weight in module.named_parameters(recurse=False):
+            whole = f"{module_name}.{name}"
+            is_matrix = isinstance(module, nn.Linear | Conv1D) and name == "weight"
+            is_matrix |= weight.ndim > 2 and weight.dtype == torch.bfloat16
+            if is_matrix and not any(part in in_fp32 for part in whole.split(".")):
+                found[whole] = weight
+    return found
+
+
+def widest_layer(model: "PreTrainedModel") -> tuple[int, int]:
+    """Input and output features of the layer that has the most weights, an expert counted for itself."""
+    matrices = [weight.shape[-2:] for weight in linear_weights(model).values()]
+    if not matrices:
+        width = embedding_width(model)
+        return width, 4 * width
+    rows, columns = max(matrices, key=lambda shape: shape[0] * shape[1])
+    return int(columns), int(rows)
+
+
+def embedding_width(model: "PreTrainedModel") -> int:
+    """Numbers that a token is while it passes from layer to layer."""
+    return int(_embedding(model).shape[-1])
+
+
+def vocabulary_size(model: "PreTrainedModel") -> int:
+    """Token ids that the model has an embedding of."""
+    return int(_embedding(model).shape[0])
+
+
+def layer_count(model: "PreTrainedModel") -> int:
+    """Length of the longest list of layers, 1 where there is none."""
+    from torch.nn import ModuleList
+
+    return max((len(module) for module in model.modules() if isinstance(module, ModuleList)), default=1) or 1
+
+
+def head_weights(model: "PreTrainedModel") -> int:
+    """Number of weights of the layer that makes logits; it may be the embedding."""
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weight = getattr(head, "weight", None)
+    return int((_embedding(model) if weight is None else weight).numel())
+
+
+def cache_bytes(model: "PreTrainedModel", tokens: int, value_bytes: int = 2) -> int:
+    """Bytes of what one row of so many tokens leaves for the next step: keys, values, and states of other kinds.
+
+    From a forward without memory. A family that can't run so - its code looks at values - gets an upper bound: every
+    layer's outputs of every token. ``value_bytes``: of the type that the model computes in.
+    """
+    import torch
+
+    token_ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    try:
+        with torch.inference_mode():
+            output = model(input_ids=token_ids, use_cache=True)
+        states = [getattr(output, name, None) for name in _CACHES]
+        kept = sum(tensor.nbytes for tensor in _tensors(states, set()))
+    except FORWARD_ERRORS:
+        kept = 0
+    if not kept:
+        kept = 2 * tokens * sum(weight.shape[-2] for weight in linear_weights(model).values() if weight.ndim == 2)
+    return kept * value_bytes // 2
+
+
+def _tensors(value: Any, seen: set[int]) -> "Iterator[Tensor]":
+    import torch
+
+    if id(value) in seen or isinstance(value, torch.nn.Module | type):
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one, seen)
+    elif isinstance(value, dict) or type(value).__module__.startswith("transformers"):
+        for one in list((value if isinstance(value, dict) else vars(value)).values()):
+            yield from _tensors(one, seen)
+
+
+def _embedding(model: "PreTrainedModel") -> "Tensor":
+    """(vocabulary, width)"""
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return weight
+
+
+def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
+    """Names of linear layers whose weight the family's code takes out of the layer, instead of calling it.
+
+    Mamba multiplies by ``dt_proj.weight``: a packed weight there is no matrix, so such a layer can't be replaced. Seen
+    in a forward without memory; none where the family can't run so, and of RWKV, whose code knows packed weights.
+    """
+    import torch
+    from torch import nn
+
+    if "quant_state" in _source(model):
+        return ()
+
+    watched = {id(module): name for name, module in model.named_modules() if type(module) is nn.Linear}
+    inside: set[int] = set()
+    found: set[str] = set()
+
+    class Watched(nn.Linear):
+        def __getattr__(self, name: str) -> Any:
+            if name == "weight" and id(self) not in inside:
+                found.add(watched[id(self)])
+            return super().__getattr__(name)
+
+        def forward(self, *arguments: Any) -> "Tensor":
+            inside.add(id(self))
+            try:
+                return super().forward(*arguments)
+            finally:
+                inside.discard(id(self))
+
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    for layer in layers:
+        layer.__class__ = Watched
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros((1, _WATCHED_TOKENS), dtype=torch.long, device="meta"))
+    except FORWARD_ERRORS:
+        pass  # what was seen until then is true
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Linear
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return tuple(sorted(found - {name for name, module in model.named_modules() if module is head}))
