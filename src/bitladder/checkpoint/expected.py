@@ -47,8 +47,8 @@ class Expected:
     """those of them that the quantizer doesn't know how to replace, such as a mixture's experts"""
     skipped: tuple[str, ...]
     """modules that it has to be told to leave alone; empty where it knows itself"""
-    replaced_at_load: tuple[str, ...] = ()
-    """modules that are others in a checkpoint that transformers loads quantized than in one that it quantizes"""
+    converted: tuple[str, ...] = ()
+    """what transformers stores in another layout than it computes with, and can't convert once it is quantized"""
 
     @property
     def quantizing_bytes(self) -> int:
@@ -104,10 +104,10 @@ def require_whole(what: str, rung: Rung, expected: Expected, *, allow_partial: b
 
     ``allow_partial``: only where it would leave all of them.
     """
-    if expected.replaced_at_load:
+    if expected.converted:
         raise UserError(
-            f"{what}: transformers can't load a {rung.title} checkpoint that it makes of this model, since it expects "
-            f"other modules in place of {name_some(expected.replaced_at_load)}; take another rung"
+            f"{what}: transformers can't store this model as {rung.title} and load it again, since it has "
+            f"{name_some(expected.converted)} in another layout in its files; take another rung"
         )
     if expected.left_share <= NEGLIGIBLE_SHARE or (allow_partial and len(expected.left) < len(expected.linear)):
         return
@@ -152,17 +152,22 @@ def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) 
         name: buffer.numel() * buffer.element_size() for name, buffer in model.state_dict().items() if name not in known
     }
     header = sum(len(name) + _HEADER_ENTRY_BYTES for name in stored)
-    replaced = () if config is None else _replaced_at_load(model)
-    return Expected(sum(stored.values()) + header, parameters, largest, linear, left, skipped, replaced)
+    converted = () if config is None else _converted(model)
+    return Expected(sum(stored.values()) + header, parameters, largest, linear, left, skipped, converted)
 
 
-def _replaced_at_load(model: "PreTrainedModel") -> tuple[str, ...]:
-    """Llama 4's experts: a list of layers where a checkpoint is quantized, one parameter while one is made."""
+def _converted(model: "PreTrainedModel") -> tuple[str, ...]:
+    """Llama 4's experts, a list of layers in a quantized checkpoint and one parameter while one is made; and quantized
+    layers whose weights are split or merged on the way between file and model, which scales don't follow."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
     from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 
-    return tuple(
-        name for name, module in model.named_modules() if type(module).__name__ in MODULES_TO_PATCH_FOR_QUANTIZATION
-    )
+    patched = (name for name, one in model.named_modules() if type(one).__name__ in MODULES_TO_PATCH_FOR_QUANTIZATION)
+    converters = (one for one in get_model_conversion_mapping(model) if isinstance(one, WeightConverter))
+    targets = [re.compile(target.replace("*", ".*")) for one in converters for target in one.target_patterns]
+    layers = [f"{name}.weight" for name, _ in _quantized_layers(model)]
+    return (*patched, *(name for name in layers if any(target.search(name) for target in targets)))
 
 
 def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
         for name, weight in module.named_parameters(recurse=False):
             whole = f"{module_name}.{name}"
             is_matrix = isinstance(module, nn.Linear | Conv1D) and name == "weight"
-            is_matrix |= weight.ndim > 2 and weight.dtype == torch.bfloat16
+            is_matrix = (is_matrix or weight.ndim > 2) and weight.dtype == torch.bfloat16  # else kept in FP32
             if is_matrix and not any(part in in_fp32 for part in whole.split(".")):
                 found[whole] = weight
     return found
