@@ -164,10 +164,10 @@ def _converted(model: "PreTrainedModel") -> tuple[str, ...]:
     from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 
     patched = (name for name, one in model.named_modules() if type(one).__name__ in MODULES_TO_PATCH_FOR_QUANTIZATION)
-    converters = (one for one in get_model_conversion_mapping(model) if isinstance(one, WeightConverter))
-    targets = [re.compile(target.replace("*", ".*")) for one in converters for target in one.target_patterns]
+    transforms = get_model_conversion_mapping(model)
+    back = [one.reverse_transform() for one in transforms if isinstance(one, WeightConverter)]
     layers = [f"{name}.weight" for name, _ in _quantized_layers(model)]
-    return (*patched, *(name for name in layers if any(target.search(name) for target in targets)))
+    return (*patched, *(name for name in layers if any(one.rename_source_key(name)[1] is not None for one in back)))
 
 
 def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:
