@@ -78,7 +78,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
     },
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": KEY_HEADS}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": KEY_HEADS, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {"num_hidden_layers": 6, "layer_types": ["full_attention"] * 6},
     "dots1": {"n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": 2},

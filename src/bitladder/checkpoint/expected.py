@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.loading import quiet_libraries
-from bitladder.checkpoint.skeleton import build_skeleton, directly_used, linear_weights
+from bitladder.checkpoint.skeleton import build_skeleton, directly_used, kept_in_fp32, linear_weights
 from bitladder.errors import UserError
 from bitladder.records import Scheme
 from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung
@@ -172,10 +172,13 @@ def _converted(model: "PreTrainedModel") -> tuple[str, ...]:
 
 def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:
     """What bitsandbytes has to be told to leave alone, with what transformers leaves by itself; empty where nothing."""
+    from torch import nn
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    direct = directly_used(model)
-    return tuple(sorted({*direct, *get_keys_to_not_convert(model)})) if direct else ()
+    in_fp32 = kept_in_fp32(model)
+    wide = (name for name, one in model.named_modules() if type(one) is nn.Linear and in_fp32(f"{name}.weight"))
+    told = {*directly_used(model), *wide}
+    return tuple(sorted({*told, *get_keys_to_not_convert(model)})) if told else ()
 
 
 def _rest_widths(model: "PreTrainedModel", rest_type: str) -> dict[str, int]:

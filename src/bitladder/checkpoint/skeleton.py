@@ -6,7 +6,7 @@ many names, leave it null, nest it, or let it vary from layer to layer.
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
     from transformers.pytorch_utils import Conv1D
 
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    in_fp32 = tuple(model._keep_in_fp32_modules or ())
+    in_fp32 = kept_in_fp32(model)
     found = {}
     for module_name, module in model.named_modules():
         if module is head or isinstance(module, nn.modules.conv._ConvNd | nn.Embedding):
@@ -100,9 +100,19 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
             whole = f"{module_name}.{name}"
             is_matrix = isinstance(module, nn.Linear | Conv1D) and name == "weight"
             is_matrix = (is_matrix or weight.ndim > 2) and weight.dtype == torch.bfloat16  # else kept in FP32
-            if is_matrix and not any(part in in_fp32 for part in whole.split(".")):
+            if is_matrix and not in_fp32(whole):
                 found[whole] = weight
     return found
+
+
+def kept_in_fp32(model: "PreTrainedModel") -> Callable[[str], bool]:
+    """Whether the family keeps the tensor of a name in FP32, whatever type of 16 bits is asked for."""
+    import torch
+
+    plain = tuple(model._keep_in_fp32_modules or ())
+    # patterns as transformers makes and searches them (``build_glob_alternation``)
+    strict = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(torch.bfloat16)]
+    return lambda name: any(part in plain for part in name.split(".")) or any(one.search(name) for one in strict)
 
 
 def widest_layer(model: "PreTrainedModel") -> tuple[int, int]:
@@ -223,4 +233,11 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
         for layer in layers:
             layer.__class__ = nn.Linear
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return tuple(sorted(found - {name for name, module in model.named_modules() if module is head}))
+    seen = {_without_numbers(name) for name in found}  # later layers, where the forward ended, are as the first
+    return tuple(
+        sorted(name for number, name in watched.items() if _without_numbers(name) in seen and number != id(head))
+    )
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
