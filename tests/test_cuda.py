@@ -1,5 +1,6 @@
 """GPUs that the driver shows and torch can't use: one line, and no study on the CPU instead."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from bitladder import cuda, environment
+from bitladder import cuda, environment, forkserver
 from bitladder.checkpoint.loading import require_device
 from bitladder.errors import UserError
+from bitladder.forkserver import ForkServer
 from bitladder.records import Settings
 from bitladder.study.calibration import find_device
 from machines import make_gpu, make_machine
@@ -150,3 +152,31 @@ def test_a_machine_has_the_gpus_that_torch_sees(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpu.name for gpu in environment.describe_gpus()] == names
+
+
+ASKING = """
+import torch
+asked = []
+def count():
+    if torch.cuda._parse_visible_devices():  # else torch knows without asking
+        asked.append(1)
+    return 0
+torch.cuda.device_count, torch.cuda.is_available = count, lambda: count() > 0
+"""
+
+
+@pytest.mark.parametrize("with_gpu", [False, True])
+def test_no_import_of_the_server_asks_a_torch_built_for_cuda_for_cards(
+    with_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI's, on a machine without a driver: asked once, CUDA's runtime makes every fork of the process unusable."""
+    (tmp_path / "asking.py").write_text(ASKING)
+    (tmp_path / "telling.py").write_text(
+        "import os, asking\ndef work(descriptor): os.write(descriptor, str(asking.asked).encode())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(forkserver, "PRELOADED", ("asking", *forkserver.PRELOADED))
+    with ForkServer("telling", tmp_path / "log", with_gpu=with_gpu) as server:
+        answer, _ = server.ask("{}")
+    assert answer == b"[]", (tmp_path / "log").read_text()

@@ -24,9 +24,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    *arguments: str, shell: str = 'exec "$@"', cwd: Path | None = None, **environment: str | None
+    *arguments: str,
+    shell: str = 'exec "$@"',
+    cwd: Path | None = None,
+    environment: Mapping[str, str | None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    changed: Mapping[str, str | None] = {**os.environ, **environment}
+    changed: Mapping[str, str | None] = {**os.environ, **(environment or {})}
     return subprocess.run(
         ["bash", "-c", shell, "sh", sys.executable, "-m", "bitladder", *arguments],
         capture_output=True,
@@ -52,7 +55,7 @@ def test_a_study_is_read_and_reported(
 ) -> None:
     place = tmp_path / "study"  # names beyond ASCII are refused in an ASCII locale, see below
     place.symlink_to(study)
-    ran = run(command, str(place), **environment)
+    ran = run(command, str(place), environment=environment)
     assert (ran.returncode, "Traceback" in ran.stderr) == (0, False), ran.stderr
     assert ran.stdout
 
@@ -65,7 +68,8 @@ def test_closed_streams(closed: str, study: Path) -> None:
 
 def test_what_a_closed_stream_would_have_been_is_no_other_file(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from bitladder.cli.surroundings import open_streams; open_streams()\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from bitladder.cli.surroundings import open_streams\nopen_streams()\n"
         "file = open('first', 'w'); print('lost'); print('lost', file=sys.stderr); os.system('echo lost')\n"
         "Path('told').write_text(str(file.fileno()))"
     )
@@ -87,9 +91,11 @@ def test_names_that_are_no_text(study: Path, tmp_path: Path) -> None:
     assert refused(run("recommend", str(study), cwd=tmp_path / LATIN)).startswith(
         f"error: the folder that this runs in '{tmp_path}/caf\\xe9': not UTF-8"
     )
-    assert refused(run("recommend", str(study), BITLADDER_CACHE=LATIN)).startswith("error: BITLADDER_CACHE 'caf\\xe9'")
+    assert refused(run("recommend", str(study), environment={"BITLADDER_CACHE": LATIN})).startswith(
+        "error: BITLADDER_CACHE 'caf\\xe9'"
+    )
     ascii_names = {"LC_ALL": "C", "PYTHONUTF8": "0"}
-    assert refused(run("recommend", str(study), **ascii_names)).endswith(
+    assert refused(run("recommend", str(study), environment=ascii_names)).endswith(
         "not ascii, the encoding of names here; set LC_ALL=C.UTF-8, or give a link of another name"
     )
 

@@ -78,6 +78,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
     },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": KEY_HEADS, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {"num_hidden_layers": 6, "layer_types": ["full_attention"] * 6},
     "dots1": {"n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -173,6 +174,9 @@ def save_tiny_family(model_type: str, directory: Path, **overrides: Any) -> Path
         if hasattr(one, "initializer_range"):
             one.initializer_range = 0.1
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.nan_to_num_(0.0, 1.0, -1.0)  # RecurrentGemma's beginning may be infinite in 16 bits
     model.save_pretrained(directory)
     save_tokenizer(directory)
     return directory

@@ -17,8 +17,8 @@ DIVIDED = "the card is divided into slices (MIG), and the driver's figures are o
 _ABSENT = frozenset(("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded", "NVMLError_FunctionNotFound"))
 """NVML's errors where there is no driver; CUDA's packages bring a library of stubs, without functions"""
 
-_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg")
-"""of the driver, and of Tegra's and of Windows's under Linux, whose cards NVML may not know"""
+_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
+"""of the driver, and of Tegra's, of Windows's under Linux and of AMD's, whose cards NVML may not know"""
 
 
 class Answer(NamedTuple):

@@ -3,6 +3,7 @@
 UserError                 exit 2: bad input or a missing prerequisite
 ├── UnknownNameError      a model, rung, task or suite that doesn't exist; names the nearest
 ├── BrokenFileError       a file that can't be parsed, or isn't what its manifest says
+├── NotCausalError        a model of another kind, such as an encoder
 └── DoesNotFitError       predicted or seen not to fit memory or disk; in a study an outcome, not an end
 """
 
@@ -64,6 +65,10 @@ class UnknownNameError(UserError):
 
 class BrokenFileError(UserError):
     """A file that cannot be parsed, or that parses and is not what the manifest or config says."""
+
+
+class NotCausalError(UserError):
+    """A model of another kind than those that say after each token what comes next."""
 
 
 class DoesNotFitError(UserError):

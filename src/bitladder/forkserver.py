@@ -139,6 +139,8 @@ class ForkServer(Forker):
         self._target = target
         self._trusted = trust_remote_code
         self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
+        # a torch that is built for CUDA would look for cards at the others' imports, and no fork could use it after
+        self._hidden = {} if with_gpu else {"CUDA_VISIBLE_DEVICES": ""}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -192,7 +194,7 @@ class ForkServer(Forker):
                 stderr=subprocess.STDOUT,
                 pass_fds=(descriptor,),
                 # torch's profiler prints, unless told before its import; NVML counts cards without starting CUDA
-                env={**os.environ, "KINETO_LOG_LEVEL": "99", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+                env={**os.environ, "KINETO_LOG_LEVEL": "99", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **self._hidden},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
             )
 

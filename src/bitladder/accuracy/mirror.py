@@ -38,7 +38,7 @@ class DatasetReader:
         """While the block runs, ``datasets.load_dataset`` reads for this task, and raises UserError where it can't."""
         import datasets
         import datasets.load
-        from datasets.utils.file_utils import xjoin
+        from datasets.utils.file_utils import is_relative_path, xjoin
 
         make_module = datasets.load.dataset_module_factory
         resolve = datasets.data_files.resolve_pattern
@@ -46,7 +46,8 @@ class DatasetReader:
 
         def bounded(pattern: str, base_path: str, *arguments: Any, **options: Any) -> Any:
             """Of files that a task names, that a data set's card does, or that `datasets` looks for in a folder."""
-            for part in xjoin(base_path, pattern).split("::"):  # a pattern in an archive names that after colons
+            full = xjoin(base_path, pattern) if is_relative_path(pattern) else pattern
+            for part in full.split("::"):  # a pattern in an archive names that after colons
                 local = part.removeprefix("file://").removeprefix("local://")
                 if "://" not in local:
                     try:

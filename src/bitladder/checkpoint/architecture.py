@@ -33,6 +33,9 @@ class Architecture:
     loaded_names: Mapping[str, str]
     """what the model calls each stored tensor, scales and maps by the weight that they belong to"""
     tied_head: bool
+    """whether the model has one tensor for head and embedding"""
+    keeps_fp32: bool
+    """whether the family keeps some of what isn't quantized in FP32, whatever type is asked for"""
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
@@ -46,6 +49,8 @@ def read_architecture(
 
     Raises UserError as `load_config`, and BrokenFileError for a config that no model can be built from.
     """
+    import torch
+
     skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
     names = loaded_names(skeleton, {_weight_of(name) for name in tensors})
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
@@ -58,7 +63,8 @@ def read_architecture(
         name=type(model).__name__,
         linear={name: weight.numel() for name, weight in linear_weights(skeleton).items()},
         loaded_names={name: names[_weight_of(name)] for name in tensors},
-        tied_head=bool(skeleton.config.get_text_config().tie_word_embeddings),
+        tied_head=bool(skeleton.all_tied_weights_keys),
+        keeps_fp32=bool(skeleton._get_dtype_plan(torch.bfloat16)),
         missing=tuple(missing),
         unexpected=tuple(sorted(info["unexpected_keys"])),
         mismatched=tuple(f"{name}: {list(stored)}, not {list(expected)}" for name, stored, expected in mismatched),
@@ -108,7 +114,7 @@ def _logical_tensors(
             # what stands beside scales is packed in a way of that library's, a bias apart
             if tensor.dtype not in FLOATS or (module_of(name) in packed_modules and not name.endswith(".bias")):
                 continue
-        elif name in packed:
+        elif name in packed and (tensor.dtype not in FLOATS or is_packed(name, tensors)):
             # bitsandbytes stores 4-bit weights flat, and GPT-2's transposed; their number is what can be checked
             number = tensor.size_bytes * (2 if is_packed(name, tensors) else 1)
             wanted = shapes[name]

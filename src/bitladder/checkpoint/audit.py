@@ -20,7 +20,7 @@ from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, content_hash, read_tensors
-from bitladder.errors import BrokenFileError, UserError
+from bitladder.errors import BrokenFileError, NotCausalError, UserError
 from bitladder.records import Audit, Finding, Scheme
 
 
@@ -104,7 +104,7 @@ def _architecture(
 ) -> Architecture | str:
     try:
         return read_architecture(directory, tensors, found, trust_remote_code=trust_remote_code)
-    except BrokenFileError:
+    except (BrokenFileError, NotCausalError):
         raise
     except UserError as error:
         return str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.loading import quiet_libraries
-from bitladder.checkpoint.skeleton import build_skeleton, directly_used, linear_weights
+from bitladder.checkpoint.skeleton import build_skeleton, directly_used, kept_in_fp32, linear_weights
 from bitladder.errors import UserError
 from bitladder.records import Scheme
 from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung
@@ -47,8 +47,8 @@ class Expected:
     """those of them that the quantizer doesn't know how to replace, such as a mixture's experts"""
     skipped: tuple[str, ...]
     """modules that it has to be told to leave alone; empty where it knows itself"""
-    replaced_at_load: tuple[str, ...] = ()
-    """modules that are others in a checkpoint that transformers loads quantized than in one that it quantizes"""
+    converted: tuple[str, ...] = ()
+    """what transformers stores in another layout than it computes with, and can't convert once it is quantized"""
 
     @property
     def quantizing_bytes(self) -> int:
@@ -104,10 +104,10 @@ def require_whole(what: str, rung: Rung, expected: Expected, *, allow_partial: b
 
     ``allow_partial``: only where it would leave all of them.
     """
-    if expected.replaced_at_load:
+    if expected.converted:
         raise UserError(
-            f"{what}: transformers can't load a {rung.title} checkpoint that it makes of this model, since it expects "
-            f"other modules in place of {name_some(expected.replaced_at_load)}; take another rung"
+            f"{what}: transformers can't store this model as {rung.title} and load it again, since it has "
+            f"{name_some(expected.converted)} in another layout in its files; take another rung"
         )
     if expected.left_share <= NEGLIGIBLE_SHARE or (allow_partial and len(expected.left) < len(expected.linear)):
         return
@@ -152,25 +152,33 @@ def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) 
         name: buffer.numel() * buffer.element_size() for name, buffer in model.state_dict().items() if name not in known
     }
     header = sum(len(name) + _HEADER_ENTRY_BYTES for name in stored)
-    replaced = () if config is None else _replaced_at_load(model)
-    return Expected(sum(stored.values()) + header, parameters, largest, linear, left, skipped, replaced)
+    converted = () if config is None else _converted(model)
+    return Expected(sum(stored.values()) + header, parameters, largest, linear, left, skipped, converted)
 
 
-def _replaced_at_load(model: "PreTrainedModel") -> tuple[str, ...]:
-    """Llama 4's experts: a list of layers where a checkpoint is quantized, one parameter while one is made."""
+def _converted(model: "PreTrainedModel") -> tuple[str, ...]:
+    """Llama 4's experts, a list of layers in a quantized checkpoint and one parameter while one is made; and quantized
+    layers whose weights are split or merged on the way between file and model, which scales don't follow."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
     from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 
-    return tuple(
-        name for name, module in model.named_modules() if type(module).__name__ in MODULES_TO_PATCH_FOR_QUANTIZATION
-    )
+    patched = (name for name, one in model.named_modules() if type(one).__name__ in MODULES_TO_PATCH_FOR_QUANTIZATION)
+    transforms = get_model_conversion_mapping(model)
+    back = [one.reverse_transform() for one in transforms if isinstance(one, WeightConverter)]
+    layers = [f"{name}.weight" for name, _ in _quantized_layers(model)]
+    return (*patched, *(name for name in layers if any(one.rename_source_key(name)[1] is not None for one in back)))
 
 
 def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:
     """What bitsandbytes has to be told to leave alone, with what transformers leaves by itself; empty where nothing."""
+    from torch import nn
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    direct = directly_used(model)
-    return tuple(sorted({*direct, *get_keys_to_not_convert(model)})) if direct else ()
+    in_fp32 = kept_in_fp32(model)
+    wide = (name for name, one in model.named_modules() if type(one) is nn.Linear and in_fp32(f"{name}.weight"))
+    told = {*directly_used(model), *wide}
+    return tuple(sorted({*told, *get_keys_to_not_convert(model)})) if told else ()
 
 
 def _rest_widths(model: "PreTrainedModel", rest_type: str) -> dict[str, int]:

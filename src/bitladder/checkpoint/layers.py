@@ -20,15 +20,27 @@ def prepare_layers(model: "nn.Module") -> None:
         name = type(module).__name__
         if name == "Linear4bit":
             _leave_unpacked(module)
+            _take_any_strides(module)
         elif name == "Linear8bitLt":
             _take_any_axes(module)
 
 
 def _leave_unpacked(layer: Any) -> None:
-    """Where the CPU multiplies BF16, a 4-bit weight is packed anew at its first forward, which asserts that its outputs
-    are a multiple of 32 and its inputs even. Others are decoded at every call, as on other CPUs."""
-    if layer.out_features % _PACKED_OUTPUTS or layer.in_features % 2:
+    """Where the CPU multiplies BF16, a 4-bit weight is packed anew at its first forward, which wants a multiple of 32
+    outputs and one of the block of inputs. Others are decoded at every call, as on other CPUs."""
+    if layer.out_features % _PACKED_OUTPUTS or layer.in_features % layer.weight.quant_state.blocksize:
         layer.support_avx512bf16_for_cpu = False
+
+
+def _take_any_strides(layer: Any) -> None:
+    """The product of packed weights reads each row of its input as if it lay in one piece: of a transposed one, such as
+    Mamba's, it gives other numbers without a word."""
+    plain = layer.forward
+
+    def forward(inputs: "Tensor") -> "Tensor":
+        return plain(inputs.contiguous())  # type: ignore[no-any-return]
+
+    layer.forward = forward
 
 
 def _take_any_axes(layer: Any) -> None:

@@ -14,7 +14,7 @@ from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.cuda import count_cards, require_usable
 from bitladder.devices import cards_of, device_of, torch_devices
 from bitladder.environment import describe_gpus
-from bitladder.errors import BrokenFileError, DoesNotFitError, UserError, describe_machine_error
+from bitladder.errors import BrokenFileError, DoesNotFitError, NotCausalError, UserError, describe_machine_error
 from bitladder.files import naming
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes, memory_bytes
@@ -160,9 +160,11 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     own_code = stored.get("auto_map")
     has_own_code = isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
-        raise UserError(f"{directory}: {stored.get('model_type')!r} is {_what_it_is(config)}; expected {_EXPECTED}")
+        kind = _what_it_is(config)
+        raise NotCausalError(f"{directory}: {stored.get('model_type')!r} is {kind}; expected {_EXPECTED}")
     if config.is_encoder_decoder:
-        raise UserError(f"{directory}: {stored.get('model_type')!r} is an encoder with a decoder; expected {_EXPECTED}")
+        kind = "an encoder with a decoder"
+        raise NotCausalError(f"{directory}: {stored.get('model_type')!r} is {kind}; expected {_EXPECTED}")
     return config
 
 

@@ -6,12 +6,12 @@ many names, leave it null, nest it, or let it vary from layer to layer.
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.loading import load_config, naming_config
-from bitladder.errors import UserError
+from bitladder.errors import NotCausalError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreT
         )
     model.eval()  # type: ignore[no-untyped-call]
     if _is_encoder(model):
-        raise UserError(
+        raise NotCausalError(
             f"{directory}: {model.config.model_type!r} sees what comes after a token, as an encoder does (its config "
             "has no is_decoder true); expected a causal language model"
         )
@@ -68,11 +68,15 @@ def _is_encoder(model: "PreTrainedModel") -> bool:
         return True
     if getattr(model.config, "is_decoder", None) is not False:
         return False
+    return re.search(r"self\.is_decoder|=\s*config\.is_decoder", _source(model)) is not None
+
+
+def _source(model: "PreTrainedModel") -> str:
+    """The family's code; empty where there is none beside what was compiled of it."""
     try:
-        source = inspect.getsource(inspect.getmodule(type(model)) or type(model))
-    except (OSError, TypeError):  # no source beside the compiled code: the audit's forward tells
-        return False
-    return re.search(r"self\.is_decoder|=\s*config\.is_decoder", source) is not None
+        return inspect.getsource(inspect.getmodule(type(model)) or type(model))
+    except (OSError, TypeError):
+        return ""
 
 
 def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
@@ -87,7 +91,7 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
     from transformers.pytorch_utils import Conv1D
 
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    in_fp32 = tuple(model._keep_in_fp32_modules or ())
+    in_fp32 = kept_in_fp32(model)
     found = {}
     for module_name, module in model.named_modules():
         if module is head or isinstance(module, nn.modules.conv._ConvNd | nn.Embedding):
@@ -95,10 +99,20 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
         for name, weight in module.named_parameters(recurse=False):
             whole = f"{module_name}.{name}"
             is_matrix = isinstance(module, nn.Linear | Conv1D) and name == "weight"
-            is_matrix |= weight.ndim > 2 and weight.dtype == torch.bfloat16
-            if is_matrix and not any(part in in_fp32 for part in whole.split(".")):
+            is_matrix = (is_matrix or weight.ndim > 2) and weight.dtype == torch.bfloat16  # else kept in FP32
+            if is_matrix and not in_fp32(whole):
                 found[whole] = weight
     return found
+
+
+def kept_in_fp32(model: "PreTrainedModel") -> Callable[[str], bool]:
+    """Whether the family keeps the tensor of a name in FP32, whatever type of 16 bits is asked for."""
+    import torch
+
+    plain = tuple(model._keep_in_fp32_modules or ())
+    # patterns as transformers makes and searches them (``build_glob_alternation``)
+    strict = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(torch.bfloat16)]
+    return lambda name: any(part in plain for part in name.split(".")) or any(one.search(name) for one in strict)
 
 
 def widest_layer(model: "PreTrainedModel") -> tuple[int, int]:
@@ -182,10 +196,13 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
     """Names of linear layers whose weight the family's code takes out of the layer, instead of calling it.
 
     Mamba multiplies by ``dt_proj.weight``: a packed weight there is no matrix, so such a layer can't be replaced. Seen
-    in a forward without memory; none where the family can't run so.
+    in a forward without memory; none where the family can't run so, and of RWKV, whose code knows packed weights.
     """
     import torch
     from torch import nn
+
+    if "quant_state" in _source(model):
+        return ()
 
     watched = {id(module): name for name, module in model.named_modules() if type(module) is nn.Linear}
     inside: set[int] = set()
@@ -216,4 +233,11 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
         for layer in layers:
             layer.__class__ = nn.Linear
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return tuple(sorted(found - {name for name, module in model.named_modules() if module is head}))
+    seen = {_without_numbers(name) for name in found}  # later layers, where the forward ended, are as the first
+    return tuple(
+        sorted(name for number, name in watched.items() if _without_numbers(name) in seen and number != id(head))
+    )
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "*", name)

@@ -1,6 +1,6 @@
 """The flag of all commands that load a model."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,10 @@ def _forbid(trusted: bool | None) -> bool | None:
     return trusted
 
 
-_OPTION = typer.Option("--trust-remote-code", callback=_forbid, help="Run code that comes with the model.")
-TrustRemoteCode = Annotated[bool, _OPTION]
-TrustRemoteCodeIfSaid = Annotated[bool | None, _OPTION]
+def _option(whose: str) -> Any:
+    return typer.Option("--trust-remote-code", callback=_forbid, help=f"Run code that comes with {whose}.")
+
+
+TrustRemoteCode = Annotated[bool, _option("the model")]
+TrustRemoteCodeIfSaid = Annotated[bool | None, _option("the model, or with tasks of your own")]
 """None: as the configuration says"""

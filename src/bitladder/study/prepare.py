@@ -71,7 +71,8 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
         _tell_ranges(settings, model.directory, progress)
         for line in _partial_rungs(settings, model):
             progress.warn(line)
-    _require_texts(settings, model.directory)
+    if kept is None or settings.chat_template != kept.settings.chat_template:
+        _require_texts(settings, model.directory)
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
         # what its accuracy half is judged by, and stops at
         settings = settings.model_copy(update={"max_drop": kept.settings.max_drop})

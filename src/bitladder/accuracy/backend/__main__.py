@@ -4,6 +4,7 @@ import sys
 
 from bitladder.errors import UserError
 from bitladder.hub_kernels import forbid_hub_kernels
+from bitladder.printable import one_line
 
 
 def run() -> None:
@@ -18,7 +19,7 @@ def run() -> None:
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

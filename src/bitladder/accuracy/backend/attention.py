@@ -80,6 +80,14 @@ def _attention(
         raise UnsupportedModelError("it doesn't hand the mask or the arguments of its forward on to its attention")
     if sliding_window is not None and attention_mask.window not in (sliding_window, None):
         raise UnsupportedModelError(f"its mask has a window of {attention_mask.window}, its layer {sliding_window}")
+    config = getattr(module, "config", None)
+    if (
+        attention_mask.window is None
+        and getattr(config, "sliding_window", None)
+        and not getattr(config, "layer_types", None)
+    ):
+        # transformers' cache goes by the configuration alone, so that Moshi generates other texts than it scores
+        raise UnsupportedModelError("its cache forgets keys that its mask shows")
     layer = Layer(
         index=int(module.layer_idx),  # type: ignore[arg-type]
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,

@@ -133,7 +133,7 @@ def _require_same(
 
     whole = torch.from_numpy(np.concatenate([text, answer]).astype(np.int64)).to(model.device)
     with torch.inference_mode():
-        logits = model(input_ids=whole[None], use_cache=False).logits[0, len(text) - 2 : -1].float()
+        logits = model(whole[None]).logits[0, len(text) - 2 : -1].float()  # as lm-eval calls it
     spread = logits.std(-1)
     exact = torch.log_softmax(logits[0], -1)[int(text[-1])]
     off = float((exact - loglikelihood).abs() / spread[0])

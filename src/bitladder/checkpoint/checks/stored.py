@@ -50,6 +50,9 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         for field in type(declared).model_fields
         if getattr(declared, field) != getattr(found, field)
     }
+    keeps_fp32 = not isinstance(subject.architecture, str) and subject.architecture.keeps_fp32
+    if keeps_fp32 and found.rest_type == "F32":
+        differences.pop("rest_type", None)
     severity: Severity = "error"
     data: dict[str, object] = {"differences": differences}
     if declared.method == "other":

@@ -1,0 +1,193 @@
+"""One family of models through all of bitladder: what benchmarks/families.py does with each, and tests with some."""
+
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiny_families import save_tiny_family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-4
+"""of a log-likelihood in FP32"""
+RUNGS = ("int8", "fp4", "nf4")
+
+
+@dataclass
+class Outcome:
+    """What became of a family. ``steps``: one word or figure each."""
+
+    family: str
+    network: str = ""
+    steps: dict[str, str] = field(default_factory=dict)
+    refused: str | None = None
+    """the line, where it was refused before any work"""
+    failed: str | None = None
+    """what went wrong"""
+    untried: str | None = None
+    """why there is no tiny model of it"""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.failed is None and self.refused is None and self.untried is None
+
+
+def try_family(family: str, folder: Path) -> Outcome:
+    """What becomes of the family's tiny model in the steps below; a traceback goes to stderr."""
+    outcome = Outcome(family)
+    started = time.perf_counter()
+    try:
+        source = save_tiny_family(family, folder / "source")
+    except Exception as error:
+        outcome.untried = f"{type(error).__name__}: {_one_line(error)}"
+        return outcome
+    try:
+        for step in steps(family, source, folder, outcome):
+            outcome.steps |= step
+    except Exception as error:
+        outcome.failed = f"{type(error).__name__}: {_one_line(error)}"
+        traceback.print_exc()
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def steps(family: str, source: Path, folder: Path, outcome: Outcome) -> Iterator[dict[str, str]]:
+    """Each step's word or figure by its name. Raises what went wrong."""
+    from bitladder.checkpoint.audit import require_sound
+    from bitladder.checkpoint.expected import expect
+    from bitladder.checkpoint.skeleton import build_skeleton
+    from bitladder.errors import UserError
+    from bitladder.perf.memory import predict_working_memory
+    from bitladder.rungs import find_rung
+
+    try:
+        outcome.network = type(build_skeleton(source)).__name__
+        require_sound(source)
+        left = max(expect(source, find_rung(rung).scheme).left_share for rung in RUNGS)
+    except UserError as error:
+        outcome.refused = str(error).replace(str(source), "DIR")
+        return
+    predict_working_memory(build_skeleton(source), 2, 1, 8, 4)
+    yield {"partial": f"{left:.0%}" if left > 0.05 else ""}
+    for rung in ("bf16", *RUNGS):
+        yield {rung: rung_comes_back(source, rung, folder / rung)}
+    yield scored(source, folder / "fp32")
+    yield {"decoding": decoded(folder / "bf16")}
+    yield {"divergence": divergence(folder) if (folder / "nf4").is_dir() else ""}
+
+
+def rung_comes_back(source: Path, rung: str, out: Path) -> str:
+    """Quantized, audited, and equal bit for bit to what was quantized in memory."""
+    import torch
+
+    from bitladder.checkpoint.audit import audit
+    from bitladder.checkpoint.expected import expect, quantization_config, torch_dtype
+    from bitladder.checkpoint.loading import load_model, load_pretrained
+    from bitladder.checkpoint.quantize import quantize
+    from bitladder.errors import UserError
+    from bitladder.rungs import find_rung
+
+    scheme = find_rung(rung).scheme
+    try:
+        quantize(str(source), rung, out, allow_partial=True)
+    except UserError as error:
+        if out.exists():
+            raise
+        print(f"{rung}: {error}", file=sys.stderr)
+        return "refused"
+    found = audit(out)
+    if not found.passed:
+        raise RuntimeError(f"audit of {rung}: " + "; ".join(one.message for one in found.errors))
+    if found.loaded_bytes is None:
+        raise RuntimeError(
+            f"audit of {rung}: " + "; ".join(one.message for one in found.findings if one.check == "load")
+        )
+    config = quantization_config(scheme, expect(source, scheme).skipped)
+    options: dict[str, Any] = {} if config is None else {"quantization_config": config}
+    made = _logits(load_pretrained(source, "cpu", dtype=torch_dtype(scheme.rest_type), **options))
+    if not torch.equal(made, _logits(load_model(out, "cpu"))):
+        raise RuntimeError(f"{rung}: other logits after loading")
+    return "ok"
+
+
+def _logits(model: "PreTrainedModel") -> Any:
+    import torch
+
+    token_ids = torch.arange(3, 35)[None]
+    with torch.inference_mode():
+        return model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids)).logits
+
+
+def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
+    """Log-likelihoods and texts by our backend and by lm-eval's, in FP32."""
+    from lm_eval.api.instance import Instance
+
+    from bitladder.accuracy.backend.lm import BitladderLM
+    from bitladder.accuracy.huggingface import HuggingFaceModel
+    from bitladder.checkpoint.loading import load_model, load_tokenizer
+    from bitladder.checkpoint.quantize import quantize
+
+    quantize(str(source), "fp32", out)
+    model, tokenizer = load_model(out, device), load_tokenizer(out)
+    ours = BitladderLM(model, tokenizer, cache_requests=False)
+    hf = HuggingFaceModel(model, tokenizer, 1)
+    contexts = [f"Question: {'word ' * (3 * number)}is the answer {number}?" for number in range(6)]
+    questions = [
+        Instance("loglikelihood", {}, (context, continuation), 0, ("task", 0, 1))
+        for context in contexts
+        for continuation in (" yes", " no, never")
+    ]
+    texts = [
+        Instance("generate_until", {}, (context, {"until": ["\n\n"], "max_gen_toks": 8}), 0, ("task", 0, 1))
+        for context in contexts
+    ]
+    scores = [lm.loglikelihood(questions, disable_tqdm=True) for lm in (ours, hf)]
+    off = max(abs(one[0] - other[0]) for one, other in zip(*scores, strict=True))
+    if not off <= TOLERANCE:
+        raise RuntimeError(f"log-likelihoods off by {off:.2g}")
+    why = ours.unsupported
+    answers = [lm.generate_until(texts, disable_tqdm=True) for lm in (ours, hf)]
+    if answers[0] != answers[1]:
+        raise RuntimeError("other texts than hf's")
+    generated = ours.unsupported or ours.generated_by_hf
+    return {
+        "scored": f"{off:.0e}" if why is None else f"hf: {why}",
+        "generated": "ours" if generated is None else "hf",
+    }
+
+
+def decoded(directory: Path) -> str:
+    from bitladder.checkpoint.loading import load_model
+    from bitladder.perf.engines import EagerEngine
+
+    engine = EagerEngine(load_model(directory, "cpu"))
+    for rows in (1, 3):
+        engine.run([[5 + row, 6, 7, 8, 9, 10, 11, 12] for row in range(rows)], 4)
+    return "ok"
+
+
+def divergence(folder: Path) -> str:
+    from bitladder.divergence.measure import measure_divergence
+    from bitladder.records import Divergence, Prompts
+
+    windows = Prompts.model_construct(
+        prompts_hash="", origin="", documents=("a", "b"), token_ids=(tuple(range(3, 40)), tuple(range(50, 87)))
+    )
+    item = Divergence(baseline_hash="x", texts_hash="", windows=2, window_tokens=37, device="cpu")
+    reference = folder / "reference.safetensors"
+    own = measure_divergence(folder / "bf16", item, windows, reference, is_baseline=True)
+    rung = measure_divergence(folder / "nf4", item, windows, reference, is_baseline=False)
+    means = [sum(value for window in one.windows for value in window.kl) / 72 for one in (own, rung)]
+    if means[0] > 1e-4:
+        raise RuntimeError(f"the baseline diverges from itself by {means[0]:.1g}")
+    return f"{means[1]:.2g}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:240]

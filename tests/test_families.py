@@ -1,0 +1,175 @@
+"""Families of models, one of each kind that was once refused, mistaken or answered by a traceback.
+
+docs/families.md has them all; benchmarks/families.py makes it.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitladder.checkpoint.audit import audit, require_sound
+from bitladder.checkpoint.expected import expect
+from bitladder.checkpoint.layers import prepare_layers
+from bitladder.checkpoint.quantize import quantize
+from bitladder.checkpoint.skeleton import build_skeleton, cache_bytes, directly_used, widest_layer
+from bitladder.errors import UserError
+from bitladder.rungs import find_rung, made_title
+from family_trial import rung_comes_back, scored
+from tiny_families import causal_families, save_tiny_family, tiny_config
+
+
+@pytest.mark.parametrize(
+    ("family", "rungs"),
+    [
+        ("qwen2", ["nf4", "int8"]),  # biases beside packed weights
+        ("gpt2", ["nf4"]),  # weights of its own linear class, transposed
+        ("gemma3", ["nf4"]),  # a nested configuration, and names that change on loading
+        ("mamba", ["int8"]),  # no attention, and layers whose weights its code takes
+        ("falcon_h1", ["nf4"]),  # attention and state spaces
+        ("deepseek_v3", ["int8"]),  # experts, values of another size, layers with inputs of four axes
+        ("gpt_neo", ["nf4"]),  # null in its configuration, masks among its buffers
+    ],
+)
+def test_a_family_comes_back_and_answers_as_with_lm_eval(
+    family: str, rungs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
+    source = save_tiny_family(family, tmp_path / "source")
+    require_sound(source)
+    for rung in rungs:
+        assert rung_comes_back(source, rung, tmp_path / rung) == "ok"
+    found = scored(source, tmp_path / "fp32")
+    ours = family in ("qwen2", "gpt2", "gemma3", "deepseek_v3")
+    assert found["scored"].startswith("hf: ") != ours
+    assert found["generated"] == ("ours" if ours else "hf")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", ["qwen2", "deepseek_v3", "qwen3_moe", "gemma3", "gpt2", "mistral", "granite", "opt"])
+def test_a_family_answers_on_a_gpu_as_with_lm_eval(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
+    source = save_tiny_family(family, tmp_path / "source")
+    found = scored(source, tmp_path / "fp32", "cuda:0")
+    assert not found["scored"].startswith("hf: ")
+    assert found["generated"] == "ours"
+
+
+def test_experts_that_stay_in_16_bits_are_no_4_bit_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
+    source = save_tiny_family("qwen3_moe", tmp_path / "source")
+    expected = expect(source, find_rung("nf4").scheme)
+    share = f"{expected.left_share:.0%}"
+    assert 0.3 < expected.left_share < 1
+    wanted = rf"{share} of the linear weights would stay BF16 \(model\.layers.*experts.*--allow-partial"
+    with pytest.raises(UserError, match=wanted):
+        quantize(str(source), "nf4", tmp_path / "nf4")
+    assert not (tmp_path / "nf4").exists()
+    made = quantize(str(source), "nf4", tmp_path / "nf4", allow_partial=True)
+    assert made_title(made.manifest) == f"INT4 (NF4), {1 - expected.left_share:.0%} of the linear weights"
+    found = audit(made.directory)
+    assert found.passed
+    told = next(finding for finding in found.findings if finding.check == "layers")
+    assert told.severity == "warning" and "left unquantized" in told.message
+    with pytest.raises(UserError, match="--allow-partial"):  # what the cache has is not the rung either
+        quantize(str(source), "nf4")
+    manifest = json.loads((made.directory / "bitladder.json").read_text())
+    del manifest["unquantized_share"]
+    (made.directory / "bitladder.json").write_text(json.dumps(manifest))
+    assert not audit(made.directory).passed, "a checkpoint that doesn't say so isn't what it says"
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("falcon", "100% of the linear weights would stay BF16"),  # its linear layers are of a class of its own
+        ("llama4_text", "can't store this model as INT4 (NF4) and load it again, since it has model.layers.0.feed_for"),
+        ("lara_mini", "in another layout in its files"),
+    ],
+)
+def test_what_no_flag_helps_is_refused_before_any_work(family: str, said: str, tmp_path: Path) -> None:
+    source = save_tiny_family(family, tmp_path / "source")
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        quantize(str(source), "nf4", tmp_path / "nf4", allow_partial=True)
+    assert "--allow-partial" not in str(refused.value)
+    assert not (tmp_path / "nf4").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("bert", "sees what comes after a token, as an encoder does"),
+        ("xlnet", "sees what comes after a token, as an encoder does"),
+        ("cpmant", "sees what comes after a token, as an encoder does"),
+    ],
+)
+def test_what_sees_the_future_is_no_causal_model(family: str, said: str, tmp_path: Path) -> None:
+    source = save_tiny_family(family, tmp_path / "source")
+    with pytest.raises(UserError, match=said):
+        require_sound(source)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_type": "bart", "is_encoder_decoder": True}, "'bart' is an encoder with a decoder"),
+        ({"model_type": "llava"}, "'llava' is a vision-language model"),
+        ({"model_type": "distilbert"}, "'distilbert' is a masked language model"),
+    ],
+)
+def test_other_kinds_of_models_are_called_what_they_are(fields: dict[str, object], said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=said):
+        build_skeleton(tmp_path)
+
+
+def test_the_audit_sees_that_a_later_token_changes_earlier_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing in the configuration says so, the model's own forward does."""
+    monkeypatch.setattr("bitladder.checkpoint.skeleton._WITHOUT_MASK", ())
+    source = save_tiny_family("cpmant", tmp_path / "source")
+    assert any(finding.check == "causal" and finding.severity == "error" for finding in audit(source).findings)
+
+
+def test_a_model_whose_own_forward_fails_is_told_in_a_line(tmp_path: Path) -> None:
+    source = save_tiny_family("reformer", tmp_path / "source")  # its code adds FP32 to 16 bits
+    found = audit(source)
+    assert [finding.check for finding in found.errors] == ["load"]
+    assert found.errors[0].message.startswith("its own forward fails: RuntimeError: ")
+
+
+def test_a_network_says_what_configurations_call_by_many_names(tmp_path: Path) -> None:
+    for family, per_row in (("gemma4_text", True), ("mamba", False)):
+        (tmp_path / family).mkdir()
+        tiny_config(family).save_pretrained(tmp_path / family)
+        skeleton = build_skeleton(tmp_path / family)
+        short, long = (cache_bytes(skeleton, tokens) for tokens in (16, 32))
+        assert (long > short) == per_row, "a state-space model's state has one size"
+        assert min(widest_layer(skeleton)) > 0
+    assert {name.rpartition(".")[2] for name in directly_used(skeleton)} == {"dt_proj"}
+
+
+def test_4_bit_layers_that_a_cpu_cannot_pack_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes asserts that outputs are a multiple of 32 where the CPU multiplies BF16."""
+    import bitsandbytes
+
+    layers: Any = torch.nn.ModuleList(
+        bitsandbytes.nn.Linear4bit(64, outputs, compute_dtype=torch.bfloat16, quant_type="nf4") for outputs in (40, 64)
+    ).to("cpu")
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True
+    prepare_layers(layers)
+    assert [layer.support_avx512bf16_for_cpu for layer in layers] == [False, True]
+    assert layers[0].eval()(torch.ones(3, 64, dtype=torch.bfloat16)).shape == (3, 40)
+
+
+def test_every_causal_family_is_asked_for() -> None:
+    assert len(causal_families()) > 100
+    assert {"llama", "qwen2", "mixtral", "mamba"} <= set(causal_families())
