@@ -114,9 +114,10 @@ def test_every_cell_and_make_paper_run_with_another_model(
     assert ran["publication"].card in printed
 
     flags = " ".join(f"--{name.replace('_', '-')} {as_flag(value)}" for name, value in settings.items())
+    flags += " --trust-remote-code"
     command = [
         *("make", "--no-print-directory", "--old-file=setup", "paper", f"BIN={Path(sys.executable).parent}"),
-        *(f"MODEL={tiny_llama}", f"OUT={ran['results'].directory.absolute()}", f"PAPER_FLAGS={flags} --trust-remote-code"),
+        *(f"MODEL={tiny_llama}", f"OUT={ran['results'].directory.absolute()}", f"PAPER_FLAGS={flags}"),
         "COMPARE_FLAGS=--any-model",
     ]
     stamps = {path: path.stat().st_mtime_ns for path in (ran["results"].directory / "records").iterdir()}
