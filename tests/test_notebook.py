@@ -87,7 +87,6 @@ def test_every_cell_and_make_paper_run_with_another_model(
     settings = {
         "rungs": ["bf16", "nf4"],
         "tasks": [str(tasks / "tiny_choice.yaml")],
-        "trust_remote_code": True,
         "datasets": str(tasks),
         "scenarios": ["batch1"],
         "requests": 2,
@@ -96,7 +95,7 @@ def test_every_cell_and_make_paper_run_with_another_model(
         "device": "cpu",
     }
     environment.setenv("BITLADDER_MODEL", str(tiny_llama))
-    environment.setenv("BITLADDER_SETTINGS", json.dumps(settings))
+    environment.setenv("BITLADDER_SETTINGS", json.dumps(settings | {"trust_remote_code": True}))
     # at hand, and so fast to install: bitladder itself is what is tested
     environment.setenv("BITLADDER_PACKAGE", "pip")
     ran = run(list(CODE))
@@ -115,6 +114,7 @@ def test_every_cell_and_make_paper_run_with_another_model(
     assert ran["publication"].card in printed
 
     flags = " ".join(f"--{name.replace('_', '-')} {as_flag(value)}" for name, value in settings.items())
+    flags += " --trust-remote-code"
     command = [
         *("make", "--no-print-directory", "--old-file=setup", "paper", f"BIN={Path(sys.executable).parent}"),
         *(f"MODEL={tiny_llama}", f"OUT={ran['results'].directory.absolute()}", f"PAPER_FLAGS={flags}"),
