@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
@@ -55,7 +56,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._count(len(requests))
-        if self.batch_size_per_gpu != 1 and padding_behind_shows(self.model):
+        if self.batch_size_per_gpu != 1 and _remembered(padding_behind_shows, self.model):
             self.batch_size_per_gpu, self._alone = 1, True
         with self.passes.seen(self.model):
             scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
@@ -69,7 +70,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._count(len(requests))
-        if self.batch_size_per_gpu != 1 and padding_shows(self.model):
+        if self.batch_size_per_gpu != 1 and _remembered(padding_shows, self.model):
             self.batch_size_per_gpu, self._alone = 1, True
         with self.passes.seen(self.model, generating=True):
             texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
@@ -96,6 +97,17 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         """Report each request as lm-eval hands over its answer."""
         if self._progress is not None:
             self.set_cache_hook(_RequestCounter(total, self._progress))
+
+
+_found: "WeakKeyDictionary[Any, dict[str, bool]]" = WeakKeyDictionary()
+"""of models that were tried: every task of a study asks again"""
+
+
+def _remembered(trial: Callable[[Any], bool], model: Any) -> bool:
+    known = _found.setdefault(model, {})
+    if trial.__name__ not in known:
+        known[trial.__name__] = trial(model)
+    return known[trial.__name__]
 
 
 def padding_behind_shows(model: Any) -> bool:

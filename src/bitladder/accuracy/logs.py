@@ -147,7 +147,7 @@ class LogFolder:
         for date, run in {self._dates[task]: self._run(task) for task in tasks}.items():
             with _as_logged(self._results_files[date]):
                 scored = run.get("groups") or {}
-                found = {str(name): list(inner) for name, inner in (run.get("group_subtasks") or {}).items()}
+                found = {str(name): list(map(str, inner)) for name, inner in (run.get("group_subtasks") or {}).items()}
                 members |= {name: inner for name, inner in found.items() if name in scored}
         return members
 
@@ -288,7 +288,7 @@ def _samples_folder(directory: Path) -> Path:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines with something in them, by number."""
-    with _whole(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+    with _whole(path), gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             text = line.removeprefix(BOM_UTF8) if number == 1 else line
             if text.strip():
