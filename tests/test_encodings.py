@@ -25,7 +25,7 @@ def texts_without_encoding(source: str) -> Iterator[int]:
             yield node.lineno
         elif name in OPENERS:
             module = getattr(getattr(node.func, "value", None), "id", "")
-            if module in ("tarfile", "ZipFile") or (name == "open" and module == "os"):
+            if module in ("gzip", "tarfile", "ZipFile") or (name == "open" and module == "os"):
                 continue
             of_path = name == "open" and isinstance(node.func, ast.Attribute)
             place = OPENERS[name] - of_path

@@ -288,7 +288,7 @@ def _samples_folder(directory: Path) -> Path:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines with something in them, by number."""
-    with _whole(path), gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+    with _whole(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             text = line.removeprefix(BOM_UTF8) if number == 1 else line
             if text.strip():
