@@ -7,13 +7,12 @@ from weakref import WeakKeyDictionary
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from bitladder.accuracy.passes import Passes, record_scoring
+from bitladder.accuracy.passes import ALONE, Passes, record_scoring
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS
 from bitladder.records import BatchPlan, Scoring
 
 Progress = Callable[[int, int], None]
 
-ALONE = "asked one by one, since padding changes what the model says"
 _PADS, _TOKENS, _ANSWER = 9, 40, 4
 _TOLERANCES = {"float32": 1e-4}
 _TOLERANCE = 0.25
@@ -42,12 +41,13 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         self.batch_plans: tuple[BatchPlan, ...] = ()
         self.passes = Passes()
         self._progress = progress
-        self._alone = False
+        self.alone = False
+        """whether rows were asked one by one, since padding shows"""
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the results has to know of how they came about."""
-        return (*self.passes.remarks, *((ALONE,) if self._alone else ()))
+        return (*self.passes.remarks, *((ALONE,) if self.alone else ()))
 
     @property
     def scoring(self) -> Scoring:
@@ -57,7 +57,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._count(len(requests))
         if self.batch_size_per_gpu != 1 and _remembered(padding_behind_shows, self.model):
-            self.batch_size_per_gpu, self._alone = 1, True
+            self.batch_size_per_gpu, self.alone = 1, True
         with self.passes.seen(self.model):
             scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return scored
@@ -71,7 +71,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._count(len(requests))
         if self.batch_size_per_gpu != 1 and _remembered(padding_shows, self.model):
-            self.batch_size_per_gpu, self._alone = 1, True
+            self.batch_size_per_gpu, self.alone = 1, True
         with self.passes.seen(self.model, generating=True):
             texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return texts
