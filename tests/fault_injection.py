@@ -13,14 +13,15 @@ import argparse
 import errno
 import json
 import os
+import queue
 import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ class Slot:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the process that runs studies ended:\n{Path(self._log.name).read_text()[-3000:]}")
+            printed = Path(self._log.name).read_text()[-3000:]
+            raise RuntimeError(f"the process that runs studies ended with {self._process.wait()}:\n{printed}")
         return json.loads(answer)
 
 
@@ -132,35 +134,21 @@ def every_point(traces: dict[str, list[str]]) -> list[Named]:
 
 def try_all(slots: list[Slot], points: Iterable[Named]) -> Iterator[tuple[Named, Tried]]:
     """Each slot takes the next; in the order in which they end."""
-    left, done, lock = iter(points), [], threading.Condition()
-    running = len(slots)
-
-    def work(slot: Slot) -> None:
-        nonlocal running
-        try:
-            while True:
-                with lock:
-                    named = next(left, None)
-                if named is None:
-                    return
-                (tried,) = slot.try_points(named.point)
-                with lock:
-                    done.append((named, tried))
-                    lock.notify()
-        finally:
-            with lock:
-                running -= 1
-                lock.notify()
-
+    free = queue.SimpleQueue[Slot]()
     for slot in slots:
-        threading.Thread(target=work, args=(slot,), daemon=True).start()
-    while True:
-        with lock:
-            lock.wait_for(lambda: done or not running)
-            if not done:
-                return
-            found = done.pop(0)
-        yield found
+        free.put(slot)
+
+    def work(named: Named) -> tuple[Named, Tried]:
+        slot = free.get()
+        try:
+            (tried,) = slot.try_points(named.point)
+        finally:
+            free.put(slot)
+        return named, tried
+
+    with ThreadPoolExecutor(len(slots)) as pool:
+        for done in as_completed([pool.submit(work, named) for named in points]):
+            yield done.result()
 
 
 def describe(named: Named, tried: Tried) -> str:

@@ -29,6 +29,12 @@ KILL = 0
 TIMEOUT_S = 120
 _NOTED = "FAULT_INJECTION_MODULES"
 _exit = os._exit
+_IMPORTED = (
+    *("torch.profiler", "bitsandbytes", "transformers.models.llama.modeling_llama", "transformers.generation.utils"),
+    *("bitladder.study.worker", "bitladder.checkpoint.audit", "bitladder.checkpoint.quantize"),
+    *("bitladder.perf.measure", "bitladder.perf.overhead", "bitladder.stats.summarize", "bitladder.decide"),
+)
+"""before the first study; it notes what else there is to import"""
 _CONTROL = struct.Struct("7q512s512s512s1024s")
 CONTROL_BYTES = _CONTROL.size
 _PR_SET_CHILD_SUBREAPER = 36
@@ -196,14 +202,14 @@ class Studies:
 
 def _prepare_process(render: Any, *, with_accuracy: bool) -> Any:
     """Take out of a study what makes it slow. Returns what draws a report."""
-    import torch.profiler  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
+    for name in _IMPORTED:
+        import_module(name)
     import bitladder.accuracy.journal
     import bitladder.report.output
     import bitladder.study.run
     from bitladder.accuracy import registry
     from bitladder.forkserver import ForkServer
+    from bitladder.study import layer_timing
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # so that orphans are seen
     draw = bitladder.report.output._render
@@ -215,6 +221,7 @@ def _prepare_process(render: Any, *, with_accuracy: bool) -> Any:
         names = scan(folder)
         registry.scan = lambda asked: names if asked == folder else scan(asked)  # type: ignore[assignment]
         registry._read_names = lambda path, _: names if path.is_file() else None  # type: ignore[assignment]
+    layer_timing._REPEATS = 1
     ForkServer._start = _fork_server  # type: ignore[assignment, method-assign]
     return draw
 

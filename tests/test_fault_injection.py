@@ -11,7 +11,6 @@ from faulty_study import KILL, Point
 
 POINTS = {
     Point("new", 1, errno.EIO, False, ("flock",), "/out/.lock"): 2,
-    Point("new", 1, errno.EACCES, False, ("mkdir",), "/out/prompts"): 2,
     Point("new", 1, errno.EIO, True, ("fsync",), "/out/prompts/"): 2,
     Point("new", 1, KILL, False, ("write",), "/out/.study.json"): -9,
     Point("new", 1, errno.ENOSPC, True, ("write",), "/cache/checkpoints/"): 2,
