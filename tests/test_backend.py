@@ -197,13 +197,14 @@ def test_the_trial_finds_wrong_attention(short_chain: int, monkeypatch: pytest.M
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_llama: Path) -> tuple[BitladderLM, HuggingFaceModel]:
+def pair(tiny_llama: Path) -> Iterator[tuple[BitladderLM, HuggingFaceModel]]:
     """Ours and lm-eval's on the same FP32 model."""
     model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
     ours = BitladderLM(model, tokenizer, token_budget=96, max_rows=3, max_length=128, cache_requests=False)
     theirs = HuggingFaceModel(model, tokenizer, 2)
     theirs._max_length = 128
-    return ours, theirs
+    yield ours, theirs
+    assert ours.unsupported is None, "what was compared was lm-eval's own way on both sides"
 
 
 def ask(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:

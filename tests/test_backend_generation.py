@@ -1,6 +1,6 @@
 """Continuous batching against lm-eval's own generation, in FP32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,10 +31,12 @@ FEWSHOT = "Question: what is the sum of twelve and thirty? The answer is forty-t
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_llama: Path) -> tuple[BitladderLM, HuggingFaceModel]:
+def pair(tiny_llama: Path) -> Iterator[tuple[BitladderLM, HuggingFaceModel]]:
     """Ours with room for three rows, and lm-eval's one row at a time, on the same model."""
     model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
-    return BitladderLM(model, tokenizer, max_rows=3, cache_requests=False), HuggingFaceModel(model, tokenizer, 1)
+    ours = BitladderLM(model, tokenizer, max_rows=3, cache_requests=False)
+    yield ours, HuggingFaceModel(model, tokenizer, 1)
+    assert ours.unsupported is None, "what was compared was lm-eval's own way on both sides"
 
 
 def ask(arguments: list[tuple[str, dict[str, Any]]]) -> list[Instance]:

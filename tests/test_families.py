@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
+from bitladder.accuracy.huggingface import HuggingFaceModel, _without_outliers
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.layers import prepare_layers
+from bitladder.checkpoint.loading import load_model, load_tokenizer
 from bitladder.checkpoint.quantize import quantize
-from bitladder.checkpoint.skeleton import build_skeleton, cache_bytes, directly_used, widest_layer
+from bitladder.checkpoint.skeleton import build_skeleton, cache_bytes, directly_used, has_tied_head, widest_layer
 from bitladder.errors import UserError
 from bitladder.rungs import find_rung, made_title
 from family_trial import rung_comes_back, scored
@@ -173,3 +176,67 @@ def test_4_bit_layers_that_a_cpu_cannot_pack_are_left_as_they_are(monkeypatch: p
 def test_every_causal_family_is_asked_for() -> None:
     assert len(causal_families()) > 100
     assert {"llama", "qwen2", "mixtral", "mamba"} <= set(causal_families())
+
+
+@pytest.mark.parametrize(("family", "shows"), [("rwkv", True), ("llama", False)])
+def test_families_whose_texts_padding_changes_are_asked_one_by_one(
+    family: str, shows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
+    source = save_tiny_family(family, tmp_path / "source")
+    for rung in ("bf16", "int8"):
+        model = load_model(quantize(str(source), rung, tmp_path / rung).directory, "cpu")
+        asked = HuggingFaceModel(model, load_tokenizer(tmp_path / rung), 4)
+        texts = [
+            Instance("generate_until", {}, (text, {"until": ["."], "max_gen_toks": 2}), 0, ("task", 0, 1))
+            for text in ("A", "A ladder has rungs")
+        ]
+        asked.generate_until(texts, disable_tqdm=True)
+        asked.loglikelihood([Instance("loglikelihood", {}, ("A", " B"), 0)], disable_tqdm=True)
+        assert (asked.alone, asked.batch_size) == (shows, 1 if shows else 4), rung
+
+
+def test_no_rung_is_asked_one_by_one_for_the_outliers_of_what_pads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLM.int8's depend on all rows of a batch, in every family: its baseline is asked in batches too."""
+    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
+    source = save_tiny_family("llama", tmp_path / "source")
+    model: Any = load_model(quantize(str(source), "int8").directory, "cpu")
+    model.get_input_embeddings().weight.data[0] = torch.nn.functional.one_hot(torch.tensor(5), 64) * 10.0
+    text = torch.arange(9, 12)[None]
+    padded = torch.cat([text, torch.zeros_like(text)], 1)
+
+    def moved() -> float:
+        with torch.inference_mode():
+            return float((model(text).logits - model(padded).logits[:, :3]).abs().max())
+
+    assert moved() > 0
+    with _without_outliers(model):
+        assert moved() == 0
+    assert moved() > 0, "and is as it was"
+
+
+def test_a_head_is_tied_by_its_own_tensor(tmp_path: Path) -> None:
+    """Zamba's layers share tensors, whether or not its head does."""
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        tiny_config("zamba2", tie_word_embeddings=tied).save_pretrained(folder)
+        assert has_tied_head(build_skeleton(folder)) == tied
+
+
+def test_only_what_a_family_keeps_in_fp32_may_be_fp32_beside_bf16(tmp_path: Path) -> None:
+    """HY V4 keeps its head in FP32. An embedding in FP32 is another checkpoint than the config says."""
+    from safetensors.torch import load_file, save_file
+
+    source = save_tiny_family("hy_v4", tmp_path / "source")
+    require_sound(source)
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    wide = {
+        name: tensor.float() if "proj" not in name and "experts" not in name else tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(wide, path, {"format": "pt"})
+    with pytest.raises(UserError, match="found rest type F32, declared BF16"):
+        require_sound(source)
