@@ -73,7 +73,7 @@ def steps(family: str, source: Path, folder: Path, outcome: Outcome) -> Iterator
     except UserError as error:
         outcome.refused = str(error).replace(str(source), "DIR")
         return
-    predict_working_memory(build_skeleton(source), 2, 1, 8, 4)
+    predict_working_memory(build_skeleton(source), 2, 8, 4)
     yield {"partial": f"{left:.0%}" if left > 0.05 else ""}
     for rung in ("bf16", *RUNGS):
         yield {rung: rung_comes_back(source, rung, folder / rung)}

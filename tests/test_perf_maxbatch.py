@@ -151,10 +151,11 @@ def test_largest_fitting_of_none() -> None:
 
 def test_working_memory_grows_with_the_batch_and_the_tokens() -> None:
     skeleton = smollm2_skeleton()
-    sizes = [predict_working_memory(skeleton, 2, batch, 128, 128) for batch in (1, 2, 8)]
+    row = predict_working_memory(skeleton, 2, 128, 128)
+    sizes = [row.of_rows(batch) for batch in (1, 2, 8)]
     assert sizes[0].cache_bytes < sizes[1].cache_bytes < sizes[2].cache_bytes
     assert sizes[0].total_bytes < sizes[1].total_bytes < sizes[2].total_bytes
-    longer = predict_working_memory(skeleton, 2, 1, 128, 256)
+    longer = predict_working_memory(skeleton, 2, 128, 256)
     assert longer.cache_bytes > sizes[0].cache_bytes
     assert longer.activation_bytes == sizes[0].activation_bytes
 

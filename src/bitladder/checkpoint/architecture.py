@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bitladder.checkpoint.kinds import FLOATS, is_packed, is_state, module_of
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.renaming import loaded_names
-from bitladder.checkpoint.skeleton import build_skeleton, linear_weights
+from bitladder.checkpoint.skeleton import build_skeleton, fp32_plan, has_tied_head, linear_weights
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.records import Scheme
 
@@ -34,8 +34,8 @@ class Architecture:
     """what the model calls each stored tensor, scales and maps by the weight that they belong to"""
     tied_head: bool
     """whether the model has one tensor for head and embedding"""
-    keeps_fp32: bool
-    """whether the family keeps some of what isn't quantized in FP32, whatever type is asked for"""
+    in_fp32: frozenset[str]
+    """stored tensors that the family keeps in FP32, whatever type is asked for"""
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
@@ -55,6 +55,7 @@ def read_architecture(
     names = loaded_names(skeleton, {_weight_of(name) for name in tensors})
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     logical = _logical_tensors(tensors, found, {name: shapes.get(names[name]) for name in names})
+    in_fp32 = fp32_plan(skeleton, torch.bfloat16)
     model, info = _match(type(skeleton), skeleton.config, logical)
     stored_modules = {module_of(names[_weight_of(name)]) for name in tensors}
     missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules, found))
@@ -63,8 +64,8 @@ def read_architecture(
         name=type(model).__name__,
         linear={name: weight.numel() for name, weight in linear_weights(skeleton).items()},
         loaded_names={name: names[_weight_of(name)] for name in tensors},
-        tied_head=bool(skeleton.all_tied_weights_keys),
-        keeps_fp32=bool(skeleton._get_dtype_plan(torch.bfloat16)),
+        tied_head=has_tied_head(skeleton),
+        in_fp32=frozenset(name for name in tensors if in_fp32(names[_weight_of(name)])),
         missing=tuple(missing),
         unexpected=tuple(sorted(info["unexpected_keys"])),
         mismatched=tuple(f"{name}: {list(stored)}, not {list(expected)}" for name, stored, expected in mismatched),

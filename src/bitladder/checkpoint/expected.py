@@ -4,15 +4,15 @@ transformers builds the model on the meta device and puts bitsandbytes' layers w
 those layers store is the layout below (checked against the files they write).
 """
 
+import functools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.loading import quiet_libraries
-from bitladder.checkpoint.skeleton import build_skeleton, directly_used, kept_in_fp32, linear_weights
+from bitladder.checkpoint.skeleton import build_skeleton, directly_used, fp32_plan, kept_in_fp32, linear_weights
 from bitladder.errors import UserError
 from bitladder.records import Scheme
 from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung
@@ -81,7 +81,6 @@ def quantization_config(scheme: Scheme, skipped: Sequence[str] = ()) -> "BitsAnd
     from transformers import BitsAndBytesConfig
 
     skip = {"llm_int8_skip_modules": list(skipped)} if skipped else {}
-
     if scheme.method == "llm.int8":
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_8bit=True, llm_int8_threshold=scheme.int8_threshold, **skip
@@ -130,8 +129,18 @@ def expected_bytes(directory: Path, rung: str | Scheme, *, trust_remote_code: bo
 
 
 def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) -> Expected:
-    """Size of the scheme's checkpoint and number of weights of the model in ``directory``."""
+    """Size of the scheme's checkpoint and number of weights of the model in ``directory``.
+
+    A configuration that hasn't changed since this process last built a network from it is not built again.
+    """
     quiet_libraries()  # what bitsandbytes has to tell it tells when it is imported, here at the latest
+    status = (directory / "config.json").stat() if (directory / "config.json").is_file() else None
+    mark = status and (status.st_ino, status.st_size, status.st_mtime_ns)
+    return _expect(directory, mark, scheme, trust_remote_code)
+
+
+@functools.lru_cache(maxsize=64)
+def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bool) -> Expected:
     model = build_skeleton(directory, trust_remote_code=trust_remote_code)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parameters, largest = sum(sizes.values()), max(sizes.values())
@@ -183,12 +192,9 @@ def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:
 
 def _rest_widths(model: "PreTrainedModel", rest_type: str) -> dict[str, int]:
     """Bytes of one number of each parameter that isn't packed; some a family keeps in FP32 whatever is asked for."""
-    plan = model._get_dtype_plan(torch_dtype(rest_type))
-    kept = [re.compile(pattern.replace("*", ".*")) for pattern in plan]  # as transformers makes and searches them
+    in_fp32 = fp32_plan(model, torch_dtype(rest_type))
     return {
-        name: 4
-        if any(pattern.search(name) for pattern in kept) or parameter.dtype.itemsize > 2
-        else _WIDTH_BYTES[rest_type]
+        name: 4 if in_fp32(name) or parameter.dtype.itemsize > 2 else _WIDTH_BYTES[rest_type]
         for name, parameter in model.named_parameters()
     }
 

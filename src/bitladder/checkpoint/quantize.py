@@ -58,8 +58,9 @@ log = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "5GB"
 
-# History: 1 - first release. Raise it when the same recipe gives other files.
-_RECIPE_VERSION = 1
+# History: 1 - first release. 2 - layers whose weights a family's code takes out or keeps in FP32 are left as they are,
+# and no source with weights that a rung can't hold is taken. Raise it when the same recipe gives other files.
+_RECIPE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,6 @@ def quantize(
     require_unquantized(resolved)
     expected = expect(resolved.directory, row.scheme, trust_remote_code=trust_remote_code)
     require_whole(resolved.source.model, row, expected, allow_partial=allow_partial)
-    require_generation_config(resolved.directory)
-    require_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
-    require_numbers(resolved.directory)
-    require_range(resolved.directory, rung)
-    if vanished := vanishing(resolved.directory, row.scheme):
-        log.warning("%s: %s", rung, vanished)
     recipe_hash = expected_recipe_hash(resolved.source, rung, device)
     entry = cache_entry(recipe_hash)
     _require_writable(entry)
@@ -113,6 +108,7 @@ def quantize(
     with entry_lock(entry):
         manifest = _intact(entry, recipe_hash)
         if manifest is None:
+            _require_fit_source(resolved.directory, row, trust_remote_code)
             manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code, expected)
         # Equal content may have been asked for under other names.
         manifest = manifest.model_copy(update={"rung": rung, "source": resolved.source})
@@ -169,6 +165,17 @@ def require_unquantized(resolved: ResolvedModel) -> None:
             f"{resolved.source.model}: already quantized ({found.get('quant_method')}), expected a model that isn't; "
             "`bitladder audit` tells what it is"
         )
+
+
+def _require_fit_source(directory: Path, rung: Rung, trust_remote_code: bool) -> None:
+    """Raise UserError for a source whose texts or weights the rung can't do with; its weights are read once. What is in
+    the cache was made from the same bytes and need not be asked again."""
+    require_generation_config(directory)
+    require_tokenizer(directory, trust_remote_code=trust_remote_code)
+    require_numbers(directory)
+    require_range(directory, rung.name)
+    if vanished := vanishing(directory, rung.scheme):
+        log.warning("%s: %s", rung.name, vanished)
 
 
 def _require_writable(directory: Path) -> None:

@@ -14,6 +14,7 @@ from bitladder.checkpoint.loading import load_config, naming_config
 from bitladder.errors import NotCausalError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -54,18 +55,18 @@ def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreT
             config, trust_remote_code=trust_remote_code, dtype=torch.bfloat16
         )
     model.eval()  # type: ignore[no-untyped-call]
-    if _is_encoder(model):
+    by_config = _leaves_out_mask(model)
+    if by_config or model.config.model_type in _WITHOUT_MASK:
+        why = " (its config has no is_decoder true)" if by_config else ""
         raise NotCausalError(
-            f"{directory}: {model.config.model_type!r} sees what comes after a token, as an encoder does (its config "
-            "has no is_decoder true); expected a causal language model"
+            f"{directory}: {model.config.model_type!r} sees what comes after a token, as an encoder does{why}; "
+            "expected a causal language model"
         )
     return model
 
 
-def _is_encoder(model: "PreTrainedModel") -> bool:
-    """Whether the config leaves out the causal mask, in a family whose code asks the config for it."""
-    if model.config.model_type in _WITHOUT_MASK:
-        return True
+def _leaves_out_mask(model: "PreTrainedModel") -> bool:
+    """Whether the config says that there is no causal mask, in a family whose code asks the config for it."""
     if getattr(model.config, "is_decoder", None) is not False:
         return False
     return re.search(r"self\.is_decoder|=\s*config\.is_decoder", _source(model)) is not None
@@ -106,13 +107,27 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
 
 
 def kept_in_fp32(model: "PreTrainedModel") -> Callable[[str], bool]:
-    """Whether the family keeps the tensor of a name in FP32, whatever type of 16 bits is asked for."""
+    """Whether the tensor of a name is left in FP32, or by a quantizer in 16 bits, because the family says so."""
     import torch
 
     plain = tuple(model._keep_in_fp32_modules or ())
-    # patterns as transformers makes and searches them (``build_glob_alternation``)
-    strict = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(torch.bfloat16)]
-    return lambda name: any(part in plain for part in name.split(".")) or any(one.search(name) for one in strict)
+    in_fp32 = fp32_plan(model, torch.bfloat16)
+    return lambda name: any(part in plain for part in name.split(".")) or in_fp32(name)
+
+
+def fp32_plan(model: "PreTrainedModel", dtype: "torch.dtype") -> Callable[[str], bool]:
+    """Whether transformers loads the tensor of a name in FP32 where ``dtype`` is asked for."""
+    # patterns as it makes and searches them (``build_glob_alternation``)
+    patterns = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
+    return lambda name: any(pattern.search(name) for pattern in patterns)
+
+
+def has_tied_head(model: "PreTrainedModel") -> bool:
+    """Whether the layer that makes logits has the embedding's tensor, by transformers' own table of what is shared."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    tied = model.all_tied_weights_keys
+    names = {f"{name}.weight" for name, module in model.named_modules() if module is head}
+    return not names.isdisjoint({*tied.keys(), *tied.values()})
 
 
 def widest_layer(model: "PreTrainedModel") -> tuple[int, int]:

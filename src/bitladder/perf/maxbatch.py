@@ -167,14 +167,14 @@ def predicting_probe(
 
     skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
     width = value_bytes(found_scheme(read_config(directory), read_tensors(directory)))
+    row = predict_working_memory(skeleton, width, scenario.prompt_tokens, scenario.new_tokens)
     load_bytes = max(predicted_load_bytes(directory), audited_bytes or 0)
     free_bytes = available_bytes(scenario.device)
     if scenario.memory_limit_bytes is not None:
         free_bytes = min(free_bytes, scenario.memory_limit_bytes)
 
     def probe(batch_size: int) -> BatchProbe:
-        working = predict_working_memory(skeleton, width, batch_size, scenario.prompt_tokens, scenario.new_tokens)
-        needed_bytes = load_bytes + working.total_bytes
+        needed_bytes = load_bytes + row.of_rows(batch_size).total_bytes
         return BatchProbe(
             batch_size=batch_size,
             fits=needed_bytes <= free_bytes,

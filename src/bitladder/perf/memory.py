@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,11 +35,20 @@ class WorkingMemory:
     def total_bytes(self) -> int:
         return self.cache_bytes + self.activation_bytes + self.logits_bytes + self.workspace_bytes
 
+    def of_rows(self, rows: int) -> "WorkingMemory":
+        """Of so many such rows; they share the workspace."""
+        return replace(
+            self,
+            cache_bytes=rows * self.cache_bytes,
+            activation_bytes=rows * self.activation_bytes,
+            logits_bytes=rows * self.logits_bytes,
+        )
+
 
 def predict_working_memory(
-    skeleton: "PreTrainedModel", value_bytes: int, batch_size: int, prompt_tokens: int, new_tokens: int
+    skeleton: "PreTrainedModel", value_bytes: int, prompt_tokens: int, new_tokens: int
 ) -> WorkingMemory:
-    """Estimate for a decoder whose logits are computed for the last position alone, as ``generate`` does.
+    """Estimate for one row of a decoder whose logits are computed for the last position alone, as ``generate`` does.
 
     ``skeleton``: of `build_skeleton`; ``value_bytes``: of the type that it will compute in. Activations are those of
     the prefill's widest layer in FP32: residual, norm, query, key, value and attention output (hidden size each), gate,
@@ -47,12 +56,11 @@ def predict_working_memory(
     """
     hidden = embedding_width(skeleton)
     wide = max(widest_layer(skeleton))
-    row_bytes = cache_bytes(skeleton, prompt_tokens + new_tokens, value_bytes)
-    cache = batch_size * row_bytes
+    cache = cache_bytes(skeleton, prompt_tokens + new_tokens, value_bytes)
     return WorkingMemory(
         cache_bytes=cache + cache // layer_count(skeleton),  # growing by a token copies one layer's
-        activation_bytes=batch_size * prompt_tokens * (6 * hidden + 3 * wide) * FLOAT32_BYTES,
-        logits_bytes=batch_size * vocabulary_size(skeleton) * (value_bytes + 2 * FLOAT32_BYTES),
+        activation_bytes=prompt_tokens * (6 * hidden + 3 * wide) * FLOAT32_BYTES,
+        logits_bytes=vocabulary_size(skeleton) * (value_bytes + 2 * FLOAT32_BYTES),
         workspace_bytes=hidden * max(wide, hidden) * FLOAT32_BYTES,
     )
 

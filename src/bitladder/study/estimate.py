@@ -108,7 +108,7 @@ def _peak(
     if overhead_bytes is None:
         return None
     settings = study.settings
-    working = predict_working_memory(skeleton, value_bytes(scheme), 1, settings.prompt_tokens, settings.new_tokens)
+    working = predict_working_memory(skeleton, value_bytes(scheme), settings.prompt_tokens, settings.new_tokens)
     return overhead_bytes + weights_bytes + working.total_bytes
 
 

@@ -72,7 +72,7 @@ def attention_heads(model: "PreTrainedModel") -> tuple[int, int, int]:
         key_heads = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         # of latent attention, whose keys have a rotated and an unrotated part
-        latent = getattr(config, "qk_nope_head_dim", 0) + getattr(config, "qk_rope_head_dim", 0)
-        return int(heads), int(key_heads), int(max(size, latent, getattr(config, "v_head_dim", 0)))
+        latent = sum(getattr(config, name, None) or 0 for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
+        return int(heads), int(key_heads), int(max(size, latent, getattr(config, "v_head_dim", None) or 0))
     except (AttributeError, RuntimeError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"its configuration has no one number of heads ({str(error).splitlines()[0]})") from None

@@ -45,8 +45,11 @@ def check_loaded_types(subject: Subject, loaded: Loaded | None) -> list[Finding]
 
 def check_causal(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Whether a later token changes what the model says after earlier ones: then its scores are no language model's."""
-    # LLM.int8's outlier columns are those of all tokens, so that a later one does change what it says of earlier ones
-    if loaded is None or subject.found.method == "llm.int8" or not loaded.looks_ahead > LOOKS_AHEAD:
+    found = subject.found
+    # Of all tokens together are LLM.int8's outlier columns, and the scale of inputs that other libraries round: there a
+    # later token does change what is said of earlier ones.
+    together = found.method == "llm.int8" or found.activation_type is not None
+    if loaded is None or together or not loaded.looks_ahead > LOOKS_AHEAD:
         return []
     message = (
         f"not causal: another last token moves the logits before it by {loaded.looks_ahead:.2g} standard deviations; "

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.checks.values import equal_values
-from bitladder.checkpoint.declared import quantization_of
+from bitladder.checkpoint.declared import found_scheme, quantization_of
 from bitladder.checkpoint.expected import expected_bytes
 from bitladder.checkpoint.format import is_known_format
 from bitladder.checkpoint.forward import Loaded
@@ -50,9 +50,10 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         for field in type(declared).model_fields
         if getattr(declared, field) != getattr(found, field)
     }
-    keeps_fp32 = not isinstance(subject.architecture, str) and subject.architecture.keeps_fp32
-    if keeps_fp32 and found.rest_type == "F32":
-        differences.pop("rest_type", None)
+    if not isinstance(subject.architecture, str) and subject.architecture.in_fp32:
+        others = {name: one for name, one in subject.tensors.items() if name not in subject.architecture.in_fp32}
+        if found_scheme(subject.config, others).rest_type == declared.rest_type:
+            differences.pop("rest_type", None)  # what the family keeps in FP32 is no part of what a type is asked for
     severity: Severity = "error"
     data: dict[str, object] = {"differences": differences}
     if declared.method == "other":
