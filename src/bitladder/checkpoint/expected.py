@@ -167,16 +167,26 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
 
 def _converted(model: "PreTrainedModel") -> tuple[str, ...]:
     """Llama 4's experts, a list of layers in a quantized checkpoint and one parameter while one is made; and quantized
-    layers whose weights are split or merged on the way between file and model, which scales don't follow."""
+    layers whose weights are split, merged or stored without a layer's name (Inkling 2) on the way between file and
+    model, which scales don't follow."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
     from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 
     patched = (name for name, one in model.named_modules() if type(one).__name__ in MODULES_TO_PATCH_FOR_QUANTIZATION)
-    transforms = get_model_conversion_mapping(model)
-    back = [one.reverse_transform() for one in transforms if isinstance(one, WeightConverter)]
-    layers = [f"{name}.weight" for name, _ in _quantized_layers(model)]
-    return (*patched, *(name for name in layers if any(one.rename_source_key(name)[1] is not None for one in back)))
+    back = [one.reverse_transform() for one in reversed(get_model_conversion_mapping(model))]
+    converters = [one for one in back if isinstance(one, WeightConverter)]
+    renamings = [one for one in back if not isinstance(one, WeightConverter)]
+
+    def scales_follow(weight: str) -> bool:
+        if any(one.rename_source_key(weight)[1] is not None for one in converters):
+            return False
+        for one in renamings:
+            weight, _ = one.rename_source_key(weight)
+        return weight.endswith(".weight")
+
+    layers = (f"{name}.weight" for name, _ in _quantized_layers(model))
+    return (*patched, *(name for name in layers if not scales_follow(name)))
 
 
 def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:
