@@ -11,17 +11,19 @@ import argparse
 from collections.abc import Sequence
 from itertools import product
 
-from bitladder.stats.aggregate import aggregate
+from bitladder.stats.aggregate import MeanOfTasks, aggregate
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.power import documents_for_power, documents_for_power_many_changes, questions_to_decide
+from bitladder.stats.power import documents_for_power, documents_for_power_many_changes, questions_as_observed
 from bitladder.stats.simulation import (
     ChangeRates,
     ClusteredTask,
+    WeighedTask,
     clustered_coverage,
     coverage,
     decided_share,
     simulated_questions_to_decide,
     wald_interval,
+    weighed_difference_points,
     within_share,
     wrong_verdict_share,
 )
@@ -118,6 +120,20 @@ def print_wrong_verdicts(draws: int, seed: int) -> None:
         print_row([truths, changed, n, f"{wrong_verdict_share(rates, 0.02, draws, seed):.3f}"])
 
 
+def print_task_weights(draws: int, seed: int) -> None:
+    print_header(
+        "Mean difference of a rung equal to the baseline, points, of a task with little above chance",
+        ["n", "above chance", "answers changed", "rungs", "other tasks", "by the best score", "by the baseline's"],
+    )
+    for n, above, changed, rungs, others in product((60, 200, 1000), (0.03, 0.06, 0.09), (0.05, 0.15), (1, 4), (0, 2)):
+        task = WeighedTask(n, 0.25 + above, 0.25, changed)
+        by_best, by_baseline = (
+            weighed_difference_points(task, rungs, draws, seed, others=others, by_baseline=one) for one in (False, True)
+        )
+        cells = [n, f"{100 * above:.0f} points", f"{changed:.0%}", rungs, others]
+        print_row([*cells, f"{by_best:+.2f}", f"{by_baseline:+.2f}"])
+
+
 def print_questions_to_decide(draws: int, seed: int) -> None:
     print_header(
         f"More questions until decided ({draws} continuations a row)",
@@ -134,7 +150,7 @@ def print_questions_to_decide(draws: int, seed: int) -> None:
     for counts, margin in UNDECIDED:
         tasks = [PairedCounts(gained=gained, lost=lost, n=n) for gained, lost, n in counts]
         now = aggregate(tasks)
-        predicted = questions_to_decide(tasks, margin).more
+        predicted = questions_as_observed(MeanOfTasks(parts=tuple(tasks)), margin).more
         if predicted is None:
             raise AssertionError(f"no prediction for {counts} at {margin}")
         simulated = simulated_questions_to_decide(tasks, margin, draws, seed)
@@ -166,6 +182,7 @@ def main() -> None:
     print_coverage(options.draws, options.seed)
     print_clusters(min(options.draws, 1000), options.seed)
     print_wrong_verdicts(min(options.draws, 2000), options.seed)
+    print_task_weights(max(options.draws, 40_000), options.seed)
     print_questions_to_decide(min(options.draws, 1000), options.seed)
     print_power(options.draws, options.seed)
 

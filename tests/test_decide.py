@@ -218,7 +218,45 @@ def test_an_undecided_rung_is_not_picked_and_says_what_would_decide(directory: P
     assert verdict(answer, "int8").outcome == "undecided"
     (reason,) = verdict(answer, "int8").reasons
     assert reason.startswith("+0.00 points [-2.83, +2.64], so a drop of 1 point is neither shown nor ruled")
-    assert "about 1,200 more questions would decide, if it went on so, and all of this suite were asked" in reason
+    assert "more questions would decide, and all of this suite were asked" in reason
+
+
+def test_answers_that_settle_nothing_recommend_nothing(summary: Summary) -> None:
+    """All that is known of every other rung is that it may be worse: no reason to deploy the baseline."""
+    undecided = {
+        "difference_points": Estimate(value=-1.0, low=-6.0, high=4.0),
+        "verdict": "undecided",
+        "more_questions": 1234,
+    }
+    for name in ("fp16", "int8", "nf4", "fp4"):
+        summary = with_rung(summary, name, aggregate=undecided)
+    answer = recommend(summary)
+    asked = sum(task.questions for task in summary.rungs[0].tasks if task.name in summary.rungs[0].aggregate.tasks)
+    assert not answer.picks
+    assert answer.sentence == (
+        f"Nothing is settled: {asked} questions cannot settle a drop of 5 points (about 1,700 would); until then stay "
+        "with bf16."
+    )
+    assert {one.outcome for one in answer.verdicts} == {"within", "undecided"}
+    out_of_memory = recommend(summary, Limits(max_memory_bytes=1))
+    assert "bf16" in out_of_memory.sentence and "until then" not in out_of_memory.sentence
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "said"),
+    [
+        ({"verdict": "no signal"}, "no task can tell precisions apart"),
+        ({}, "no drop is known: int8 has no Language: timeout"),
+    ],
+)
+def test_accuracy_that_is_not_known_recommends_nothing(summary: Summary, aggregate: dict[str, Any], said: str) -> None:
+    for name in ("fp16", "int8", "nf4", "fp4"):
+        unknown = Estimate.unknown("int8 has no Language: timeout")
+        summary = with_rung(summary, name, aggregate={"difference_points": unknown, **aggregate})
+    answer = recommend(summary)
+    assert not answer.picks
+    assert answer.sentence.startswith(f"Nothing is settled: {said}")
+    assert answer.sentence.endswith("until then stay with bf16.")
 
 
 def test_another_margin_than_the_summarys_has_no_count(summary: Summary) -> None:

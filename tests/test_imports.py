@@ -55,7 +55,8 @@ MAY_IMPORT = {
     "objections": FOUNDATION | {"stats"},
     "tradeoffs": FOUNDATION | {"stats"},
     "recommendation": FOUNDATION | {"stats"},
-    "decide": FOUNDATION | {"stats", "objections", "recommendation", "tradeoffs"},
+    "evidence": FOUNDATION | {"stats", "objections", "recommendation"},
+    "decide": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "tradeoffs"},
     "report": FOUNDATION | {"stats", "decide", "recommendation"},
     "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }

@@ -205,7 +205,7 @@ def test_tasks_of_two_machines_stand_apart_and_make_one_aggregate(tmp_path: Path
     nf4 = summary.rung("nf4")
     assert nf4 and nf4.aggregate.tasks == ("bitladder_knowledge", "bitladder_language")
     assert summary.measured_on == f"Knowledge on {CPU}; Language on {GPU}"
-    assert "drops: of the mean of Knowledge and Language" in report.recommendation.reasons
+    assert "drops: of the mean of Knowledge, Language" in report.recommendation.reasons
 
 
 def test_a_task_is_compared_as_one_machine_measured_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from bitladder.stats import scores
 from bitladder.stats.interval import Interval, NoInterval
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.pots import Pot, make_pots, most_correlated, primary_metric
+from bitladder.stats.weights import weight_at
 
 
 def metric(name: str, filter_name: str = "none", higher: bool = True, aggregation: str = "mean") -> MetricInfo:
@@ -101,26 +102,21 @@ def test_equal_graded_answers_have_no_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "reason"),
+    ("right", "choices", "weight"),
     [
-        (80, 20, None),
-        (30, 70, "the baseline's 30.0% [21.9, 39.6] is not above chance, 25.0%"),
-        (5, 95, "the baseline's 5.0% [2.2, 11.2] is not above chance, 25.0%"),
+        (80, 4, 1.0),
+        (35, 4, 1.0),
+        (32, 4, 0.4),
+        (30, 4, 0.0),
+        (5, 4, 0.0),
+        (10, None, 1.0),
+        (7, None, 0.4),
+        (5, None, 0.0),
     ],
 )
-def test_choices_at_chance_have_no_signal(right: int, wrong: int, reason: str | None) -> None:
-    assert scores.no_signal_reason(pots([1.0] * right + [0.0] * wrong)) == reason
-
-
-def test_generation_needs_twenty_right() -> None:
-    assert scores.no_signal_reason(pots([1.0] * 20 + [0.0] * 80, choices=None)) is None
-    few = scores.no_signal_reason(pots([1.0] * 19 + [0.0] * 81, choices=None))
-    assert few == "the baseline has 19 right, fewer than 20"
-
-
-def test_mean_of_parts_has_no_signal_where_one_part_has_none() -> None:
-    parts = (*pots([1.0] * 20, choices=None), *pots([1.0] * 3, choices=None))
-    assert scores.no_signal_reason(parts) == "Row: the baseline has 3 right, fewer than 20"
+def test_a_task_counts_by_how_far_above_chance_it_is_answered(right: int, choices: int | None, weight: float) -> None:
+    answers = pots([1.0] * right + [0.0] * (100 - right), choices=choices)
+    assert weight_at(scores.above_chance(answers)) == pytest.approx(weight)
 
 
 def test_pairs_by_document_and_prompt_whatever_the_order() -> None:

@@ -6,7 +6,15 @@ from itertools import product
 
 import pytest
 
-from bitladder.stats.simulation import ChangeRates, ClusteredTask, clustered_coverage, coverage, wald_interval
+from bitladder.stats.simulation import (
+    ChangeRates,
+    ClusteredTask,
+    WeighedTask,
+    clustered_coverage,
+    coverage,
+    wald_interval,
+    weighed_difference_points,
+)
 
 CHANGED_SHARES = (0.0, 0.005, 0.01, 0.02, 0.05)
 GAINED_OF_CHANGED = (0.5, 0.25, 0.0)
@@ -68,3 +76,16 @@ def test_sources_of_one_or_two_documents_change_little() -> None:
     found = clustered_coverage(ClusteredTask((1,) * 400 + (2,) * 80, 0.01, 0.02, 0.2), draws=1500, seed=1)
     assert found.effective_sample >= 0.93
     assert found.tango >= 0.92
+
+
+@pytest.mark.parametrize("changed", [0.05, 0.15])
+@pytest.mark.parametrize(("n", "above"), [(60, 0.03), (60, 0.09), (200, 0.03), (200, 0.06), (1000, 0.05)])
+def test_a_tasks_weight_makes_no_equal_rung_look_worse(n: int, above: float, changed: float) -> None:
+    task = WeighedTask(n, 0.25 + above, 0.25, changed)
+    assert abs(weighed_difference_points(task, 1, draws=60_000, seed=1)) < 0.1
+    assert abs(weighed_difference_points(task, 4, draws=60_000, seed=2, others=2)) < 0.1
+
+
+def test_a_weight_read_from_the_baseline_alone_would() -> None:
+    task = WeighedTask(200, 0.28, 0.25, 0.15)
+    assert weighed_difference_points(task, 1, draws=20_000, seed=1, by_baseline=True) < -1

@@ -142,13 +142,17 @@ def test_published_table_2_follows_from_table_1(published_rows: list[Row]) -> No
 def test_published_aggregate(published_rows: list[Row]) -> None:
     found = list(summarize_aggregates(published_rows, COLUMNS, "fp32", 1.0).values())
     assert found[0].tasks == ("arc_challenge", "arc_easy", "gsm8k", "hellaswag", "mmlu")
-    values = [aggregate.score_percent.value for aggregate in found]
-    assert values == pytest.approx([37.61, 37.56, 37.28, 32.94], abs=0.006)
+    of = {name: PUBLISHED[name] for name in found[0].tasks}
+    weights = {name: min((max(of[name]) - (0 if name == "gsm8k" else 25) - 5) / 5, 1) for name in of}
+    assert weights["gsm8k"] == pytest.approx(0.2, abs=0.01)
+    for column, aggregate in enumerate(found):
+        mean = sum(weights[name] * of[name][column] for name in of) / sum(weights.values())
+        assert aggregate.score_percent.value == pytest.approx(mean, abs=0.01)
 
 
 def test_recovery_shows_what_the_relative_drop_hides(published_rows: list[Row]) -> None:
     mmlu = next(row for row in published_rows if row.group.name == "mmlu")
-    assert summarize_tasks(mmlu, 1.0)["fp4"].recovery_percent.value == pytest.approx(100 - 79.8, abs=0.1)
+    assert summarize_tasks(mmlu, 1.0)["fp4"].recovery_above_chance_percent.value == pytest.approx(100 - 79.8, abs=0.1)
 
 
 def test_replayed_answers_come_back(builtin: Summary) -> None:
@@ -163,7 +167,8 @@ def test_replayed_answers_come_back(builtin: Summary) -> None:
         100 * counts.interval(shared_confidence(2)).low
     )  # fp16 and int8 are within and left
     assert task.relative_drop_percent.value == pytest.approx(-100 * 16 / 112)
-    assert task.recovery_percent.value == pytest.approx(100 * (96 - 35) / (112 - 35))
+    assert task.recovery_percent.value == pytest.approx(100 * 96 / 112)
+    assert task.recovery_above_chance_percent.value == pytest.approx(100 * (96 - 35) / (112 - 35))
 
 
 def test_aggregate_is_the_mean_of_the_tasks_with_its_own_interval(builtin: Summary) -> None:
@@ -179,7 +184,7 @@ def test_aggregate_is_the_mean_of_the_tasks_with_its_own_interval(builtin: Summa
 
 def test_prose_is_shown_and_in_no_aggregate(builtin: Summary) -> None:
     prose = task_of(builtin, "nf4", "bitladder_prose")
-    assert (prose.unit, prose.metric, prose.in_aggregate) == ("raw", "bits_per_byte", False)
+    assert (prose.unit, prose.metric, prose.weight) == ("raw", "bits_per_byte", None)
     assert prose.score.value == pytest.approx(1.09, abs=0.01)
     assert prose.difference_points.value is None
 
@@ -217,7 +222,7 @@ def test_tasks_without_signal_leave_the_aggregate_of_every_rung(tmp_path: Path) 
     tasks = (
         TaskReplay("good", "choice", 100, 0.8),
         TaskReplay("guessed", "choice", 100, 0.27),
-        TaskReplay("written", "generation", 100, 0.1),
+        TaskReplay("written", "generation", 100, 0.04),
     )
     groups = tuple(
         TaskGroup(name=task.name, title=task.name, tasks=(task.name,), pooling="documents", in_aggregate=True)
@@ -226,10 +231,10 @@ def test_tasks_without_signal_leave_the_aggregate_of_every_rung(tmp_path: Path) 
     summary = summarize(load_results(write_replay(tmp_path, tasks=tasks, groups=groups, only="accuracy")))
     assert {rung.aggregate.tasks for rung in summary.rungs} == {("good",)}
     guessed, written = task_of(summary, "nf4", "guessed"), task_of(summary, "nf4", "written")
-    assert guessed.score.value is not None and not guessed.signal and not guessed.in_aggregate
+    assert guessed.score.value is not None and not guessed.signal and guessed.weight == 0
     assert (guessed.difference_points.value, guessed.gained, guessed.recovery_percent.value) == (None, None, None)
-    assert written.no_signal_reason == "the baseline has 10 right, fewer than 20"
-    assert any(note.startswith("guessed is in no aggregate: the baseline's 27.0%") for note in summary.notes)
+    assert written.no_signal_reason == "the best of all scores, 4.0%, is less than 5%"
+    assert any(note.startswith("guessed is in no aggregate: the best of all scores, 27.0%") for note in summary.notes)
 
 
 def test_a_rung_that_lacks_a_task_has_no_aggregate(tmp_path: Path) -> None:

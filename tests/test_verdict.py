@@ -167,11 +167,11 @@ def test_sources_are_clusters(logs: Path) -> None:
 
 def test_other_metrics_are_rows_of_their_own_and_in_no_aggregate(logs: Path) -> None:
     found = compared(str(logs / "bf16"), str(logs / "fp16"), "--tasks", "arc_easy,gsm8k", code=1).others[0]
-    assert [(task.name, task.metric, task.in_aggregate) for task in found.tasks] == [
-        ("arc_easy", "acc", True),
-        ("arc_easy", "acc_norm", False),
-        ("gsm8k", "exact_match (strict-match)", True),
-        ("gsm8k", "exact_match (flexible-extract)", False),
+    assert [(task.name, task.metric, task.weight) for task in found.tasks] == [
+        ("arc_easy", "acc", 1.0),
+        ("arc_easy", "acc_norm", None),
+        ("gsm8k", "exact_match (strict-match)", 1.0),
+        ("gsm8k", "exact_match (flexible-extract)", None),
     ]
 
 
@@ -190,7 +190,72 @@ def test_a_baseline_that_guesses_has_no_signal(tmp_path: Path) -> None:
     for name in ("bf16", "nf4"):
         write_logs(tmp_path / name, [LoggedTask("arc_easy", {("acc", "none"): right(25, 100)})])
     shown = run("verdict", str(tmp_path / "bf16"), str(tmp_path / "nf4"), code=1)
-    assert "no signal" in shown and "is not above chance, 25.0%" in shown
+    assert "no signal" in shown and "is less than 5 points above chance, 25.0%" in shown
+
+
+@pytest.mark.parametrize("known", [0, 19, 20, 24, 65])
+def test_a_task_that_the_model_cannot_do_changes_no_verdict(known: int, tmp_path: Path) -> None:
+    """2 points lost of ARC-Easy are beyond a margin of 1.5, whatever a few lucky answers in GSM8K do."""
+    easy, n = right(1600, 2376), 2376
+    lost = [value if index >= 48 else 0.0 for index, value in enumerate(easy)]
+    verdicts = {}
+    for tasks in (("arc_easy",), ("arc_easy", "gsm8k")):
+        for name, answers, half in (("bf16", easy, 0), ("nf4", lost, known // 2)):
+            logged = [
+                LoggedTask("arc_easy", {("acc", "none"): answers}),
+                LoggedTask("gsm8k", {("exact_match", "strict-match"): right(known - half, 1319)}, choices=None),
+            ]
+            write_logs(tmp_path / f"{name}{len(tasks)}", [one for one in logged if one.name in tasks])
+        paths = [str(tmp_path / f"{name}{len(tasks)}") for name in ("bf16", "nf4")]
+        verdicts[tasks] = compared(*paths, "--max-drop", "1.5pt", code=1).others[0].aggregate
+    alone, both = verdicts.values()
+    assert alone.verdict == both.verdict == "beyond the margin"
+    assert alone.difference_points == both.difference_points
+    assert alone.difference_points.value == pytest.approx(-100 * 48 / n)
+    shown = run("verdict", *(str(tmp_path / f"{name}2") for name in ("bf16", "nf4")), code=1)
+    assert "gsm8k is in no aggregate: the best of all scores" in shown
+
+
+def test_a_task_counts_by_any_rungs_score(tmp_path: Path) -> None:
+    """The baseline at 32% of four choices has a weight of 0.4; where another rung has 33.5%, it is 0.7 for all."""
+    for name, known in (("bf16", 640), ("nf4", 640), ("int8", 670)):
+        write_logs(tmp_path / name, [LoggedTask("arc_easy", {("acc", "none"): right(known, 2000)})])
+    paths = [str(tmp_path / name) for name in ("bf16", "nf4", "int8")]
+    assert [rung.tasks[0].weight for rung in compared(*paths[:2]).rungs] == pytest.approx([0.4] * 2)
+    assert [rung.tasks[0].weight for rung in compared(*paths).rungs] == pytest.approx([0.7] * 3)
+    assert "mean of arc_easy (weight 0.70)" in run("verdict", *paths)
+
+
+def test_a_task_that_loses_more_by_itself_is_named_and_may_be_refused(tmp_path: Path) -> None:
+    for name, lost in (("bf16", 0), ("nf4", 60)):
+        logged = [
+            LoggedTask("arc_easy", {("acc", "none"): right(1600, 2376)}),
+            LoggedTask("gsm8k", {("exact_match", "strict-match"): right(400 - lost, 1319)}, choices=None),
+        ]
+        write_logs(tmp_path / name, logged)
+    paths = [str(tmp_path / name) for name in ("bf16", "nf4")]
+    shown = run("verdict", *paths, "--max-drop", "3.1pt")
+    assert "nf4 by itself loses more than 3.1 points on gsm8k, whatever the aggregate says." in shown
+    run("verdict", *paths, "--max-drop", "3.1pt", "--per-task", code=1)
+
+
+def test_a_recovery_is_of_the_baselines_own_score(tmp_path: Path) -> None:
+    for name, lost in (("bf16", 0), ("nf4", 12)):
+        write_logs(tmp_path / name, [LoggedTask("arc_easy", {("acc", "none"): right(1600 - lost, 2000)})])
+    paths = [str(tmp_path / name) for name in ("bf16", "nf4")]
+    found = compared(*paths, "--min-recovery", "98%")
+    assert found.margin_points == 1.6, "2% of 80%"
+    nf4 = found.others[0].tasks[0]
+    assert nf4.recovery_percent.value == pytest.approx(100 * 1588 / 1600)
+    assert nf4.recovery_above_chance_percent.value == pytest.approx(100 * (1588 - 500) / (1600 - 500))
+    assert compared(*paths, "--min-recovery", "99.5", code=1).margin_points == 0.4
+    for flags, said in (
+        (["--min-recovery", "98%", "--max-drop", "1pt"], "give one of them"),
+        (["--min-recovery", "100%"], "leaves nothing to lose"),
+        (["--min-recovery", "101%"], "expected per cent such as 99%"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run("verdict", *paths, *flags, code=2)
 
 
 def test_a_rung_of_a_study_stands_beside_another(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bitladder.errors import UserError
+from bitladder.evidence import rests_on, unsettled
 from bitladder.objections import (
     PEAK,
     Objection,
@@ -23,6 +24,7 @@ from bitladder.records import Finding
 from bitladder.stats.goals import CRITERIA, Criterion, Goal
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.stats.weights import counted_tasks, weighted_titles
 from bitladder.tradeoffs import longer_answers, run_memory
 from bitladder.units import counted, format_bytes, format_points, points_text
 
@@ -42,9 +44,15 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     }
     within = [rung for rung in summary.rungs if not objections[rung.rung]]
     wanted = [limits.optimize] if limits.optimize else [goal for goal in CRITERIA if _is_planned(summary, goal)]
-    picks = tuple(pick for goal in wanted if (pick := _pick(summary, within, CRITERIA[goal])) is not None)
-    blame = None if picks else _blame(summary, limits, objections, within, wanted)
-    sentence = _sentence(summary, limits, picks, within, objections) if picks else f"No rung is left: {blame}"
+    blame = unsettled(summary, objections, within, limits.max_drop_points)
+    picks = () if blame else tuple(pick for goal in wanted if (pick := _pick(summary, within, CRITERIA[goal])))
+    if blame:
+        sentence = f"Nothing is settled: {blame}."
+    elif picks:
+        sentence = _sentence(summary, limits, picks, within, objections)
+    else:
+        blame = _blame(summary, limits, objections, within, wanted)
+        sentence = f"No rung is left: {blame}"
     return Recommendation(
         sentence=": ".join(filter(None, (summary.unfinished, sentence))),
         limits=limits,
@@ -256,6 +264,7 @@ def _sentence(
     bounds = _bounds(summary, limits)
     alone = _alone(summary, within, bounds)
     ends = _requests(summary, picks) + _peaks(limits, picks, within) + _open(objections) + _unmeasured(summary, picks)
+    ends += rests_on(summary, picks)
     if len(picks) == 1:
         pick, criterion = picks[0], CRITERIA[picks[0].goal]
         rank = alone or _rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
@@ -380,9 +389,8 @@ def _emulated(summary: Summary, picks: Sequence[Pick]) -> list[tuple[str, Findin
 
 def _drops_of(summary: Summary) -> list[str]:
     """Of several machines: what the drops are of, which no table of one machine need show."""
-    titles = {task.name: task.title for rung in summary.rungs for task in rung.tasks}
-    tasks = next((rung.aggregate.tasks for rung in summary.rungs if rung.aggregate.tasks), ())
-    return [f"drops: of the mean of {_list([titles[task] for task in tasks])}"] if tasks else []
+    tasks = weighted_titles(counted_tasks(summary.rungs))
+    return [f"drops: of the mean of {tasks}"] if tasks else []
 
 
 def _blame(
@@ -411,7 +419,7 @@ def _blame(
             "; ".join(f"{flags[cause]} is to blame, without it {_list(admitted[cause])} would do" for cause in blamed)
             + "."
         )
-    if all({"missing"} & {objection.cause for objection in found} for found in objections.values()):
+    if all({"missing", "unscored"} & {objection.cause for objection in found} for found in objections.values()):
         if summary.has_accuracy and summary.rung(summary.baseline) is None:
             return (
                 f"no drop is known without {summary.baseline}; run the study with {summary.baseline} among its rungs."

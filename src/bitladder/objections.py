@@ -8,14 +8,15 @@ from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
 from bitladder.units import format_bytes, format_count, format_points, points_text, two_digits
 
-Cause = Literal["missing", "memory", "drop"]
+Cause = Literal["missing", "unscored", "memory", "drop"]
 
 
 @dataclass(frozen=True)
 class Objection:
-    """Why a rung is out. ``missing`` is no limit: relaxing none would admit the rung."""
+    """Why a rung is out. ``missing`` and ``unscored`` are no limits: relaxing none would admit the rung."""
 
     cause: Cause
+    """unscored: how much it drops isn't known"""
     reason: str
     undecided: bool = False
 
@@ -67,11 +68,11 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
     difference = rung.aggregate.difference_points
     if difference.value is None:
         return Objection(
-            "missing", f"its drop is unknown: {difference.reason}", undecided=_lacks_accuracy(summary, rung)
+            "unscored", f"its drop is unknown: {difference.reason}", undecided=_lacks_accuracy(summary, rung)
         )
     if difference.low is None or difference.high is None:
         text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
-        return Objection("missing", text)
+        return Objection("unscored", text)
     verdict = verdict_of(difference.low, difference.high, margin)
     if verdict == "beyond the margin":
         text = f"{describe_difference(difference)}: a drop of more than {points_text(margin)}"
@@ -118,4 +119,4 @@ def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:
     if more is None:
         return rung.aggregate.more_questions_reason or "no number of questions would decide"
     asked = ", and all of this suite were asked: take another with more" if summary.all_questions_asked else ""
-    return f"about {format_count(two_digits(more))} more questions would decide, if it went on so{asked}"
+    return f"about {format_count(two_digits(more))} more questions would decide{asked}"

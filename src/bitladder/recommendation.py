@@ -54,7 +54,7 @@ class RungVerdict(Record):
 
 
 class Recommendation(Record):
-    """The answer. Without picks, `blame` says which limit leaves no rung."""
+    """The answer. Without picks, `blame` says why: nothing is settled, or which limit leaves no rung."""
 
     sentence: str
     limits: Limits

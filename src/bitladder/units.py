@@ -35,6 +35,14 @@ def parse_points(text: str) -> float:
     return float(match[1])
 
 
+def parse_percent(text: str) -> float:
+    """Per cent such as ``99%`` or ``99``. Raises ValueError on anything else."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%?\s*", text)
+    if not match or float(match[1]) > 100:
+        raise ValueError(f"found {text!r}, expected per cent such as 99% or 98.5%")
+    return float(match[1])
+
+
 def points_text(points: float) -> str:
     """A margin in words: ``1 point``, ``0.5 points``."""
     return f"{points:g} point{'' if points == 1 else 's'}"

@@ -18,10 +18,24 @@ MaxMemory = Annotated[
     ),
 ]
 MaxDrop = Annotated[str | None, typer.Option(help="Most points of the aggregate below the baseline, such as 1pt.")]
+MinRecovery = Annotated[
+    str | None,
+    typer.Option(help="Instead of --max-drop: least aggregate as a share of the baseline's own, such as 99%."),
+]
 OnMachine = Annotated[
     str | None, typer.Option("--machine", help="Part of the name of the machine to decide on, where there are several.")
 ]
 Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory (of the weights); by default each.")]
+
+
+def parse_recovery(min_recovery: str | None, max_drop: str | None) -> float | None:
+    """Per cent. Raises UserError for a flag that is no number of per cent, or beside --max-drop."""
+    from bitladder.errors import UserError
+    from bitladder.units import parse_percent
+
+    if min_recovery is not None and max_drop is not None:
+        raise UserError("--min-recovery and --max-drop both say how much may be lost; give one of them")
+    return _parsed("--min-recovery", min_recovery, parse_percent)
 
 
 def parse_limits(max_memory: str | None, max_drop: str | None, optimize: str | None) -> "Limits":

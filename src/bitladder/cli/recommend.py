@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitladder.cli.limits import MaxDrop, MaxMemory, OnMachine, Optimize, parse_limits
+from bitladder.cli.limits import MaxDrop, MaxMemory, MinRecovery, OnMachine, Optimize, parse_limits, parse_recovery
 
 if TYPE_CHECKING:
     from bitladder.recommendation import Recommendation
@@ -15,17 +15,25 @@ def recommend_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of `bitladder study`.")],
     max_memory: MaxMemory = None,
     max_drop: MaxDrop = None,
+    min_recovery: MinRecovery = None,
     optimize: Optimize = None,
     machine: OnMachine = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
-    """Say which precision to deploy, why, and why not the others. Exit 1 where no rung is left."""
+    """Say which precision to deploy, why, and why not the others. Exit 1 where none can be said."""
     from bitladder.decide import recommend
+    from bitladder.stats.margin import recovery_margin_points
     from bitladder.stats.summarize import summarize
     from bitladder.store import load_results
 
     limits = parse_limits(max_memory, max_drop, optimize)
-    summary = summarize(load_results(directory), limits.max_drop_points, machine)
+    least_percent = parse_recovery(min_recovery, max_drop)
+    results = load_results(directory)
+    summary = summarize(results, limits.max_drop_points, machine)
+    if least_percent is not None:
+        points = recovery_margin_points(least_percent, summary.baseline, summary.baseline_score)
+        limits = limits.model_copy(update={"max_drop_points": points})
+        summary = summarize(results, points, machine)
     answer = recommend(summary, limits)
     if json_output:
         typer.echo(answer.model_dump_json(indent=2))

@@ -9,6 +9,7 @@ from bitladder.records import AccuracyTask, Machine, Manifest
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
+from bitladder.stats.weights import counted_tasks, weighted_titles
 from bitladder.store import load_results
 from bitladder.units import UNKNOWN, format_count, format_percent, format_points, format_raw, points_text
 
@@ -91,8 +92,7 @@ def _accuracy_table(measured: Measured) -> CardTable:
             notes.append(f"Verdict: {judged}.")
     rows = [_task_row(task, baseline) for task in rung.tasks]
     if rung.aggregate.tasks:
-        titles = {task.name: task.title for task in rung.tasks}
-        row = [f"Mean of {', '.join(titles.get(name, name) for name in rung.aggregate.tasks)}", ""]
+        row = [f"Mean of {weighted_titles(counted_tasks([rung]))}", ""]
         row.append(_estimate(rung.aggregate.score_percent, _percent))
         if baseline:
             row.append(_estimate(baseline.aggregate.score_percent, _percent))

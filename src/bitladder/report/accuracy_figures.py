@@ -83,7 +83,7 @@ def _drop_figure(summary: Summary) -> Figure | MissingFigure:
         "Filled: the paired interval of the difference excludes 0. Outlined: it holds 0, so no difference is "
         "shown; where a bar is too thin to tell, Table 2b's bold figures do. "
         f"{whiskers_note}Tasks without signal are left out. {AGGREGATE}: mean of "
-        f"{', '.join(aggregate_tasks(summary))}."
+        f"{aggregate_tasks(summary)}."
     )
     return Figure("figure2", title, caption, _stack(parts))
 

@@ -9,6 +9,7 @@ from bitladder.report.table import Cell, Column, Formatter, Table, estimate_cell
 from bitladder.report.verdict_tables import verdict_tables
 from bitladder.stats.compare import compared_rungs
 from bitladder.stats.summary import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
+from bitladder.stats.weights import FULL_WEIGHT_POINTS, NO_WEIGHT_POINTS, counted_tasks, weighted_titles
 from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
 
 AGGREGATE = "Aggregate"
@@ -78,20 +79,19 @@ def absence(rung: RungSummary) -> str:
     return f"{rung.rung}: {rung.reason or rung.status}" if rung.status != "ok" else f"{rung.rung}: not measured"
 
 
-def aggregate_tasks(summary: Summary) -> tuple[str, ...]:
-    """Titles of the tasks that the aggregate is the mean of."""
-    titles = {task.name: task.title for task in _tasks(summary)}
-    for rung in summary.rungs:
-        if rung.aggregate.tasks:
-            return tuple(titles.get(name, name) for name in rung.aggregate.tasks)
-    return ()
+def aggregate_tasks(summary: Summary) -> str:
+    """Titles and weights of the tasks that the aggregate is the mean of; empty where there is none."""
+    return weighted_titles(counted_tasks(summary.rungs))
 
 
 def aggregate_note(summary: Summary) -> str:
     tasks = aggregate_tasks(summary)
     if not tasks:
         return "No aggregate: no task has signal."
-    return f"{AGGREGATE}: mean of {', '.join(tasks)}; the same tasks for every precision."
+    return (
+        f"{AGGREGATE}: mean of {tasks}; the same for every precision. A task counts from {NO_WEIGHT_POINTS:.0f} points "
+        f"above chance on, and wholly from {FULL_WEIGHT_POINTS:.0f} on, by the best of all scores."
+    )
 
 
 def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
@@ -255,11 +255,20 @@ _COMPARISONS = (
     ),
     _Comparison(
         "table2-recovery",
-        "Table 2c. Recovery above chance (%)",
+        "Table 2c. Recovery (%)",
         "%",
-        ("(score - chance) / (baseline - chance); 100 is as good as the baseline, 0 is guessing.", _BOLD),
+        ("score / baseline, what --min-recovery limits.", _BOLD),
         lambda task: task.recovery_percent,
         lambda aggregate: aggregate.recovery_percent,
+        format_percent,
+    ),
+    _Comparison(
+        "table2-recovery-above-chance",
+        "Table 2d. Recovery above chance (%)",
+        "%",
+        ("(score - chance) / (baseline - chance); 100 is as good as the baseline, 0 is guessing.", _BOLD),
+        lambda task: task.recovery_above_chance_percent,
+        lambda aggregate: aggregate.recovery_above_chance_percent,
         format_percent,
     ),
 )

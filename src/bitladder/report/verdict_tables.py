@@ -6,6 +6,7 @@ from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, num
 from bitladder.stats.compare import Compared
 from bitladder.stats.summary import AggregateSummary, TaskSummary
 from bitladder.stats.verdict import Verdict
+from bitladder.stats.weights import counted_tasks, left_out, tasks_beyond, weighted_titles
 from bitladder.units import counted, format_count, format_percent, format_points, points_text, two_digits
 
 MARKS: dict[Verdict | None, Mark] = {
@@ -49,7 +50,6 @@ def verdict_text(found: TaskSummary | AggregateSummary) -> str | None:
 
 
 def _primary(compared: Compared) -> Table:
-    tasks = {task.name: task.title for rung in compared.rungs for task in rung.tasks}
     columns = (
         Column("Precision", numeric=False),
         Column("Difference", "points"),
@@ -66,9 +66,15 @@ def _primary(compared: Compared) -> Table:
         for rung in compared.others
     )
     margin = points_text(compared.margin_points)
-    names = next((rung.aggregate.tasks for rung in compared.rungs if rung.aggregate.tasks), ())
+    tasks = weighted_titles(counted_tasks(compared.rungs))
     notes = (
-        f"Aggregate: mean of {', '.join(tasks[name] for name in names)}." if names else "No task has signal.",
+        f"Aggregate: mean of {tasks}." if tasks else "No task has signal.",
+        *(f"{task.title} is in no aggregate: {task.no_signal_reason}." for task in left_out(compared.rungs)),
+        *(
+            f"{rung.rung} by itself loses more than {margin} on {task.title}, whatever the aggregate says."
+            for rung in compared.others
+            for task in tasks_beyond(rung)
+        ),
         f"Within the margin: the lower limit is above -{margin}; lower but within: and the upper limit is below 0. "
         f"Beyond the margin: the upper limit is below -{margin}. Undecided: neither.",
         _limits_note(compared),

@@ -1,5 +1,6 @@
-"""The accuracy side of a summary: every row of every rung, and the aggregate over the rows with signal."""
+"""The accuracy side of a summary: every row of every rung, and the aggregate over the rows that have a weight."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         chance_reason=row.chance_reason,
         signal=row.no_signal_reason is None,
         no_signal_reason=row.no_signal_reason,
-        in_aggregate=row.counts,
+        weight=row.weight if row.group.in_aggregate else None,
         gained=None if isinstance(compared, str) else compared.gained,
         lost=None if isinstance(compared, str) else compared.lost,
         baseline_percent=_baseline_percent(row, rung),
@@ -70,18 +71,22 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         difference_points=against.difference,
         relative_drop_percent=against.relative_drop,
         recovery_percent=against.recovery,
-        right_probability_points=_right_change(compared, confidence),
+        recovery_above_chance_percent=against.recovery_above_chance,
+        right_probability_points=_right_change(row, rung, confidence),
         verdict="no signal" if row.is_share and row.no_signal_reason else judged.verdict if judged else None,
         more_questions=judged.to_decide.more if judged else None,
         more_questions_reason=judged.to_decide.reason if judged else None,
     )
 
 
-def _right_change(compared: RowComparison | str, confidence: float) -> Estimate:
+def _right_change(row: Row, rung: str, confidence: float) -> Estimate:
+    compared = row.compared[rung]
     if isinstance(compared, str):
         return Estimate.unknown(compared)
     if compared.right is None:
         return Estimate.unknown("not every question has choices of which one is known to be right")
+    if rung == row.baseline:
+        return _known(0.0)
     value, comparison = compared.right
     return Score(value, comparison if isinstance(comparison, NoInterval) else comparison.interval(confidence)).percent()
 
@@ -109,11 +114,12 @@ def _baseline_percent(row: Row, rung: str) -> float | None:
 
 @dataclass(frozen=True)
 class Against:
-    """What is said of a rung in comparison: points, per cent, per cent above chance."""
+    """What is said of a rung in comparison, in points and per cent."""
 
     difference: Estimate
     relative_drop: Estimate
     recovery: Estimate
+    recovery_above_chance: Estimate
 
 
 def _against_baseline(row: Row, rung: str, compared: RowComparison | str, judged: Judged | None) -> Against:
@@ -139,7 +145,7 @@ def _against(
     judged: Judged | None,
     chance: float | str,
 ) -> Against:
-    """All three between limits of the same confidence, those that the rung is judged by.
+    """All between limits of the same confidence, those that the rung is judged by.
 
     `chance`: what guessing scores, or why that isn't known.
     """
@@ -167,13 +173,14 @@ def _against(
             limits.append(one)
         return Estimate(value=found, low=100 * limits[0].low - less, high=100 * limits[1].high - less)
 
-    recovery = Estimate.unknown(chance) if isinstance(chance, str) else ratio(chance, less=0.0)
-    return Against(difference, relative_drop=ratio(0.0, less=100.0), recovery=recovery)
+    recovery = ratio(0.0, less=0.0)
+    above = Estimate.unknown(chance) if isinstance(chance, str) else ratio(chance, less=0.0)
+    return Against(difference, ratio(0.0, less=100.0), recovery, above)
 
 
 def _unknown(reason: str) -> Against:
     unknown = Estimate.unknown(reason)
-    return Against(unknown, unknown, unknown)
+    return Against(unknown, unknown, unknown, unknown)
 
 
 def _known(value: float) -> Estimate:
@@ -181,7 +188,7 @@ def _known(value: float) -> Estimate:
     return Estimate(value=value, low=value, high=value)
 
 
-_SELF = Against(_known(0.0), _known(0.0), _known(100.0))
+_SELF = Against(_known(0.0), _known(0.0), _known(100.0), _known(100.0))
 
 
 def _ratio_interval(score: Score, baseline: Score, difference: Interval, above: float) -> Interval | NoInterval:
@@ -199,6 +206,83 @@ def _shift(interval: Interval | NoInterval, by: float) -> Interval | NoInterval:
     )
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """The rows with a weight in the aggregate."""
+
+    rows: Sequence[Row]
+    left_out: Sequence[Row]
+    correlations: Correlations | None
+    """None where they share no documents"""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "_Counted":
+        counted = [row for row in rows if row.counts]
+        known = all(row.weight is not None for row in counted)
+        left_out = [row for row in rows if not row.counts]
+        return cls(counted, left_out, _correlations(counted) if known else None)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(row.weight or 0.0 for row in self.rows)
+
+    def missing(self, rung: str) -> str | None:
+        """Why there is no mean over the rows."""
+        if not self.rows:
+            return "no task has signal" if self.left_out else "accuracy was not measured"
+        for row in self.rows:
+            for who in (row.baseline, rung):
+                pots = row.pots[who]
+                if isinstance(pots, str):
+                    return f"{who} has no {row.group.title}: {pots}"
+        return None
+
+    def score_percent(self, rung: str) -> Estimate:
+        missing = self.missing(rung)
+        return self.score(rung).percent() if missing is None else Estimate.unknown(missing)
+
+    def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
+        return self._mean([row.score(rung, confidence) for row in self.rows])
+
+    def baseline_score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
+        return self._mean([row.baseline_score(rung, confidence) for row in self.rows])
+
+    def _mean(self, parts: Sequence[Score]) -> Score:
+        intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
+        missing = next((part.interval for part in parts if isinstance(part.interval, NoInterval)), None)
+        value = self.mean([part.value for part in parts])
+        return Score(value, missing or combine(intervals, self.weights, self.correlations))
+
+    def mean(self, values: Sequence[float]) -> float:
+        """Weighted."""
+        total = math.fsum(self.weights)
+        return math.fsum(weight / total * value for weight, value in zip(self.weights, values, strict=True))
+
+    @property
+    def chance(self) -> float | str:
+        """Mean of what guessing scores, 0 where answers are generated; or why it isn't known."""
+        unknown = next((row.chance_reason for row in self.rows if row.chance_reason), None)
+        return unknown or self.mean([row.chance or 0.0 for row in self.rows])
+
+    def compare(self, rung: str) -> RowComparison | str:
+        """The mean difference, or why there is none."""
+        found: list[RowComparison] = []
+        for row in self.rows:
+            one = row.compared[rung]
+            if isinstance(one, str):
+                return f"{row.group.title}: {one}"
+            found.append(one)
+        parts = [one.comparison for one in found]
+        missing = next((part for part in parts if isinstance(part, NoInterval)), None)
+        return RowComparison(
+            value=self.mean([one.value for one in found]),
+            comparison=missing or MeanOfTasks(parts=tuple(parts), weights=self.weights, correlations=self.correlations),  # type: ignore[arg-type]  # no part is missing
+            gained=_total([one.gained for one in found]),
+            lost=_total([one.lost for one in found]),
+            changed=_total([one.changed for one in found]),
+        )
+
+
 def summarize_aggregates(
     rows: Sequence[Row],
     rungs: Sequence[str],
@@ -207,61 +291,41 @@ def summarize_aggregates(
     staging: Staging | None = None,
     answered: Mapping[str, int] | None = None,
 ) -> dict[str, AggregateSummary]:
-    """Mean over the rows with signal, the same rows for every rung; unknown where a rung or the baseline lacks one.
+    """Weighted mean over the rows, the same rows and weights for every rung; unknown where a rung or the baseline lacks
+    one that counts.
 
     The rungs are judged together against the margin. ``staging``: where documents are asked until that is decided;
     ``answered`` then has the stages that each rung was asked.
     """
-    counted = [row for row in rows if row.counts]
-    complete = [rung for rung in rungs if not _no_aggregate(rows, counted, rung, baseline)]
-    correlations = _correlations(counted) if complete else None
-    compared = {rung: _compare_all(counted, rung, correlations) for rung in complete}
-    assessed = _assess(counted, compared, baseline, margin_points, staging, answered or {}, correlations)
-    judged = (
-        _judge_all(compared, baseline, margin_points)
-        if staging is None
-        else {rung: one.judged for rung, one in assessed.items()}
-    )
+    counted = _Counted.of(rows)
+    missing = {rung: counted.missing(rung) for rung in rungs}
+    compared = {rung: counted.compare(rung) for rung, reason in missing.items() if reason is None}
+    assessed = _assess(counted, compared, baseline, margin_points, staging, answered or {})
+    if staging is None:
+        judged = _judge_all(compared, baseline, margin_points)
+    else:
+        judged = {rung: one.judged for rung, one in assessed.items()}
     return {
-        rung: _summarize_aggregate(
-            rows, counted, rung, baseline, compared.get(rung), judged.get(rung), correlations
-        ).model_copy(update={"stopping": assessed[rung].stopping if rung in assessed else None})
+        rung: _summarize_aggregate(counted, rung, missing[rung] or compared[rung], judged.get(rung)).model_copy(
+            update={"stopping": assessed[rung].stopping if rung in assessed else None}
+        )
         for rung in rungs
     }
 
 
 def _assess(
-    counted: Sequence[Row],
+    counted: _Counted,
     compared: Mapping[str, RowComparison | str],
     baseline: str,
     margin_points: float,
     staging: Staging | None,
     answered: Mapping[str, int],
-    correlations: Correlations | None,
 ) -> dict[str, Assessed]:
     if staging is None:
         return {}
     known = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, str)}
-    return assess(counted, known, answered, staging, margin_points / 100, shares_documents=correlations is not None)
-
-
-def _compare_all(counted: Sequence[Row], rung: str, correlations: Correlations | None) -> RowComparison | str:
-    """The mean difference, or why there is none."""
-    found: list[RowComparison] = []
-    for row in counted:
-        one = row.compared[rung]
-        if isinstance(one, str):
-            return f"{row.group.title}: {one}"
-        found.append(one)
-    parts = [one.comparison for one in found]
-    missing = next((part for part in parts if isinstance(part, NoInterval)), None)
-    return RowComparison(
-        value=sum(one.value for one in found) / len(found),
-        comparison=missing or MeanOfTasks(parts=tuple(parts), correlations=correlations),  # type: ignore[arg-type]  # no part is missing
-        gained=_total([one.gained for one in found]),
-        lost=_total([one.lost for one in found]),
-        changed=_total([one.changed for one in found]),
-    )
+    shares_documents = counted.correlations is not None
+    return assess(counted.rows, known, answered, staging, margin_points / 100, shares_documents=shares_documents)
 
 
 def _correlations(rows: Sequence[Row]) -> Correlations | None:
@@ -278,70 +342,36 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 
 def _summarize_aggregate(
-    rows: Sequence[Row],
-    counted: Sequence[Row],
-    rung: str,
-    baseline: str,
-    compared: RowComparison | str | None,
-    judged: Judged | None,
-    correlations: Correlations | None,
+    counted: _Counted, rung: str, compared: RowComparison | str, judged: Judged | None
 ) -> AggregateSummary:
-    reason = _no_aggregate(rows, counted, rung, baseline)
-    score = (
-        Estimate.unknown(reason)
-        if reason
-        else _mean([row.score(rung, CONFIDENCE) for row in counted], correlations).percent()
-    )
-    if compared is None or isinstance(compared, str):
-        against = _unknown(reason or str(compared))
-    elif rung == baseline:
+    known = None if isinstance(compared, str) else compared
+    is_baseline = any(row.baseline == rung for row in counted.rows)
+    if isinstance(compared, str):
+        against = _unknown(compared)
+    elif is_baseline:
         against = _SELF
     else:
         against = _against(
-            lambda confidence: _mean([row.score(rung, confidence) for row in counted], correlations),
-            lambda confidence: _mean([row.baseline_score(rung, confidence) for row in counted], correlations),
+            lambda confidence: counted.score(rung, confidence),
+            lambda confidence: counted.baseline_score(rung, confidence),
             compared.value,
             compared.comparison,
             judged,
-            next((row.chance_reason for row in counted if row.chance_reason), None)
-            or sum(row.chance or 0.0 for row in counted) / len(counted),
+            counted.chance,
         )
-    known = compared if isinstance(compared, RowComparison) else None
-    decided = QuestionsToDecide(more=0) if rung == baseline and known else None
+    decided = QuestionsToDecide(more=0) if is_baseline and known else None
     to_decide = decided or (judged.to_decide if judged else None)
     return AggregateSummary(
-        tasks=tuple(row.group.name for row in counted),
-        score_percent=score,
+        tasks=tuple(row.group.name for row in counted.rows),
+        score_percent=counted.score_percent(rung),
         gained=known.gained if known else None,
         lost=known.lost if known else None,
         changed=known.changed if known else None,
         difference_points=against.difference,
         relative_drop_percent=against.relative_drop,
         recovery_percent=against.recovery,
-        verdict="no signal" if rows and not counted else judged.verdict if judged else None,
+        recovery_above_chance_percent=against.recovery_above_chance,
+        verdict="no signal" if counted.left_out and not counted.rows else judged.verdict if judged else None,
         more_questions=to_decide.more if to_decide else None,
         more_questions_reason=to_decide.reason if to_decide else against.difference.reason,
-    )
-
-
-def _no_aggregate(rows: Sequence[Row], counted: Sequence[Row], rung: str, baseline: str) -> str | None:
-    """Why there is no mean over the rows."""
-    if not rows:
-        return "accuracy was not measured"
-    if not counted:
-        return "no task has signal"
-    for row in counted:
-        for who in (baseline, rung):
-            pots = row.pots[who]
-            if isinstance(pots, str):
-                return f"{who} has no {row.group.title}: {pots}"
-    return None
-
-
-def _mean(parts: Sequence[Score], correlations: Correlations | None) -> Score:
-    """Of the rows' scores."""
-    intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
-    missing = next((part.interval for part in parts if isinstance(part.interval, NoInterval)), None)
-    return Score(
-        sum(part.value for part in parts) / len(parts), missing or combine(intervals, correlations=correlations)
     )

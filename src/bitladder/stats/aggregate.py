@@ -88,6 +88,18 @@ def _shares(intervals: Sequence[Interval], weights: Sequence[float] | None) -> l
     return [weight / sum(weights) for weight in weights]
 
 
+def equivalent_documents(tasks: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """Documents of a single task that tell as much as the mean over tasks of so many: (sum w)^2 / sum(w^2 / n).
+
+    Where the same share of answers changes in each. Raises ValueError for no tasks.
+    """
+    if not tasks:
+        raise ValueError("needs at least 1 task")
+    weights = [1.0] * len(tasks) if weights is None else weights
+    spread = math.fsum(weight**2 / documents for weight, documents in zip(weights, tasks, strict=True))
+    return math.fsum(weights) ** 2 / spread
+
+
 class SameQuestions(BaseModel):
     """One task in several parts that ask the same questions; a `Comparison` of their mean."""
 
@@ -99,16 +111,22 @@ class SameQuestions(BaseModel):
     def n_questions(self) -> int:
         return max(part.n for part in self.parts)
 
+    @property
+    def equivalent_questions(self) -> float:
+        return min(part.equivalent_questions for part in self.parts)
+
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
         return combine_dependent([part.interval(confidence, growth) for part in self.parts])
 
 
 class MeanOfTasks(BaseModel):
-    """The mean over tasks; a `Comparison` of them all."""
+    """The weighted mean over tasks; a `Comparison` of them all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parts: tuple[PairedCounts | PairedMean | SameQuestions, ...] = Field(min_length=1)
+    weights: tuple[float, ...] | None = None
+    """of the parts; None: equal ones"""
     correlations: tuple[tuple[float, ...], ...] | None = None
     """of the parts; None: each has questions of its own"""
 
@@ -116,5 +134,9 @@ class MeanOfTasks(BaseModel):
     def n_questions(self) -> int:
         return sum(part.n_questions for part in self.parts)
 
+    @property
+    def equivalent_questions(self) -> float:
+        return equivalent_documents([part.equivalent_questions for part in self.parts], self.weights)
+
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
-        return aggregate(self.parts, confidence=confidence, growth=growth, correlations=self.correlations)
+        return aggregate(self.parts, self.weights, confidence, growth, self.correlations)

@@ -29,6 +29,9 @@ class Compared(Record):
     rungs: tuple[ComparedRung, ...]
     notes: tuple[str, ...] = ()
 
+    def aggregate(self, name: str) -> AggregateSummary:
+        return next(rung.aggregate for rung in self.rungs if rung.rung == name)
+
     @property
     def others(self) -> tuple[ComparedRung, ...]:
         return tuple(rung for rung in self.rungs if rung.rung != self.baseline)
@@ -71,7 +74,7 @@ def compare_answers(
             ComparedRung(rung=rung, aggregate=aggregates[rung], tasks=tuple(row[rung] for row in tasks))
             for rung in answers
         ),
-        notes=_notes(rows, answers),
+        notes=_notes(answers),
     )
 
 
@@ -96,12 +99,8 @@ def _only(leaf: Leaf, metric: MetricInfo) -> Leaf:
     return leaf.model_copy(update={"metrics": (metric,)}) if isinstance(leaf, AccuracyOutcome) else leaf
 
 
-def _notes(rows: Sequence[Row], answers: Leaves) -> tuple[str, ...]:
-    notes = [
-        f"{row.group.title} is in no aggregate: {row.no_signal_reason}."
-        for row in rows
-        if row.group.in_aggregate and not row.counts
-    ]
+def _notes(answers: Leaves) -> tuple[str, ...]:
+    notes: list[str] = []
     for rung, outcomes in answers.items():
         for task, outcome in outcomes.items():
             if not isinstance(outcome, AccuracyOutcome):

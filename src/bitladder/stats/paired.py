@@ -104,6 +104,11 @@ class Comparison(Protocol):
     @property
     def n_questions(self) -> int: ...
 
+    @property
+    def equivalent_questions(self) -> float:
+        """Of a single task that tell as much."""
+        ...
+
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
         """Interval of the difference, at `growth` times the questions with the same share of changed answers."""
         ...
@@ -140,6 +145,10 @@ class PairedCounts(BaseModel):
     def n_questions(self) -> int:
         return self.n // self.answers_a_question
 
+    @property
+    def equivalent_questions(self) -> float:
+        return self.n_questions / self.design_effect
+
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
         scale = growth / self.design_effect
         degrees = None if self.degrees is None else self.degrees * growth
@@ -164,6 +173,10 @@ class PairedMean(BaseModel):
     @property
     def n_questions(self) -> int:
         return self.n // self.answers_a_question
+
+    @property
+    def equivalent_questions(self) -> float:
+        return float(self.n_questions)
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
         degrees = None if self.degrees is None else self.degrees * growth

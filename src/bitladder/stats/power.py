@@ -7,12 +7,12 @@ its upper limit is below. Anything else is undecided.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 from scipy import optimize, special
 
-from bitladder.stats.aggregate import aggregate
+from bitladder.stats.aggregate import equivalent_documents
 from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import Comparison, score_variance
 
@@ -37,36 +37,62 @@ def is_decided(difference: Interval, margin: float) -> bool:
     return difference.low > -margin or difference.high < -margin
 
 
-def questions_to_decide(
-    comparisons: Sequence[Comparison],
-    margin: float,
-    weights: Sequence[float] | None = None,
-    confidence: float = CONFIDENCE,
-) -> QuestionsToDecide:
-    """About how many more questions, over all tasks in proportion, would decide the aggregate against -margin.
+def questions_as_observed(comparison: Comparison, margin: float, confidence: float = CONFIDENCE) -> QuestionsToDecide:
+    """About how many more questions, over all tasks in proportion, would decide a difference against -margin.
 
     Assumes that the difference and the share of changed answers stay as observed; at that number the odds of a verdict
     are then about even. 0 where it is decided already. No number where the difference lies on the margin itself.
-    Raises what `combine` does.
     """
 
     def clearance(growth: float) -> float:
         """Distance of the nearer limit from -margin, positive once decided."""
-        grown = aggregate(comparisons, weights, confidence, growth)
+        grown = comparison.interval(confidence, growth)
         return grown.low + margin if grown.value > -margin else -margin - grown.high
 
-    if is_decided(aggregate(comparisons, weights, confidence), margin):
+    if is_decided(comparison.interval(confidence), margin):
         return QuestionsToDecide(more=0)
+    growth = _first_positive(clearance)
+    if growth is None:
+        return QuestionsToDecide(
+            more=None, reason="the observed difference lies on the margin, so no number of questions would decide"
+        )
+    return QuestionsToDecide(more=math.ceil((growth - 1) * comparison.n_questions))
+
+
+def questions_to_decide(comparison: Comparison, margin: float, confidence: float = CONFIDENCE) -> QuestionsToDecide:
+    """About how many more questions to ask for a verdict: `questions_as_observed`, and where the difference may be 0 no
+    fewer than a plan would ask.
+
+    Such a difference is luck in part, and few questions would do only while the luck lasts. So as many are told as find
+    a rung equal to the baseline within the margin with probability `POWER`, if it changes as many answers as were
+    observed, and at least the smallest of `CHANGED_SHARES`.
+    """
+    found = questions_as_observed(comparison, margin, confidence)
+    if not found.more or not comparison.interval(confidence).contains(0.0):
+        return found
+    alpha = (1 - confidence) / 2
+    ratio = 1 + _z(POWER) / _z(1 - alpha)
+
+    def clearance(growth: float) -> float:
+        """Of a rung equal to the baseline: the margin less what its lower limit has to clear."""
+        grown = comparison.interval(confidence, growth)
+        return margin - ratio * (grown.high - grown.low) / 2  # of as many gained as lost
+
+    fewest = documents_for_power(margin, CHANGED_SHARES[0], one_sided_alpha=alpha) / comparison.equivalent_questions
+    growth = max(_first_positive(clearance) or 1.0, fewest)
+    return QuestionsToDecide(more=max(found.more, math.ceil((growth - 1) * comparison.n_questions)))
+
+
+def _first_positive(clearance: Callable[[float], float]) -> float | None:
+    """From which growth on it is positive; None where no growth does."""
+    if clearance(1.0) > 0:
+        return 1.0
     enough = 2.0
     while clearance(enough) <= 0:
         enough *= 2
         if enough > _MAX_GROWTH:
-            return QuestionsToDecide(
-                more=None, reason="the observed difference lies on the margin, so no number of questions would decide"
-            )
-    growth = float(optimize.brentq(clearance, 1.0, enough))
-    n_questions = sum(comparison.n_questions for comparison in comparisons)
-    return QuestionsToDecide(more=math.ceil((growth - 1) * n_questions))
+            return None
+    return float(optimize.brentq(clearance, 1.0, enough))
 
 
 def documents_for_power(
@@ -106,16 +132,6 @@ def resolvable_margin(
         return documents - _documents(margin, changed_share, power, one_sided_alpha)
 
     return float(optimize.brentq(surplus, 1e-9, 1 - 1e-9))
-
-
-def equivalent_documents(tasks: Sequence[int]) -> float:
-    """Documents of a single task that tell as much as the mean over tasks of so many: T^2 / sum(1 / n).
-
-    Where the same share of answers changes in each. Raises ValueError for no tasks.
-    """
-    if not tasks:
-        raise ValueError("needs at least 1 task")
-    return len(tasks) ** 2 / math.fsum(1 / documents for documents in tasks)
 
 
 class Resolution(BaseModel):

@@ -9,6 +9,7 @@ from bitladder.stats import scores
 from bitladder.stats.interval import CONFIDENCE
 from bitladder.stats.pots import Pot, make_pots, primary_metric
 from bitladder.stats.scores import RowComparison, Score
+from bitladder.stats.weights import weight_at, weight_reason
 
 Leaf = AccuracyOutcome | str | None
 """what a rung answered in one lm-eval task, or why there is nothing; None where the stages so far ask none of it"""
@@ -90,23 +91,29 @@ class Row:
         return sum(numbers) if self.group.pooling == "documents" else max(numbers)
 
     @cached_property
+    def weight(self) -> float | None:
+        """In the aggregate, see `weight_at`; None where it isn't known: no rung has answers in per cent."""
+        known = [pots for pots in self.pots.values() if not isinstance(pots, str)] if self.is_share else []
+        return weight_at(max(map(scores.above_chance, known))) if known else None
+
+    @cached_property
     def no_signal_reason(self) -> str | None:
+        """Why nothing is compared."""
         if not self.is_share:
             return "scored in a unit of its own: in no aggregate and no comparison"
+        if self.weight == 0:
+            best = max(scores.row_score(pots).value for pots in self.pots.values() if not isinstance(pots, str))
+            return weight_reason(best, self.chance)
         baseline = self.pots[self.baseline]
-        if isinstance(baseline, str):
-            return f"{self.baseline} has no result to compare with: {baseline}"
-        return scores.no_signal_reason(baseline)
+        return f"{self.baseline} has no result to compare with: {baseline}" if isinstance(baseline, str) else None
 
     @property
     def counts(self) -> bool:
         """Whether the row belongs to the aggregate.
 
-        One that only lacks the baseline's result does: leaving it out would quietly change the question.
+        One of which nothing is known does: leaving it out would quietly change the question.
         """
-        if not (self.group.in_aggregate and self.is_share):
-            return False
-        return self.no_signal_reason is None or isinstance(self.pots[self.baseline], str)
+        return self.group.in_aggregate and self.is_share and self.weight != 0
 
     @cached_property
     def asked(self) -> Pots:

@@ -22,9 +22,6 @@ from bitladder.stats.pots import Pot, ask_the_same, clusters_over, is_binary, me
 from bitladder.stats.ratio import ratio_interval
 from bitladder.stats.summary import Estimate
 
-FEWEST_RIGHT = 20
-"""right answers without which a baseline that generates text shows no signal"""
-
 
 def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:
     """Whether the primary metric is a mean of values between 0 and 1 that is better when higher: a score in per cent.
@@ -104,27 +101,9 @@ def chance_of(pots: Sequence[Pot]) -> float | None:
     return sum(chances) / len(chances) if len(chances) == len(pots) else None
 
 
-def no_signal_reason(baseline: Sequence[Pot]) -> str | None:
-    """Why nothing can be compared on these questions; None where the baseline does better than guessing in every pot.
-
-    Its interval is not above chance; or, where what guessing scores is not known, fewer than 20 answers are right.
-    """
-    for pot in baseline:
-        where = f"{pot.title}: " if len(baseline) > 1 else ""
-        if pot.chance is None:
-            right = sum(value > 0 for value in pot.values)
-            if right < FEWEST_RIGHT:
-                return f"{where}the baseline has {right} right, fewer than {FEWEST_RIGHT}"
-            continue
-        interval = score_interval(pot.values, pot.clusters)
-        if isinstance(interval, NoInterval):
-            return f"{where}no interval to hold against chance: {interval.reason}"
-        if interval.low <= pot.chance:
-            return (
-                f"{where}the baseline's {100 * interval.value:.1f}% [{100 * interval.low:.1f}, "
-                f"{100 * interval.high:.1f}] is not above chance, {100 * pot.chance:.1f}%"
-            )
-    return None
+def above_chance(pots: Sequence[Pot]) -> float:
+    """Score less what guessing scores, as a fraction of 1. A chance that isn't known is taken as 0."""
+    return row_score(pots).value - (chance_of(pots) or 0.0)
 
 
 class Change(NamedTuple):

@@ -20,6 +20,7 @@ from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile
 from bitladder.stats.paired import PairedCounts, paired_difference, tango_interval
 from bitladder.stats.power import is_decided
 from bitladder.stats.verdict import Verdict, judge
+from bitladder.stats.weights import weight_at
 
 PairedInterval = Callable[[int, int, int], Interval]
 """(gained, lost, n) -> interval of (gained - lost) / n."""
@@ -204,3 +205,34 @@ def clustered_coverage(task: ClusteredTask, draws: int, seed: int) -> ClusteredC
             tango.contains(truth),
         ]
     return ClusteredCoverage(*(covered / draws).tolist())
+
+
+class WeighedTask(NamedTuple):
+    """A task of `n` questions of which every rung answers the share `score` in truth, and changes `changed`."""
+
+    n: int
+    score: float
+    chance: float
+    changed: float
+
+
+def weighed_difference_points(
+    task: WeighedTask, rungs: int, draws: int, seed: int, *, others: int = 0, by_baseline: bool = False
+) -> float:
+    """Mean difference of a rung that is the baseline's equal, over the runs in which the task counts at all.
+
+    `others`: tasks of full weight beside it, in which nothing differs. `by_baseline`: were the weight read from the
+    baseline's score alone.
+    """
+    rng = np.random.default_rng(seed)
+    right = rng.binomial(task.n, task.score, draws)
+    answered = [right]
+    for _ in range(rungs):
+        lost = rng.binomial(right, task.changed / 2 / task.score)
+        gained = rng.binomial(task.n - right, task.changed / 2 / (1 - task.score))
+        answered.append(right - lost + gained)
+    best = right if by_baseline else np.max(answered, axis=0)
+    weights = np.vectorize(weight_at)(best / task.n - task.chance)
+    differences = weights * (answered[1] - right) / task.n / np.maximum(weights + others, 1e-12)
+    counts = (weights > 0) | (others > 0)
+    return float(100 * differences[counts].mean())

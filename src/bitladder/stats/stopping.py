@@ -7,8 +7,8 @@ bet, of all rungs together 0.005 at most, or a wrong last test, and Holm's proce
 hypothesis on that side no bet rejected, those that stopped on the other side too.
 
 A rung that stopped is drawn between the limits that its bets leave: those hold at whatever time one looks, which an
-interval for a fixed number of documents at a time that the answers chose does not. Which rows have a signal is taken
-from the baseline's answers so far, and as given, as it is elsewhere.
+interval for a fixed number of documents at a time that the answers chose does not. Which rows count, and how much, is
+taken from the answers so far, and as given, as it is elsewhere.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _draws(rows: Sequence[Row], rung: str, staging: Staging) -> Iterator[Draws]:
 
 
 def _units(row: Row, rung: str, staging: Staging) -> Iterator[tuple[float, list[list[float]]]]:
-    """A row's differences by stage, in the order of their clusters, one a cluster, with their weight in the row.
+    """A row's differences by stage, in the order of their clusters, one a cluster, with their weight.
 
     Parts with the same questions are one, a question's mean; others share the row's weight.
     """
@@ -197,7 +197,7 @@ def _units(row: Row, rung: str, staging: Staging) -> Iterator[tuple[float, list[
         for stage, key in sorted(clusters):
             found = clusters[stage, key]
             stages[stage].append(math.fsum(found) / len(found))
-        yield (1.0 if together else 1 / len(pots)), stages
+        yield (row.weight or 0.0) / (1 if together else len(pots)), stages
 
 
 def is_hopeless(rows: Sequence[Row], rung: str, margin: float) -> bool:
@@ -213,7 +213,8 @@ def is_hopeless(rows: Sequence[Row], rung: str, margin: float) -> bool:
         grown = questions / max(len(pot.questions) for pot in pots)
         now.append(one.comparison.interval(LAST_CONFIDENCE, grown))
         best.append(_reachable(one.comparison, 1 / grown))
-    last, reachable = combine(now), combine(best)
+    weights = [row.weight or 0.0 for row in rows]
+    last, reachable = combine(now, weights), combine(best, weights)
     highest_low = reachable.high - (last.value - last.low)
     lowest_high = reachable.low + (last.high - last.value)
     return highest_low <= -margin and lowest_high >= -margin

@@ -58,9 +58,11 @@ class TaskSummary(Record):
     chance_reason: str | None = None
     """why it is not known though there are choices"""
     signal: bool
-    """False: the baseline is not above chance, has too few right or no result, so nothing is compared"""
+    """False: no score is far enough above chance, or the baseline has no result, so nothing is compared"""
     no_signal_reason: str | None
-    in_aggregate: bool
+    weight: float | None
+    """in the aggregate, from 0 to 1, see `weights.weight_at`; None where the plan has it in none, and where no rung has
+    a score in per cent"""
     gained: int | None
     """answers right here and wrong on the baseline"""
     lost: int | None
@@ -74,6 +76,8 @@ class TaskSummary(Record):
     relative_drop_percent: Estimate
     """(score - baseline) / baseline, the study's Table 2: negative is a loss"""
     recovery_percent: Estimate
+    """score / baseline"""
+    recovery_above_chance_percent: Estimate
     """(score - chance) / (baseline - chance); generated answers have a chance of 0"""
     right_probability_points: Estimate
     """mean change of the right choice's probability among the choices, paired by question; all rungs' intervals hold
@@ -117,9 +121,10 @@ class Stopping(Record):
 
 
 class AggregateSummary(Record):
-    """Mean over the tasks with signal, the same for all rungs."""
+    """Mean over the tasks by their weights, the same for all rungs."""
 
     tasks: tuple[str, ...]
+    """those with a weight, or of which nothing is known"""
     score_percent: Estimate
     gained: int | None
     lost: int | None
@@ -127,7 +132,9 @@ class AggregateSummary(Record):
     difference_points: Estimate
     relative_drop_percent: Estimate
     recovery_percent: Estimate
-    """mean score above chance over the baseline's"""
+    """mean score over the baseline's"""
+    recovery_above_chance_percent: Estimate
+    """the same of what both score above chance"""
     verdict: Verdict | None
     """the one that counts, against the margin in force; None for the baseline, and where nothing is compared"""
     more_questions: int | None
@@ -288,6 +295,12 @@ class Summary(Record):
     def has_divergence(self) -> bool:
         """Whether the study plans divergence, measured or not."""
         return any(rung.divergence or rung.no_divergence_reason for rung in self.rungs)
+
+    @property
+    def baseline_score(self) -> Estimate:
+        """Its aggregate."""
+        found = self.rung(self.baseline)
+        return found.aggregate.score_percent if found else Estimate.unknown("it is not in the study")
 
     def rung(self, name: str) -> RungSummary | None:
         return next((rung for rung in self.rungs if rung.rung == name), None)

@@ -109,9 +109,7 @@ def _judged(comparison: Comparison, levels: Levels, margin: float, count_more: b
     lower, upper = comparison.interval(levels.low), comparison.interval(levels.high)
     verdict = verdict_of(lower.low, upper.high, margin)
     if verdict == "undecided" and count_more:
-        more = questions_to_decide(
-            [comparison], margin, confidence=levels.low if lower.value > -margin else levels.high
-        )
+        more = questions_to_decide(comparison, margin, levels.low if lower.value > -margin else levels.high)
     else:
         more = QuestionsToDecide(more=None if verdict == "undecided" else 0)
     return Judged(lower.low, lower.value, upper.high, levels, verdict, more)
