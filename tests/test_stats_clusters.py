@@ -69,8 +69,7 @@ def test_whole_clusters_that_flip_count_once() -> None:
     """Ten templates of ten questions, of which two flip as wholes: as if two of ten questions had flipped."""
     values = [-1.0] * 20 + [0.0] * 80
     counts = counts_of(values, [str(index // 10) for index in range(100)])
-    # Robust: 10 values with t(9); independent: 100 values.
-    assert counts.design_effect == pytest.approx((99 / 9), rel=1e-9)
+    assert counts.design_effect == pytest.approx(10)
     assert counts.degrees == pytest.approx(9)
     found, of_ten = counts.interval(), tango_interval(0, 2, 10, degrees=9)
     assert found.value == -0.2
@@ -92,20 +91,27 @@ def test_many_changes_give_the_robust_t_interval() -> None:
 
 def test_no_change_still_has_a_width() -> None:
     counts = counts_of([0.0] * 40, [str(index // 4) for index in range(40)])
-    assert counts.design_effect == 1.0
+    assert counts.interval().low == pytest.approx(tango_interval(0, 0, 10, degrees=9).low), (
+        "as wide as of ten documents"
+    )
     assert counts.degrees == pytest.approx(9)
-    interval = counts.interval()
-    assert interval.low < 0 < interval.high
 
 
 def test_a_design_effect_below_1_is_luck() -> None:
-    spread_out = [-1.0, 0.0] * 10
-    assert counts_of(spread_out, [str(index // 2) for index in range(20)]).design_effect == 1.0
+    spread_out = [-1.0, 0.0] * 40
+    assert counts_of(spread_out, [str(index // 2) for index in range(80)]).design_effect == 1.0
+
+
+@pytest.mark.parametrize(("telling", "effect"), [(29, 4.0), (30, 1.0)])
+def test_few_clusters_with_a_change_dont_show_how_much_alike_they_are(telling: int, effect: float) -> None:
+    values = [-1.0 if index % 4 == 0 and index < 4 * telling else 0.0 for index in range(400)]
+    assert counts_of(values, [str(index // 4) for index in range(400)]).design_effect == pytest.approx(effect, abs=0.05)
 
 
 def test_scores_on_a_scale_take_the_robust_t_interval() -> None:
-    values = [value + 0.01 * index for index, value in enumerate(VALUES)]
-    found, spread = paired_difference(values, CLUSTERS), cluster_spread(values, CLUSTERS)
+    values = [value + 0.01 * index for index, value in enumerate(VALUES * 10)]
+    clusters = [f"{name} {number}" for number in range(10) for name in CLUSTERS]
+    found, spread = paired_difference(values, clusters), cluster_spread(values, clusters)
     assert isinstance(found, PairedMean) and not isinstance(spread, NoInterval)
     interval = found.interval()
     half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error

@@ -165,6 +165,29 @@ def test_sources_are_clusters(logs: Path) -> None:
     assert width > 110 * (alone.high - alone.low)  # the 30 lost ones are of 15 sources
 
 
+def test_questions_on_one_passage_are_not_independent(tmp_path: Path) -> None:
+    """60 passages of 16 questions each, of which a rung loses most of three."""
+    texts = [
+        f"{number} ".join(["once", "upon", "a", "time", "there", "was", "a", "passage"]) * 12 for number in range(60)
+    ]
+    docs = [
+        {"passage": texts[index // 16], "question": f"Number {index}?", "book": index // 32} for index in range(960)
+    ]
+    base = right(700, 960)
+    lost = [0.0 if index < 40 else value for index, value in enumerate(base)]
+    for name, values in (("bf16", base), ("nf4", lost)):
+        write_logs(tmp_path / name, [LoggedTask("boolq", {("acc", "none"): values}, choices=2, docs=docs)])
+    paths = [str(tmp_path / name) for name in ("bf16", "nf4")]
+    found = compared(*paths, "--max-drop", "5pt", code=1).others[0]
+    assert found.aggregate.difference_points.value == pytest.approx(-100 * 40 / 960)
+    assert found.aggregate.verdict == "undecided"
+    by_book = compared(*paths, "--max-drop", "5pt", "--cluster", "book", code=1).others[0].aggregate.difference_points
+    low = found.aggregate.difference_points.low
+    assert by_book.low is not None and low is not None and by_book.low < low
+    with pytest.raises(UserError, match=r"no document in .* has that field; found book, passage, question"):
+        run("verdict", *paths, "--cluster", "bok", code=2)
+
+
 def test_other_metrics_are_rows_of_their_own_and_in_no_aggregate(logs: Path) -> None:
     found = compared(str(logs / "bf16"), str(logs / "fp16"), "--tasks", "arc_easy,gsm8k", code=1).others[0]
     assert [(task.name, task.metric, task.weight) for task in found.tasks] == [
@@ -457,7 +480,7 @@ def test_what_lm_evals_own_tracker_writes_is_what_a_study_records(tmp_path: Path
     model = HFLM(pretrained=str(tiny_llama), dtype="float32", device="cpu")
     asked = {"tasks": {"bitladder_language": task}, "groups": {}, "group_map": {}}
     results = lm_eval.evaluate(lm=model, task_dict=asked, limit=6, bootstrap_iters=0, log_samples=True)
-    outcome, documents = collect_samples(task, results, ())
+    outcome, documents = collect_samples(task, results, (), {})
     tracker = EvaluationTracker(output_path=str(tmp_path / "logs"))
     tracker.general_config_tracker.model_name_sanitized = "tiny"
     samples = results.pop("samples")

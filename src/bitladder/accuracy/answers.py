@@ -39,10 +39,11 @@ class Answers:
         return {task.task: task for task in staged_tasks(self.study)} if self.study else {}
 
 
-def read_answers(source: str, names: Collection[str] | None = None) -> Answers:
+def read_answers(source: str, names: Collection[str] | None = None, cluster: str | None = None) -> Answers:
     """The answers in a folder of lm-eval's logs, or of one rung of a study, ``DIR:RUNG``.
 
-    ``names``: tasks and groups that are wanted; the logs of others need not be read.
+    ``names``: tasks and groups that are wanted; the logs of others need not be read. ``cluster``: of logs, the field
+    that documents share which resemble each other; a study's records have what its tasks' metadata says.
 
     Raises UserError for anything else, and for logs that are cut off or of an old lm-eval.
     """
@@ -52,13 +53,17 @@ def read_answers(source: str, names: Collection[str] | None = None) -> Answers:
         raise UserError(f"{source}: a study has several rungs ({rungs}); name one as {source}:RUNG")
     folder, colon, rung = source.rpartition(":")
     if colon and not directory.exists() and is_study(Path(folder)):
+        if cluster is not None:
+            raise UserError(
+                f"--cluster is of lm-eval's logs, {source} is a study: name the field in its task's metadata"
+            )
         return study_answers(load_results(Path(folder)), rung)
-    return log_answers(directory, names)
+    return log_answers(directory, names, cluster)
 
 
-def read_all(sources: Sequence[str], names: Collection[str] | None = None) -> list[Answers]:
+def read_all(sources: Sequence[str], names: Collection[str] | None = None, cluster: str | None = None) -> list[Answers]:
     """`read_answers` of each; those of one name are told apart by as much of their paths as it takes."""
-    found = [read_answers(source, names) for source in sources]
+    found = [read_answers(source, names, cluster) for source in sources]
     counts = Counter(one.name for one in found)
     paths = [Path(source).resolve().parts for source in sources]
     for depth in range(1, max(map(len, paths)) + 1):
@@ -86,9 +91,9 @@ def is_study(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("study.json", MERGE_FILE))
 
 
-def log_answers(directory: Path, names: Collection[str] | None = None) -> Answers:
+def log_answers(directory: Path, names: Collection[str] | None = None, cluster: str | None = None) -> Answers:
     """The answers in lm-eval's logs, named after the folder."""
-    folder = LogFolder(directory)
+    folder = LogFolder(directory, cluster)
     outcomes = folder.outcomes(names)
     return Answers(
         name=directory.resolve().name,

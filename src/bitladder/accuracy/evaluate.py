@@ -42,7 +42,8 @@ def evaluate(
         language_model = _make_backend(item, model, tokenizer, progress, journal)
         _require_context(task, language_model)
         results = _run(library, task, language_model, item)
-    outcome, documents = collect_samples(task, results, language_model.truncated)
+    clusters = library.clusters(item.task, item.limit)
+    outcome, documents = collect_samples(task, results, language_model.truncated, clusters)
     about = {
         "remarks": language_model.remarks,
         "plans": language_model.batch_plans,

@@ -15,6 +15,8 @@ from bitladder.accuracy.fingerprint import task_hash
 from bitladder.accuracy.harness import as_we_run_it, sandbox_templates
 from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
 from bitladder.accuracy.own_code import named_errors, require_trusted
+from bitladder.accuracy.passages import cluster_field, cluster_labels
+from bitladder.accuracy.samples import document_hash
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.home import expand_user
 from bitladder.printable import one_line
@@ -53,6 +55,7 @@ class TaskLibrary:
         self._trusted = trusted
         self._tasks: dict[str, Any] = {}
         self._hashes: dict[tuple[str, int | None], str] = {}
+        self._clusters: dict[tuple[str, int | None], dict[str, str]] = {}
         self.requested: dict[str, tuple[Member, ...]] = {name: expand(name) for name in requested}
         self._leaves = _unique_leaves(itertools.chain.from_iterable(self.requested.values()))
         require_trusted(self._leaves.values(), trusted)
@@ -88,6 +91,21 @@ class TaskLibrary:
     def documents(self, name: str, limit: int | None) -> Iterator[Any]:
         """The documents that are asked, in order."""
         return itertools.islice(self.task(name).eval_docs, limit)
+
+    def document_hashes(self, name: str, limit: int | None) -> list[str]:
+        """As lm-eval logs them, in order."""
+        with self.reading(name):
+            return [document_hash(doc) for doc in self.documents(name, limit)]
+
+    def clusters(self, name: str, limit: int | None) -> dict[str, str]:
+        """Document hash -> what it shares with those that resemble it, see `cluster_labels`; others are absent."""
+        if (name, limit) not in self._clusters:
+            with self.reading(name):
+                docs = list(self.documents(name, limit))
+                labels = cluster_labels(name, docs, cluster_field(self.task(name).config.metadata))
+                hashes = map(document_hash, docs)
+                self._clusters[name, limit] = {one: label for one, label in zip(hashes, labels, strict=True) if label}
+        return self._clusters[name, limit]
 
     def count(self, name: str, limit: int | None) -> int:
         available = len(self.task(name).eval_docs)

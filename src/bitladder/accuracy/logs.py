@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from bitladder.accuracy.passages import cluster_field, cluster_labels
 from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.samples import Sample, document_outcome, harness_results, make_document, require_numbers
 from bitladder.accuracy.walk import walk
@@ -49,15 +50,19 @@ Json = dict[str, Any]
 class LogFolder:
     """The newest log of each task in a folder, or in the one folder below it that has some.
 
-    Raises UserError where there are no logs, or logs of several models.
+    ``cluster``: the field of documents that those share which resemble each other, where they have it. Raises UserError
+    where there are no logs, or logs of several models.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cluster: str | None = None) -> None:
         if not directory.is_dir():
             raise UserError(
                 f"{directory}: no such folder; expected a study's, DIR:RUNG of one, or lm-eval's --output_path"
             )
         self.directory = _samples_folder(directory)
+        self._cluster = cluster
+        self._fields: set[str] = set()
+        """of the documents that were read"""
         self._runs: dict[str, Json] = {}
         self.left_out: dict[str, str] = {}
         """tasks that `outcomes` found nothing to pair in, and why"""
@@ -131,6 +136,9 @@ class LogFolder:
                 found[task] = outcome
         if not found:
             raise UserError(f"{self.directory}: {next(iter(self.left_out.values()))}; choose others with --tasks")
+        if self._cluster is not None and self._cluster not in self._fields:
+            known = ", ".join(sorted(self._fields)) or "none"
+            raise UserError(f"--cluster {self._cluster}: no document in {self.directory} has that field; found {known}")
         return found
 
     def _named(self, names: Collection[str]) -> list[str]:
@@ -192,8 +200,13 @@ class LogFolder:
         run, output_type = self._run(task), self._output_type(task)
         samples = self._by_document(task)
         with _as_logged(self._path(task)):
+            docs = [filtered[0]["doc"] for filtered in samples]
+            self._fields.update(str(key) for doc in docs if isinstance(doc, dict) for key in doc)
+            field = self._cluster or cluster_field(run["configs"][task].get("metadata"))
+            labels = cluster_labels(task, docs, field)
             documents = tuple(
-                document_outcome(task, output_type, filtered, _target(output_type, filtered[0])) for filtered in samples
+                document_outcome(output_type, filtered, _target(output_type, filtered[0]), label)
+                for filtered, label in zip(samples, labels, strict=True)
             )
         with _as_logged(self._results_files[self._dates[task]]):
             planned = int(run["n-samples"].get(task, {}).get("effective", len(documents)))

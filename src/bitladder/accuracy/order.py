@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 from bitladder.accuracy.library import TaskLibrary
-from bitladder.accuracy.samples import cluster_of, document_hash
 from bitladder.records import Order, TaskGroup, order_key
 from bitladder.stages import row_stops, stages_for
 
@@ -60,8 +59,8 @@ def _rows(library: TaskLibrary, groups: Iterable[TaskGroup]) -> list[TaskGroup]:
 @lru_cache(maxsize=256)
 def document_keys(library: TaskLibrary, name: str, limit: int | None, seed: int) -> list[str]:
     """What the documents of a task are sorted by, in the task's own order."""
-    with library.reading(name):
-        return [order_key(seed, cluster_of(name, doc) or document_hash(doc)) for doc in library.documents(name, limit)]
+    hashes, clusters = library.document_hashes(name, limit), library.clusters(name, limit)
+    return [order_key(seed, clusters.get(one, one)) for one in hashes]
 
 
 def chosen_documents(library: TaskLibrary, name: str, limit: int | None, order: Order) -> list[int]:

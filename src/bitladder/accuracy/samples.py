@@ -11,19 +11,14 @@ from bitladder.records import AccuracyOutcome, Document, DocumentOutcome, Metric
 
 Sample = Mapping[str, Any]
 
-CLUSTER_FIELDS = {"hellaswag": "source_id"}
-"""beginning of a task's name -> the field of its documents that is shared by those which resemble each other
-
-Not the templates of the built-in suite: all of a fixed list are asked, so that they are strata, as MMLU's subjects are.
-"""
-
 
 def collect_samples(
-    task: Any, results: Mapping[str, Any], truncated: Collection[str]
+    task: Any, results: Mapping[str, Any], truncated: Collection[str], clusters: Mapping[str, str]
 ) -> tuple[AccuracyOutcome, TaskDocuments]:
     """The outcome and the documents of one evaluated task, in lm-eval's order, repeated documents included.
 
     ``results``: what ``lm_eval.evaluate`` returned with ``log_samples``. ``truncated``: contexts that were cut off.
+    ``clusters``: document hash -> what it shares with those that resemble it.
     Raises UserError for log-likelihoods that are no numbers, and for a task without a score of its own by document.
     """
     name = task.task_name
@@ -32,7 +27,10 @@ def collect_samples(
         by_document.setdefault(sample["doc_id"], []).append(sample)
     samples = list(by_document.values())
     outcomes = tuple(
-        document_outcome(name, task.OUTPUT_TYPE, filtered, _target_of(task, filtered[0])) for filtered in samples
+        document_outcome(
+            task.OUTPUT_TYPE, filtered, _target_of(task, filtered[0]), clusters.get(filtered[0]["doc_hash"])
+        )
+        for filtered in samples
     )
     require_numbers(f"task {name}", outcomes)
     metrics = _metrics(task, samples, outcomes)
@@ -54,8 +52,8 @@ def collect_samples(
     return outcome, TaskDocuments(task=name, documents_hash=documents_hash, documents=documents)
 
 
-def document_outcome(name: str, output_type: str, filtered: Sequence[Sample], target: Any) -> DocumentOutcome:
-    """One document's answer; ``filtered`` holds the same answer once a filter of the task ``name``.
+def document_outcome(output_type: str, filtered: Sequence[Sample], target: Any, cluster: str | None) -> DocumentOutcome:
+    """One document's answer; ``filtered`` holds the same answer once a filter of the task.
 
     ``target``: as of `make_document`.
     """
@@ -85,18 +83,10 @@ def document_outcome(name: str, output_type: str, filtered: Sequence[Sample], ta
         greedy=greedy,
         text=text,
         target=target if output_type == "multiple_choice" and _is_index(target, loglikelihoods) else None,
-        cluster=cluster_of(name, first["doc"]),
+        cluster=cluster,
         true_share=_true_share(first["doc"], len(loglikelihoods)) if greedy and loglikelihoods else None,
         metrics=metrics,
     )
-
-
-def cluster_of(name: str, doc: Any) -> str | None:
-    """The label that a document of the task shares with those that resemble it; None where it is like no other."""
-    for start, field in CLUSTER_FIELDS.items():
-        if name.startswith(start) and isinstance(doc, Mapping) and doc.get(field) is not None:
-            return str(doc[field])
-    return None
 
 
 def document_hash(doc: Any) -> str:

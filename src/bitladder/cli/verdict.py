@@ -23,6 +23,10 @@ def verdict_command(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks or groups of the logs, comma-separated; default all.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Field of the documents that those share which resemble each other, such as a passage's id."),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
 ) -> None:
     """Say of each RUNG whether its score lies within a margin of BASE's, on the same questions under the same prompts.
@@ -45,7 +49,7 @@ def verdict_command(
     least_percent = parse_recovery(min_recovery, max_drop)
     with uncollected():
         names = [name.strip() for name in tasks.split(",")] if tasks else None
-        first, *others = read_all([base, *rungs], names)
+        first, *others = read_all([base, *rungs], names, cluster)
         if names:
             first = take_tasks(first, names)
         require_comparable(first, others)

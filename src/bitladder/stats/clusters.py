@@ -16,6 +16,9 @@ from scipy.sparse.csgraph import connected_components
 
 from bitladder.stats.interval import NoInterval
 
+FEWEST_CLUSTERS = 30
+"""with a changed answer, from which on the data show how much alike the answers of a cluster are"""
+
 
 class ClusterSpread(NamedTuple):
     """How far the mean of clustered values may be off."""
@@ -56,16 +59,24 @@ def clustering_of(values: Sequence[float], clusters: Sequence[str] | None) -> Cl
     """None without clusters and for clusters of one document each; a reason for a single cluster, which shows nothing.
 
     The design effect is the cluster-robust variance over that of independent values, at least 1: a lower one is luck
-    more often than knowledge. 1 where the values are all equal.
+    more often than knowledge. Below `FEWEST_CLUSTERS` that hold a value other than the commonest - a changed answer -
+    the data don't show how much alike a cluster's values are, so each cluster counts as one value: the effect is that
+    of values which are all alike (Kish 1965, n times the sum of squared shares).
+    benchmarks/interval_coverage.py simulates both.
     """
     if clusters is None or len(set(clusters)) == len(clusters):
         return None
     spread = cluster_spread(values, clusters)
     if isinstance(spread, NoInterval):
         return spread
-    independent = float(np.var(values, ddof=1)) / len(values)
-    effect = spread.standard_error**2 / independent if independent > 0 else 1.0
-    return Clustering(max(effect, 1.0), spread.degrees)
+    numbers, names = np.asarray(values, dtype=float), np.asarray(clusters)
+    known, counts = np.unique(numbers, return_counts=True)
+    telling = len(np.unique(names[numbers != known[counts.argmax()]]))
+    if telling < FEWEST_CLUSTERS:
+        shares = np.unique(names, return_counts=True)[1] / len(numbers)
+        return Clustering(len(numbers) * float(np.sum(shares**2)), spread.degrees)
+    independent = float(np.var(numbers, ddof=1)) / len(numbers)
+    return Clustering(max(spread.standard_error**2 / independent, 1.0), min(spread.degrees, telling - 1))
 
 
 def joined(*labels: Sequence[str]) -> list[str]:
