@@ -257,12 +257,12 @@ def test_changed_choices_and_the_floor_under_flips(tmp_path: Path) -> None:
     assert int8.second_plan is not None
     assert int8.second_plan.percent.low < 50 < int8.second_plan.percent.high  # type: ignore[operator]
     assert int8.second_plan.largest_nats == pytest.approx(2.3)
-    assert found["bf16"].indistinguishable is None, "nothing to hold the baseline against"
-    assert int8.indistinguishable is True, "it flips less than by itself"
+    assert found["bf16"].flips is None, "nothing to hold the baseline against"
+    assert int8.flips == "indistinguishable", "it flips less than by itself"
     # fp4 lost the first 17 of 140, of which two flip by themselves, and one does on the baseline
     assert counts(found["fp4"].against_baseline) == (17, 40)
     assert found["fp4"].p_value == pytest.approx(midp_mcnemar(15, 0) / 2)
-    assert found["fp4"].indistinguishable is False
+    assert found["fp4"].flips == "above the floor"
 
 
 def test_the_larger_of_both_floors_counts() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo
-from bitladder.stats.flips import above_floor, flip_indicators, is_indistinguishable
+from bitladder.stats.flips import above_floor, flip_indicators, judge_flips
 from bitladder.stats.paired import midp_mcnemar
 from bitladder.stats.power import ONE_SIDED_ALPHA
 
@@ -26,24 +26,40 @@ def test_the_same_documents_are_no_evidence_whatever_their_count() -> None:
 
 def test_documents_are_paired_not_counted() -> None:
     """12 flips against 4 on the floor: shown where the 4 are among the 12, and not where all 16 are others."""
-    assert not is_indistinguishable(flags(12, 200), flags(4, 200), flags(0, 200))
-    assert is_indistinguishable(flags(12, 200), flags(5, 200, start=100), flags(0, 200))
+    assert judge_flips(flags(12, 200), flags(4, 200), flags(0, 200)).verdict == "above the floor"
+    assert judge_flips(flags(12, 200), flags(5, 200, start=100), flags(0, 200)).verdict == "not settled"
 
 
 def test_both_floors_have_to_be_exceeded() -> None:
     flips = flags(20, 200)
-    assert not is_indistinguishable(flips, flags(2, 200), flags(2, 200, start=100))
-    assert is_indistinguishable(flips, flags(2, 200), flags(15, 200, start=100))
-    assert is_indistinguishable(flips, flags(15, 200, start=100), flags(2, 200))
+    assert judge_flips(flips, flags(2, 200), flags(2, 200, start=100)).verdict == "above the floor"
+    assert judge_flips(flips, flags(2, 200), flags(15, 200, start=100)).verdict == "not settled"
+    assert judge_flips(flips, flags(15, 200, start=100), flags(2, 200)).verdict == "not settled"
 
 
 def test_a_rung_that_only_flips_like_its_floor_is_seldom_told_apart() -> None:
     rng = np.random.default_rng(0)
-    told = 0
+    found = [judge_flips(*((rng.random(500) < 0.05).tolist() for _ in range(3))).verdict for _ in range(400)]
+    assert found.count("above the floor") / 400 <= 0.025
+
+
+def test_twice_the_floor_is_seldom_called_indistinguishable() -> None:
+    """With 500 documents nothing is shown of it in most runs, which is no sameness."""
+    rng = np.random.default_rng(1)
+    found = []
     for _ in range(400):
-        flips, own, other = (rng.random(500) < 0.05 for _ in range(3))
-        told += not is_indistinguishable(flips.tolist(), own.tolist(), other.tolist())
-    assert told / 400 <= 0.025
+        flips = (rng.random(500) < 0.04).tolist()
+        own, other = ((rng.random(500) < 0.02).tolist() for _ in range(2))
+        found.append(judge_flips(flips, own, other).verdict)
+    assert found.count("not settled") / 400 > 0.5
+    assert found.count("indistinguishable") / 400 <= 0.025
+
+
+def test_what_flips_by_itself_is_indistinguishable_once_that_is_shown() -> None:
+    noisy = flags(30, 6000)
+    assert judge_flips(noisy, noisy, flags(0, 6000)).verdict == "indistinguishable", "its own floor explains it"
+    assert judge_flips(flags(0, 500), flags(0, 500), flags(0, 500)).verdict == "indistinguishable"
+    assert judge_flips(flags(0, 100), flags(0, 100), flags(0, 100)).verdict == "not settled"
 
 
 def test_lengths_have_to_agree() -> None:

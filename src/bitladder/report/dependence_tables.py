@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
+from bitladder.stats.flips import EXCESS_POINTS
 from bitladder.stats.power import ONE_SIDED_ALPHA
 from bitladder.stats.summary import ChoiceChange, DependenceSummary, Estimate, RungSummary, Summary
-from bitladder.units import format_count, format_percent, format_raw
+from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
 
 PARAGRAPH = (
     "Each precision scored some documents again: in batches of other documents, in a forward of their own (batch 1), "
     "and by cached decoding, which prefills the question and goes on one token a step. What changes between two plans "
-    "of batches is a precision's noise floor. A precision whose flips against the baseline are not above its own floor "
-    "and the baseline's is indistinguishable from it on these documents."
+    "of batches is a precision's noise floor. A precision whose flips against the baseline are shown to be less than "
+    f"{points_text(EXCESS_POINTS)} above its own floor or the baseline's is indistinguishable from it."
 )
 NOT_SCORED = "not scored in this way, not yet, or all documents fit one batch, which has no other plan"
 _COLUMNS = (
@@ -25,6 +26,7 @@ _COLUMNS = (
     Column("Cached against batch 1", "% changed"),
     Column("Against the baseline", "% changed"),
     Column("p", interval=False, help="one-sided mid-p McNemar, the larger of both floors'"),
+    Column("Above the larger floor", "points"),
     Column("Flips", numeric=False),
 )
 
@@ -57,7 +59,8 @@ def dependence_tables(summary: Summary) -> list[Table]:
         "round otherwise, by the number of rows and the model's own attention, which quantized activations enlarge: "
         "outlier columns are not all that changes choices there. "
         "Brackets: 95% interval of one share by itself.",
-        f"Flips: above the floor where p is at most {ONE_SIDED_ALPHA:g}.",
+        f"Flips: above the floor where p is at most {ONE_SIDED_ALPHA:g}; indistinguishable where the interval of what "
+        f"is above the larger floor lies below {points_text(EXCESS_POINTS)}; else not settled.",
         *_largest(measured),
     )
     title = f"Choices that depend on the batch, and flips against {summary.baseline}"
@@ -84,6 +87,7 @@ def _cells(found: DependenceSummary) -> tuple[Cell, ...]:
         _share(found.steps),
         _share(found.against_baseline, "the baseline itself, or one without a floor of its own"),
         number_cell(found.p_value, format_raw, None if found.p_value is not None else "no floor to test against"),
+        estimate_cell(found.excess_points or Estimate.unknown("no floor to test against"), format_points),
         _judgement(found),
     )
 
@@ -93,9 +97,7 @@ def _share(found: ChoiceChange | None, reason: str = NOT_SCORED) -> Cell:
 
 
 def _judgement(found: DependenceSummary) -> Cell:
-    if found.indistinguishable is None:
-        return text_cell(None, reason="no floor to test against")
-    return text_cell("indistinguishable" if found.indistinguishable else "above the floor")
+    return text_cell(found.flips, reason=None if found.flips else "no floor to test against")
 
 
 def _largest(rungs: Sequence[RungSummary]) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, Rescoring, RescoringOutcome, Way
 from bitladder.results import Results
-from bitladder.stats.flips import floors_p_value, is_indistinguishable
+from bitladder.stats.flips import judge_flips
 from bitladder.stats.pots import likeliest
 from bitladder.stats.scores import Score, score_interval
 from bitladder.stats.summary import ChoiceChange, DependenceSummary
@@ -79,11 +79,10 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
     floor = compare(second, rung.own)
     flips = compare(rung.own, baseline.own, second) if baseline and second else None
     their_floor = compare(baseline.again.get("second plan", {}), baseline.own, second) if flips and baseline else None
-    p_value = indistinguishable = None
+    judged = None
     if floor and flips and their_floor and floor.questions == flips.questions == their_floor.questions:
         flags = flips.changed, floor.changed, their_floor.changed
-        p_value = floors_p_value(*flags, flips.clusters)
-        indistinguishable = is_indistinguishable(*flags, clusters=flips.clusters)
+        judged = judge_flips(*flags, flips.clusters)
     return DependenceSummary(
         title=title,
         second_plan=_change(floor),
@@ -91,8 +90,9 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
         cached=_change(compare(cached, rung.own)),
         steps=_change(compare(cached, single)),
         against_baseline=_change(flips),
-        p_value=p_value,
-        indistinguishable=indistinguishable,
+        p_value=judged.p_value if judged else None,
+        excess_points=Score(judged.value, judged.excess).percent() if judged else None,
+        flips=judged.verdict if judged else None,
     )
 
 

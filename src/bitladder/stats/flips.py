@@ -2,16 +2,33 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, Record, TaskDocuments
+from bitladder.stats.interval import Interval, NoInterval
+from bitladder.stats.paired import paired_difference
 from bitladder.stats.pots import choice_probabilities, likeliest, primary_metric
 from bitladder.stats.power import ONE_SIDED_ALPHA
+from bitladder.stats.verdict import FlipsVerdict
 
 Kind = Literal["lost", "gained", "changed"]
 """a lower score than the baseline's, a higher one, or as good a score by another choice"""
+
+
+EXCESS_POINTS = 1.0
+"""of the answers beyond what flips by itself, below which a precision is called indistinguishable"""
+
+
+class FlipsJudged(NamedTuple):
+    """Flips held against what flips by itself."""
+
+    p_value: float
+    value: float
+    """excess over the larger floor, a share of the documents"""
+    excess: Interval | NoInterval
+    verdict: FlipsVerdict
 
 
 class Answer(Record):
@@ -138,21 +155,31 @@ def above_floor(flips: Sequence[bool], floor: Sequence[bool], clusters: Sequence
     return float(chances[found + 1 :].sum() + chances[found] / 2)
 
 
-def is_indistinguishable(
+def judge_flips(
     flips: Sequence[bool],
     own_floor: Sequence[bool],
     baseline_floor: Sequence[bool],
-    one_sided_alpha: float = ONE_SIDED_ALPHA,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-) -> bool:
-    """Whether a rung's flips are not shown to be above its own floor and the baseline's.
+    clusters: Sequence[str] | None = None,
+) -> FlipsJudged:
+    """Whether a rung's flips are what flips by itself.
 
-    A floor is what changes between two passes of one rung over the same documents in other batches. Both have to be
-    exceeded (an intersection-union test: each at the whole level). All three are by document, in one order: with the
-    records of a second pass, `flip_indicators` of the rung against the baseline and of either against its second pass.
+    A floor is what changes between two passes of one rung over the same documents in other batches. All three are by
+    document, in one order: with the records of a second pass, `flip_indicators` of the rung against the baseline and of
+    either against its second pass. Above the floor: both are exceeded (an intersection-union test: each at the whole
+    level). Indistinguishable takes evidence too: the interval of the excess over the larger floor lies below
+    `EXCESS_POINTS`; that nothing is shown is none.
     """
-    return floors_p_value(flips, own_floor, baseline_floor, clusters) > one_sided_alpha
+    p_value = floors_p_value(flips, own_floor, baseline_floor, clusters)
+    floor = max(own_floor, baseline_floor, key=sum)
+    found = paired_difference([float(flip) - one for flip, one in zip(flips, floor, strict=True)], clusters)
+    excess = found if isinstance(found, NoInterval) else found.interval()
+    if p_value <= ONE_SIDED_ALPHA:
+        verdict: FlipsVerdict = "above the floor"
+    elif isinstance(excess, Interval) and 100 * excess.high < EXCESS_POINTS:
+        verdict = "indistinguishable"
+    else:
+        verdict = "not settled"
+    return FlipsJudged(p_value, (sum(flips) - sum(floor)) / len(flips), excess, verdict)
 
 
 def floors_p_value(
@@ -161,5 +188,5 @@ def floors_p_value(
     baseline_floor: Sequence[bool],
     clusters: Sequence[Hashable] | None = None,
 ) -> float:
-    """What `is_indistinguishable` goes by: the larger of both floors'."""
+    """One-sided, of no more flips than on a floor: the larger of both floors'."""
     return max(above_floor(flips, own_floor, clusters), above_floor(flips, baseline_floor, clusters))

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from bitladder.records import Audit, Machine, Record, Scoring, Source, Status
-from bitladder.stats.verdict import Verdict
+from bitladder.stats.verdict import FlipsVerdict, Verdict
 
 End = Status | Literal["missing"]
 """how a checkpoint or a measurement ended; ``missing``: the study has not come to it, or another machine did it"""
@@ -214,8 +214,10 @@ class DependenceSummary(Record):
     """the rung's choices against the baseline's, on the documents of the second plan"""
     p_value: float | None
     """one-sided, of no more flips against the baseline than on the rung's own floor and on the baseline's"""
-    indistinguishable: bool | None
-    """whether those flips are not shown to be above both floors; None for the baseline, and where a floor is unknown"""
+    excess_points: Estimate | None
+    """of those flips over the larger floor, on the same documents"""
+    flips: FlipsVerdict | None
+    """None for the baseline, and where a floor is unknown"""
 
 
 class RungSummary(Record):

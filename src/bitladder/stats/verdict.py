@@ -28,6 +28,8 @@ from bitladder.stats.paired import Comparison
 from bitladder.stats.power import QuestionsToDecide, questions_to_decide
 
 Verdict = Literal["within the margin", "lower but within", "beyond the margin", "undecided", "no signal"]
+FlipsVerdict = Literal["indistinguishable", "above the floor", "not settled"]
+"""of answers that differ from the baseline's, beside what changes by itself, see `flips`"""
 ACCEPTABLE: tuple[Verdict, ...] = ("within the margin", "lower but within")
 
 
