@@ -1,6 +1,7 @@
 """Where models come from: directories, a Hub (a small one that runs here), the built-in one."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.checkpoint.tensors import content_hash
+from bitladder.checkpoint.expected import expected_bytes
+from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.models import gguf as gguf_module
 from bitladder.models.builtin import LLAMA_1B_SHAPE, SMOLLM2
@@ -89,6 +91,8 @@ class FakeHub:
     error_code: str = ""
     gated_files: bool = False
     fetched: list[str] = field(default_factory=list)
+    """whole files"""
+    ranged_bytes: int = 0
 
     def serve(self) -> ThreadingHTTPServer:
         hub = self
@@ -114,10 +118,16 @@ class FakeHub:
                 if hub.gated_files:
                     self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
                     return
-                if self.command == "GET":
+                if self.command == "GET" and "Range" not in self.headers:
                     hub.fetched.append(name)
-                etag = f'"{sha1(hub.files[name]).hexdigest()}"'
-                self._answer(200, hub.files[name], {"ETag": etag, "X-Repo-Commit": COMMIT})
+                etag, content = f'"{sha1(hub.files[name]).hexdigest()}"', hub.files[name]
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if wanted is None:
+                    self._answer(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+                    return
+                content = content[int(wanted[1]) : int(wanted[2]) + 1]
+                hub.ranged_bytes += len(content)
+                self._answer(206, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
 
             def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
                 self.send_response(status)
@@ -137,8 +147,13 @@ class FakeHub:
     def tree(self) -> list[dict[str, object]]:
         return [
             {"type": "file", "path": name, "size": len(content), "oid": sha1(content).hexdigest()}
+            | ({"lfs": _lfs(content)} if name.endswith(".safetensors") else {})
             for name, content in self.files.items()
         ]
+
+
+def _lfs(content: bytes) -> dict[str, object]:
+    return {"oid": sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
 
 
 @pytest.fixture
@@ -171,6 +186,23 @@ class TestHub:
             resolved, source=resolved.source.model_copy(update={"revision": COMMIT})
         )
         assert hub.fetched == []
+
+    def test_a_plan_fetches_no_weights(self, hub: FakeHub, tiny_llama: Path, tmp_path: Path) -> None:
+        outlined = resolve_model("org/model", outline=tmp_path / "outline")
+        assert not outlined.has_weights
+        assert "model.safetensors" not in hub.fetched
+        assert 0 < hub.ranged_bytes <= 100_001, "the beginning, in which the header is"
+        stored = [
+            {name: (one.dtype, one.shape, one.size_bytes) for name, one in read_tensors(place).items()}
+            for place in (outlined.directory, tiny_llama)
+        ]
+        assert stored[0] == stored[1]
+        assert expected_bytes(outlined.directory, "nf4") == expected_bytes(tiny_llama, "nf4")
+        weights = outlined.directory / "model.safetensors"
+        assert weights.stat().st_blocks * 512 < weights.stat().st_size / 2, "a hole"
+        whole = resolve_model("org/model")
+        assert outlined.source == whole.source, "known by the same content"
+        assert resolve_model("org/model", outline=tmp_path / "outline") == whole, "what is here is used"
 
     def test_cache_serves_without_network(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants

@@ -56,6 +56,26 @@ def test_a_long_measurement_has_a_line_every_half_minute_and_each_its_number(
     ]
 
 
+def test_time_left_stands_beside_each_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    clock = Clock()
+    record = Store(write_replay(tmp_path)).load().records[0]
+    with TerminalProgress(clock) as progress:
+        progress.time_left(5400.0)
+        progress.planned(12, 0)
+        progress.time_left(1234.0)
+        progress.measured(record)
+        clock.now_s += 1190.0
+        progress.measured(record)
+        clock.now_s += 60.0  # longer than was expected
+        progress.measured(record)
+    assert lines(capsys) == [
+        "12 measurements, about 1.5 h left",
+        "bf16: bitladder_knowledge: 42 s (1 of 12, about 21 min left)",
+        "bf16: bitladder_knowledge: 42 s (2 of 12, about 50 s left)",
+        "bf16: bitladder_knowledge: 42 s (3 of 12)",
+    ]
+
+
 def test_warnings_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     record = rung_record("nf4", RUNGS["nf4"], source("builtin"))
     assert record.audit is not None

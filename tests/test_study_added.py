@@ -17,7 +17,6 @@ from bitladder.checkpoint.format import require_format
 from bitladder.checkpoint.tokens import PROBES, probe_texts, require_same_tokens, same_rules
 from bitladder.cli import dry_run
 from bitladder.cli.dry_run import print_plan
-from bitladder.cli.study import _added
 from bitladder.decide import recommend
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
@@ -34,7 +33,7 @@ from bitladder.study.estimate import estimate_study
 from bitladder.study.job import Job, RungMade
 from bitladder.study.prepare import prepare
 from bitladder.study.run import _Run, run_study
-from bitladder.study.settings import load_settings
+from bitladder.study.settings import _added, load_settings
 from conftest import MakeTinyLlama
 from test_study_run import Counting, job_for, settings_for, write_tasks
 
@@ -410,7 +409,7 @@ def test_the_plan_says_which_margins_its_documents_resolve(
 )
 def test_bad_flags(pairs: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        _added(pairs)
+        _added(pairs, "--add")
 
 
 @pytest.mark.parametrize(
@@ -425,7 +424,7 @@ def test_bad_names(name: str, says: str) -> None:
 def test_flags_and_file_mean_the_same(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("model: m\nadd:\n  fp8: org/name=x\n  b.1: ./here\n")
     settings = load_settings(tmp_path / "study.yaml", {})
-    assert settings.add == _added(["fp8=org/name=x", "b.1=./here"]) == {"fp8": "org/name=x", "b.1": "./here"}
+    assert settings.add == _added(["fp8=org/name=x", "b.1=./here"], "--add") == {"fp8": "org/name=x", "b.1": "./here"}
 
 
 def test_another_model_of_the_same_architecture_has_other_shapes(

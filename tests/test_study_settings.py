@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.cli.study import _settings_flags
+from bitladder.cli.study import _flags
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
 from bitladder.study.estimate import s_per_weight
 from bitladder.study.plan import phase_items, plan_study
-from bitladder.study.settings import load_settings
+from bitladder.study.settings import load_command, load_settings
 from bitladder.units import GIB
 
 MACHINE = Machine(cpu_model="c", cpu_count=2, total_memory_bytes=8, platform="p", gpus=(), versions={})
@@ -39,6 +39,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("model: m\nlimits: {a: x}\n", "limits.a: found 'x', expected a whole number"),
         ("model: m\nseed: 1.5\n", "seed: found 1.5, expected a whole number"),
         ("model: m\ndivergence: maybe\n", "divergence: found 'maybe', expected true or false"),
+        ("model: m\nlimits: a\n", "study.yaml: limits: found 'a', expected task=number pairs"),
+        ("model: m\nadd: [fp8]\n", "study.yaml: add: found 'fp8', expected NAME=REPO_OR_DIR"),
+        (
+            "model: m\nno-divergence: true\ndivergence: true\n",
+            "divergence stands twice, once as divergence",
+        ),
+        ("model: m\nyes: maybe\n", "study.yaml: yes: found 'maybe', expected true or false"),
         ("model: m\nlimit: 5\nseed: 1\nlimit: 6\n", "study.yaml: limit stands in line 2 and in line 4; keep one"),
         ("model: m\nlimits:\n  a: 5\n  a: 6\n", "study.yaml: a stands in line 3 and in line 4; keep one"),
         ("- a\n", "found a list, expected keys and values"),
@@ -49,7 +56,7 @@ def test_bad_settings_are_one_line(tmp_path: Path, text: str, says: str) -> None
     config = tmp_path / "study.yaml"
     config.write_text(text)
     with pytest.raises(UserError, match=says) as caught:
-        load_settings(config, {})
+        load_command(config, {})
     assert "\n" not in str(caught.value)
 
 
@@ -64,8 +71,22 @@ def test_a_list_may_be_one_string(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [str, Path])
 def test_where_the_datasets_are_is_kept_whole(kind: type) -> None:
     """Whatever Typer leaves in the context: its older releases the text, newer ones a path."""
-    given = dict.fromkeys(("add", "limits", "requests"), None) | {"no_divergence": False, "datasets": kind("data")}
-    assert _settings_flags(given)["datasets"] == str(Path.cwd() / "data")
+    given = {"model": "m", "add": (), "json_output": None, "datasets": kind("data")}
+    assert load_command(None, _flags(given))[1].datasets == str(Path.cwd() / "data")
+
+
+def test_keys_of_the_file_are_the_flags_names_and_take_what_they_take(tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text(
+        "model: m\nprompt-tokens: 9\nnew_tokens: 8\nno-divergence: true\nlimits: arc_easy=5\nrequests: batch1=2\n"
+        "add: [fp8=some/repo]\nmax-drop: 1pt\nout: there\nyes: true\njson: true\ndry-run: true\n"
+    )
+    command, settings = load_command(config, {"prompt_tokens": 7})
+    assert (settings.prompt_tokens, settings.new_tokens, settings.divergence) == (7, 8, False)
+    assert (settings.limits, settings.requests, settings.max_drop) == ({"arc_easy": 5}, {"batch1": 2}, 1.0)
+    assert settings.add == {"fp8": "some/repo"}
+    assert (command.out, command.yes, command.json_output, command.dry_run) == (Path("there"), True, True, True)
+    assert load_command(config, {"out": Path("here")})[0].out == Path("here"), "flags win"
 
 
 def test_several_cards_are_a_device() -> None:

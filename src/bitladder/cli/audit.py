@@ -27,10 +27,8 @@ def audit_command(
 
     Exit code 1 where it isn't.
     """
-    import os
     from pathlib import Path
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
     from bitladder.checkpoint.audit import audit
     from bitladder.cli.libraries import libraries_on_stderr
     from bitladder.models.source import resolve_model

@@ -12,6 +12,7 @@ from rich.table import Table
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
 from bitladder.cli.terminal import Terminal
+from bitladder.defaults import ASKED_FROM_S
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
@@ -24,25 +25,26 @@ from bitladder.stats.power import POWER, Resolution, resolutions
 from bitladder.stats.stopping import Staging
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
+from bitladder.study.kept import Kept
 from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
+from bitladder.study.time_left import TimeLeft, advise
 from bitladder.units import counted, format_bytes, format_count, format_seconds, points_text
 
 
 def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
-    from bitladder.models.source import resolve_model
     from bitladder.study.run import require_study_folder
 
     require_study_folder(out)
     with (
         libraries_on_stderr(),
         TerminalProgress() as progress,
-        tempfile.TemporaryDirectory(prefix="bitladder-plan-") as logs,
+        tempfile.TemporaryDirectory(prefix="bitladder-plan-") as scratch,
         ForkServer(
             OVERHEAD,
-            Path(logs) / "log",
+            Path(scratch) / "log",
             with_gpu=could_have_cards(),
             trust_remote_code=settings.trust_remote_code,
         ) as server,
@@ -51,14 +53,14 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         if busy > BUSY_SHARE:
             progress.warn(busy_warning(busy))
         # only then does the server start: its imports beside the timing of layers made those up to 20 times too slow
-        prepared = prepare(settings, Store(out), progress)
+        prepared = prepare(settings, Store(out), progress, outline=Path(scratch))
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
         overhead_bytes = measure_overhead(server, study.calibration.device)
-        directory = resolve_model(settings.model, settings.revision).directory
-        estimates = estimate_study(study, directory, prepared.added, overhead_bytes)
+        estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
         resolved = _resolutions(study, margin_points)
+        advice = _advice(study, estimates, Store(out))
     if json_output:
         plan = {
             "study": study.model_dump(mode="json"),
@@ -70,6 +72,8 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         print(json.dumps(plan, indent=2))
     else:
         show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)))
+        if advice is not None:
+            print(f"without --yes the study won't begin: {advice}")
 
 
 def show_plan(
@@ -148,6 +152,17 @@ def _recorded(study: StudyRecord, store: Store) -> int:
     planned = set(chain.from_iterable(map(measured_items, bound.items)))
     done = [record for record in results.measured if record.status == "ok" and record.rung in study.rungs]
     return sum(record.item in planned for record in done)
+
+
+def _advice(study: StudyRecord, estimates: Sequence[RungEstimate], store: Store) -> str | None:
+    """What the study itself will say to what is left of it, where it will ask whether it is meant."""
+    kept = Kept(store, study)
+    rungs = {name: kept.rung(name) for name in study.rungs}
+    baseline = rungs.get(study.baseline)
+    bound = bind_baseline(study, baseline.content_hash if baseline else None)
+    items = tuple(chain.from_iterable(map(measured_items, bound.items)))
+    left = TimeLeft(bound, estimates, {name: kept.missing(record, items, rungs) for name, record in rungs.items()})
+    return advise(bound, left, ASKED_FROM_S)
 
 
 def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, ...]:
