@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from audit_checkpoints import edit_weights
 from bitladder.checkpoint.expected import expected_bytes
 from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
@@ -23,8 +25,25 @@ from bitladder.models.cached import CachedModel
 from bitladder.models.gguf import PackagedGguf
 from bitladder.models.shape import OUTLIER_GAIN, RandomShape
 from bitladder.models.source import resolve_model, source_hash
+from bitladder.store import Store
+from bitladder.study.estimate import estimate_study
+from bitladder.study.prepare import prepare
+from test_progress import Telling
+from test_study_run import settings_for, write_tasks
+
+if TYPE_CHECKING:
+    import torch
 
 COMMIT = "c0ffee" + "0" * 34
+
+
+def round_to_4_bits(tensors: "dict[str, torch.Tensor]") -> None:
+    """Every linear layer's weights to 16 steps a block of 32, as a file that was dequantized has them."""
+    for name, tensor in tensors.items():
+        if "proj" in name:
+            blocks = tensor.float().reshape(-1, 32)
+            step = blocks.abs().amax(1, keepdim=True) / 7
+            tensor.copy_(((blocks / step).round().clamp(-8, 7) * step).reshape(tensor.shape).to(tensor.dtype))
 
 
 @pytest.fixture
@@ -63,6 +82,24 @@ class TestDirectory:
         (copy / "pytorch_model.bin").unlink()
         with pytest.raises(UserError, match="no weights"):
             resolve_model(str(copy))
+
+    def test_gguf_is_another_programs(self, copy: Path) -> None:
+        hint = r"GGUF, llama.cpp's format, which isn't measured here; give the model that it was made from"
+        (copy / "tiny.gguf").touch()
+        resolve_model(str(copy))  # beside a model it is no matter
+        (copy / "model.safetensors").unlink()
+        for named in (copy, copy / "tiny.gguf", copy / "absent.gguf"):
+            with pytest.raises(UserError, match=rf"\.gguf: {hint}"):
+                resolve_model(str(named))
+
+    def test_a_source_that_was_4_bit_is_said_to_be(self, copy: Path) -> None:
+        """Whatever it is called: what is made of it, and its card, say so."""
+        assert resolve_model(str(copy)).source.note is None
+        edit_weights(copy, round_to_4_bits)
+        note = resolve_model(str(copy)).source.note
+        assert note is not None
+        assert note.startswith("The source's weights had fewer bits before: 14 matrices")
+        assert note.endswith("Drops are against them as they are now.")
 
     def test_truncated(self, copy: Path) -> None:
         path = copy / "model.safetensors"
@@ -203,6 +240,19 @@ class TestHub:
         whole = resolve_model("org/model")
         assert outlined.source == whole.source, "known by the same content"
         assert resolve_model("org/model", outline=tmp_path / "outline") == whole, "what is here is used"
+
+    def test_a_study_is_planned_without_them(self, hub: FakeHub, tmp_path: Path) -> None:
+        (tmp_path / "tasks").mkdir()
+        settings = settings_for(Path("org/model"), write_tasks(tmp_path / "tasks"), add={"same": "org/model"})
+        told = Telling()
+        prepared = prepare(settings, Store(tmp_path / "out"), told, outline=tmp_path / "outline")
+        bf16, same = estimate_study(prepared.study, prepared.model.directory, prepared.added, overhead_bytes=0)
+        assert "model.safetensors" not in hub.fetched
+        assert told.warnings == ["org/model: its weights were not fetched, and are checked when the study begins"]
+        assert bf16.peak_memory_bytes is not None and bf16.peak_memory_bytes > bf16.disk_bytes
+        assert same.peak_memory_bytes == pytest.approx(bf16.peak_memory_bytes, rel=0.01)
+        begun = prepare(settings, Store(tmp_path / "out"), told)
+        assert begun.study.source == prepared.study.source, "the study will be the one that was planned"
 
     def test_cache_serves_without_network(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants

@@ -75,7 +75,8 @@ def verdict(audit: "Audit", name: str) -> str:
     warnings = dict.fromkeys(finding.check for finding in audit.findings if finding.severity == "warning")
     memory = "not loaded" if audit.loaded_bytes is None else f"{format_bytes(audit.loaded_bytes)} in memory"
     noted = f"; warnings: {', '.join(warnings)}" if warnings else ""
+    kept = "".join(f", of which {finding.message}" for finding in audit.findings if finding.check == "kept")
     return (
         f"PASS: {name} is what it says: {describe_scheme(audit.declared)}; weights {format_bytes(audit.stored_bytes)} "
-        f"on disk, {memory}{noted}"
+        f"on disk{kept}; {memory}{noted}"
     )

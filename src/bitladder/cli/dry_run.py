@@ -2,13 +2,14 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
 from rich.table import Table
 
+from bitladder.checkpoint.kinds import describe_kept
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
 from bitladder.cli.terminal import Terminal
@@ -110,6 +111,8 @@ def show_plan(
             _at_most(estimate.at_most, estimate.performance_s),
         )
     console.print(table)
+    for line in _kept_lines(estimates):
+        console.print(line, soft_wrap=True)
     console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", markup=False, soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
@@ -129,6 +132,17 @@ def show_plan(
         )
     if resolved:
         _print_resolutions(console, resolved, len(study.rungs) - 1, study_margin_points(study))
+
+
+def _kept_lines(estimates: Sequence[RungEstimate]) -> Iterator[str]:
+    """What quantizing leaves as it is, of rungs together that leave the same."""
+    rungs: dict[str, list[str]] = {}
+    for estimate in estimates:
+        if estimate.kept_bytes:
+            share = sum(estimate.kept_bytes.values()) / estimate.disk_bytes
+            rungs.setdefault(describe_kept(estimate.kept_bytes), []).append(f"{estimate.rung} ({share:.0%})")
+    for kept, names in rungs.items():
+        yield f"stays in 16 bits: {kept}; of {', '.join(names)}"
 
 
 def _peak_text(device: str, overhead_bytes: int | None) -> str:

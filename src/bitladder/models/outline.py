@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def outline_model(
     model: str, revision: str, weights: list[str], others: Path, folder: Path
 ) -> tuple[Path, dict[str, str]]:
-    """A directory inside ``folder`` with the files of ``others`` and the headers of ``weights``; and the SHA-256 that the
-    Hub knows of each of these. ``revision``: a commit.
+    """A directory inside ``folder`` with the files of ``others`` and the headers of ``weights``; and of these the
+    SHA-256 that the Hub knows. ``revision``: a commit.
 
     Raises what huggingface_hub's client does.
     """

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.config import GGUF_SUFFIX, read_config, refuse_gguf
 from bitladder.checkpoint.declared import own_manifest
+from bitladder.checkpoint.four_bits import find_dequantized
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, read_manifest
 from bitladder.checkpoint.tensors import read_tensors, weight_files
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
@@ -51,6 +52,8 @@ def resolve_model(model: str, revision: str | None = None, *, outline: Path | No
     elif model and expand_user(model).is_dir():
         _refuse_revision(model, revision)
         kind, directory = "directory", expand_user(model)
+    elif model.lower().endswith(GGUF_SUFFIX):
+        refuse_gguf(model)
     elif expand_user(model).is_file():
         raise UserError(f"{model}: a file; expected a directory with config.json and model.safetensors, or a Hub id")
     elif model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model or not model:
@@ -58,16 +61,21 @@ def resolve_model(model: str, revision: str | None = None, *, outline: Path | No
     else:
         kind, (directory, known_sha256) = "hub", _fetch_from_hub(model, revision, outline)
         revision = directory.name
+        if "gguf" in model.lower() and not list(directory.glob(f"*{_WEIGHTS_SUFFIX}")):
+            refuse_gguf(model)  # whose file isn't fetched
     read_config(directory)
     if kind != "builtin" and (manifest := read_manifest(directory)) is not None:
         made_from = manifest.source
         note, speed_only, origin = made_from.note, made_from.speed_only, made_from.origin or made_from
+    content_hash = source_hash(directory, known_sha256)
+    if note is None and not known_sha256 and (before := find_dequantized(directory, read_tensors(directory))):
+        note = f"The source's weights had fewer bits before: {before.text}. Drops are against them as they are now."
     source = Source.model_validate(
         {
             "model": model,
             "kind": kind,
             "revision": revision,
-            "content_hash": source_hash(directory, known_sha256),
+            "content_hash": content_hash,
             "note": note,
             "speed_only": speed_only,
             "origin": origin,

@@ -4,7 +4,7 @@ Times are rough, within about a factor of two: attention, tokenizing and the fir
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,8 @@ class RungEstimate:
     performance_s: float | None
     item_s: tuple[float | None, ...]
     """of each of the plan's items, in its order"""
+    kept_bytes: Mapping[str, int] = field(default_factory=dict)
+    """of a quantized rung, by kind of module: what stays in a floating type"""
     at_most: bool = False
     """whether the time limit is expected to end a scenario: it takes this long or less"""
 
@@ -138,6 +140,7 @@ def _estimate_rung(
         + (PROCESS_START_S if asking else 0.0),
         performance_s=sum(item_s[item] for item in scenarios),
         item_s=tuple(item_s[item] for item in study.items),
+        kept_bytes=dict(expected.kept),
         at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )
 
