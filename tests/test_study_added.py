@@ -45,6 +45,8 @@ pytest_plugins = ("audit_fixtures",)
 
 Edit = Callable[[Path], None]
 
+OVERHEADS = {"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000}
+
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -369,7 +371,9 @@ def test_a_dry_run_guesses_no_time_of_an_unknown_format(
     tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path
 ) -> None:
     prepared = prepare(settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)}), Store(tmp_path / "out"))
-    ladder, ready = estimate_study(prepared.study, tiny_llama, prepared.added, overhead_bytes=1000)
+    ladder, ready = estimate_study(
+        prepared.study, tiny_llama, prepared.added, overhead_bytes={"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000}
+    )
     assert ladder.total_s is not None
     assert (ready.rung, ready.disk_bytes, ready.accuracy_s, ready.total_s) == ("theirs", 0, None, None)
     assert ready.peak_memory_bytes is not None
@@ -384,7 +388,7 @@ def test_the_plan_says_which_margins_its_documents_resolve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ForkServer, "start", lambda server: None)
-    monkeypatch.setattr(dry_run, "measure_overhead", lambda server, device: None)
+    monkeypatch.setattr(dry_run, "measure_overhead", lambda *_: {})
     settings = settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)})
     print_plan(settings, tmp_path / "out", json_output=True)
     plan = json.loads(capsys.readouterr().out)

@@ -102,6 +102,64 @@ def test_a_suite_and_tasks_are_one_too_many_in_one_place(tmp_path: Path) -> None
     assert load_settings(tmp_path / "study.yaml", {"tasks": "arc_easy"}).tasks == ("arc_easy",), "flags win"
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"only": "performance", "limit": 5}, "--limit: found --only performance, which asks no questions"),
+        ({"only": "performance", "tasks": "arc_easy"}, "--tasks: found --only performance"),
+        ({"only": "accuracy", "requests": 5}, "--requests: found --only accuracy, which runs no scenario"),
+        ({"divergence": False, "divergence_windows": 9}, "--divergence-windows: found --no-divergence"),
+        ({"scenarios": "batch1", "max_batch_cap": 4}, "--max-batch-cap: found --scenarios without max-batch"),
+        ({"batch_size": 4}, "--batch-size: found the backend bitladder, which packs by --token-budget"),
+        ({"backend": "hf", "token_budget": 512}, "--token-budget: found --backend hf, which takes --batch-size"),
+    ],
+)
+def test_what_does_nothing_beside_another_setting_is_refused(
+    given: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        load_settings(None, {"model": "m", **given})
+    config = tmp_path / "study.yaml"
+    first, *others = given
+    config.write_text(f"model: m\n{others[0] if others else first}: {given[others[0] if others else first]}\n")
+    if others:  # of a file it may be for another run
+        assert load_settings(config, {first: given[first]}).model == "m"
+
+
+def test_rows_of_a_batch_are_in_no_identity_but_that_of_who_asks_so(tmp_path: Path) -> None:
+    from bitladder.accuracy.tasks import resolve_tasks
+    from test_study_run import write_tasks
+
+    tasks = str(write_tasks(tmp_path))
+    sizes = {
+        (backend, size): {
+            item.batch_size
+            for item in resolve_tasks(
+                Settings(model="m", tasks=(tasks,), datasets=tasks, backend=backend, batch_size=size),
+                suite="custom",
+                device="cpu",
+            ).items
+        }
+        for backend in ("hf", "bitladder")
+        for size in (4, 16)
+    }
+    assert sizes == {("hf", 4): {4}, ("hf", 16): {16}, ("bitladder", 4): {8}, ("bitladder", 16): {8}}
+
+
+def test_an_unknown_metric_is_found_with_the_plan(tmp_path: Path) -> None:
+    from bitladder.accuracy.tasks import resolve_tasks
+    from test_study_run import write_tasks
+
+    tasks = write_tasks(tmp_path)
+    (tasks / "left.yaml").write_text((tasks / "left.yaml").read_text().replace("metric: acc", "metric: acuracy"))
+    settings = Settings(model="m", tasks=(str(tasks),), datasets=str(tasks))
+    with pytest.raises(UserError, match=r"'acuracy' of `evaluate`, which is a script \(lm-eval has 'acc'\)"):
+        resolve_tasks(settings, suite="custom", device="cpu")
+    trusting = settings.model_copy(update={"trust_remote_code": True})
+    with pytest.raises(UserError, match=r"unknown metric of task left: 'acuracy'; nearest: .*acc"):
+        resolve_tasks(trusting, suite="custom", device="cpu")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_settings(tmp_path / "absent.yaml", {})

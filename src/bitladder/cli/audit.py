@@ -31,8 +31,11 @@ def audit_command(
 
     from bitladder.checkpoint.audit import audit
     from bitladder.cli.libraries import libraries_on_stderr
+    from bitladder.errors import UserError
     from bitladder.models.source import resolve_model
 
+    if not load and device != "cpu":
+        raise UserError(f"--device {device}: found --no-load, which loads it nowhere; leave out one of the two")
     with libraries_on_stderr():
         directory = Path(model) if Path(model).is_dir() else resolve_model(model).directory
         found = audit(directory, as_rung=as_rung, device=device, load=load, trust_remote_code=trust_remote_code)

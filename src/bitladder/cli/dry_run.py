@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from bitladder.defaults import ASKED_FROM_S
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
+from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.results import device_title, item_name
@@ -57,7 +58,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         prepared = prepare(settings, Store(out), progress, outline=Path(scratch))
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
-        overhead_bytes = measure_overhead(server, study.calibration.device)
+        overhead_bytes = measure_overhead(server, study.calibration.device, (study.baseline, *study.settings.rungs))
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
         resolved = _resolutions(study, margin_points)
@@ -80,7 +81,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
 def show_plan(
     study: StudyRecord,
     estimates: Sequence[RungEstimate],
-    overhead_bytes: int | None,
+    overhead_bytes: Mapping[str, int],
     resolved: tuple[Resolution, ...] = (),
     *,
     recorded: int = 0,
@@ -114,6 +115,8 @@ def show_plan(
     for line in _kept_lines(estimates):
         console.print(line, soft_wrap=True)
     console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", markup=False, soft_wrap=True)
+    if study_peak := _study_peak_text(study.calibration.device, estimates):
+        console.print(study_peak, markup=False, soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
     capped = any(estimate.at_most for estimate in estimates)
@@ -145,13 +148,28 @@ def _kept_lines(estimates: Sequence[RungEstimate]) -> Iterator[str]:
         yield f"stays in 16 bits: {kept}; of {', '.join(names)}"
 
 
-def _peak_text(device: str, overhead_bytes: int | None) -> str:
+def _peak_text(device: str, overhead_bytes: Mapping[str, int]) -> str:
     """What the column of peak memory holds, or why it holds nothing."""
-    if overhead_bytes is None:
+    if not overhead_bytes:
         return f"n/a, since what the libraries take isn't known: {unknown_overhead(device)}"
     kind = "the process's resident size" if device == "cpu" else "of the device, less its idle use"
-    share = f"{format_bytes(overhead_bytes)} of it without any model"
-    return f"{kind} at batch 1, what --max-memory limits, {share}; within about a fifth"
+    shares = ", ".join(f"{format_bytes(size)} ({method})" for method, size in overhead_bytes.items())
+    return f"{kind} at batch 1, what --max-memory limits; without any model {shares}, as measured; within about a fifth"
+
+
+def _study_peak_text(device: str, estimates: Sequence[RungEstimate]) -> str:
+    """Its fullest moment. On a CPU this process, which goes on beside the workers, counts too."""
+    phases = [(size, what, one.rung) for one in estimates for what, size in one.phase_bytes.items()]
+    if not phases:
+        return ""
+    size, what, rung = max(phases)
+    own = resident_bytes() if device == "cpu" else 0
+    beside = f", {format_bytes(own)} of it beside the one that works" if own else ""
+    where = "of main memory, all its processes together" if device == "cpu" else "of the device"
+    return (
+        f"the study itself takes up to about {format_bytes(size + own)} {where} ({what} of {rung}{beside}); from a "
+        "model of its phases, within about a third"
+    )
 
 
 def _recorded(study: StudyRecord, store: Store) -> int:

@@ -21,7 +21,7 @@ MaxDrop = Annotated[str | None, typer.Option(help="Most points of the aggregate 
 OnMachine = Annotated[
     str | None, typer.Option("--machine", help="Part of the name of the machine to decide on, where there are several.")
 ]
-Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory (of the weights); by default each.")]
+Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory (peak at batch 1); by default each.")]
 
 
 def parse_limits(max_memory: str | None, max_drop: str | None, optimize: str | None) -> "Limits":

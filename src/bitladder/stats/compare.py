@@ -102,9 +102,17 @@ def _notes(rows: Sequence[Row], answers: Leaves) -> tuple[str, ...]:
         for row in rows
         if row.group.in_aggregate and not row.counts
     ]
+    rolling = [row.group.title for row in rows if _is_perplexity(row, answers)]
+    if rolling:
+        notes.append(f"{' and '.join(dict.fromkeys(rolling))}: perplexities, which are shown and are in no verdict.")
     for rung, outcomes in answers.items():
         for task, outcome in outcomes.items():
             if not isinstance(outcome, AccuracyOutcome):
                 continue
             notes += [f"{rung}, {task}: {text}" for text in scores.disagreements(outcome)]
     return tuple(notes)
+
+
+def _is_perplexity(row: Row, answers: Leaves) -> bool:
+    outcomes = (answers[row.baseline].get(task) for task in row.group.tasks)
+    return any(isinstance(one, AccuracyOutcome) and one.output_type == "loglikelihood_rolling" for one in outcomes)

@@ -22,6 +22,7 @@ from bitladder.records import (
     StudyRecord,
 )
 from bitladder.rungs import BASELINE, find_rung
+from bitladder.study.peaks import phase_peaks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +50,8 @@ class RungEstimate:
     performance_s: float | None
     item_s: tuple[float | None, ...]
     """of each of the plan's items, in its order"""
+    phase_bytes: Mapping[str, int] = field(default_factory=dict)
+    """by what it does then, the most that a worker has of main memory or of the device; empty where that is unknown"""
     kept_bytes: Mapping[str, int] = field(default_factory=dict)
     """of a quantized rung, by kind of module: what stays in a floating type"""
     at_most: bool = False
@@ -71,18 +74,18 @@ class TaskLoad:
 
 
 def estimate_study(
-    study: StudyRecord, directory: Path, added: Mapping[str, Path], overhead_bytes: int | None
+    study: StudyRecord, directory: Path, added: Mapping[str, Path], overhead_bytes: Mapping[str, int]
 ) -> tuple[RungEstimate, ...]:
     """One estimate a rung, for the model in ``directory``, then one for each ready checkpoint.
 
-    ``overhead_bytes``: what `perf.overhead` found a measuring process to take beside its model.
+    ``overhead_bytes``: by method what `perf.overhead` found a measuring process to take beside its model.
     """
     loads = {item.task: _task_load(study.settings, item) for item in study.items if isinstance(item, AccuracyTask)}
     rungs = (_estimate_rung(study, rung, directory, loads, overhead_bytes) for rung in study.settings.rungs)
     return (*rungs, *(_estimate_ready(study, name, place, overhead_bytes) for name, place in added.items()))
 
 
-def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: int | None) -> RungEstimate:
+def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
     from bitladder.checkpoint.config import read_config
     from bitladder.checkpoint.declared import found_scheme
     from bitladder.checkpoint.loading import predicted_load_bytes
@@ -94,9 +97,7 @@ def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_byt
     return RungEstimate(
         rung=name,
         disk_bytes=0,
-        peak_memory_bytes=None
-        if scheme.method == "other"
-        else _peak(study, skeleton, scheme, predicted_load_bytes(directory), overhead_bytes),
+        peak_memory_bytes=_peak(study, skeleton, scheme, predicted_load_bytes(directory), overhead_bytes),
         quantize_s=PROCESS_START_S,
         accuracy_s=None if any(isinstance(item, AccuracyTask) for item in study.items) else 0.0,
         performance_s=None if any(isinstance(item, Scenario) for item in study.items) else 0.0,
@@ -105,20 +106,24 @@ def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_byt
 
 
 def _peak(
-    study: StudyRecord, skeleton: "PreTrainedModel", scheme: Scheme, weights_bytes: int, overhead_bytes: int | None
+    study: StudyRecord,
+    skeleton: "PreTrainedModel",
+    scheme: Scheme,
+    weights_bytes: int,
+    overhead_bytes: Mapping[str, int],
 ) -> int | None:
     from bitladder.checkpoint.expected import value_bytes
     from bitladder.perf.memory import predict_working_memory
 
-    if overhead_bytes is None:
+    if scheme.method not in overhead_bytes:
         return None
     settings = study.settings
     working = predict_working_memory(skeleton, value_bytes(scheme), settings.prompt_tokens, settings.new_tokens)
-    return overhead_bytes + weights_bytes + working.total_bytes
+    return overhead_bytes[scheme.method] + weights_bytes + working.total_bytes
 
 
 def _estimate_rung(
-    study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad], overhead_bytes: int | None
+    study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad], overhead_bytes: Mapping[str, int]
 ) -> RungEstimate:
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.skeleton import build_skeleton, head_weights
@@ -140,6 +145,7 @@ def _estimate_rung(
         + (PROCESS_START_S if asking else 0.0),
         performance_s=sum(item_s[item] for item in scenarios),
         item_s=tuple(item_s[item] for item in study.items),
+        phase_bytes=phase_peaks(study, skeleton, scheme, expected, overhead_bytes.get(scheme.method)),
         kept_bytes=dict(expected.kept),
         at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )

@@ -177,7 +177,7 @@ class _Run:
         items = self._whole_items + self._staged_items
         missing = {name: self._missing(record, items) for name, record in self._rungs.items()}
         estimates = (
-            estimate_study(self._study, self._model.directory, self._added, overhead_bytes=None)
+            estimate_study(self._study, self._model.directory, self._added, overhead_bytes={})
             if any(missing.values())
             else ()
         )

@@ -13,6 +13,7 @@ from bitladder.devices import cards_of
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import Settings
 from bitladder.rungs import RUNGS, find_rung
+from bitladder.study.combinations import require_use
 from bitladder.study.settings_file import read_settings_file
 from bitladder.wording import describe_mismatch
 
@@ -83,6 +84,8 @@ def _settings(kept: Mapping[str, Any], given: Mapping[str, Any], config: Path | 
     for key in values:
         if key not in Settings.model_fields:
             raise UnknownNameError(f"key in {origin}:", key, (*Settings.model_fields, *_OF_COMMAND))
+    for named in (kept, given):  # what a file has for another run a flag may leave without use
+        require_use(named, values, where)
     if "model" not in values:
         raise UserError("no model; expected a Hub id, a directory or builtin:smollm2-135m")
     try:
