@@ -48,6 +48,8 @@ class Expected:
     """those of them that the quantizer doesn't know how to replace, such as a mixture's experts"""
     skipped: tuple[str, ...]
     """modules that it has to be told to leave alone; empty where it knows itself"""
+    packed_bytes: int = 0
+    """of a quantized scheme: its layers' weights, without their scales"""
     kept: Mapping[str, int] = field(default_factory=dict)
     """of a quantized scheme: bytes by kind of module of what it leaves in a floating type"""
     converted: tuple[str, ...] = ()
@@ -154,9 +156,11 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
         _put_quantized_layers(model, config)
     widths = _rest_widths(model, scheme.rest_type)
     stored: dict[str, int] = {}
+    packed_bytes = 0
     for name, module in _quantized_layers(model):
         del widths[f"{name}.weight"]
         stored |= {f"{name}.{key}": size for key, size in _layer_bytes(module, scheme).items()}
+        packed_bytes += stored[f"{name}.weight"]
     left = () if config is None else tuple(name for name in linear if name in widths)
     kept: dict[str, int] = {}
     for name, parameter in model.named_parameters() if config is not None else ():
@@ -170,7 +174,9 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
     }
     header = sum(len(name) + _HEADER_ENTRY_BYTES for name in stored)
     converted = () if config is None else _converted(model)
-    return Expected(sum(stored.values()) + header, parameters, largest, linear, left, skipped, kept, converted)
+    return Expected(
+        sum(stored.values()) + header, parameters, largest, linear, left, skipped, packed_bytes, kept, converted
+    )
 
 
 def _converted(model: "PreTrainedModel") -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def _peak_text(device: str, overhead_bytes: Mapping[str, int]) -> str:
         return f"n/a, since what the libraries take isn't known: {unknown_overhead(device)}"
     kind = "the process's resident size" if device == "cpu" else "of the device, less its idle use"
     shares = ", ".join(f"{format_bytes(size)} ({method})" for method, size in overhead_bytes.items())
-    return f"{kind} at batch 1, what --max-memory limits; without any model {shares}, as measured; within about a fifth"
+    return f"{kind} at batch 1, what --max-memory limits; without any model {shares}, as measured; within about a tenth"
 
 
 def _study_peak_text(device: str, estimates: Sequence[RungEstimate]) -> str:

@@ -33,6 +33,8 @@ _CHARACTERS_PER_TOKEN = 4.0
 _GENERATED_TOKENS = 128
 _SAMPLED_DOCUMENTS = 16
 _CHOICES = 4
+_CODES = ("I8", "U8")
+"""types of bitsandbytes' packed weights"""
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,19 @@ def estimate_study(
 def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
     from bitladder.checkpoint.config import read_config
     from bitladder.checkpoint.declared import found_scheme
+    from bitladder.checkpoint.kinds import kind_of
     from bitladder.checkpoint.loading import predicted_load_bytes
     from bitladder.checkpoint.skeleton import build_skeleton
     from bitladder.checkpoint.tensors import read_tensors
 
-    scheme = found_scheme(read_config(directory), read_tensors(directory))
+    tensors = read_tensors(directory)
+    scheme = found_scheme(read_config(directory), tensors)
+    packed = (one.size_bytes for name, one in tensors.items() if kind_of(name, one) == "linear" and one.dtype in _CODES)
     skeleton = build_skeleton(directory, trust_remote_code=study.settings.trust_remote_code)
     return RungEstimate(
         rung=name,
         disk_bytes=0,
-        peak_memory_bytes=_peak(study, skeleton, scheme, predicted_load_bytes(directory), overhead_bytes),
+        peak_memory_bytes=_peak(study, skeleton, scheme, predicted_load_bytes(directory), sum(packed), overhead_bytes),
         quantize_s=PROCESS_START_S,
         accuracy_s=None if any(isinstance(item, AccuracyTask) for item in study.items) else 0.0,
         performance_s=None if any(isinstance(item, Scenario) for item in study.items) else 0.0,
@@ -110,16 +115,18 @@ def _peak(
     skeleton: "PreTrainedModel",
     scheme: Scheme,
     weights_bytes: int,
+    packed_bytes: int,
     overhead_bytes: Mapping[str, int],
 ) -> int | None:
     from bitladder.checkpoint.expected import value_bytes
-    from bitladder.perf.memory import predict_working_memory
+    from bitladder.perf.memory import LOADING_COPIES, predict_working_memory
 
     if scheme.method not in overhead_bytes:
         return None
     settings = study.settings
     working = predict_working_memory(skeleton, value_bytes(scheme), settings.prompt_tokens, settings.new_tokens)
-    return overhead_bytes[scheme.method] + weights_bytes + working.total_bytes
+    copies = LOADING_COPIES.get((scheme.method, study.calibration.device.partition(":")[0]), 0)
+    return overhead_bytes[scheme.method] + weights_bytes + copies * packed_bytes + working.total_bytes
 
 
 def _estimate_rung(
@@ -139,7 +146,7 @@ def _estimate_rung(
     return RungEstimate(
         rung=rung,
         disk_bytes=expected.stored_bytes,
-        peak_memory_bytes=_peak(study, skeleton, scheme, expected.stored_bytes, overhead_bytes),
+        peak_memory_bytes=_peak(study, skeleton, scheme, expected.stored_bytes, expected.packed_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
         accuracy_s=sum(seconds for item, seconds in item_s.items() if not isinstance(item, Scenario))
         + (PROCESS_START_S if asking else 0.0),

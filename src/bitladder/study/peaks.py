@@ -22,13 +22,14 @@ def phase_peaks(
 ) -> dict[str, int]:
     """Bytes of main memory, or of a GPU, by what is planned; empty where the libraries' share isn't known."""
     from bitladder.checkpoint.skeleton import head_weights, vocabulary_size
-    from bitladder.perf.memory import predict_working_memory
+    from bitladder.perf.memory import LOADING_COPIES, predict_working_memory
 
     if overhead_bytes is None:
         return {}
     device, settings = study.calibration.device, study.settings
     on_cpu = device == "cpu"
-    held = overhead_bytes + expected.stored_bytes
+    copies = LOADING_COPIES.get((scheme.method, device.partition(":")[0]), 0)
+    held = overhead_bytes + expected.stored_bytes + copies * expected.packed_bytes
     widened = _FLOAT32_BYTES * head_weights(skeleton) if on_cpu else 0  # 16-bit products are computed so
     found = {}
     if on_cpu:  # which is where rungs are made: from the source in 16 bits
