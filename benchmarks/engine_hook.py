@@ -22,12 +22,13 @@ def main(
 ) -> None:
     """Print a step's time, the stamp's own time, and the paired difference of whole runs."""
     from bitladder.checkpoint.loading import load_model, load_tokenizer
+    from bitladder.corpus import read_prose
     from bitladder.models.source import resolve_model
     from bitladder.perf.engines import EagerEngine
-    from bitladder.perf.prompts import load_prompts
+    from bitladder.perf.prompts import cut_prompts
 
     directory = resolve_model(model).directory
-    prompts = load_prompts(load_tokenizer(directory), prompt_tokens, datasets=None, builtin=True)
+    prompts = cut_prompts(load_tokenizer(directory), prompt_tokens, read_prose())
     rows = [prompts.row(index) for index in range(batch_size)]
     engine = EagerEngine(load_model(directory, device))
     engine.run(rows, new_tokens)  # warm-up

@@ -185,7 +185,7 @@ def quick_plans() -> Iterator[None]:
         return tuple(LayerRate(rung=rung, rows=rows, s_per_weight=1e-9) for rung in rungs for rows in (1, 512))
 
     with (
-        mock.patch("bitladder.cli.dry_run.measure_overhead", lambda *_: None),
+        mock.patch("bitladder.cli.dry_run.measure_overhead", lambda *_: {}),
         mock.patch("bitladder.study.layer_timing.time_layers", no_timing),
         mock.patch.dict(os.environ, _OFFLINE),
     ):

@@ -1,7 +1,10 @@
 """The audit from end to end, and its command."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,3 +170,15 @@ def test_a_file_that_cannot_be_parsed_is_bad_input(tiny_copy: Path) -> None:
     (tiny_copy / WEIGHTS).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00" + b"not json at all!")
     with pytest.raises(BrokenFileError, match=WEIGHTS):
         run(str(tiny_copy))
+
+
+def test_in_python_it_prints_nothing_of_a_librarys(tiny_llama: Path, tmp_path: Path) -> None:
+    """README's example: torch's profiler would greet, transformers draw bars, and Kineto log."""
+    code = (
+        "import sys; from pathlib import Path; from bitladder import audit, quantize\n"
+        "made = quantize(sys.argv[1], 'nf4', out=Path(sys.argv[2]))\nassert audit(made.directory).passed"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    command = [sys.executable, "-c", code, str(tiny_llama), str(tmp_path / "nf4")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert (ran.stdout, ran.stderr) == ("", "")

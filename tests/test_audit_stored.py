@@ -20,8 +20,16 @@ from audit_checkpoints import (
 )
 from bitladder.checkpoint.audit import require_sound
 from bitladder.checkpoint.checks.integrity import check_config, check_manifest
-from bitladder.checkpoint.checks.stored import check_bytes, check_head, check_layers, check_scheme, check_size
+from bitladder.checkpoint.checks.stored import (
+    check_bytes,
+    check_head,
+    check_kept,
+    check_layers,
+    check_scheme,
+    check_size,
+)
 from bitladder.checkpoint.declared import describe_scheme
+from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.manifest import MANIFEST_NAME
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.rungs import RUNGS
@@ -62,6 +70,18 @@ def pack_like_compressed_tensors(directory: Path) -> None:
             "ignore": ["lm_head"],
         },
     )
+
+
+def test_what_stays_in_16_bits_is_said_with_its_size(made_rungs: CopyRung) -> None:
+    assert run_check(check_kept, made_rungs("bf16")) == []
+    for rung in ("nf4", "int8"):
+        directory = made_rungs(rung)
+        (finding,) = run_check(check_kept, directory)
+        predicted = expect(directory, RUNGS[rung].scheme).kept
+        assert finding.data["by_kind"] == predicted, "what a plan says before it is made"
+        assert predicted["embedding"] == 2 * 512 * 64
+        assert finding.message.startswith("embedding 64.0 KiB, norm ")
+        assert finding.message.endswith(" of all) stay BF16")
 
 
 def test_bytes_by_type_and_kind(made_rungs: CopyRung) -> None:

@@ -12,8 +12,8 @@ from bitladder.checkpoint.checks.values import (
     check_float32_values,
     check_four_bit_values,
     equal_values,
-    four_bit_block,
 )
+from bitladder.checkpoint.four_bits import four_bit_block
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.checkpoint.values import sample_windows
 

@@ -16,6 +16,8 @@ from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import Settings
+from bitladder.store import load_results
+from bitladder.study.settings import _OF_COMMAND
 from replay import RUNGS, write_replay
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -62,9 +64,10 @@ def bitladder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 H100 = Path(__file__).parent / "h100" / "smollm2-135m.tar.gz"
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_golden(command: str, bitladder: Callable[..., Ran]) -> None:
-    ran = bitladder(*command.split(), "--help")
+def test_help_is_golden(command: str, flag: str, bitladder: Callable[..., Ran]) -> None:
+    ran = bitladder(*command.split(), flag)
     golden = GOLDEN / f"help{'-' if command else ''}{command}.txt"
     text = "\n".join(line.rstrip() for line in ran.stdout.splitlines()) + "\n"
     if os.environ.get("BITLADDER_UPDATE_GOLDEN"):
@@ -196,6 +199,24 @@ def test_nor_what_is_left_in_buffers() -> None:
     assert (ran.stdout, sorted(ran.stderr.split())) == ("result\n", ["c", "python"])
 
 
+@pytest.mark.parametrize("missing", ["altair", "vl_convert"])
+def test_a_study_keeps_its_answer_without_what_draws_the_report(
+    missing: str, tmp_path: Path, bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_replay(tmp_path / "study", rungs={"bf16": RUNGS["bf16"]})
+    monkeypatch.setattr("bitladder.study.run.run_study", lambda *_, **__: load_results(directory))
+    for name in [name for name in sys.modules if name.startswith(("altair", "bitladder.report."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    ran = bitladder("study", "builtin:smollm2-135m", "--out", str(directory))
+    assert ran.returncode == 1
+    assert ran.stdout.startswith("Deploy bf16")
+    said = f"a report is drawn with {missing}, which can't be imported here; install it (pip)"
+    assert ran.stderr == f"no report: {said}; then run `bitladder report {directory}`\n"
+    ran = bitladder("report", str(directory))
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", f"error: {said}\n")
+
+
 def test_a_closed_output_is_no_bug(tmp_path: Path) -> None:
     command = f"{sys.executable} -m bitladder audit {tmp_path / 'missing'} --json"
     for closed in (">&-", "2>&-"):
@@ -271,6 +292,17 @@ def test_an_interrupted_command_says_how_to_go_on(
     assert (ran.returncode, ran.stderr) == (130, "interrupted; run the same command again to go on\n")
 
 
+def test_a_shell_completes_commands_and_flags(bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_BITLADDER_COMPLETE", "complete_bash")
+    for words, place, found in (
+        ("bitladder re", "1", "report\nrecommend"),
+        ("bitladder study --max-d", "2", "--max-drop"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", place)
+        assert (bitladder().stdout.strip()) == found
+
+
 def test_version(bitladder: Callable[..., Ran]) -> None:
     from bitladder import __version__
 
@@ -284,10 +316,7 @@ def test_public_names_are_all_there() -> None:
         assert getattr(bitladder, name)
 
 
-def test_every_flag_of_study_is_a_setting_or_about_the_command() -> None:
-    about_the_command = {"context", "out", "config", "dry_run", "json_output", "no_divergence"}
-    flags = inspect.signature(study.study_command).parameters.keys() - about_the_command
-    assert flags <= Settings.model_fields.keys()
-    given = dict.fromkeys(flags) | {"no_divergence": True, "add": ["a=b"], "limits": "x=1", "requests": "batch1=2"}
-    said = {name: value for name, value in study._settings_flags(given).items() if value is not None}
-    assert said == {"divergence": False, "add": {"a": "b"}, "limits": {"x": "1"}, "requests": {"batch1": "2"}}
+def test_every_flag_of_study_is_a_key_and_every_setting_a_flag() -> None:
+    """The help says of study.yaml: keys are these flags' names."""
+    flags = inspect.signature(study.study_command).parameters.keys() - {"context", "config", "json_output"} | {"json"}
+    assert flags == Settings.model_fields.keys() | set(_OF_COMMAND)

@@ -13,7 +13,7 @@ from bitladder.accuracy.backend.products import widened_products
 from bitladder.corpus import WIKITEXT_SPLIT, Corpus, _by_article, read_corpus
 from bitladder.divergence.measure import measure_divergence
 from bitladder.divergence.reference import load_reference
-from bitladder.divergence.windows import cut_documents, find_corpus
+from bitladder.divergence.windows import cut_documents
 from bitladder.errors import UserError
 from bitladder.records import Divergence, DivergenceOutcome, Prompts, WindowDivergence
 from bitladder.stats.divergence import summarize_divergence
@@ -84,13 +84,6 @@ def test_windows_start_as_the_tokenizer_starts_a_request(tokenizer: Any) -> None
     corpus = Corpus({"one": "0123456789"}, "digits")
     (row,) = cut_documents(Starting(), corpus, 1, 8).token_ids  # type: ignore[arg-type]
     assert row == (0, *cut_documents(tokenizer, corpus, 1, 8).token_ids[0])
-
-
-def test_without_its_text_prose_stands_in_and_says_so(tmp_path: Path) -> None:
-    found = find_corpus(str(tmp_path / "nothing"), False)
-    assert found.origin.startswith("built-in prose (")
-    assert "no such folder" in found.origin
-    assert len(found.documents) == 18
 
 
 def logits_of(directory: Path, windows: Prompts) -> Any:

@@ -135,7 +135,7 @@ def test_rungs_that_cannot_be_told_apart_leave_the_baseline(results: Results) ->
     summary = summarize(results)
     answer = recommend(summary)
     assert answer.sentence.startswith("Deploy bf16 for latency (0.579 s [0.509 s, 0.658 s] a request at batch 1; fp32 ")
-    assert "nf4-dq for memory (980.0 MiB of weights in memory)" in answer.sentence
+    assert "of peak memory at batch 1, 980.0 MiB of it weights); requests" in answer.sentence
     page = to_markdown(compose(results, summary, answer))
     assert "Table 3. Performance: batch size 1" in page and "Table 4. Performance: largest batch" in page
     assert "not measured yet" not in page

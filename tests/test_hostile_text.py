@@ -170,7 +170,7 @@ def test_the_plan(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bitladder.cli.dry_run import show_plan
 
     with printable_streams():
-        show_plan(Store(study).read_study(), (), None)
+        show_plan(Store(study).read_study(), (), {})
     text = capsys.readouterr().out
     assert not COMMANDS.search(text) and "\\u001b]0;owned" in text and "[bold red]x[/nope]" in text
 

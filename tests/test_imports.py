@@ -37,7 +37,18 @@ FOUNDATION = {
     "wording",
     "printable",
 }
-CHECKPOINT_FILES = {"tensors", "manifest", "config", "kinds", "declared", "layers", "loading", "placement"}
+CHECKPOINT_FILES = {
+    "config",
+    "declared",
+    "four_bits",
+    "kinds",
+    "layers",
+    "loading",
+    "manifest",
+    "placement",
+    "tensors",
+    "values",
+}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
 MAY_IMPORT = {
     "foundation": FOUNDATION,

@@ -1,6 +1,7 @@
 """Where models come from: directories, a Hub (a small one that runs here), the built-in one."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -10,10 +11,13 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from bitladder.checkpoint.tensors import content_hash
+from audit_checkpoints import edit_weights
+from bitladder.checkpoint.expected import expected_bytes
+from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.models import gguf as gguf_module
 from bitladder.models.builtin import LLAMA_1B_SHAPE, SMOLLM2
@@ -21,8 +25,25 @@ from bitladder.models.cached import CachedModel
 from bitladder.models.gguf import PackagedGguf
 from bitladder.models.shape import OUTLIER_GAIN, RandomShape
 from bitladder.models.source import resolve_model, source_hash
+from bitladder.store import Store
+from bitladder.study.estimate import estimate_study
+from bitladder.study.prepare import prepare
+from test_progress import Telling
+from test_study_run import settings_for, write_tasks
+
+if TYPE_CHECKING:
+    import torch
 
 COMMIT = "c0ffee" + "0" * 34
+
+
+def round_to_4_bits(tensors: "dict[str, torch.Tensor]") -> None:
+    """Every linear layer's weights to 16 steps a block of 32, as a file that was dequantized has them."""
+    for name, tensor in tensors.items():
+        if "proj" in name:
+            blocks = tensor.float().reshape(-1, 32)
+            step = blocks.abs().amax(1, keepdim=True) / 7
+            tensor.copy_(((blocks / step).round().clamp(-8, 7) * step).reshape(tensor.shape).to(tensor.dtype))
 
 
 @pytest.fixture
@@ -62,6 +83,24 @@ class TestDirectory:
         with pytest.raises(UserError, match="no weights"):
             resolve_model(str(copy))
 
+    def test_gguf_is_another_programs(self, copy: Path) -> None:
+        hint = r"GGUF, llama.cpp's format, which isn't measured here; give the model that it was made from"
+        (copy / "tiny.gguf").touch()
+        resolve_model(str(copy))  # beside a model it is no matter
+        (copy / "model.safetensors").unlink()
+        for named in (copy, copy / "tiny.gguf", copy / "absent.gguf"):
+            with pytest.raises(UserError, match=rf"\.gguf: {hint}"):
+                resolve_model(str(named))
+
+    def test_a_source_that_was_4_bit_is_said_to_be(self, copy: Path) -> None:
+        """Whatever it is called: what is made of it, and its card, say so."""
+        assert resolve_model(str(copy)).source.note is None
+        edit_weights(copy, round_to_4_bits)
+        note = resolve_model(str(copy)).source.note
+        assert note is not None
+        assert note.startswith("The source's weights had fewer bits before: 14 matrices")
+        assert note.endswith("Drops are against them as they are now.")
+
     def test_truncated(self, copy: Path) -> None:
         path = copy / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-100])
@@ -89,6 +128,8 @@ class FakeHub:
     error_code: str = ""
     gated_files: bool = False
     fetched: list[str] = field(default_factory=list)
+    """whole files"""
+    ranged_bytes: int = 0
 
     def serve(self) -> ThreadingHTTPServer:
         hub = self
@@ -114,10 +155,16 @@ class FakeHub:
                 if hub.gated_files:
                     self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
                     return
-                if self.command == "GET":
+                if self.command == "GET" and "Range" not in self.headers:
                     hub.fetched.append(name)
-                etag = f'"{sha1(hub.files[name]).hexdigest()}"'
-                self._answer(200, hub.files[name], {"ETag": etag, "X-Repo-Commit": COMMIT})
+                etag, content = f'"{sha1(hub.files[name]).hexdigest()}"', hub.files[name]
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if wanted is None:
+                    self._answer(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+                    return
+                content = content[int(wanted[1]) : int(wanted[2]) + 1]
+                hub.ranged_bytes += len(content)
+                self._answer(206, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
 
             def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
                 self.send_response(status)
@@ -137,8 +184,13 @@ class FakeHub:
     def tree(self) -> list[dict[str, object]]:
         return [
             {"type": "file", "path": name, "size": len(content), "oid": sha1(content).hexdigest()}
+            | ({"lfs": _lfs(content)} if name.endswith(".safetensors") else {})
             for name, content in self.files.items()
         ]
+
+
+def _lfs(content: bytes) -> dict[str, object]:
+    return {"oid": sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
 
 
 @pytest.fixture
@@ -171,6 +223,38 @@ class TestHub:
             resolved, source=resolved.source.model_copy(update={"revision": COMMIT})
         )
         assert hub.fetched == []
+
+    def test_a_plan_fetches_no_weights(self, hub: FakeHub, tiny_llama: Path, tmp_path: Path) -> None:
+        outlined = resolve_model("org/model", outline=tmp_path / "outline")
+        assert not outlined.has_weights
+        assert "model.safetensors" not in hub.fetched
+        assert 0 < hub.ranged_bytes <= 100_001, "the beginning, in which the header is"
+        stored = [
+            {name: (one.dtype, one.shape, one.size_bytes) for name, one in read_tensors(place).items()}
+            for place in (outlined.directory, tiny_llama)
+        ]
+        assert stored[0] == stored[1]
+        assert expected_bytes(outlined.directory, "nf4") == expected_bytes(tiny_llama, "nf4")
+        weights = outlined.directory / "model.safetensors"
+        assert weights.stat().st_blocks * 512 < weights.stat().st_size / 2, "a hole"
+        whole = resolve_model("org/model")
+        assert outlined.source == whole.source, "known by the same content"
+        assert resolve_model("org/model", outline=tmp_path / "outline") == whole, "what is here is used"
+
+    def test_a_study_is_planned_without_them(self, hub: FakeHub, tmp_path: Path) -> None:
+        (tmp_path / "tasks").mkdir()
+        settings = settings_for(Path("org/model"), write_tasks(tmp_path / "tasks"), add={"same": "org/model"})
+        told = Telling()
+        prepared = prepare(settings, Store(tmp_path / "out"), told, outline=tmp_path / "outline")
+        bf16, same = estimate_study(
+            prepared.study, prepared.model.directory, prepared.added, overhead_bytes={"plain": 0}
+        )
+        assert "model.safetensors" not in hub.fetched
+        assert told.warnings == ["org/model: its weights were not fetched, and are checked when the study begins"]
+        assert bf16.peak_memory_bytes is not None and bf16.peak_memory_bytes > bf16.disk_bytes
+        assert same.peak_memory_bytes == pytest.approx(bf16.peak_memory_bytes, rel=0.01)
+        begun = prepare(settings, Store(tmp_path / "out"), told)
+        assert begun.study.source == prepared.study.source, "the study will be the one that was planned"
 
     def test_cache_serves_without_network(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants

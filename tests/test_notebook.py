@@ -65,6 +65,18 @@ def test_its_settings_are_those_of_make_paper(environment: pytest.MonkeyPatch) -
     assert run(["parameters", "settings"])["settings"] == load_settings(ROOT / "examples" / "paper.yaml", {})
 
 
+def test_it_installs_the_checkout_that_it_lies_in(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No package index has bitladder, and another's package of the name would be no help."""
+    ran: list[list[str]] = []
+    environment.setattr(subprocess, "run", lambda command, **_: ran.append(command))
+    with pytest.raises(FileNotFoundError, match=r"name a wheel or git\+ADDRESS in PACKAGE"):
+        run(["parameters", "install"])
+    assert ran == []
+    environment.chdir(ROOT / "notebooks")
+    run(["parameters", "install"])
+    assert [(command[-1], Path(command[-1]).resolve()) for command in ran] == [("..", ROOT)]
+
+
 def test_login_is_asked_for_where_there_is_none(environment: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
     environment.setattr("huggingface_hub.notebook_login", lambda: asked.append("login"))

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bitladder.corpus import WIKITEXT, WIKITEXT_CONFIG
+from bitladder.corpus import WIKITEXT, WIKITEXT_CONFIG, read_corpus
 from bitladder.errors import UserError
-from bitladder.perf.prompts import cut_windows, load_prompts
+from bitladder.perf.prompts import cut_prompts, cut_windows
 from bitladder.perf.scenarios import plan_scenarios
 from bitladder.records import Calibration, Machine, Settings, hash_json
 
@@ -38,7 +38,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_windows_of_the_joined_split(mirror: Path, tokenizer: Any) -> None:
-    prompts = load_prompts(tokenizer, 16, datasets=str(mirror), builtin=False)
+    prompts = cut_prompts(tokenizer, 16, read_corpus(str(mirror), False))
     whole = tokenizer("".join(ROWS), add_special_tokens=False)["input_ids"]
     assert len(prompts.token_ids) == len(whole) // 16 > 2
     assert [token for window in prompts.token_ids for token in window] == whole[: len(whole) // 16 * 16]
@@ -47,20 +47,20 @@ def test_windows_of_the_joined_split(mirror: Path, tokenizer: Any) -> None:
 
 
 def test_rows_begin_again_after_the_last(mirror: Path, tokenizer: Any) -> None:
-    prompts = load_prompts(tokenizer, 16, datasets=str(mirror), builtin=True)
+    prompts = cut_prompts(tokenizer, 16, read_corpus(str(mirror), True))
     assert prompts.row(1) == prompts.token_ids[1]
     assert prompts.row(len(prompts.token_ids) + 1) == prompts.token_ids[1]
 
 
 def test_prose_for_a_builtin_model(tokenizer: Any) -> None:
-    prompts = load_prompts(tokenizer, 128, datasets=None, builtin=True)
+    prompts = cut_prompts(tokenizer, 128, read_corpus(None, True))
     assert prompts.origin == "built-in prose"
     assert len(prompts.token_ids) > 8
     assert {len(window) for window in prompts.token_ids} == {128}
 
 
 def test_mirror_without_wikitext_says_so(tmp_path: Path, tokenizer: Any) -> None:
-    prompts = load_prompts(tokenizer, 128, datasets=str(tmp_path), builtin=False)
+    prompts = cut_prompts(tokenizer, 128, read_corpus(str(tmp_path), False))
     assert prompts.origin == f"built-in prose ({tmp_path} has no {WIKITEXT})"
 
 
@@ -68,12 +68,12 @@ def test_mirror_without_the_split(mirror: Path, tokenizer: Any) -> None:
     for file in (mirror / WIKITEXT).glob("**/test-*"):
         file.unlink()
     with pytest.raises(UserError, match="no split 'test' of wikitext-2-raw-v1; add it"):
-        load_prompts(tokenizer, 16, datasets=str(mirror), builtin=False)
+        cut_prompts(tokenizer, 16, read_corpus(str(mirror), False))
 
 
 def test_mirror_that_is_not_there(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no such folder; expected a mirror"):
-        load_prompts(tokenizer, 16, datasets=str(tmp_path / "nothing"), builtin=False)
+        cut_prompts(tokenizer, 16, read_corpus(str(tmp_path / "nothing"), False))
 
 
 def test_hub_out_of_reach(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,13 +83,16 @@ def test_hub_out_of_reach(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> No
         raise ConnectionError("Couldn't reach 'Salesforce/wikitext' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(UserError, match=r"neither reachable nor cached .* give --datasets a mirror"):
-        load_prompts(tokenizer, 16, datasets=None, builtin=False)
+    read_corpus.cache_clear()
+    prompts = cut_prompts(tokenizer, 16, read_corpus(None, False))
+    read_corpus.cache_clear()
+    assert prompts.origin == f"built-in prose ({WIKITEXT} is neither reachable nor cached)"
+    assert prompts.token_ids == cut_prompts(tokenizer, 16, read_corpus(None, True)).token_ids
 
 
 def test_text_too_short_for_one_window(mirror: Path, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="tokens, 100,000 needed; choose a smaller --prompt-tokens"):
-        load_prompts(tokenizer, 100_000, datasets=str(mirror), builtin=False)
+        cut_prompts(tokenizer, 100_000, read_corpus(str(mirror), False))
 
 
 def test_rest_of_the_text_is_left_out() -> None:

@@ -56,6 +56,26 @@ def test_a_long_measurement_has_a_line_every_half_minute_and_each_its_number(
     ]
 
 
+def test_time_left_stands_beside_each_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    clock = Clock()
+    record = Store(write_replay(tmp_path)).load().records[0]
+    with TerminalProgress(clock) as progress:
+        progress.time_left(5400.0)
+        progress.planned(12, 0)
+        progress.time_left(1234.0)
+        progress.measured(record)
+        clock.now_s += 1190.0
+        progress.measured(record)
+        clock.now_s += 60.0  # longer than was expected
+        progress.measured(record)
+    assert lines(capsys) == [
+        "12 measurements, about 1.5 h left",
+        "bf16: bitladder_knowledge: 42 s (1 of 12, about 21 min left)",
+        "bf16: bitladder_knowledge: 42 s (2 of 12, about 50 s left)",
+        "bf16: bitladder_knowledge: 42 s (3 of 12)",
+    ]
+
+
 def test_warnings_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     record = rung_record("nf4", RUNGS["nf4"], source("builtin"))
     assert record.audit is not None
@@ -131,21 +151,21 @@ def test_a_plan_without_the_baseline_is_warned_of_and_its_times_may_be_the_most(
     assert warning.startswith("without bf16 among the rungs there is no drop and no speed-up")
     assert warning.endswith("add it, as --rungs bf16,fp16")
     assert "reading tasks and prompts" in told.prepared
-    (estimate,) = estimate_study(prepared.study, tiny_llama, {}, overhead_bytes=300 * MIB)
+    (estimate,) = estimate_study(prepared.study, tiny_llama, {}, overhead_bytes={"plain": 300 * MIB})
     assert estimate.at_most
     assert estimate.peak_memory_bytes is not None and 300 * MIB < estimate.peak_memory_bytes < 302 * MIB
-    show_plan(prepared.study, [estimate], 300 * MIB)
+    show_plan(prepared.study, [estimate], {"plain": 300 * MIB})
     shown = capsys.readouterr().out
     assert shown.startswith("1 rung x 3 measurements on cpu:")
     assert "at most 3 s" in shown
-    assert "what --max-memory limits, 300.0 MiB of it without any model" in shown
+    assert "what --max-memory limits; without any model 300.0 MiB (plain), as measured" in shown
 
 
 def test_overhead_is_what_a_measuring_process_holds(tmp_path: Path) -> None:
     with ForkServer(OVERHEAD, tmp_path / "log", with_gpu=False) as server:
-        found_bytes = measure_overhead(server, "cpu")
-    assert found_bytes is not None
-    assert 200 * MIB < found_bytes < 2000 * MIB
+        found = measure_overhead(server, "cpu", ("bf16", "fp16", "int8", "nf4"))
+    assert list(found) == ["plain", "llm.int8", "bnb-4bit"]
+    assert all(200 * MIB < size < 2000 * MIB for size in found.values())
 
 
 @pytest.mark.gpu
@@ -154,6 +174,6 @@ def test_overhead_on_a_gpu_is_its_context(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     with ForkServer(OVERHEAD, tmp_path / "log", with_gpu=True) as server:
-        found_bytes = measure_overhead(server, "cuda:0")
-    assert found_bytes is not None
-    assert 100 * MIB < found_bytes < 4000 * MIB
+        found = measure_overhead(server, "cuda:0", ("bf16", "int8", "nf4"))
+    assert all(100 * MIB < size < 4000 * MIB for size in found.values())
+    assert found["llm.int8"] > found["plain"], "it loads cuBLASLt's kernels for INT8 beside those for 16 bits"

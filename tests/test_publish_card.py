@@ -45,6 +45,15 @@ def test_card_is_golden(study: Path) -> None:
     assert card == GOLDEN.read_text()
 
 
+def test_notes_are_of_its_own_rung(study: Path) -> None:
+    of_int8 = "Accuracy of int8: LLM.int8 takes for outliers"
+    for rung in ("bf16", "nf4", "int8"):
+        manifest, audit, measured = checkpoint(study, rung)
+        card = to_card(f"lab/{rung}", manifest, audit, Origin(None), measured)
+        assert (of_int8 in card) == (rung == "int8")
+        assert "> The built-in questions are variations" in card, "which is true of every rung"
+
+
 def test_header_is_what_the_hub_reads(study: Path) -> None:
     manifest, audit, _ = checkpoint(study, "int8")
     origin = Origin("meta-llama/Llama-3.2-1B", {"license": "llama3.2"})

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from bitladder import compare_published, load_results, merge_results
 from bitladder.checkpoint.expected import expect
 from bitladder.cli.main import app
+from bitladder.errors import UserError
 from bitladder.models.builtin import LLAMA_1B_SHAPE
 from bitladder.report import ResultsFile, write_report
 from bitladder.report.published_tables import comparison_text, published_paragraphs, published_tables
@@ -194,6 +195,11 @@ def test_command_prints_cells_and_asks_before_another_models(tmp_path: Path) -> 
     assert len(one["scores"]) == 36
     unplanned = write_replay(tmp_path / "unplanned", suite="builtin", only="accuracy")
     altered(unplanned, model="meta-llama/Llama-3.2-1B", kind="hub")
+    for nothing, why in ((other, "numbers are LLaMA 3.2 1B's"), (str(unplanned), "no task and no scenario that was")):
+        empty = run(app, ["compare", nothing, "--json"])
+        assert (empty.exit_code, empty.stdout) == (1, ""), "of the app alone; the command line makes it 2"
+        assert isinstance(empty.exception, UserError)
+        assert why in str(empty.exception)
     assert run(app, ["compare", str(unplanned)]).stdout == (
         "Nothing is compared: this study plans no task and no scenario that was published.\n"
     )

@@ -17,7 +17,6 @@ from bitladder.checkpoint.format import require_format
 from bitladder.checkpoint.tokens import PROBES, probe_texts, require_same_tokens, same_rules
 from bitladder.cli import dry_run
 from bitladder.cli.dry_run import print_plan
-from bitladder.cli.study import _added
 from bitladder.decide import recommend
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
@@ -34,7 +33,7 @@ from bitladder.study.estimate import estimate_study
 from bitladder.study.job import Job, RungMade
 from bitladder.study.prepare import prepare
 from bitladder.study.run import _Run, run_study
-from bitladder.study.settings import load_settings
+from bitladder.study.settings import _added, load_settings
 from conftest import MakeTinyLlama
 from test_study_run import Counting, job_for, settings_for, write_tasks
 
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
 pytest_plugins = ("audit_fixtures",)
 
 Edit = Callable[[Path], None]
+
+OVERHEADS = {"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +371,9 @@ def test_a_dry_run_guesses_no_time_of_an_unknown_format(
     tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path
 ) -> None:
     prepared = prepare(settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)}), Store(tmp_path / "out"))
-    ladder, ready = estimate_study(prepared.study, tiny_llama, prepared.added, overhead_bytes=1000)
+    ladder, ready = estimate_study(
+        prepared.study, tiny_llama, prepared.added, overhead_bytes={"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000}
+    )
     assert ladder.total_s is not None
     assert (ready.rung, ready.disk_bytes, ready.accuracy_s, ready.total_s) == ("theirs", 0, None, None)
     assert ready.peak_memory_bytes is not None
@@ -385,7 +388,7 @@ def test_the_plan_says_which_margins_its_documents_resolve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ForkServer, "start", lambda server: None)
-    monkeypatch.setattr(dry_run, "measure_overhead", lambda server, device: None)
+    monkeypatch.setattr(dry_run, "measure_overhead", lambda *_: {})
     settings = settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)})
     print_plan(settings, tmp_path / "out", json_output=True)
     plan = json.loads(capsys.readouterr().out)
@@ -410,7 +413,7 @@ def test_the_plan_says_which_margins_its_documents_resolve(
 )
 def test_bad_flags(pairs: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        _added(pairs)
+        _added(pairs, "--add")
 
 
 @pytest.mark.parametrize(
@@ -425,7 +428,7 @@ def test_bad_names(name: str, says: str) -> None:
 def test_flags_and_file_mean_the_same(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("model: m\nadd:\n  fp8: org/name=x\n  b.1: ./here\n")
     settings = load_settings(tmp_path / "study.yaml", {})
-    assert settings.add == _added(["fp8=org/name=x", "b.1=./here"]) == {"fp8": "org/name=x", "b.1": "./here"}
+    assert settings.add == _added(["fp8=org/name=x", "b.1=./here"], "--add") == {"fp8": "org/name=x", "b.1": "./here"}
 
 
 def test_another_model_of_the_same_architecture_has_other_shapes(

@@ -188,7 +188,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     ):
         patch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-        run.run()
+        run.run(None)
     weights.write_bytes(content)
     assert not run._is_damaged(record)
 

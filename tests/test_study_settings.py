@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.cli.study import _settings_flags
+from bitladder.cli.study import _flags
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
 from bitladder.study.estimate import s_per_weight
 from bitladder.study.plan import phase_items, plan_study
-from bitladder.study.settings import load_settings
+from bitladder.study.settings import load_command, load_settings
 from bitladder.units import GIB
 
 MACHINE = Machine(cpu_model="c", cpu_count=2, total_memory_bytes=8, platform="p", gpus=(), versions={})
@@ -39,6 +39,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("model: m\nlimits: {a: x}\n", "limits.a: found 'x', expected a whole number"),
         ("model: m\nseed: 1.5\n", "seed: found 1.5, expected a whole number"),
         ("model: m\ndivergence: maybe\n", "divergence: found 'maybe', expected true or false"),
+        ("model: m\nlimits: a\n", "study.yaml: limits: found 'a', expected task=number pairs"),
+        ("model: m\nadd: [fp8]\n", "study.yaml: add: found 'fp8', expected NAME=REPO_OR_DIR"),
+        (
+            "model: m\nno-divergence: true\ndivergence: true\n",
+            "divergence stands twice, once as divergence",
+        ),
+        ("model: m\nyes: maybe\n", "study.yaml: yes: found 'maybe', expected true or false"),
         ("model: m\nlimit: 5\nseed: 1\nlimit: 6\n", "study.yaml: limit stands in line 2 and in line 4; keep one"),
         ("model: m\nlimits:\n  a: 5\n  a: 6\n", "study.yaml: a stands in line 3 and in line 4; keep one"),
         ("- a\n", "found a list, expected keys and values"),
@@ -49,7 +56,7 @@ def test_bad_settings_are_one_line(tmp_path: Path, text: str, says: str) -> None
     config = tmp_path / "study.yaml"
     config.write_text(text)
     with pytest.raises(UserError, match=says) as caught:
-        load_settings(config, {})
+        load_command(config, {})
     assert "\n" not in str(caught.value)
 
 
@@ -64,8 +71,22 @@ def test_a_list_may_be_one_string(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [str, Path])
 def test_where_the_datasets_are_is_kept_whole(kind: type) -> None:
     """Whatever Typer leaves in the context: its older releases the text, newer ones a path."""
-    given = dict.fromkeys(("add", "limits", "requests"), None) | {"no_divergence": False, "datasets": kind("data")}
-    assert _settings_flags(given)["datasets"] == str(Path.cwd() / "data")
+    given = {"model": "m", "add": (), "json_output": None, "datasets": kind("data")}
+    assert load_command(None, _flags(given))[1].datasets == str(Path.cwd() / "data")
+
+
+def test_keys_of_the_file_are_the_flags_names_and_take_what_they_take(tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text(
+        "model: m\nprompt-tokens: 9\nnew_tokens: 8\nno-divergence: true\nlimits: arc_easy=5\nrequests: batch1=2\n"
+        "add: [fp8=some/repo]\nmax-drop: 1pt\nout: there\nyes: true\njson: true\ndry-run: true\n"
+    )
+    command, settings = load_command(config, {"prompt_tokens": 7})
+    assert (settings.prompt_tokens, settings.new_tokens, settings.divergence) == (7, 8, False)
+    assert (settings.limits, settings.requests, settings.max_drop) == ({"arc_easy": 5}, {"batch1": 2}, 1.0)
+    assert settings.add == {"fp8": "some/repo"}
+    assert (command.out, command.yes, command.json_output, command.dry_run) == (Path("there"), True, True, True)
+    assert load_command(config, {"out": Path("here")})[0].out == Path("here"), "flags win"
 
 
 def test_several_cards_are_a_device() -> None:
@@ -79,6 +100,64 @@ def test_a_suite_and_tasks_are_one_too_many_in_one_place(tmp_path: Path) -> None
         load_settings(None, {"model": "m", "suite": "paper", "tasks": "arc_easy"})
     (tmp_path / "study.yaml").write_text("model: m\nsuite: paper\n")
     assert load_settings(tmp_path / "study.yaml", {"tasks": "arc_easy"}).tasks == ("arc_easy",), "flags win"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"only": "performance", "limit": 5}, "--limit: found --only performance, which asks no questions"),
+        ({"only": "performance", "tasks": "arc_easy"}, "--tasks: found --only performance"),
+        ({"only": "accuracy", "requests": 5}, "--requests: found --only accuracy, which runs no scenario"),
+        ({"divergence": False, "divergence_windows": 9}, "--divergence-windows: found --no-divergence"),
+        ({"scenarios": "batch1", "max_batch_cap": 4}, "--max-batch-cap: found --scenarios without max-batch"),
+        ({"batch_size": 4}, "--batch-size: found the backend bitladder, which packs by --token-budget"),
+        ({"backend": "hf", "token_budget": 512}, "--token-budget: found --backend hf, which takes --batch-size"),
+    ],
+)
+def test_what_does_nothing_beside_another_setting_is_refused(
+    given: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        load_settings(None, {"model": "m", **given})
+    config = tmp_path / "study.yaml"
+    first, *others = given
+    config.write_text(f"model: m\n{others[0] if others else first}: {given[others[0] if others else first]}\n")
+    if others:  # of a file it may be for another run
+        assert load_settings(config, {first: given[first]}).model == "m"
+
+
+def test_rows_of_a_batch_are_in_no_identity_but_that_of_who_asks_so(tmp_path: Path) -> None:
+    from bitladder.accuracy.tasks import resolve_tasks
+    from test_study_run import write_tasks
+
+    tasks = str(write_tasks(tmp_path))
+    sizes = {
+        (backend, size): {
+            item.batch_size
+            for item in resolve_tasks(
+                Settings(model="m", tasks=(tasks,), datasets=tasks, backend=backend, batch_size=size),
+                suite="custom",
+                device="cpu",
+            ).items
+        }
+        for backend in ("hf", "bitladder")
+        for size in (4, 16)
+    }
+    assert sizes == {("hf", 4): {4}, ("hf", 16): {16}, ("bitladder", 4): {8}, ("bitladder", 16): {8}}
+
+
+def test_an_unknown_metric_is_found_with_the_plan(tmp_path: Path) -> None:
+    from bitladder.accuracy.tasks import resolve_tasks
+    from test_study_run import write_tasks
+
+    tasks = write_tasks(tmp_path)
+    (tasks / "left.yaml").write_text((tasks / "left.yaml").read_text().replace("metric: acc", "metric: acuracy"))
+    settings = Settings(model="m", tasks=(str(tasks),), datasets=str(tasks))
+    with pytest.raises(UserError, match=r"'acuracy' of `evaluate`, which is a script \(lm-eval has 'acc'\)"):
+        resolve_tasks(settings, suite="custom", device="cpu")
+    trusting = settings.model_copy(update={"trust_remote_code": True})
+    with pytest.raises(UserError, match=r"unknown metric of task left: 'acuracy'; nearest: .*acc"):
+        resolve_tasks(trusting, suite="custom", device="cpu")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

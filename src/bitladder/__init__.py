@@ -11,6 +11,7 @@ Names are loaded when first used: ``import bitladder`` costs nothing, and readin
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from bitladder.study.run import run_study
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
 
 _HOMES = {
     "Limits": "bitladder.recommendation",

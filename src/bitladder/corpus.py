@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -26,6 +25,8 @@ class Corpus:
     documents: dict[str, str]
     origin: str
     separator: str = ""
+    instead: str | None = None
+    """why it stands in for another text"""
 
     @property
     def text(self) -> str:
@@ -36,11 +37,11 @@ class Corpus:
 def read_corpus(mirror: str | None, builtin: bool) -> Corpus:
     """WikiText-2's test split of ``mirror``, else from the Hub or its cache.
 
-    The packaged prose stands in for a ``builtin`` model without a mirror, and for a mirror without WikiText; ``origin``
-    says which it is. Raises UserError for a mirror that isn't there or lacks the split, and a Hub out of reach.
+    The packaged prose stands in for a ``builtin`` model without a mirror, for a mirror without WikiText, and where the
+    Hub is out of reach; ``origin`` says which it is. Raises UserError for a mirror that isn't there or lacks the split.
     """
     if mirror is None:
-        return read_prose() if builtin else _read_wikitext(WIKITEXT)
+        return read_prose() if builtin else _from_hub()
     if not Path(mirror).is_dir():
         raise UserError(f"{mirror}: no such folder; expected a mirror of data sets in Hub layout")
     folder = Path(mirror) / WIKITEXT
@@ -62,20 +63,22 @@ def read_prose(instead: str | None = None) -> Corpus:
         for line in source.read_text(encoding="utf-8").splitlines()
     ]
     documents = {row["id"]: row["text"] for row in map(json.loads, lines)}
-    return Corpus(documents, f"built-in prose ({instead})" if instead else "built-in prose", "\n\n")
+    return Corpus(documents, f"built-in prose ({instead})" if instead else "built-in prose", "\n\n", instead)
+
+
+def _from_hub() -> Corpus:
+    try:
+        with offline_without_network():
+            return _read_wikitext(WIKITEXT)
+    except ConnectionError:
+        return read_prose(f"{WIKITEXT} is neither reachable nor cached")
 
 
 def _read_wikitext(path: str) -> Corpus:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        with offline_without_network() if path == WIKITEXT else nullcontext():
-            rows: Mapping[str, Sequence[str]] = datasets.load_dataset(path, WIKITEXT_CONFIG, split=WIKITEXT_SPLIT)
-    except ConnectionError as error:
-        raise UserError(
-            f"{WIKITEXT}: neither reachable nor cached ({error}); give --datasets a mirror that has it"
-        ) from None
+    rows: Mapping[str, Sequence[str]] = datasets.load_dataset(path, WIKITEXT_CONFIG, split=WIKITEXT_SPLIT)
     return Corpus(_by_article(rows["text"]), f"{WIKITEXT} {WIKITEXT_CONFIG} {WIKITEXT_SPLIT}")
 
 

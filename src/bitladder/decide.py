@@ -21,7 +21,7 @@ from bitladder.objections import (
 )
 from bitladder.recommendation import Limits, Pick, Recommendation, RungVerdict, Standing
 from bitladder.records import Finding
-from bitladder.stats.goals import CRITERIA, Criterion, Goal
+from bitladder.stats.goals import CRITERIA, Criterion, Goal, criteria_of
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Estimate, RungSummary, Summary
 from bitladder.stats.weights import counted_tasks, weighted_titles
@@ -43,9 +43,10 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         for rung in summary.rungs
     }
     within = [rung for rung in summary.rungs if not objections[rung.rung]]
+    criteria = criteria_of(summary)
     wanted = [limits.optimize] if limits.optimize else [goal for goal in CRITERIA if _is_planned(summary, goal)]
     blame = unsettled(summary, objections, within, limits.max_drop_points)
-    picks = () if blame else tuple(pick for goal in wanted if (pick := _pick(summary, within, CRITERIA[goal])))
+    picks = () if blame else tuple(pick for goal in wanted if (pick := _pick(summary, within, criteria[goal])))
     if blame:
         sentence = f"Nothing is settled: {blame}."
     elif picks:
@@ -59,7 +60,7 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         picks=picks,
         reasons=_reasons(summary, limits, picks, within),
         verdicts=tuple(
-            _verdict(rung, objections[rung.rung], picks, wanted).model_copy(
+            _verdict(rung, objections[rung.rung], picks, [criteria[goal] for goal in wanted]).model_copy(
                 update={"accuracy": accuracy_verdict(summary, rung, limits.max_drop_points)}
             )
             for rung in summary.rungs
@@ -69,7 +70,7 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
 
 
 def _is_planned(summary: Summary, goal: Goal) -> bool:
-    scenario = CRITERIA[goal].scenario
+    scenario = criteria_of(summary)[goal].scenario
     return scenario is None or any(rung.scenario(scenario) is not None for rung in summary.rungs)
 
 
@@ -81,7 +82,7 @@ def _require_measured(summary: Summary, limits: Limits) -> None:
     if limits.max_memory_bytes is not None and not _is_planned(summary, "latency"):
         raise UserError("--max-memory needs the scenario batch1, which this study does not measure; run it with batch1")
     if limits.optimize is not None and not _is_planned(summary, limits.optimize):
-        scenario = CRITERIA[limits.optimize].scenario
+        scenario = criteria_of(summary)[limits.optimize].scenario
         raise UserError(
             f"--optimize {limits.optimize} needs the scenario {scenario}, which this study does not measure; "
             f"run it with {scenario}"
@@ -113,7 +114,7 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
     alike: list[str] = []
     standing: Standing = "best" if place == 0 else "baseline" if best.rung == summary.baseline else "surely better"
     rank = _rank(criterion, len(ranked), standing, " within the limits")
-    reasons = [f"{best.rung}: {criterion.describe(figure)}, {rank}"]
+    reasons = [f"{best.rung}: {criterion.describe(figure, best)}, {rank}"]
     for rung, estimate in ranked:
         if rung is best:
             continue
@@ -122,7 +123,8 @@ def _pick(summary: Summary, within: Sequence[RungSummary], criterion: Criterion)
         elif _alike(criterion, best, rung):
             alike.append(rung.rung)
             way = _way(criterion, estimate, figure)
-            reasons.append(f"{rung.rung} is not distinguishably {way}: {criterion.describe(estimate)}")
+            figure_text = criterion.describe(estimate, rung)
+            reasons.append(f"{rung.rung} is not distinguishably {way}: {figure_text}{_together(criterion, best, rung)}")
     others = [rung for rung, _ in ranked if rung is not best and rung.rung in (*alike, summary.baseline)]
     reasons += _cautions(criterion, [best, *others])
     return Pick(
@@ -157,7 +159,7 @@ def _way(criterion: Criterion, estimate: Estimate, other: Estimate) -> str:
 
 def _cautions(criterion: Criterion, rungs: Sequence[RungSummary]) -> list[str]:
     """What has to be known of the measurements that the pick rests on."""
-    if criterion.scenario is None:
+    if criterion.scenario is None or not criterion.sampled:
         return []
     scenarios = [(rung.rung, scenario) for rung in rungs if (scenario := rung.scenario(criterion.scenario))]
     return [f"{name}, {scenario.scenario}: {note}" for name, scenario in scenarios for note in scenario.notes]
@@ -178,13 +180,13 @@ def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
 
 
 def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
-    """Whether two rungs can't be told apart: the interval of their ratio holds 1, or there is none. Counted figures
-    always can. Two intervals of their own may meet where that of the ratio excludes 1.
+    """Whether two rungs can't be told apart: the interval of their ratio holds 1, or there is none; in memory, a
+    hundredth. Two intervals of their own may meet where that of the ratio excludes 1.
 
     Of several rungs one is soon ahead by chance, so that for one that is ahead of ``best`` all intervals hold together.
     """
-    if criterion.scenario is None:
-        return False
+    if criterion.scenario is None or not criterion.sampled:
+        return criterion.alike(criterion.of(best), criterion.of(other))
     scenario = best.scenario(criterion.scenario)
     ahead = _way(criterion, criterion.of(other), criterion.of(best)) == criterion.better
     ratios = (scenario.ratios_together if ahead else scenario.ratios) if scenario else {}
@@ -192,6 +194,15 @@ def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
     if ratio is None or ratio.low is None or ratio.high is None:
         return True
     return ratio.low <= 1 <= ratio.high
+
+
+def _together(criterion: Criterion, best: RungSummary, other: RungSummary) -> str:
+    """Why two are not told apart whose own interval tells them apart, which tables show."""
+    scenario = best.scenario(criterion.scenario) if criterion.scenario and criterion.sampled else None
+    own = scenario.ratios.get(other.rung) if scenario else None
+    if own is None or own.low is None or own.high is None or own.low <= 1 <= own.high:
+        return ""
+    return "; by itself their ratio's interval excludes 1, but a pick rests on those of all rungs together"
 
 
 def _rank(criterion: Criterion, rungs: int, standing: Standing, within: str) -> str:
@@ -212,7 +223,7 @@ def _verdict(
     rung: RungSummary,
     objections: Sequence[Objection],
     picks: Sequence[Pick],
-    wanted: Sequence[Goal],
+    wanted: Sequence[Criterion],
 ) -> RungVerdict:
     if objections:
         reasons = tuple(objection.reason for objection in objections)
@@ -222,10 +233,10 @@ def _verdict(
         return RungVerdict(rung=rung.rung, outcome="undecided" if judged else "unmeasured", goals=(), reasons=reasons)
     goals = tuple(pick.goal for pick in picks if pick.rung == rung.rung)
     best = {pick.goal: pick for pick in picks}
-    reasons = tuple(_against(CRITERIA[goal], rung, best.get(goal)) for goal in wanted)
+    reasons = tuple(_against(criterion, rung, best.get(criterion.goal)) for criterion in wanted)
     if goals:
         return RungVerdict(rung=rung.rung, outcome="picked", goals=goals, reasons=reasons)
-    if any(CRITERIA[goal].of(rung).value is not None for goal in wanted):
+    if any(criterion.of(rung).value is not None for criterion in wanted):
         return RungVerdict(rung=rung.rung, outcome="within", goals=(), reasons=reasons)
     return RungVerdict(rung=rung.rung, outcome="unmeasured" if rung.missing else "out", goals=(), reasons=reasons)
 
@@ -235,7 +246,7 @@ def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
     estimate = criterion.of(rung)
     if estimate.value is None:
         return f"{criterion.goal} is unknown: {estimate.reason}"
-    text = f"{criterion.goal}: {criterion.describe(estimate)}"
+    text = f"{criterion.goal}: {criterion.describe(estimate, rung)}"
     if best is None or best.rung == rung.rung:
         return text
     if estimate.value == best.figure.value:
@@ -266,18 +277,21 @@ def _sentence(
     ends = _requests(summary, picks) + _peaks(limits, picks, within) + _open(objections) + _unmeasured(summary, picks)
     ends += rests_on(summary, picks)
     if len(picks) == 1:
-        pick, criterion = picks[0], CRITERIA[picks[0].goal]
+        pick, criterion = picks[0], criteria_of(summary)[picks[0].goal]
         rank = alone or _rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
-        figure = criterion.describe(pick.figure)
+        figure = criterion.describe(pick.figure, summary.rung(pick.rung))
         return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{_as_good(pick)}{ends}."
     by_rung: dict[str, list[Pick]] = {}
     for pick in picks:
         by_rung.setdefault(pick.rung, []).append(pick)
     lead = f"Of {_count(len(within))} within {bounds}, deploy" if bounds and len(within) > 1 else "Deploy"
     only = f", {alone}," if alone else ""
-    parts = []
+    parts, criteria = [], criteria_of(summary)
     for rung, own in by_rung.items():
-        goals = [f"{pick.goal} ({CRITERIA[pick.goal].describe(pick.figure)}{_as_good(pick)})" for pick in own]
+        goals = [
+            f"{pick.goal} ({criteria[pick.goal].describe(pick.figure, summary.rung(rung))}{_as_good(pick)})"
+            for pick in own
+        ]
         parts.append(f"{rung}{only} for {_list(goals)}")
     return f"{lead} {'; '.join(parts)}{ends}."
 
@@ -287,7 +301,7 @@ def _requests(summary: Summary, picks: Sequence[Pick]) -> str:
     scenarios = [
         scenario
         for pick in picks
-        if (name := CRITERIA[pick.goal].scenario)
+        if (name := criteria_of(summary)[pick.goal].scenario)
         and (rung := summary.rung(pick.rung))
         and (scenario := rung.scenario(name))
     ]
@@ -333,12 +347,12 @@ def _as_good(pick: Pick) -> str:
 
 
 def _peaks(limits: Limits, picks: Sequence[Pick], within: Sequence[RungSummary]) -> str:
-    """Where memory is limited, the limited figure of what is picked: the goal's own counts weights alone."""
+    """Where memory is limited, the limited figure of what is picked for something else."""
     if limits.max_memory_bytes is None:
         return ""
-    picked = {pick.rung for pick in picks}
+    picked = {pick.rung for pick in picks if pick.goal != "memory"}
     peaks = [f"{format_bytes(peak_memory(rung).value)} ({rung.rung})" for rung in within if rung.rung in picked]
-    return f"; {PEAK}: {_list(peaks)}"
+    return f"; {PEAK}: {_list(peaks)}" if peaks else ""
 
 
 def _list(words: Sequence[str]) -> str:
@@ -369,7 +383,7 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         reasons.append("accuracy was not measured, so no drop is limited")
     reasons += [
         f"{goal} was not measured; run the study with the scenario {criterion.scenario}"
-        for goal, criterion in CRITERIA.items()
+        for goal, criterion in criteria_of(summary).items()
         if limits.optimize is None and not _is_planned(summary, goal)
     ]
     return tuple(reasons)
@@ -377,7 +391,7 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
 
 def _emulated(summary: Summary, picks: Sequence[Pick]) -> list[tuple[str, Finding]]:
     """The rungs that are picked for their speed and computed in a 16-bit type that the machine lacks."""
-    fast = [pick.rung for pick in picks if CRITERIA[pick.goal].scenario is not None]
+    fast = [pick.rung for pick in picks if CRITERIA[pick.goal].sampled]
     audits = [(name, rung.audit) for name in dict.fromkeys(fast) if (rung := summary.rung(name)) and rung.audit]
     return [
         (name, finding)

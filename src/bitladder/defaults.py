@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+OUT = "study"
+"""the folder of a study"""
 RUNGS = ("bf16", "fp16", "int8", "fp4", "nf4")
 SCENARIOS = ("batch1", "max-batch")
 ACCURACY_BATCH_SIZE = 8
@@ -26,3 +28,5 @@ CPU_MAX_BATCH = 8
 HALF_WIDTH_TARGET = 0.02
 TIME_LIMIT_S = 1800.0
 TIMEOUT_S = 6 * 3600.0
+ASKED_FROM_S = 1800.0
+"""what a study on a CPU may be expected to take before it asks whether it is meant"""

@@ -193,8 +193,8 @@ class ForkServer(Forker):
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=(descriptor,),
-                # torch's profiler prints, unless told before its import; NVML counts cards without starting CUDA
-                env={**os.environ, "KINETO_LOG_LEVEL": "99", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **self._hidden},
+                # NVML counts cards without starting CUDA
+                env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **self._hidden},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
             )
 

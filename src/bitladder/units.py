@@ -1,5 +1,6 @@
 """The only place that formats and rounds numbers for people. Stored values are never rounded."""
 
+import math
 import re
 from collections.abc import Callable
 
@@ -65,6 +66,13 @@ def _format_seconds(value: float) -> str:
         return f"{value:.3g} s"
     minutes, seconds = divmod(round(value), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+
+
+def format_left(seconds: float) -> str:
+    """Time that is left, as exactly as it is known: ``40 s``, ``12 min``, ``3 h``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{10 * math.ceil(seconds / 10)} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{round(seconds / 1800) / 2:g} h"
 
 
 format_bytes = _or_unknown(_format_bytes)

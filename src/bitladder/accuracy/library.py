@@ -136,6 +136,7 @@ def _unique_leaves(members: Iterator[Member]) -> dict[str, Leaf]:
 
 def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
     _require_definition(leaf)
+    _require_metrics(leaf)
     import jinja2
     from lm_eval.tasks import TaskManager
 
@@ -157,6 +158,20 @@ def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
                 f"task {leaf.name}: a template in {leaf.file} fails on its first document: {one_line(str(error))}"
             ) from None
     return task
+
+
+def _require_metrics(leaf: Leaf) -> None:
+    """Raise UnknownNameError for a metric that neither lm-eval nor `evaluate` has: lm-eval logs it, and fails without a
+    name or after the last answer. A function that scores whole answers makes it look for none."""
+    from lm_eval.api import metrics  # noqa: F401 - registers them
+    from lm_eval.api.registry import get_metric, metric_registry
+
+    listed = None if leaf.config.get("process_results") else leaf.config.get("metric_list")
+    names = [metric["metric"] for metric in listed or () if metric.get("hf_evaluate") is not True]
+    for name in names:
+        if type(name) is str and name not in metric_registry and get_metric(name) is None:
+            hint = f"expected a metric of lm-eval or of `evaluate` in {leaf.file or leaf.folder}"
+            raise UnknownNameError(f"metric of task {leaf.name}:", name, metric_registry, hint)
 
 
 def _task_file(leaf: Leaf, scratch: Path) -> Path:

@@ -1,5 +1,6 @@
 """What of a user's own task runs Python: it is named, and asked for, before any of it is imported."""
 
+import difflib
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,9 @@ def _code_of(leaf: Leaf) -> Iterator[str]:
             if isinstance(name, FunctionName):
                 continue
             if metric.get("hf_evaluate") is True or not isinstance(name, str) or name not in metric_registry:
-                yield f"the metric {name!r} of `evaluate`, which is a script, in {leaf.file or leaf.folder}"
+                nearest = difflib.get_close_matches(str(name), metric_registry, n=1)
+                meant = f" (lm-eval has {nearest[0]!r})" if nearest else ""
+                yield f"the metric {name!r} of `evaluate`, which is a script{meant}, in {leaf.file or leaf.folder}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from bitladder.accuracy.order import plan_orders, unordered_reason
 from bitladder.accuracy.registry import harness_version
 from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.suites import find_suite, published_title
-from bitladder.defaults import TOKEN_BUDGET
+from bitladder.defaults import ACCURACY_BATCH_SIZE, TOKEN_BUDGET
 from bitladder.errors import UnknownNameError
 from bitladder.records import AccuracyTask, Order, Settings, TaskGroup
 from bitladder.rungs import BASELINE
@@ -48,7 +48,8 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
             task_hash=library.task_hash(name, limit),
             limit=limit,
             num_fewshot=library.task(name).config.num_fewshot,
-            batch_size=settings.batch_size,
+            # our backend packs by tokens; what it can't run goes lm-eval's way in batches of one size
+            batch_size=settings.batch_size if settings.backend == "hf" else ACCURACY_BATCH_SIZE,
             seed=settings.seed,
             chat_template=settings.chat_template,
             device=device,

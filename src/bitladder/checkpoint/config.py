@@ -1,7 +1,7 @@
 """A checkpoint's configuration files, read without transformers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.json_files import read_json_object
@@ -9,15 +9,19 @@ from bitladder.json_files import read_json_object
 ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
 _MEND = "fetch or make it again"
+GGUF_SUFFIX = ".gguf"
 _MERGE = "load it with peft, then merge_and_unload() and save_pretrained(), and give that folder"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The fields of config.json. Raises UserError where there is none or where an adapter is, BrokenFileError where it
-    isn't a JSON object."""
+    """The fields of config.json. Raises UserError where there is none, or an adapter or GGUF instead of a model,
+    BrokenFileError where it isn't a JSON object."""
     path = directory / "config.json"
     if (directory / ADAPTER_CONFIG).is_file():
         _refuse_adapter(directory, beside_model=path.is_file())
+    packed = sorted(directory.glob(f"*{GGUF_SUFFIX}"))
+    if packed and not list(directory.glob("*.safetensors")):
+        refuse_gguf(str(packed[0]))
     if not path.is_file():
         raise UserError(f"{directory}: no config.json; expected a model saved with save_pretrained")
     return read_json_object(path, _MEND)
@@ -27,6 +31,14 @@ def read_generation_config(directory: Path) -> dict[str, Any] | None:
     """The fields of generation_config.json; None where there is none. Raises BrokenFileError as `read_config`."""
     path = directory / GENERATION_CONFIG
     return read_json_object(path, f"{_MEND}, or delete it") if path.is_file() else None
+
+
+def refuse_gguf(name: str) -> NoReturn:
+    """Raise UserError, with the way to SafeTensors, for what llama.cpp runs and transformers only reads."""
+    raise UserError(
+        f"{name}: GGUF, llama.cpp's format, which isn't measured here; give the model that it was made from, or as 16 "
+        "bits what AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(DIR) makes of it"
+    )
 
 
 def _refuse_adapter(directory: Path, *, beside_model: bool) -> None:

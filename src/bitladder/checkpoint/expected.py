@@ -7,10 +7,11 @@ those layers store is the layout below (checked against the files they write).
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitladder.checkpoint.kinds import kind_of
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.skeleton import build_skeleton, directly_used, fp32_plan, kept_in_fp32, linear_weights
 from bitladder.errors import UserError
@@ -47,6 +48,10 @@ class Expected:
     """those of them that the quantizer doesn't know how to replace, such as a mixture's experts"""
     skipped: tuple[str, ...]
     """modules that it has to be told to leave alone; empty where it knows itself"""
+    packed_bytes: int = 0
+    """of a quantized scheme: its layers' weights, without their scales"""
+    kept: Mapping[str, int] = field(default_factory=dict)
+    """of a quantized scheme: bytes by kind of module of what it leaves in a floating type"""
     converted: tuple[str, ...] = ()
     """what transformers stores in another layout than it computes with, and can't convert once it is quantized"""
 
@@ -151,10 +156,17 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
         _put_quantized_layers(model, config)
     widths = _rest_widths(model, scheme.rest_type)
     stored: dict[str, int] = {}
+    packed_bytes = 0
     for name, module in _quantized_layers(model):
         del widths[f"{name}.weight"]
         stored |= {f"{name}.{key}": size for key, size in _layer_bytes(module, scheme).items()}
+        packed_bytes += stored[f"{name}.weight"]
     left = () if config is None else tuple(name for name in linear if name in widths)
+    kept: dict[str, int] = {}
+    for name, parameter in model.named_parameters() if config is not None else ():
+        if name in widths:
+            kind = kind_of(name, parameter)
+            kept[kind] = kept.get(kind, 0) + sizes[name] * widths[name]
     stored |= {name: sizes[name] * width for name, width in widths.items()}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     stored |= {
@@ -162,7 +174,9 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
     }
     header = sum(len(name) + _HEADER_ENTRY_BYTES for name in stored)
     converted = () if config is None else _converted(model)
-    return Expected(sum(stored.values()) + header, parameters, largest, linear, left, skipped, converted)
+    return Expected(
+        sum(stored.values()) + header, parameters, largest, linear, left, skipped, packed_bytes, kept, converted
+    )
 
 
 def _converted(model: "PreTrainedModel") -> tuple[str, ...]:

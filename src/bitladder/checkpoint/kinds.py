@@ -1,12 +1,20 @@
 """What a stored tensor is for, told from its name and shape; imports no torch."""
 
 import re
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sized
+from typing import Literal, Protocol
 
-from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.units import format_bytes
 
 Kind = Literal["embedding", "linear", "norm", "head", "quantization state", "other"]
+
+
+class Shaped(Protocol):
+    """A stored tensor, or a parameter of a network."""
+
+    @property
+    def shape(self) -> Sized: ...
+
 
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 
@@ -39,7 +47,13 @@ def module_of(name: str) -> str:
     return module.removesuffix(".weight") if is_state(name) else module
 
 
-def kind_of(name: str, tensor: TensorInfo) -> Kind:
+def describe_kept(bytes_by_kind: Mapping[str, int]) -> str:
+    """``embedding 320.0 MiB, norm 0.1 MiB``, the largest first."""
+    kinds = sorted(bytes_by_kind.items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} {format_bytes(size)}" for kind, size in kinds)
+
+
+def kind_of(name: str, tensor: Shaped) -> Kind:
     """The kind of module that a stored tensor belongs to."""
     if is_state(name):
         return "quantization state"

@@ -1,9 +1,13 @@
-"""What bitsandbytes' layers can't do on a CPU, done for them: shapes of inputs and of weights that its kernels assert.
+"""Layers of each scheme; and what bitsandbytes' can't do on a CPU, done for them: shapes of inputs and of weights that
+its kernels assert.
 
 Checked against bitsandbytes 0.50.2. On a GPU its kernels take these shapes.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
+
+from bitladder.records import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -12,6 +16,35 @@ _PACKED_OUTPUTS = 32
 """``block_n`` of ``bitsandbytes.functional._convert_weight_packed_for_cpu``"""
 
 _MOST_AXES = 3
+
+
+def make_layer(scheme: Scheme, in_features: int, out_features: int) -> "nn.Linear":
+    """A linear layer of random weights; one of bitsandbytes' quantizes them when it comes to its device."""
+    import torch
+    from torch import nn
+
+    types = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    if scheme.method == "plain":
+        return nn.Linear(in_features, out_features, bias=False, dtype=types[scheme.stored_type])
+    # on some CPUs it asks for a kernel that it can do without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes
+
+    layer: nn.Linear
+    if scheme.method == "llm.int8":
+        layer = bitsandbytes.nn.Linear8bitLt(
+            in_features, out_features, bias=False, has_fp16_weights=False, threshold=scheme.int8_threshold
+        )
+    else:
+        layer = bitsandbytes.nn.Linear4bit(
+            in_features,
+            out_features,
+            bias=False,
+            compute_dtype=types[scheme.compute_type],
+            quant_type=scheme.stored_type.lower(),
+            compress_statistics=bool(scheme.double_quantization),
+        )
+    return layer
 
 
 def prepare_layers(model: "nn.Module") -> None:

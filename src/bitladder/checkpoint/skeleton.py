@@ -33,7 +33,7 @@ FORWARD_ERRORS: tuple[type[Exception], ...] = (
 _WITHOUT_MASK = ("cpmant", "xlm", "xlnet")
 """families that transformers lists among its causal ones although their forward hides nothing that comes later"""
 _WATCHED_TOKENS = 8
-_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+_CACHES = ("cache", "past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """what an output calls the state that it hands to the next step"""
 
 
@@ -176,7 +176,7 @@ def cache_bytes(model: "PreTrainedModel", tokens: int, value_bytes: int = 2) -> 
     try:
         with torch.inference_mode():
             output = model(input_ids=token_ids, use_cache=True)
-        states = [getattr(output, name, None) for name in _CACHES]
+        states = [vars(output).get(name) for name in _CACHES]  # getattr warns of old names
         kept = sum(tensor.nbytes for tensor in _tensors(states, set()))
     except FORWARD_ERRORS:
         kept = 0

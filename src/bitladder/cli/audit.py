@@ -27,14 +27,15 @@ def audit_command(
 
     Exit code 1 where it isn't.
     """
-    import os
     from pathlib import Path
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
     from bitladder.checkpoint.audit import audit
     from bitladder.cli.libraries import libraries_on_stderr
+    from bitladder.errors import UserError
     from bitladder.models.source import resolve_model
 
+    if not load and device != "cpu":
+        raise UserError(f"--device {device}: found --no-load, which loads it nowhere; leave out one of the two")
     with libraries_on_stderr():
         directory = Path(model) if Path(model).is_dir() else resolve_model(model).directory
         found = audit(directory, as_rung=as_rung, device=device, load=load, trust_remote_code=trust_remote_code)
@@ -77,7 +78,8 @@ def verdict(audit: "Audit", name: str) -> str:
     warnings = dict.fromkeys(finding.check for finding in audit.findings if finding.severity == "warning")
     memory = "not loaded" if audit.loaded_bytes is None else f"{format_bytes(audit.loaded_bytes)} in memory"
     noted = f"; warnings: {', '.join(warnings)}" if warnings else ""
+    kept = "".join(f", of which {finding.message}" for finding in audit.findings if finding.check == "kept")
     return (
         f"PASS: {name} is what it says: {describe_scheme(audit.declared)}; weights {format_bytes(audit.stored_bytes)} "
-        f"on disk, {memory}{noted}"
+        f"on disk{kept}; {memory}{noted}"
     )

@@ -44,6 +44,9 @@ def diff_command(
         for name, outcome in base.outcomes.items()
         for flip in find_flips(name, outcome, other.outcomes[name], base.read_documents(name))
     ]
+    rolling = [name for name, one in base.outcomes.items() if one.output_type == "loglikelihood_rolling"]
+    if rolling:
+        typer.echo(f"note: {', '.join(rolling)}: perplexities, in which no answer can flip", err=True)
     if json_output:
         typer.echo(json.dumps([flip.model_dump(mode="json") for flip in flips], indent=2, ensure_ascii=False))
         return

@@ -2,19 +2,22 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
 from rich.table import Table
 
+from bitladder.checkpoint.kinds import describe_kept
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
 from bitladder.cli.terminal import Terminal
+from bitladder.defaults import ASKED_FROM_S
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
+from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import AccuracyTask, Settings, StudyRecord
 from bitladder.results import device_title, item_name
@@ -24,25 +27,26 @@ from bitladder.stats.power import POWER, Resolution, resolutions
 from bitladder.stats.stopping import Staging
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
+from bitladder.study.kept import Kept
 from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
+from bitladder.study.time_left import TimeLeft, advise
 from bitladder.units import counted, format_bytes, format_count, format_seconds, points_text
 
 
 def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
-    from bitladder.models.source import resolve_model
     from bitladder.study.run import require_study_folder
 
     require_study_folder(out)
     with (
         libraries_on_stderr(),
         TerminalProgress() as progress,
-        tempfile.TemporaryDirectory(prefix="bitladder-plan-") as logs,
+        tempfile.TemporaryDirectory(prefix="bitladder-plan-") as scratch,
         ForkServer(
             OVERHEAD,
-            Path(logs) / "log",
+            Path(scratch) / "log",
             with_gpu=could_have_cards(),
             trust_remote_code=settings.trust_remote_code,
         ) as server,
@@ -51,14 +55,14 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         if busy > BUSY_SHARE:
             progress.warn(busy_warning(busy))
         # only then does the server start: its imports beside the timing of layers made those up to 20 times too slow
-        prepared = prepare(settings, Store(out), progress)
+        prepared = prepare(settings, Store(out), progress, outline=Path(scratch))
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
-        overhead_bytes = measure_overhead(server, study.calibration.device)
-        directory = resolve_model(settings.model, settings.revision).directory
-        estimates = estimate_study(study, directory, prepared.added, overhead_bytes)
+        overhead_bytes = measure_overhead(server, study.calibration.device, (study.baseline, *study.settings.rungs))
+        estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
         resolved = _resolutions(study, margin_points)
+        advice = _advice(study, estimates, Store(out))
     if json_output:
         plan = {
             "study": study.model_dump(mode="json"),
@@ -70,12 +74,14 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         print(json.dumps(plan, indent=2))
     else:
         show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)))
+        if advice is not None:
+            print(f"without --yes the study won't begin: {advice}")
 
 
 def show_plan(
     study: StudyRecord,
     estimates: Sequence[RungEstimate],
-    overhead_bytes: int | None,
+    overhead_bytes: Mapping[str, int],
     resolved: tuple[Resolution, ...] = (),
     *,
     recorded: int = 0,
@@ -106,7 +112,11 @@ def show_plan(
             _at_most(estimate.at_most, estimate.performance_s),
         )
     console.print(table)
+    for line in _kept_lines(estimates):
+        console.print(line, soft_wrap=True)
     console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", markup=False, soft_wrap=True)
+    if study_peak := _study_peak_text(study.calibration.device, estimates):
+        console.print(study_peak, markup=False, soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
     capped = any(estimate.at_most for estimate in estimates)
@@ -127,13 +137,39 @@ def show_plan(
         _print_resolutions(console, resolved, len(study.rungs) - 1, study_margin_points(study))
 
 
-def _peak_text(device: str, overhead_bytes: int | None) -> str:
+def _kept_lines(estimates: Sequence[RungEstimate]) -> Iterator[str]:
+    """What quantizing leaves as it is, of rungs together that leave the same."""
+    rungs: dict[str, list[str]] = {}
+    for estimate in estimates:
+        if estimate.kept_bytes:
+            share = sum(estimate.kept_bytes.values()) / estimate.disk_bytes
+            rungs.setdefault(describe_kept(estimate.kept_bytes), []).append(f"{estimate.rung} ({share:.0%})")
+    for kept, names in rungs.items():
+        yield f"stays in 16 bits: {kept}; of {', '.join(names)}"
+
+
+def _peak_text(device: str, overhead_bytes: Mapping[str, int]) -> str:
     """What the column of peak memory holds, or why it holds nothing."""
-    if overhead_bytes is None:
+    if not overhead_bytes:
         return f"n/a, since what the libraries take isn't known: {unknown_overhead(device)}"
     kind = "the process's resident size" if device == "cpu" else "of the device, less its idle use"
-    share = f"{format_bytes(overhead_bytes)} of it without any model"
-    return f"{kind} at batch 1, what --max-memory limits, {share}; within about a fifth"
+    shares = ", ".join(f"{format_bytes(size)} ({method})" for method, size in overhead_bytes.items())
+    return f"{kind} at batch 1, what --max-memory limits; without any model {shares}, as measured; within about a tenth"
+
+
+def _study_peak_text(device: str, estimates: Sequence[RungEstimate]) -> str:
+    """Its fullest moment. On a CPU this process, which goes on beside the workers, counts too."""
+    phases = [(size, what, one.rung) for one in estimates for what, size in one.phase_bytes.items()]
+    if not phases:
+        return ""
+    size, what, rung = max(phases)
+    own = resident_bytes() if device == "cpu" else 0
+    beside = f", {format_bytes(own)} of it beside the one that works" if own else ""
+    where = "of main memory, all its processes together" if device == "cpu" else "of the device"
+    return (
+        f"the study itself takes up to about {format_bytes(size + own)} {where} ({what} of {rung}{beside}); from a "
+        "model of its phases, within about a third"
+    )
 
 
 def _recorded(study: StudyRecord, store: Store) -> int:
@@ -148,6 +184,17 @@ def _recorded(study: StudyRecord, store: Store) -> int:
     planned = set(chain.from_iterable(map(measured_items, bound.items)))
     done = [record for record in results.measured if record.status == "ok" and record.rung in study.rungs]
     return sum(record.item in planned for record in done)
+
+
+def _advice(study: StudyRecord, estimates: Sequence[RungEstimate], store: Store) -> str | None:
+    """What the study itself will say to what is left of it, where it will ask whether it is meant."""
+    kept = Kept(store, study)
+    rungs = {name: kept.rung(name) for name in study.rungs}
+    baseline = rungs.get(study.baseline)
+    bound = bind_baseline(study, baseline.content_hash if baseline else None)
+    items = tuple(chain.from_iterable(map(measured_items, bound.items)))
+    left = TimeLeft(bound, estimates, {name: kept.missing(record, items, rungs) for name, record in rungs.items()})
+    return advise(bound, left, ASKED_FROM_S)
 
 
 def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, ...]:

@@ -25,7 +25,7 @@ MinRecovery = Annotated[
 OnMachine = Annotated[
     str | None, typer.Option("--machine", help="Part of the name of the machine to decide on, where there are several.")
 ]
-Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory (of the weights); by default each.")]
+Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory (peak at batch 1); by default each.")]
 
 
 def parse_recovery(min_recovery: str | None, max_drop: str | None) -> float | None:

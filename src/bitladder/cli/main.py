@@ -41,7 +41,7 @@ app = typer.Typer(
         "bitladder publish llama-nf4 --repo my-org/llama-nf4"
     ),
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.command("study")(study_command)

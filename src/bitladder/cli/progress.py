@@ -4,35 +4,50 @@ import time
 from collections.abc import Callable, Collection
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from bitladder.cli.terminal import Terminal
 from bitladder.printable import one_line
 from bitladder.records import MeasurementRecord, RungRecord
 from bitladder.results import item_name
 from bitladder.study.progress import StudyProgress
-from bitladder.units import counted, format_bytes, format_seconds
+from bitladder.units import counted, format_bytes, format_left, format_seconds
 
 LINE_INTERVAL_S = 30.0
 """between two lines on one measurement, where there is no bar"""
+
+
+class _Countdown(ProgressColumn):
+    """What is left of the study beside what has elapsed; nothing once it takes longer than was expected."""
+
+    def __init__(self, left: Callable[[], str]) -> None:
+        super().__init__()
+        self._left = left
+
+    def render(self, task: Task) -> Text:
+        return Text(self._left() if task.fields.get("whole") else "")
 
 
 class TerminalProgress(StudyProgress):
     """Shows a study's events; use as a context manager."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end_s: float | None = None
+        """when the study is expected to end, by that clock"""
         self._console = Terminal(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            _Countdown(self._left),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._study = self._bars.add_task("study", total=None, visible=False)
+        self._study = self._bars.add_task("study", total=None, visible=False, whole=True)
         self._current = self._bars.add_task("", total=None, visible=False)
-        self._clock = clock
         self._last_line_s = clock()
         self._what = ""
         self._total = self._done = 0
@@ -56,7 +71,10 @@ class TerminalProgress(StudyProgress):
         self._total, self._done = measurements, finished
         self._bars.update(self._study, total=measurements, completed=finished, visible=True)
         already = f", {finished:,} already done" if finished else ""
-        self._say(f"{counted(measurements, 'measurement')}{already}")
+        self._say(f"{counted(measurements, 'measurement')}{already}{self._comma_left()}")
+
+    def time_left(self, seconds: float) -> None:
+        self._end_s = self._clock() + seconds
 
     def phase(self, rung: str, what: str) -> None:
         self._begin(f"{rung}: {what}")
@@ -81,7 +99,17 @@ class TerminalProgress(StudyProgress):
         self._bars.advance(self._study)
         self._done += 1
         end = format_seconds(record.duration_s) if record.status == "ok" else f"{record.status}: {record.reason}"
-        self._say(f"{record.rung}: {item_name(record.item)}: {end} ({self._done:,} of {self._total:,})")
+        place = f"{self._done:,} of {self._total:,}{self._comma_left()}"
+        self._say(f"{record.rung}: {item_name(record.item)}: {end} ({place})")
+
+    def _left(self) -> str:
+        """Empty where nothing is known, or nothing is left of what was expected."""
+        left_s = 0.0 if self._end_s is None else self._end_s - self._clock()
+        return f"about {format_left(left_s)} left" if left_s > 0 else ""
+
+    def _comma_left(self) -> str:
+        left = self._left()
+        return f", {left}" if left else ""
 
     def _begin(self, what: str) -> None:
         """What takes a while; without a bar a line of its own."""

@@ -31,9 +31,6 @@ def publish_command(
 
     Log in with `hf auth login` first. What fails its audit is not published.
     """
-    import os
-
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
     from bitladder.cli.libraries import libraries_on_stderr
     from bitladder.publish import publish_checkpoint
 

@@ -1,8 +1,6 @@
 """``bitladder study``: quantize, audit, measure, report."""
 
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 def study_command(
     context: typer.Context,
     model: options.Model = None,
-    out: options.Out = Path("study"),
+    out: options.Out = None,
     config: options.Config = None,
     revision: options.Revision = None,
     rungs: options.Rungs = None,
@@ -34,7 +32,7 @@ def study_command(
     backend: options.Backend = None,
     token_budget: options.TokenBudget = None,
     chat_template: options.ChatTemplate = None,
-    no_divergence: options.NoDivergence = False,
+    divergence: options.Divergence = None,
     divergence_windows: options.DivergenceWindows = None,
     batch_dependence: options.BatchDependence = None,
     max_drop: MaxDrop = None,
@@ -46,96 +44,67 @@ def study_command(
     prompt_tokens: options.PromptTokens = None,
     new_tokens: options.NewTokens = None,
     max_batch_cap: options.MaxBatchCap = None,
+    half_width_target: options.HalfWidthTarget = None,
     time_limit_s: options.TimeLimitS = None,
     memory_limit: options.MemoryLimit = None,
     timeout_s: options.TimeoutS = None,
     trust_remote_code: TrustRemoteCodeIfSaid = None,
     allow_partial: options.AllowPartial = None,
-    dry_run: options.DryRun = False,
-    json_output: options.JsonOutput = False,
+    dry_run: options.DryRun = None,
+    yes: options.Yes = None,
+    json_output: options.JsonOutput = None,
 ) -> None:
     """Quantize MODEL to every rung, audit, measure accuracy and performance, and say which rung to deploy."""
     from bitladder.cli.libraries import libraries_on_stderr
     from bitladder.cli.progress import TerminalProgress
-    from bitladder.study.settings import load_settings
+    from bitladder.defaults import ASKED_FROM_S
+    from bitladder.study.settings import load_command
 
-    settings = load_settings(config, _settings_flags(context.params))
-    if dry_run:
+    command, settings = load_command(config, _flags(context.params))
+    if command.dry_run:
         from bitladder.cli.dry_run import print_plan
 
-        print_plan(settings, out, json_output)
+        print_plan(settings, command.out, command.json_output)
         return
     from bitladder.study.run import run_study
 
     with libraries_on_stderr(), TerminalProgress() as progress:
-        results = run_study(settings, out, progress)
-    _answer(results, json_output)
+        results = run_study(settings, command.out, progress, asked_from_s=None if command.yes else ASKED_FROM_S)
+    _answer(results, command.json_output)
 
 
-def _settings_flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of all flags those that study.yaml may hold too, as it would."""
-    from bitladder.records import Settings
-
-    flags = {name: value for name, value in given.items() if name in Settings.model_fields}
-    datasets, limits, requests = given["datasets"], given["limits"], given["requests"]
-    return flags | {
-        "add": _added(given["add"]),
-        "datasets": str(Path(datasets).absolute()) if datasets else None,  # older Typers give the text
-        "limits": None if limits is None else _numbers("--limits", limits, _LIMITS),
-        "divergence": False if given["no_divergence"] else None,
-        "requests": _numbers("--requests", requests, _REQUESTS) if requests and "=" in requests else requests,
-    }
-
-
-def _added(pairs: list[str] | None) -> dict[str, str] | None:
-    from bitladder.errors import UserError
-
-    if not pairs:
-        return None
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, _, source = (part.strip() for part in pair.partition("="))
-        if not name or not source:
-            raise UserError(f"--add: found {pair!r}, expected NAME=REPO_OR_DIR such as fp8=my-org/my-model-FP8")
-        if name in found:
-            raise UserError(f"--add: {name!r} stands more than once; give each checkpoint a name of its own")
-        found[name] = source
-    return found
-
-
-_LIMITS = "task=number pairs such as gsm8k_cot=2,arc_easy=50"
-_REQUESTS = "a number, or scenario=number pairs such as batch1=20,max-batch=400"
-
-
-def _numbers(flag: str, text: str, expected: str) -> dict[str, str]:
-    from bitladder.errors import UserError
-
-    parts = [part.partition("=") for part in text.split(",")]
-    pairs = [(name.strip(), value.strip()) for name, _, value in parts]
-    if not all(name and value and "=" not in value for name, value in pairs):
-        raise UserError(f"{flag}: found {text!r}, expected {expected}")
-    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if repeated:
-        raise UserError(f"{flag}: found {repeated[0]!r} more than once, expected {expected}; give it one number")
-    return dict(pairs)
+def _flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All flags by the names that study.yaml has for them."""
+    flags = {name: value for name, value in given.items() if name not in ("context", "config", "json_output")}
+    return flags | {"json": given["json_output"], "add": given["add"] or None}
 
 
 def _answer(results: "Results", json_output: bool) -> None:
-    """Write the report and print the answer; exit 1 where a rung or a measurement did not end well."""
+    """Write the report and print the answer; exit 1 where a rung, a measurement or the report did not end well."""
     from bitladder.cli.recommend import print_recommendation
+    from bitladder.decide import recommend
+    from bitladder.errors import UserError
     from bitladder.report import ResultsFile, write_report
+    from bitladder.stats.summarize import summarize
 
-    written = write_report(results.directory)
-    answer = ResultsFile.model_validate_json(
-        (results.directory / "report" / "results.json").read_text(encoding="utf-8")
-    )
+    place, unwritten = results.directory / "report" / "results.json", ""
+    try:
+        written = write_report(results.directory)
+        answer = ResultsFile.model_validate_json(place.read_text(encoding="utf-8"))
+    except UserError as error:  # what took hours stands
+        unwritten = str(error)
+        summary = summarize(results)
+        answer = ResultsFile(summary=summary, recommendation=recommend(summary))
     if json_output:
         typer.echo(answer.model_dump_json(indent=2))
     else:
         print_recommendation(answer.recommendation)
-        typer.echo(f"\nreport: {written[0]}")
+        if not unwritten:
+            typer.echo(f"\nreport: {written[0]}")
     failures = [failure for rung in answer.summary.rungs for failure in rung.failures]
     for failure in failures:
         typer.echo(f"not measured: {failure}", err=True)
-    if failures or any(rung.status != "ok" for rung in answer.summary.rungs):
+    if unwritten:
+        typer.echo(f"no report: {unwritten}; then run `bitladder report {results.directory}`", err=True)
+    if unwritten or failures or any(rung.status != "ok" for rung in answer.summary.rungs):
         raise typer.Exit(1)

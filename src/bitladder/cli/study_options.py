@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bitladder import defaults
+from bitladder.units import format_left
 
 
 def _default(value: object) -> str:
@@ -15,8 +16,13 @@ def _default(value: object) -> str:
 Model = Annotated[
     str | None, typer.Argument(help="Hub id, directory, or builtin:smollm2-135m. May stand in --config instead.")
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the results. An interrupted study goes on there.")]
-Config = Annotated[Path | None, typer.Option(help="study.yaml: keys are these flags' names.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help=f"Folder of the results. An interrupted study goes on there. {_default(defaults.OUT)}"),
+]
+Config = Annotated[
+    Path | None, typer.Option(help="study.yaml: keys are these flags' names, such as prompt-tokens; flags win.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
 Rungs = Annotated[
     str | None, typer.Option(help=f"Comma-separated rungs of the ladder. {_default(','.join(defaults.RUNGS))}")
@@ -58,8 +64,12 @@ TokenBudget = Annotated[
     ),
 ]
 ChatTemplate = Annotated[bool | None, typer.Option("--chat-template", help="Apply the chat template.")]
-NoDivergence = Annotated[
-    bool, typer.Option("--no-divergence", help="Leave out the divergence from the baseline, in seconds a rung.")
+Divergence = Annotated[
+    bool | None,
+    typer.Option(
+        "--divergence/--no-divergence",
+        help="Measure the divergence from the baseline, or leave it out; it takes seconds a rung. (default: measure)",
+    ),
 ]
 DivergenceWindows = Annotated[
     int | None,
@@ -108,6 +118,13 @@ MaxBatchCap = Annotated[
         help=f"Upper end of the search for the largest batch. {_default(f'{defaults.CPU_MAX_BATCH} on a CPU')}"
     ),
 ]
+HalfWidthTarget = Annotated[
+    float | None,
+    typer.Option(
+        help="A scenario ends early once its rate is known within this share of itself. "
+        f"{_default(defaults.HALF_WIDTH_TARGET)}"
+    ),
+]
 TimeLimitS = Annotated[
     float | None,
     typer.Option(help=f"A performance measurement ends after so long. {_default(defaults.TIME_LIMIT_S)}"),
@@ -129,5 +146,11 @@ AllowPartial = Annotated[
         help="Take rungs that leave much of the weights as they are, such as a mixture's experts.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with expected disk, peak memory and time.")]
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+DryRun = Annotated[
+    bool | None, typer.Option("--dry-run", help="Print the plan with expected disk, peak memory and time.")
+]
+Yes = Annotated[
+    bool | None,
+    typer.Option("--yes", help=f"Go on where a CPU is expected to take over {format_left(defaults.ASKED_FROM_S)}."),
+]
+JsonOutput = Annotated[bool | None, typer.Option("--json", help="Print results as JSON.")]

@@ -3,20 +3,12 @@
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from bitladder.corpus import Corpus, read_corpus, read_prose
+from bitladder.corpus import Corpus
 from bitladder.errors import UserError
 from bitladder.records import Prompts, hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def find_corpus(datasets: str | None, builtin: bool) -> Corpus:
-    """`read_corpus`; where that can't be had, the packaged prose, which is said in its origin."""
-    try:
-        return read_corpus(datasets, builtin)
-    except UserError as error:
-        return read_prose(str(error))
 
 
 def cut_documents(tokenizer: "PreTrainedTokenizerBase", corpus: Corpus, windows: int, window_tokens: int) -> Prompts:

@@ -4,7 +4,7 @@ Found by running a model of next to no weights in a process like those that meas
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bitladder.allocator import give_back_freed
 from bitladder.devices import torch_devices
@@ -13,12 +13,16 @@ from bitladder.perf.engines import start_engine
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.monitor import open_gpus
 from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
+from bitladder.records import Scheme
+from bitladder.rungs import find_rung
 
 OVERHEAD = "bitladder.perf.overhead"
 """the server's target"""
 
-_PROMPT: Sequence[Sequence[int]] = ((1,) * 8,)
+_PROMPT: Sequence[Sequence[int]] = ((1,) * 32,)
 _NEW_TOKENS = 8
+_OUTLIER_GAIN = 16.0
+"""of the norm before a layer: LLM.int8's kernels for outliers are loaded only where there are some"""
 
 
 def unknown_overhead(device: str) -> str:
@@ -27,35 +31,57 @@ def unknown_overhead(device: str) -> str:
     return unavailable.get("gpu_memory_bytes", "a model of next to no weights did not run")
 
 
-def measure_overhead(server: ForkServer, device: str) -> int | None:
-    """Bytes of the memory that a peak counts: of the device on a GPU, else resident. None where it could not be found.
+def measure_overhead(server: ForkServer, device: str, rungs: Iterable[str]) -> dict[str, int]:
+    """By method of quantization, of those of ``rungs``: bytes of the memory that a peak counts, of the device on a GPU,
+    else resident. Without those that could not be found.
 
+    Each method loads kernels and libraries of its own: LLM.int8's take more of a GPU than they save of a small model.
     ``server`` forks for `OVERHEAD`.
     """
-    answer, _ = server.ask(device)
-    return int(answer) if answer.strip().isdigit() else None
+    by_method = {find_rung(rung).scheme.method: rung for rung in rungs}
+    found: dict[str, int] = {}
+    for method, rung in by_method.items():
+        answer, _ = server.ask(f"{device} {rung}")
+        if answer.strip().isdigit():
+            found[method] = int(answer)
+    return found
 
 
 def work(descriptor: int) -> None:
-    """Write the number of bytes for the device that is named on standard input, of all its cards."""
-    device = take_job().strip()
+    """Write the number of bytes for the device and rung that are named on standard input, of all its cards."""
+    device, rung = take_job().split()
     gpus = gpus_of(device)
     idle_bytes = total_bytes(used_bytes(gpus))
-    for one in torch_devices(device):
-        run_tiny_model(one)
+    own_bytes = sum(run_tiny_model(one, find_rung(rung).scheme) for one in torch_devices(device))
     give_back_freed()
     found_bytes = resident_bytes() if device == "cpu" else total_bytes(used_bytes(gpus))
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         if found_bytes is not None and (device == "cpu" or idle_bytes is not None):
-            file.write(str(found_bytes - (idle_bytes or 0)))
+            file.write(str(found_bytes - (idle_bytes or 0) - own_bytes))
 
 
-def run_tiny_model(device: str) -> None:
+def run_tiny_model(device: str, scheme: Scheme) -> int:
+    """Its own weights in bytes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from bitladder.checkpoint.footprint import loaded_bytes
+    from bitladder.checkpoint.layers import make_layer, prepare_layers
+
     config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=512, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4
     )
     model = LlamaForCausalLM(config).bfloat16()
+    layer = model.model.layers[0]
+    layer.input_layernorm.weight.data[:8] = layer.post_attention_layernorm.weight.data[:8] = _OUTLIER_GAIN
+    for part in (layer.self_attn, layer.mlp):
+        for name, linear in list(part.named_children()):
+            if hasattr(linear, "in_features"):
+                made = make_layer(scheme, int(linear.in_features), int(linear.out_features))
+                setattr(part, name, made if scheme.method == "plain" else made.bfloat16())
+    if scheme.method == "plain":
+        model.to(model.model.layers[0].mlp.up_proj.weight.dtype)
     model.to(device)  # type: ignore[arg-type]
+    if device == "cpu":
+        prepare_layers(model)
     start_engine("eager", model).run(_PROMPT, _NEW_TOKENS)
+    return loaded_bytes(model)

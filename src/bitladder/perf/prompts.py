@@ -1,9 +1,9 @@
-"""Prompts: windows of equal length from WikiText-2, the same token ids for every rung."""
+"""Prompts: windows of equal length from a text, the same token ids for every rung."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bitladder.corpus import read_corpus
+from bitladder.corpus import Corpus
 from bitladder.errors import UserError
 from bitladder.records import Prompts, hash_json
 
@@ -11,15 +11,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_prompts(
-    tokenizer: "PreTrainedTokenizerBase", prompt_tokens: int, *, datasets: str | None, builtin: bool
-) -> Prompts:
-    """Non-overlapping windows of ``prompt_tokens`` tokens of the joined documents of `corpus.read_corpus`.
+def cut_prompts(tokenizer: "PreTrainedTokenizerBase", prompt_tokens: int, corpus: Corpus) -> Prompts:
+    """Non-overlapping windows of ``prompt_tokens`` tokens of the joined documents.
 
-    The text is tokenized once, without special tokens, as is usual for perplexity. Raises UserError as `read_corpus`
-    does, and for a text too short for one window.
+    The text is tokenized once, without special tokens, as is usual for perplexity. Raises UserError for a text too
+    short for one window.
     """
-    corpus = read_corpus(datasets, builtin)
     token_ids: Sequence[int] = tokenizer(corpus.text, add_special_tokens=False, verbose=False)["input_ids"]
     windows = cut_windows(token_ids, prompt_tokens)
     if not windows:

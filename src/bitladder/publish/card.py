@@ -63,7 +63,7 @@ def _notes(manifest: Manifest, measured: Measured | None) -> tuple[str, ...]:
     unfinished = measured.summary.unfinished if measured else ""
     notes = [f"{unfinished}: the study's figures below may change, and others are to come."] if unfinished else []
     notes += [manifest.source.note] if manifest.source.note else []
-    return tuple(dict.fromkeys([*notes, *(measured.summary.notes if measured else ())]))
+    return tuple(dict.fromkeys([*notes, *(measured.notes if measured else ())]))
 
 
 def _packages(scheme: Scheme) -> str:

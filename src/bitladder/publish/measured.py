@@ -7,7 +7,7 @@ from pathlib import Path
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Machine, Manifest
 from bitladder.stats.metrics import METRICS
-from bitladder.stats.summarize import summarize
+from bitladder.stats.summarize import notes_about, summarize
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
 from bitladder.stats.weights import counted_tasks, weighted_titles
 from bitladder.store import load_results
@@ -31,6 +31,8 @@ class Measured:
 
     summary: Summary
     rung: RungSummary
+    notes: tuple[str, ...]
+    """of the summary's those that are about this rung"""
     harness: str | None
     """version of lm-evaluation-harness that asked; None where nothing was asked"""
 
@@ -56,7 +58,7 @@ def find_measured(study: Path, manifest: Manifest) -> Measured:
         )
     rung = next((rung for rung in same if rung.rung == manifest.rung), same[0])
     versions = {item.harness_version for item in results.study.items if isinstance(item, AccuracyTask)}
-    return Measured(summary, rung, ", ".join(sorted(versions)) or None)
+    return Measured(summary, rung, notes_about(results, rung.rung), ", ".join(sorted(versions)) or None)
 
 
 def measured_tables(measured: Measured) -> list[CardTable]:

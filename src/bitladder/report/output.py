@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field
 
+from bitladder.errors import UserError
 from bitladder.files import write_atomically
 from bitladder.printable import printable
 from bitladder.recommendation import Limits, Recommendation
@@ -37,17 +40,19 @@ def write_report(
     ``out`` is ``directory/report`` by default, and a file of the same name there is replaced; a report that is there
     already, made from the same, is left. ``machine``: part of the name of the one to decide on, by default the study's
     own. Raises UserError where ``directory`` holds no study, ``out`` something else than a report, the limits need what
-    is not measured or there is no such machine, BrokenFileError where a record can't be read.
+    is not measured, there is no such machine, or a library that draws is missing, BrokenFileError where a record can't
+    be read.
     """
     results = load_results(directory)
     limits = limits or Limits()
     out = Path(directory) / "report" if out is None else Path(out)
     require_report_folder(out)
-    source = source_hash(results, limits, machine)
-    current = current_files(out, source)
-    if current is not None:
-        return current
-    content = _render(results, limits, machine)
+    with _drawing():
+        source = source_hash(results, limits, machine)
+        current = current_files(out, source)
+        if current is not None:
+            return current
+        content = _render(results, limits, machine)
     mark_begun(out)
     paths = []
     for name, data in content.items():
@@ -55,6 +60,18 @@ def write_report(
         paths.append(out / name)
     write_stamp(out, source, paths)
     return paths
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Inside the block a library of others that can't be imported is the user's to install."""
+    try:
+        yield
+    except ImportError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "bitladder"):
+            raise
+        raise UserError(f"a report is drawn with {library}, which can't be imported here; install it (pip)") from error
 
 
 def _render(results: Results, limits: Limits, machine: str | None) -> dict[str, str | bytes]:

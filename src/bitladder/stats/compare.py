@@ -74,7 +74,7 @@ def compare_answers(
             ComparedRung(rung=rung, aggregate=aggregates[rung], tasks=tuple(row[rung] for row in tasks))
             for rung in answers
         ),
-        notes=_notes(answers),
+        notes=_notes(rows, answers),
     )
 
 
@@ -99,11 +99,19 @@ def _only(leaf: Leaf, metric: MetricInfo) -> Leaf:
     return leaf.model_copy(update={"metrics": (metric,)}) if isinstance(leaf, AccuracyOutcome) else leaf
 
 
-def _notes(answers: Leaves) -> tuple[str, ...]:
+def _notes(rows: Sequence[Row], answers: Leaves) -> tuple[str, ...]:
     notes: list[str] = []
+    rolling = [row.group.title for row in rows if _is_perplexity(row, answers)]
+    if rolling:
+        notes.append(f"{' and '.join(dict.fromkeys(rolling))}: perplexities, which are shown and are in no verdict.")
     for rung, outcomes in answers.items():
         for task, outcome in outcomes.items():
             if not isinstance(outcome, AccuracyOutcome):
                 continue
             notes += [f"{rung}, {task}: {text}" for text in scores.disagreements(outcome)]
     return tuple(notes)
+
+
+def _is_perplexity(row: Row, answers: Leaves) -> bool:
+    outcomes = (answers[row.baseline].get(task) for task in row.group.tasks)
+    return any(isinstance(one, AccuracyOutcome) and one.output_type == "loglikelihood_rolling" for one in outcomes)

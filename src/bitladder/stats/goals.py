@@ -1,13 +1,15 @@
 """What can be made best: which figure each goal compares, and how people call it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from bitladder.stats.summary import Estimate, RungSummary
+from bitladder.stats.summary import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes, format_raw, format_seconds
 
 Goal = Literal["latency", "throughput", "memory"]
+SAME_SHARE = 0.01
+"""of a peak of one run: pages and blocks that an allocator rounds to"""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Criterion:
     better: str
     worse: str
     format: Callable[[float | None], str]
+    sampled: bool = True
+    """or one figure a rung, which no interval is of: equal within `SAME_SHARE`"""
 
     def of(self, rung: RungSummary) -> Estimate:
         if self.scenario is None:
@@ -31,11 +35,20 @@ class Criterion:
         scenario = rung.scenario(self.scenario)
         return scenario.metric(self.metric) if scenario else Estimate.unknown(f"{self.scenario} was not measured")
 
-    def describe(self, estimate: Estimate) -> str:
+    def alike(self, one: Estimate, other: Estimate) -> bool:
+        """Of figures that aren't sampled: whether they are as good as equal."""
+        assert one.value is not None and other.value is not None
+        return abs(one.value - other.value) <= SAME_SHARE * max(one.value, other.value)
+
+    def describe(self, estimate: Estimate, rung: RungSummary | None = None) -> str:
+        """``rung``: whose it is, of whose peak memory the weights are told too."""
         limits = ""
         if estimate.low is not None and estimate.high is not None:
             limits = f" [{self.format(estimate.low)}, {self.format(estimate.high)}]"
-        return f"{self.format(estimate.value)}{limits} {self.figure}"
+        weights = ""
+        if self.metric == "peak_memory_bytes" and rung is not None and rung.loaded_bytes is not None:
+            weights = f", {format_bytes(rung.loaded_bytes)} of it weights"
+        return f"{self.format(estimate.value)}{limits} {self.figure}{weights}"
 
 
 CRITERIA: dict[Goal, Criterion] = {
@@ -63,13 +76,21 @@ CRITERIA: dict[Goal, Criterion] = {
         ),
         Criterion(
             goal="memory",
-            figure="of weights in memory",
-            scenario=None,
-            metric="loaded_bytes",
+            figure="of peak memory at batch 1",
+            scenario="batch1",
+            metric="peak_memory_bytes",
             best="the smallest",
             better="smaller",
             worse="larger",
             format=format_bytes,
+            sampled=False,
         ),
     )
 }
+_WEIGHTS = replace(CRITERIA["memory"], figure="of weights in memory", scenario=None, metric="loaded_bytes")
+
+
+def criteria_of(summary: Summary) -> Mapping[Goal, Criterion]:
+    """Of a study that plans no run at batch 1 the weights alone stand for memory."""
+    planned = any(rung.scenario("batch1") is not None for rung in summary.rungs)
+    return CRITERIA if planned else {**CRITERIA, "memory": _WEIGHTS}

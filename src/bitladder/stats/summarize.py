@@ -1,6 +1,7 @@
 """From a study's raw records to the one table that deciding and reporting read."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 from bitladder.records import (
@@ -262,6 +263,13 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
                 count = counted(record.outcome.truncated_documents, "prompt")
                 notes.append(f"{about}: {count} longer than the model's context: the beginning was cut off.")
     return tuple(notes + _remarks(results) + _batch_dependence(results) + _about_suite(results))
+
+
+def notes_about(results: Results, rung: str) -> tuple[str, ...]:
+    """Of `Summary.notes` what is true of one rung: a page on it alone has nothing of the others."""
+    rows = read_answered(results, {name: Ends(results, name) for name in results.study.rungs}).rows
+    own = tuple(record for record in results.records if record.rung == rung)
+    return _notes(replace(results, records=own, rungs={rung: results.rungs[rung]}), rows)
 
 
 def _all_asked(study: StudyRecord) -> bool:

@@ -26,16 +26,16 @@ class Added:
     """whether its tokenizer is the baseline's, so that no prompt needs to be tried"""
 
 
-def find_added(settings: Settings, baseline: Path, device: str) -> dict[str, Added]:
-    """The checkpoints of ``settings.add`` by name, in order.
+def find_added(settings: Settings, baseline: Path, device: str, outline: Path | None = None) -> dict[str, Added]:
+    """The checkpoints of ``settings.add`` by name, in order; ``outline`` as `resolve_model` takes it.
 
     Raises UserError, naming the checkpoint, for one that isn't there, has no SafeTensors, is another network than the
     model in ``baseline``, tokenizes the probes in another way, or has a format that can't be loaded on ``device``.
     """
-    return {name: _find(settings, name, baseline, device) for name in settings.add}
+    return {name: _find(settings, name, baseline, device, outline) for name in settings.add}
 
 
-def _find(settings: Settings, name: str, baseline: Path, device: str) -> Added:
+def _find(settings: Settings, name: str, baseline: Path, device: str, outline: Path | None) -> Added:
     from bitladder.checkpoint.format import require_format
     from bitladder.checkpoint.network import require_same_network
     from bitladder.checkpoint.tokens import probe_texts, require_same_ends, require_same_tokens, same_rules
@@ -43,7 +43,7 @@ def _find(settings: Settings, name: str, baseline: Path, device: str) -> Added:
 
     trust = settings.trust_remote_code
     with _naming(name):
-        model = resolve_model(settings.add[name])
+        model = resolve_model(settings.add[name], outline=outline)
         require_same_network(baseline, model.directory, trust_remote_code=trust)
         require_format(model.directory, device)
         ours, theirs = _tokenizers(baseline, model.directory, trust)

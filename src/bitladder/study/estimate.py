@@ -4,7 +4,7 @@ Times are rough, within about a factor of two: attention, tokenizing and the fir
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from bitladder.records import (
     StudyRecord,
 )
 from bitladder.rungs import BASELINE, find_rung
+from bitladder.study.peaks import phase_peaks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,8 @@ _CHARACTERS_PER_TOKEN = 4.0
 _GENERATED_TOKENS = 128
 _SAMPLED_DOCUMENTS = 16
 _CHOICES = 4
+_CODES = ("I8", "U8")
+"""types of bitsandbytes' packed weights"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class RungEstimate:
     accuracy_s: float | None
     """divergence and what is scored again included; None for a ready checkpoint: no layer of its format was timed"""
     performance_s: float | None
+    item_s: tuple[float | None, ...]
+    """of each of the plan's items, in its order"""
+    phase_bytes: Mapping[str, int] = field(default_factory=dict)
+    """by what it does then, the most that a worker has of main memory or of the device; empty where that is unknown"""
+    kept_bytes: Mapping[str, int] = field(default_factory=dict)
+    """of a quantized rung, by kind of module: what stays in a floating type"""
     at_most: bool = False
     """whether the time limit is expected to end a scenario: it takes this long or less"""
 
@@ -67,53 +76,61 @@ class TaskLoad:
 
 
 def estimate_study(
-    study: StudyRecord, directory: Path, added: Mapping[str, Path], overhead_bytes: int | None
+    study: StudyRecord, directory: Path, added: Mapping[str, Path], overhead_bytes: Mapping[str, int]
 ) -> tuple[RungEstimate, ...]:
     """One estimate a rung, for the model in ``directory``, then one for each ready checkpoint.
 
-    ``overhead_bytes``: what `perf.overhead` found a measuring process to take beside its model.
+    ``overhead_bytes``: by method what `perf.overhead` found a measuring process to take beside its model.
     """
     loads = {item.task: _task_load(study.settings, item) for item in study.items if isinstance(item, AccuracyTask)}
     rungs = (_estimate_rung(study, rung, directory, loads, overhead_bytes) for rung in study.settings.rungs)
     return (*rungs, *(_estimate_ready(study, name, place, overhead_bytes) for name, place in added.items()))
 
 
-def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: int | None) -> RungEstimate:
+def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
     from bitladder.checkpoint.config import read_config
     from bitladder.checkpoint.declared import found_scheme
+    from bitladder.checkpoint.kinds import kind_of
     from bitladder.checkpoint.loading import predicted_load_bytes
     from bitladder.checkpoint.skeleton import build_skeleton
     from bitladder.checkpoint.tensors import read_tensors
 
-    scheme = found_scheme(read_config(directory), read_tensors(directory))
+    tensors = read_tensors(directory)
+    scheme = found_scheme(read_config(directory), tensors)
+    packed = (one.size_bytes for name, one in tensors.items() if kind_of(name, one) == "linear" and one.dtype in _CODES)
     skeleton = build_skeleton(directory, trust_remote_code=study.settings.trust_remote_code)
     return RungEstimate(
         rung=name,
         disk_bytes=0,
-        peak_memory_bytes=None
-        if scheme.method == "other"
-        else _peak(study, skeleton, scheme, predicted_load_bytes(directory), overhead_bytes),
+        peak_memory_bytes=_peak(study, skeleton, scheme, predicted_load_bytes(directory), sum(packed), overhead_bytes),
         quantize_s=PROCESS_START_S,
         accuracy_s=None if any(isinstance(item, AccuracyTask) for item in study.items) else 0.0,
         performance_s=None if any(isinstance(item, Scenario) for item in study.items) else 0.0,
+        item_s=(None,) * len(study.items),
     )
 
 
 def _peak(
-    study: StudyRecord, skeleton: "PreTrainedModel", scheme: Scheme, weights_bytes: int, overhead_bytes: int | None
+    study: StudyRecord,
+    skeleton: "PreTrainedModel",
+    scheme: Scheme,
+    weights_bytes: int,
+    packed_bytes: int,
+    overhead_bytes: Mapping[str, int],
 ) -> int | None:
     from bitladder.checkpoint.expected import value_bytes
-    from bitladder.perf.memory import predict_working_memory
+    from bitladder.perf.memory import LOADING_COPIES, predict_working_memory
 
-    if overhead_bytes is None:
+    if scheme.method not in overhead_bytes:
         return None
     settings = study.settings
     working = predict_working_memory(skeleton, value_bytes(scheme), settings.prompt_tokens, settings.new_tokens)
-    return overhead_bytes + weights_bytes + working.total_bytes
+    copies = LOADING_COPIES.get((scheme.method, study.calibration.device.partition(":")[0]), 0)
+    return overhead_bytes[scheme.method] + weights_bytes + copies * packed_bytes + working.total_bytes
 
 
 def _estimate_rung(
-    study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad], overhead_bytes: int | None
+    study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad], overhead_bytes: Mapping[str, int]
 ) -> RungEstimate:
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.skeleton import build_skeleton, head_weights
@@ -122,19 +139,33 @@ def _estimate_rung(
     expected = expect(directory, scheme, trust_remote_code=trust)
     skeleton = build_skeleton(directory, trust_remote_code=trust)
     head = head_weights(skeleton)
-    scenarios = [item for item in study.items if isinstance(item, Scenario)]
     clock = _Clock(study.calibration, rung, expected.parameters - head, head)
+    item_s = {item: _item_s(study, item, loads, clock) for item in study.items}
+    scenarios = [item for item in study.items if isinstance(item, Scenario)]
+    asking = any(isinstance(item, AccuracyTask) for item in study.items)
     return RungEstimate(
         rung=rung,
         disk_bytes=expected.stored_bytes,
-        peak_memory_bytes=_peak(study, skeleton, scheme, expected.stored_bytes, overhead_bytes),
+        peak_memory_bytes=_peak(study, skeleton, scheme, expected.stored_bytes, expected.packed_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
-        accuracy_s=_divergence_s(study.items, clock)
-        + _accuracy_s(study.items, loads, clock)
-        + _rescoring_s(study, loads, clock),
-        performance_s=sum(PROCESS_START_S + min(_scenario_s(item, clock), item.time_limit_s) for item in scenarios),
+        accuracy_s=sum(seconds for item, seconds in item_s.items() if not isinstance(item, Scenario))
+        + (PROCESS_START_S if asking else 0.0),
+        performance_s=sum(item_s[item] for item in scenarios),
+        item_s=tuple(item_s[item] for item in study.items),
+        phase_bytes=phase_peaks(study, skeleton, scheme, expected, overhead_bytes.get(scheme.method)),
+        kept_bytes=dict(expected.kept),
         at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )
+
+
+def _item_s(study: StudyRecord, item: Item, loads: Mapping[str, TaskLoad], clock: "_Clock") -> float:
+    if isinstance(item, Divergence):
+        return _divergence_s(item, clock)
+    if isinstance(item, AccuracyTask):
+        return _task_s(item, loads[item.task], clock)
+    if isinstance(item, Rescoring):
+        return _rescoring_s(study, item, loads[item.task.task], clock)
+    return PROCESS_START_S + min(_scenario_s(item, clock), item.time_limit_s)
 
 
 class _Clock:
@@ -170,49 +201,35 @@ def s_per_weight(rates: list[LayerRate], rows: float) -> float:
     raise ValueError("the calibration has no layer times for this rung")
 
 
-def _divergence_s(items: tuple[Item, ...], clock: _Clock) -> float:
+def _divergence_s(item: Divergence, clock: _Clock) -> float:
     """The head runs twice: the rung's own, and the baseline's on its stored states."""
-    tokens = sum(item.windows * item.window_tokens for item in items if isinstance(item, Divergence))
-    return PROCESS_START_S + clock.packed_s(tokens, 2 * tokens) if tokens else 0.0
+    tokens = item.windows * item.window_tokens
+    return PROCESS_START_S + clock.packed_s(tokens, 2 * tokens)
 
 
-def _accuracy_s(items: tuple[Item, ...], loads: dict[str, TaskLoad], clock: _Clock) -> float:
-    tasks = [item for item in items if isinstance(item, AccuracyTask)]
-    if not tasks:
-        return 0.0
-    seconds = PROCESS_START_S
-    for item in tasks:
-        load = loads[item.task]
-        batch_tokens = 64.0 * item.batch_size
-        if item.backend == "bitladder":
-            seconds += clock.packed_s(load.prefill_tokens, load.scored_tokens)
-        else:  # lm-eval's own runs the head over every position of a batch
-            seconds += load.prefill_tokens / batch_tokens * clock.forward_s(batch_tokens, batch_tokens)
-        seconds += load.generated_tokens / item.batch_size * clock.forward_s(item.batch_size, item.batch_size)
-    return seconds
+def _task_s(item: AccuracyTask, load: TaskLoad, clock: _Clock) -> float:
+    batch_tokens = 64.0 * item.batch_size
+    if item.backend == "bitladder":
+        seconds = clock.packed_s(load.prefill_tokens, load.scored_tokens)
+    else:  # lm-eval's own runs the head over every position of a batch
+        seconds = load.prefill_tokens / batch_tokens * clock.forward_s(batch_tokens, batch_tokens)
+    return seconds + load.generated_tokens / item.batch_size * clock.forward_s(item.batch_size, item.batch_size)
 
 
-def _rescoring_s(study: StudyRecord, loads: dict[str, TaskLoad], clock: _Clock) -> float:
+def _rescoring_s(study: StudyRecord, item: Rescoring, load: TaskLoad, clock: _Clock) -> float:
     """At batch 1 each of about four choices reads the question, unless they are one token; decoded, each further token
     is a step."""
     from bitladder.accuracy.library import task_library
 
-    seconds = 0.0
-    for item in study.items:
-        if not isinstance(item, Rescoring):
-            continue
-        count = task_library(study.settings).count(item.task.task, item.task.limit)
-        load = loads[item.task.task]
-        prefill, scored = load.prefill_tokens / count, load.scored_tokens / count
-        if item.way == "second plan":
-            seconds += item.documents * clock.packed_s(prefill, scored)
-        elif item.way == "batch 1":
-            forwards = _CHOICES if scored > _CHOICES else 1
-            seconds += item.documents * forwards * clock.forward_s(prefill, scored / _CHOICES)
-        else:
-            steps = max(scored - _CHOICES, 0.0)
-            seconds += item.documents * (clock.forward_s(prefill, 1) + steps * clock.forward_s(1, 1))
-    return seconds
+    count = task_library(study.settings).count(item.task.task, item.task.limit)
+    prefill, scored = load.prefill_tokens / count, load.scored_tokens / count
+    if item.way == "second plan":
+        return item.documents * clock.packed_s(prefill, scored)
+    if item.way == "batch 1":
+        forwards = _CHOICES if scored > _CHOICES else 1
+        return item.documents * forwards * clock.forward_s(prefill, scored / _CHOICES)
+    steps = max(scored - _CHOICES, 0.0)
+    return item.documents * (clock.forward_s(prefill, 1) + steps * clock.forward_s(1, 1))
 
 
 def _scenario_s(scenario: Scenario, clock: _Clock) -> float:

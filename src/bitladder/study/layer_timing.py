@@ -1,13 +1,12 @@
 """How fast this hardware runs one linear layer on each rung: what a dry run's times are made of."""
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bitladder.records import LayerRate
-from bitladder.rungs import Rung, find_rung
+from bitladder.rungs import find_rung
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +27,7 @@ def time_layers(
 
     from bitladder.accuracy.backend.products import widened_products
     from bitladder.checkpoint.expected import torch_dtype
+    from bitladder.checkpoint.layers import make_layer
     from bitladder.checkpoint.loading import quiet_libraries
 
     quiet_libraries()
@@ -36,7 +36,7 @@ def time_layers(
         for name in rungs:
             rung = find_rung(name)
             # bitsandbytes quantizes when a layer comes to its device, and keeps the type that it had
-            layer = _make_layer(rung, in_features, out_features).to(torch_dtype(rung.scheme.rest_type)).to(device)
+            layer = make_layer(rung.scheme, in_features, out_features).to(torch_dtype(rung.scheme.rest_type)).to(device)
             for rows in ROWS:
                 rates.append(_rate(name, layer, rows, device, widened=False))
             with widened_products(torch.device(device)):
@@ -69,35 +69,6 @@ def _rate(rung: str, layer: "nn.Linear", rows: int, device: str, *, widened: boo
         seconds = min(_call(layer, inputs, device) for _ in range(_REPEATS))
     weights = layer.in_features * layer.out_features
     return LayerRate(rung=rung, rows=rows, s_per_weight=seconds / weights, widened=widened)
-
-
-def _make_layer(rung: Rung, in_features: int, out_features: int) -> "nn.Linear":
-    from torch import nn
-
-    from bitladder.checkpoint.expected import torch_dtype
-
-    scheme = rung.scheme
-    if scheme.method == "plain":
-        return nn.Linear(in_features, out_features, bias=False, dtype=torch_dtype(scheme.stored_type))
-    # on some CPUs it asks for a kernel that it can do without
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import bitsandbytes
-
-    layer: nn.Linear
-    if scheme.method == "llm.int8":
-        layer = bitsandbytes.nn.Linear8bitLt(
-            in_features, out_features, bias=False, has_fp16_weights=False, threshold=scheme.int8_threshold
-        )
-    else:
-        layer = bitsandbytes.nn.Linear4bit(
-            in_features,
-            out_features,
-            bias=False,
-            compute_dtype=torch_dtype(scheme.compute_type),
-            quant_type=scheme.stored_type.lower(),
-            compress_statistics=bool(scheme.double_quantization),
-        )
-    return layer
 
 
 def _call(layer: "nn.Module", inputs: Any, device: str) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitladder.corpus import Corpus, read_corpus
 from bitladder.defaults import DIVERGENCE_WINDOW_TOKENS
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
@@ -44,9 +45,12 @@ class Prepared:
     """where each ready checkpoint lies"""
 
 
-def prepare(settings: Settings, store: Store, progress: StudyProgress | None = None) -> Prepared:
+def prepare(
+    settings: Settings, store: Store, progress: StudyProgress | None = None, *, outline: Path | None = None
+) -> Prepared:
     """Resolve and plan. With ``only``, the other half of a study that is already there stays in the plan.
 
+    ``outline``: a folder for Hub models without their weights, which are not fetched for a plan that isn't run.
     Raises UserError for anything that the user has to put right first.
     """
     from bitladder.checkpoint.audit import require_sound
@@ -63,12 +67,15 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     _require_sense(settings)
     stored = store.read_study() if store.has_study() else None
     progress.preparing(f"finding {settings.model}")
-    model = resolve_model(settings.model, settings.revision)
+    model = resolve_model(settings.model, settings.revision, outline=outline)
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
     require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began
-        require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
-        _tell_ranges(settings, model.directory, progress)
+        if model.has_weights:
+            require_sound(model.directory, trust_remote_code=settings.trust_remote_code)
+            _tell_ranges(settings, model.directory, progress)
+        else:
+            progress.warn(f"{settings.model}: its weights were not fetched, and are checked when the study begins")
         for line in _partial_rungs(settings, model):
             progress.warn(line)
     if kept is None or settings.chat_template != kept.settings.chat_template:
@@ -76,7 +83,7 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
     if kept is not None and settings.only == "performance" and settings.max_drop is None:
         # what its accuracy half is judged by, and stops at
         settings = settings.model_copy(update={"max_drop": kept.settings.max_drop})
-    added = _added(settings, model.directory)
+    added = _added(settings, model.directory, outline)
     calibration = calibrate(settings, model.directory, kept.calibration if kept else None)
     progress.preparing("reading tasks and prompts")
     suite, groups, tasks = _accuracy(settings, calibration, kept, progress)
@@ -110,6 +117,8 @@ def prepare(settings: Settings, store: Store, progress: StudyProgress | None = N
             f"add it, as --rungs {names}"
         )
     new = tuple(filter(None, (prompts, windows)))
+    if new and settings.datasets is None and (instead := _corpus(settings).instead):
+        progress.warn(f"prompts are of the built-in prose: {instead}; --datasets takes a mirror that has it")
     return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
 
 
@@ -178,24 +187,21 @@ def _suite(settings: Settings) -> str:
     return "custom" if settings.tasks else settings.suite or default
 
 
-def _added(settings: Settings, baseline: Path) -> dict[str, Added]:
+def _added(settings: Settings, baseline: Path, outline: Path | None) -> dict[str, Added]:
     if not settings.add:
         return {}
-    return find_added(settings, baseline, find_device(settings, describe_machine(), baseline))
+    return find_added(settings, baseline, find_device(settings, describe_machine(), baseline), outline)
 
 
 def _texts(settings: Settings, items: Iterable[Item]) -> Iterator[str]:
     """What the study puts to a model: every accuracy prompt, and the texts that the others are cut from."""
     from bitladder.accuracy.texts import accuracy_texts
-    from bitladder.corpus import read_corpus
-    from bitladder.divergence.windows import find_corpus
 
     items = tuple(items)
-    builtin = settings.model.startswith(BUILTIN)
     if any(isinstance(item, Scenario) for item in items):
-        yield read_corpus(settings.datasets, builtin).text
+        yield _corpus(settings).text
     if any(isinstance(item, Divergence) for item in items):
-        yield from find_corpus(settings.datasets, builtin).documents.values()
+        yield from _corpus(settings).documents.values()
     yield from accuracy_texts(settings, (item for item in items if isinstance(item, AccuracyTask)))
 
 
@@ -252,13 +258,12 @@ def _scenarios(
     ):
         return plan_scenarios(settings, calibration, stored[0].prompts_hash), None
     from bitladder.checkpoint.loading import load_tokenizer
-    from bitladder.perf.prompts import load_prompts
+    from bitladder.perf.prompts import cut_prompts
 
-    prompts = load_prompts(
+    prompts = cut_prompts(
         load_tokenizer(directory, trust_remote_code=settings.trust_remote_code),
         settings.prompt_tokens,
-        datasets=settings.datasets,
-        builtin=settings.model.startswith(BUILTIN),
+        _corpus(settings),
     )
     return plan_scenarios(settings, calibration, prompts.prompts_hash), prompts
 
@@ -282,11 +287,11 @@ def _divergence(
     ):
         return stored.model_copy(update={"device": calibration.device}), None
     from bitladder.checkpoint.loading import load_tokenizer
-    from bitladder.divergence.windows import cut_documents, find_corpus
+    from bitladder.divergence.windows import cut_documents
 
     windows = cut_documents(
         load_tokenizer(directory, trust_remote_code=settings.trust_remote_code),
-        find_corpus(settings.datasets, settings.model.startswith(BUILTIN)),
+        _corpus(settings),
         settings.divergence_windows,
         DIVERGENCE_WINDOW_TOKENS,
     )
@@ -300,7 +305,13 @@ def _divergence(
     return item, None if store.has_prompts(windows.prompts_hash) else windows
 
 
+def _corpus(settings: Settings) -> Corpus:
+    return read_corpus(settings.datasets, settings.model.startswith(BUILTIN))
+
+
 def _same_prose(settings: Settings, calibration: Calibration, kept: StudyRecord) -> bool:
-    """Whether the texts are bound to be those of the stored plan: packaged prose, cut by the same libraries."""
-    packaged = settings.datasets is kept.settings.datasets is None and settings.model.startswith(BUILTIN)
-    return packaged and kept.calibration.machine == calibration.machine
+    """Whether the texts are those of the stored plan: without a mirror, cut by the same libraries. Those that it was
+    made with stay, whether or not the Hub can be reached by now."""
+    without_mirror = settings.datasets is kept.settings.datasets is None
+    alike = settings.model.startswith(BUILTIN) == kept.settings.model.startswith(BUILTIN)
+    return without_mirror and alike and kept.calibration.machine == calibration.machine

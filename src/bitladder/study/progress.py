@@ -17,6 +17,9 @@ class StudyProgress:
     def planned(self, measurements: int, finished: int) -> None:
         """``finished`` of ``measurements`` have a record already."""
 
+    def time_left(self, seconds: float) -> None:
+        """About so long from now on, as planned and at the pace so far; told before what changed it."""
+
     def phase(self, rung: str, what: str) -> None:
         """A worker begins."""
 

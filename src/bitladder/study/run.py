@@ -36,21 +36,26 @@ from bitladder.records import (
 from bitladder.results import place_of
 from bitladder.stages import first_stages, measured_items, stage_count, staged_tasks, stages_item
 from bitladder.store import MERGE_FILE, Results, Store
+from bitladder.study.estimate import estimate_study
 from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
 from bitladder.study.kept import Kept
 from bitladder.study.plan import bind_baseline, phase_items
 from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER, Ended, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
+from bitladder.study.time_left import TimeLeft, require_meant
 
 BEGUN = (".lock", "logs", "prompts", ".study.json.*.tmp")
 """what a study leaves that ended before its plan was made"""
 
 
-def run_study(settings: Settings, out: Path, progress: StudyProgress | None = None) -> Results:
+def run_study(
+    settings: Settings, out: Path, progress: StudyProgress | None = None, *, asked_from_s: float | None = None
+) -> Results:
     """Quantize, audit and measure every rung, resuming what ``out`` has. Returns all records of the plan.
 
-    Raises UserError for bad input, or where another process is writing to ``out``.
+    Raises UserError for bad input, where another process is writing to ``out``, and where a CPU is expected to take
+    more than ``asked_from_s`` for what is left.
     """
     heed_quota()
     store = Store(out)
@@ -67,7 +72,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
         for prompts in prepared.prompts:
             store.write_prompts(prompts)
         with closing(_Run(prepared, store, progress, server)) as run:
-            run.run()
+            run.run(asked_from_s)
         return store.load()
 
 
@@ -108,8 +113,9 @@ class _Run:
         self._model = prepared.model
         self._store = store
         self._progress = progress
-        self._rungs: dict[str, RungRecord | None] = {}
         self._kept = Kept(store, prepared.study)
+        self._rungs = {name: self._kept.rung(name) for name in prepared.study.rungs}
+        self._left = self._time_left()
         self._with_weights: set[str] = set()
         """whose checkpoint this run has made, or found to be what was audited"""
         self._warned = False
@@ -119,14 +125,16 @@ class _Run:
             self._asking.close()
             self._asking = None
 
-    def run(self) -> None:
-        rungs = self._rungs = {name: self._kept.rung(name) for name in self._study.rungs}
+    def run(self, asked_from_s: float | None) -> None:
+        rungs = self._rungs
+        require_meant(self._study, self._left, asked_from_s)
         self._write_study()
         self._tell_plan()
         asked = self._asked_next()
         self._tell_other_half(asked)
         absent = [name for name, known in rungs.items() if known is None or self._lacks_weights(known, asked)]
         self._require_space(absent)
+        self._left.to_make(absent)
         for name in absent:
             rungs[name] = self._make_checkpoint(name)
         self._write_study()
@@ -162,7 +170,23 @@ class _Run:
         left = sum(map(len, missing))
         by_rung = [len(self._missing(record, self._staged_items)) for record in self._rungs.values()]
         total += len(self._rungs) * len(self._staged_items) - (0 if staged else sum(by_rung))
+        self._progress.time_left(self._left.seconds)
         self._progress.planned(total, total - left - (sum(by_rung) if staged else 0))
+
+    def _time_left(self) -> TimeLeft:
+        items = self._whole_items + self._staged_items
+        missing = {name: self._missing(record, items) for name, record in self._rungs.items()}
+        estimates = (
+            estimate_study(self._study, self._model.directory, self._added, overhead_bytes={})
+            if any(missing.values())
+            else ()
+        )
+        return TimeLeft(self._study, estimates, missing)
+
+    def _tell_measured(self, record: MeasurementRecord) -> None:
+        self._left.measured(record.rung, record.item, record.duration_s)
+        self._progress.time_left(self._left.seconds)
+        self._progress.measured(record)
 
     def _tell_other_half(self, asked: Collection[str]) -> None:
         """With ``only`` the half that isn't asked for stays in the plan, and so is measured where something lacks."""
@@ -206,6 +230,7 @@ class _Run:
                 if record is not None and record.status == "ok":
                     self._measure(record, items)
         if stages:
+            self._left.decided()
             self._tell_plan(staged=False)
 
     def _first_stages(self) -> range:
@@ -288,6 +313,7 @@ class _Run:
             record = record.model_copy(update={"status": worker.ended.status, "reason": worker.ended.reason})
         record = record.model_copy(update={"source": source})
         self._store.write_rung(record)
+        self._left.made(name)
         self._progress.rung(record)
         return record
 
@@ -318,7 +344,7 @@ class _Run:
                     duration_s=time.perf_counter() - started,
                 )
                 self._store.write_measurement(record)
-                self._progress.measured(record)
+                self._tell_measured(record)
 
     def _run_worker(self, rung: RungRecord, left: dict[str, Item]) -> Ended | None:
         """One worker over ``left``, from which each measurement that leaves a record is removed."""
@@ -339,7 +365,7 @@ class _Run:
                 self._store.write_measurement(record)
                 self._store.remove_journal(record.measurement_id)
                 left.pop(record.measurement_id)
-                self._progress.measured(record)
+                self._tell_measured(record)
         return worker.ended
 
     def _busy_share(self) -> float:

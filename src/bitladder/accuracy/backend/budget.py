@@ -16,16 +16,21 @@ MAX_ROWS = 2048
 
 def token_budget(model: "PreTrainedModel") -> int:
     """The device's best budget, halved until its activations and logits take at most half of the free memory."""
+    return budget_on(str(model.device), token_bytes(model, model.device.type))
+
+
+def budget_on(device: str, bytes_a_token: int) -> int:
+    """`token_budget`, of a model of which that is known."""
     from bitladder.checkpoint.loading import available_bytes
 
-    budget = TOKEN_BUDGET[model.device.type]
-    free = available_bytes(str(model.device))
-    while budget > _LEAST and budget * token_bytes(model) > free / 2:
+    budget = TOKEN_BUDGET[device.partition(":")[0]]
+    free = available_bytes(device)
+    while budget > _LEAST and budget * bytes_a_token > free / 2:
         budget //= 2
     return budget
 
 
-def token_bytes(model: "PreTrainedModel") -> int:
+def token_bytes(model: "PreTrainedModel", device_type: str) -> int:
     """Upper estimate of the memory one packed token takes while it is forwarded and scored.
 
     The logits twice (soft-capping copies them), the widest layer's inside three times, and a dozen hidden states in
@@ -35,7 +40,7 @@ def token_bytes(model: "PreTrainedModel") -> int:
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     features = (getattr(module, "out_features", 0) for module in model.modules() if module is not head)
     wide = max([4 * hidden, *(number for number in features if isinstance(number, int))])
-    size = 4 if model.device.type == "cpu" else model.dtype.itemsize
+    size = 4 if device_type == "cpu" else model.dtype.itemsize
     return int(size * (2 * vocabulary + 3 * wide) + 4 * 12 * hidden)
 
 

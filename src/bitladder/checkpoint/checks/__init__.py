@@ -14,7 +14,14 @@ from bitladder.checkpoint.checks.memory import (
     check_memory,
     check_operators,
 )
-from bitladder.checkpoint.checks.stored import check_bytes, check_head, check_layers, check_scheme, check_size
+from bitladder.checkpoint.checks.stored import (
+    check_bytes,
+    check_head,
+    check_kept,
+    check_layers,
+    check_scheme,
+    check_size,
+)
 from bitladder.checkpoint.checks.subject import Check, Subject
 from bitladder.checkpoint.checks.values import check_float32_values, check_four_bit_values, check_numbers
 
@@ -33,6 +40,7 @@ SOUNDNESS_CHECKS: tuple[Check, ...] = (
 CHECKS: tuple[Check, ...] = (
     *SOUNDNESS_CHECKS,
     check_bytes,
+    check_kept,
     check_layers,
     check_size,
     check_float32_values,

@@ -9,7 +9,7 @@ from bitladder.checkpoint.declared import found_scheme, quantization_of
 from bitladder.checkpoint.expected import expected_bytes
 from bitladder.checkpoint.format import is_known_format
 from bitladder.checkpoint.forward import Loaded
-from bitladder.checkpoint.kinds import FLOATS, is_packed, kind_of, module_of
+from bitladder.checkpoint.kinds import FLOATS, describe_kept, is_packed, kind_of, module_of
 from bitladder.checkpoint.tensors import bytes_by_dtype, weight_files
 from bitladder.records import Finding, Severity
 from bitladder.rungs import NEGLIGIBLE_SHARE, RUNGS
@@ -36,6 +36,24 @@ def check_bytes(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     parts = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in kinds)
     data = {"by_dtype": by_dtype, "by_kind": {kind: dict(by_kind[kind]) for kind, _ in kinds}}
     return [Finding(check="bytes", severity="info", message=f"{types}; {parts}", data=data)]
+
+
+def check_kept(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """What a quantized checkpoint has in a floating type, scales aside: of a small model most may be its embedding."""
+    if subject.declared.method == "plain":
+        return []
+    kept: dict[str, int] = defaultdict(int)
+    types: set[str] = set()
+    for name, tensor in subject.tensors.items():
+        kind = kind_of(name, tensor)
+        if tensor.dtype in FLOATS and kind != "quantization state" and not is_packed(name, subject.tensors):
+            kept[kind] += tensor.size_bytes
+            types.add(tensor.dtype)
+    if not kept:
+        return []
+    share = sum(kept.values()) / subject.tensor_bytes
+    message = f"{describe_kept(kept)} ({share:.0%} of all) stay {'/'.join(sorted(types))}"
+    return [Finding(check="kept", severity="info", message=message, data={"by_kind": dict(kept), "share": share})]
 
 
 def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:

@@ -1,0 +1,69 @@
+"""Settings that do nothing beside another one: given together they are a mistake, and each hides it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitladder import defaults
+from bitladder.errors import UserError
+
+_ASKING = (
+    *("suite", "tasks", "limit", "limits", "num_fewshot", "batch_size", "backend", "token_budget", "chat_template"),
+    *("divergence_windows", "until_decided", "batch_dependence"),
+)
+_RUNNING = (
+    *("scenarios", "requests", "prompt_tokens", "new_tokens", "max_batch_cap", "half_width_target", "time_limit_s"),
+    "memory_limit",
+)
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """``settings`` do nothing where ``other`` has such a value."""
+
+    settings: tuple[str, ...]
+    other: str
+    is_such: Callable[[Any], bool]
+    default: object
+    """of the other, where it isn't given"""
+    why: str
+
+
+_IDLE = (
+    _Idle(_ASKING, "only", lambda value: value == "performance", None, "--only performance, which asks no questions"),
+    _Idle(_RUNNING, "only", lambda value: value == "accuracy", None, "--only accuracy, which runs no scenario"),
+    _Idle(
+        ("divergence_windows",),
+        "divergence",
+        lambda value: value is False,
+        True,
+        "--no-divergence",
+    ),
+    _Idle(
+        ("max_batch_cap",),
+        "scenarios",
+        lambda value: "max-batch" not in value,
+        defaults.SCENARIOS,
+        "--scenarios without max-batch, which alone is searched for",
+    ),
+    _Idle(
+        ("batch_size",),
+        "backend",
+        lambda value: value == "bitladder",
+        defaults.ACCURACY_BACKEND,
+        "the backend bitladder, which packs by --token-budget; --backend hf takes it",
+    ),
+    _Idle(("token_budget",), "backend", lambda value: value == "hf", None, "--backend hf, which takes --batch-size"),
+)
+
+
+def require_use(named: Mapping[str, Any], values: Mapping[str, Any], where: Callable[[str], str]) -> None:
+    """Raise UserError for a setting of ``named`` (the flags, or the file) that does nothing beside another of them, or
+    beside that one's default. ``values``: all that are in force."""
+    for idle in _IDLE:
+        beside = named.get(idle.other, idle.default if idle.other not in values else None)
+        if beside is None or not idle.is_such(beside):
+            continue
+        for name in idle.settings:
+            if named.get(name):
+                raise UserError(f"{where(name)}: found {idle.why}; leave out one of the two")

@@ -1,0 +1,140 @@
+"""What is left of a study in time: as estimated, and as what is done has really taken."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from bitladder.errors import UserError
+from bitladder.records import AccuracyTask, Divergence, Item, Scenario, StudyRecord
+from bitladder.rungs import BASELINE
+from bitladder.stages import measured_items
+from bitladder.study.estimate import PROCESS_START_S, RungEstimate
+from bitladder.units import format_left
+
+_ROUND_NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+_ADVISED_SHARE = 0.3
+"""of the time from which a study asks, for each half: within it a plan is not asked about again"""
+
+
+class TimeLeft:
+    """Seconds that are left of a plan. A ready checkpoint, whose format isn't timed, counts as the baseline does."""
+
+    def __init__(
+        self, study: StudyRecord, estimates: Sequence[RungEstimate], missing: Mapping[str, Collection[Item]]
+    ) -> None:
+        """``missing``: by rung, of `measured_items`."""
+        timed = {one.rung: one.item_s for one in estimates if None not in one.item_s}
+        self._left_s: dict[tuple[str, Item], float] = {}
+        for one in estimates:
+            seconds = timed.get(one.rung) or timed.get(BASELINE) or next(iter(timed.values()))
+            for item, item_s in zip(study.items, seconds, strict=True):
+                for part, share in _shares(item).items():
+                    if part in missing[one.rung]:
+                        self._left_s[one.rung, _unbound(part)] = (item_s or 0.0) * share
+        self._unmade_s: dict[str, float] = {}
+        self._expected_s = self._taken_s = 0.0
+
+    def to_make(self, rungs: Collection[str]) -> None:
+        """Checkpoints that have to be made, or only audited."""
+        self._unmade_s = dict.fromkeys(rungs, 2 * PROCESS_START_S)
+
+    def made(self, rung: str) -> None:
+        self._unmade_s.pop(rung, None)
+
+    def measured(self, rung: str, item: Item, taken_s: float) -> None:
+        """Scales what is left by how long what was measured took."""
+        expected_s = self._left_s.pop((rung, _unbound(item)), None)
+        if expected_s is not None:
+            self._expected_s += expected_s
+            self._taken_s += taken_s
+
+    def decided(self) -> None:
+        """No more stages are asked."""
+        self._left_s = {
+            (rung, item): seconds
+            for (rung, item), seconds in self._left_s.items()
+            if not isinstance(item, AccuracyTask) or item.order is None
+        }
+
+    @property
+    def seconds(self) -> float:
+        pace = self._taken_s / self._expected_s if self._expected_s else 1.0
+        return pace * sum(self._left_s.values()) + sum(self._unmade_s.values())
+
+    def half_s(self, *, performance: bool) -> float:
+        """Of the scenarios, or of all else that is measured."""
+        return sum(s for (_, item), s in self._left_s.items() if isinstance(item, Scenario) == performance)
+
+    def task_s(self) -> dict[str, float]:
+        """Of each accuracy task, over all rungs."""
+        found: dict[str, float] = {}
+        for (_, item), seconds in self._left_s.items():
+            if isinstance(item, AccuracyTask):
+                found[item.task] = found.get(item.task, 0.0) + seconds
+        return found
+
+
+def _unbound(item: Item) -> Item:
+    """A divergence as it is planned, before its baseline's content is known."""
+    return item.model_copy(update={"baseline_hash": None}) if isinstance(item, Divergence) else item
+
+
+def _shares(item: Item) -> dict[Item, float]:
+    """What of an item's time each of its measurements takes: of stages, by their documents."""
+    parts = measured_items(item)
+    if parts == (item,):
+        return {item: 1.0}
+    chunks = [part.order.chunk for part in parts if isinstance(part, AccuracyTask) and part.order]
+    lengths = [chunk[1] - chunk[0] for chunk in chunks if chunk]
+    return {part: length / sum(lengths) for part, length in zip(parts, lengths, strict=True)}
+
+
+def require_meant(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> None:
+    """Raise UserError, with what to add, for a study on a CPU of which more is left than ``asked_from_s``."""
+    advice = advise(study, left, asked_from_s)
+    if advice is not None:
+        raise UserError(advice)
+
+
+def advise(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> str | None:
+    """What `require_meant` has against a study; None where it has nothing."""
+    if asked_from_s is None or study.calibration.device != "cpu" or left.seconds <= asked_from_s:
+        return None
+    flags = [
+        flag
+        for flag, seconds in (
+            (f"--limit {_advised_limit(study, left, asked_from_s)}", left.half_s(performance=False)),
+            (f"--requests {_advised_requests(study, left, asked_from_s)}", left.half_s(performance=True)),
+        )
+        if seconds > _ADVISED_SHARE * asked_from_s
+    ]
+    less = " and ".join(flags) or "fewer --rungs"
+    return (
+        f"about {format_left(left.seconds)} of work on this CPU, and more than {format_left(asked_from_s)} has to be "
+        f"meant; give {less} to measure less, or --yes to go on"
+    )
+
+
+def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int:
+    """The largest round number of questions a task whose time is within bounds."""
+    from bitladder.accuracy.library import task_library
+
+    library = task_library(study.settings)
+    items = {item.task: item for item in study.items if isinstance(item, AccuracyTask)}
+    counts = {task: library.count(task, item.limit) for task, item in items.items()}
+
+    def seconds(limit: int) -> float:
+        return sum(s * min(1.0, limit / counts[task]) for task, s in left.task_s().items())
+
+    return _largest(seconds, _ADVISED_SHARE * asked_from_s)
+
+
+def _advised_requests(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int:
+    scenarios = [item for item in study.items if isinstance(item, Scenario)]
+
+    def seconds(requests: int) -> float:
+        return max(min(1.0, requests / item.requests) for item in scenarios) * left.half_s(performance=True)
+
+    return _largest(seconds, _ADVISED_SHARE * asked_from_s) if scenarios else _ROUND_NUMBERS[0]
+
+
+def _largest(seconds: Callable[[int], float], most_s: float) -> int:
+    return max((number for number in _ROUND_NUMBERS if seconds(number) <= most_s), default=_ROUND_NUMBERS[0])
