@@ -19,11 +19,11 @@ from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
-from bitladder.records import AccuracyTask, Settings, StudyRecord
+from bitladder.records import Settings, StudyRecord
 from bitladder.results import device_title, item_name
 from bitladder.stages import measured_items
 from bitladder.stats.margin import study_margin_points
-from bitladder.stats.power import POWER, Resolution, resolutions
+from bitladder.stats.power import POWER, Resolution
 from bitladder.stats.stopping import Staging
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
@@ -31,6 +31,7 @@ from bitladder.study.kept import Kept
 from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
+from bitladder.study.resolution import plan_resolutions
 from bitladder.study.time_left import TimeLeft, advise
 from bitladder.units import counted, format_bytes, format_count, format_seconds, points_text
 
@@ -61,7 +62,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         overhead_bytes = measure_overhead(server, study.calibration.device, (study.baseline, *study.settings.rungs))
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
-        resolved = _resolutions(study, margin_points)
+        resolved = plan_resolutions(study)
         advice = _advice(study, estimates, Store(out))
     if json_output:
         plan = {
@@ -168,7 +169,7 @@ def _study_peak_text(device: str, estimates: Sequence[RungEstimate]) -> str:
     where = "of main memory, all its processes together" if device == "cpu" else "of the device"
     return (
         f"the study itself takes up to about {format_bytes(size + own)} {where} ({what} of {rung}{beside}); from a "
-        "model of its phases, within about a third"
+        "rough model of its phases"
     )
 
 
@@ -195,22 +196,6 @@ def _advice(study: StudyRecord, estimates: Sequence[RungEstimate], store: Store)
     items = tuple(chain.from_iterable(map(measured_items, bound.items)))
     left = TimeLeft(bound, estimates, {name: kept.missing(record, items, rungs) for name, record in rungs.items()})
     return advise(bound, left, ASKED_FROM_S)
-
-
-def _resolutions(study: StudyRecord, margin_points: float) -> tuple[Resolution, ...]:
-    """None where accuracy is not planned, or nothing is held against the baseline."""
-    from bitladder.accuracy.library import task_library
-
-    items = {item.task: item for item in study.items if isinstance(item, AccuracyTask)}
-    groups = [group for group in study.groups if group.in_aggregate and items.keys() >= set(group.tasks)]
-    if not groups or len(study.rungs) < 2:
-        return ()
-    library = task_library(study.settings)
-    counts = {name: library.count(name, item.limit) for name, item in items.items()}
-    documents = [
-        (sum if group.pooling == "documents" else min)(counts[task] for task in group.tasks) for group in groups
-    ]
-    return resolutions(documents, len(study.rungs) - 1, margin_points / 100)
 
 
 def _print_resolutions(console: Terminal, resolved: tuple[Resolution, ...], rungs: int, margin_points: float) -> None:

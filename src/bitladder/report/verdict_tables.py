@@ -93,7 +93,7 @@ def _limits_note(compared: Compared) -> str:
             "bets leave: wider than an interval for so many questions, and right though the answers chose the number."
         )
     if others == 1:
-        return "Limits: 95%."
+        return "Limits: 95%, of one precision by itself; judged together with others it would have wider ones."
     return (
         f"Limits: the {others} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
         "at the level it was judged at, Bonferroni's over the precisions still open then, so none contradicts its "

@@ -1,6 +1,6 @@
 """What a study's worker has of memory at the most, phase by phase: more than a run at batch 1.
 
-From sizes alone, within about a third: which of an allocator's blocks are free again when the next are asked for isn't
+From sizes alone, and so rough: which of an allocator's blocks are free again when the next are asked for isn't
 known.
 """
 

@@ -27,6 +27,7 @@ from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
 from bitladder.study.plan import plan_study
 from bitladder.study.progress import StudyProgress
+from bitladder.study.resolution import too_few_questions
 
 if TYPE_CHECKING:
     from bitladder.models.source import ResolvedModel
@@ -110,6 +111,8 @@ def prepare(
         rescorings=_rescorings(settings, groups, tasks, kept),
         added={name: one.source for name, one in added.items()},
     )
+    if kept is None and (too_few := too_few_questions(study)):
+        progress.warn(too_few)
     if study.baseline not in study.rungs:
         names = ",".join((study.baseline, *settings.rungs))
         progress.warn(
