@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from bitladder.results import not_measured_as
 from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
 from bitladder.units import format_bytes, format_count, format_points, points_text, two_digits
@@ -26,6 +27,8 @@ def objections_to(
     """All that keeps the rung from being picked."""
     if rung.status != "ok":
         return (Objection("missing", describe_end(rung.status, rung.reason), undecided=rung.status == "missing"),)
+    if rung.same_as is not None:
+        return (Objection("missing", not_measured_as(rung.same_as), undecided=True),)
     if rung.audit is not None and not rung.audit.passed:
         findings = "; ".join(finding.message for finding in rung.audit.errors)
         return (Objection("missing", f"failed its audit: {findings}"),)
