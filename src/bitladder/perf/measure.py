@@ -8,6 +8,7 @@ from pathlib import Path
 from bitladder.allocator import give_back_freed
 from bitladder.errors import UserError
 from bitladder.perf.batches import Run, run_batches, to_sample
+from bitladder.perf.disturbance import ProcessorTimes
 from bitladder.perf.engines import Engine, LaunchFacts, StepTimes, start_engine
 from bitladder.perf.maxbatch import choose_batch
 from bitladder.perf.memory import (
@@ -77,6 +78,8 @@ def measure(
     elif not any(sample.gpu_process_bytes for sample in resources):
         why = "the driver does not list this process (in a container its ids are others)"
         unavailable.setdefault("gpu_process_bytes", why)
+    if seen.waited_s is None:
+        unavailable["waited_s"] = "the system doesn't count what a thread waits for a processor"
     if idle_w is None:
         unavailable["idle_power_w"] = unavailable.get("gpu_power_w", "the driver gave no reading")
     if idle_device_bytes is None:
@@ -102,6 +105,8 @@ def measure(
             idle_device_bytes=idle_device_bytes,
         ),
         resources=resources,
+        processor_s=seen.processor_s,
+        waited_s=seen.waited_s,
         idle_power_w=idle_w,
         unavailable=unavailable,
     )
@@ -117,6 +122,8 @@ class _Seen:
     warmup: StepTimes
     run: Run
     hook_pairs: tuple[tuple[float, float], ...]
+    processor_s: float
+    waited_s: float | None
     peak_process_bytes: int
     allocated_peak_bytes: int | None
     reserved_peak_bytes: int | None
@@ -149,7 +156,9 @@ def _load_and_run(
     bytes_held = loaded_bytes(model)
     give_back_freed()
     peak_resident, peak_device = PeakResident(), PeakDevice(scenario.device)
+    processors = ProcessorTimes()
     run = run_batches(engine, scenario, prompts, batch_size, progress=progress)
+    processor_s, waited_s = processors.read()
     allocated_bytes, reserved_bytes = peak_device.read()
     return _Seen(
         launch=engine.launch | {"hook_self_s_per_step": run.hook_s_per_step},
@@ -158,6 +167,8 @@ def _load_and_run(
         warmup=warmup,
         run=run,
         hook_pairs=pairs,
+        processor_s=processor_s,
+        waited_s=waited_s,
         peak_process_bytes=peak_resident.read(),
         allocated_peak_bytes=allocated_bytes,
         reserved_peak_bytes=reserved_bytes,

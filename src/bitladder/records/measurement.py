@@ -365,6 +365,10 @@ class PerformanceOutcome(Record):
     """on a GPU: seconds a step of a run with stamps, and of one without, in turn"""
     memory: MemoryFigures
     resources: tuple[ResourceSample, ...]
+    processor_s: float | None = None
+    """that the measuring thread had of the processors in the measured part"""
+    waited_s: float | None = None
+    """the most that one thread of the process was ready and waited for a processor meanwhile; None: not counted"""
     busy_share: float | None = None
     """of all processors, by other programs just before it began; None where nobody looked"""
     idle_power_w: float | None = None
