@@ -18,7 +18,7 @@ from bitladder.perf.memory import (
     out_of_memory_does_not_fit,
     resident_bytes,
 )
-from bitladder.perf.resources import gpus_of, idle_power_w, total_bytes, used_bytes, watching
+from bitladder.perf.resources import gpus_of, power_at_rest_w, total_bytes, used_bytes, watching
 from bitladder.perf.scenarios import require_context
 from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
@@ -57,16 +57,15 @@ def measure(
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
     require_context(directory, scenario, trust_remote_code)
     _set_up_torch(scenario)
+    gpus = gpus_of(scenario.device)
+    powers_w, no_power_reason = power_at_rest_w(gpus)  # before the search, whose batches leave a card hot
     batch_size, search = choose_batch(
         directory, scenario, prompts, audited_bytes=audited_bytes, trust_remote_code=trust_remote_code
     )
     give_back_freed()
     idle_process_bytes = resident_bytes()
-    gpus = gpus_of(scenario.device)
     idle_card_bytes = used_bytes(gpus)
     idle_device_bytes = total_bytes(idle_card_bytes)
-
-    idle_w = idle_power_w(gpus)
     limit_memory(scenario.device, scenario.memory_limit_bytes, idle_card_bytes)
 
     with watching(gpus) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
@@ -80,8 +79,8 @@ def measure(
         unavailable.setdefault("gpu_process_bytes", why)
     if seen.waited_s is None:
         unavailable["waited_s"] = "the system doesn't count what a thread waits for a processor"
-    if idle_w is None:
-        unavailable["idle_power_w"] = unavailable.get("gpu_power_w", "the driver gave no reading")
+    if no_power_reason is not None:
+        unavailable["idle_powers_w"] = no_power_reason
     if idle_device_bytes is None:
         unavailable["idle_device_bytes"] = unavailable.get("gpu_memory_bytes", "the driver gave no reading")
     return PerformanceOutcome(
@@ -107,7 +106,7 @@ def measure(
         resources=resources,
         processor_s=seen.processor_s,
         waited_s=seen.waited_s,
-        idle_power_w=idle_w,
+        idle_powers_w=powers_w,
         unavailable=unavailable,
     )
 
@@ -176,19 +175,31 @@ def _load_and_run(
 
 
 def stamp_pairs(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> tuple[tuple[float, float], ...]:
-    """Seconds a step of a stamped run and of an unstamped one, in turn: HOOK_PAIRS times, or until HOOK_TIME_S.
+    """Seconds a step of a stamped run and of an unstamped one: HOOK_PAIRS times, or until HOOK_TIME_S.
 
-    On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap that the wait prevents.
+    Which comes first alternates, since a host drifts, after a run that is discarded: the first one of a new shape is
+    slower than all others. On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap
+    that the wait prevents.
     """
     pairs: list[tuple[float, float]] = []
+    engine.run_unstamped(token_ids, new_tokens)
     started_s = time.perf_counter()
     while len(pairs) < HOOK_PAIRS:
         if len(pairs) >= LEAST_HOOK_PAIRS and time.perf_counter() - started_s > HOOK_TIME_S:
             break
-        unstamped_s = engine.run_unstamped(token_ids, new_tokens)
-        stamped = engine.run(token_ids, new_tokens)
-        pairs.append(((stamped.step_end_s[-1] - stamped.started_s) / new_tokens, unstamped_s / new_tokens))
+        if len(pairs) % 2:
+            stamped_s = _stamped_s(engine, token_ids, new_tokens)
+            unstamped_s = engine.run_unstamped(token_ids, new_tokens)
+        else:
+            unstamped_s = engine.run_unstamped(token_ids, new_tokens)
+            stamped_s = _stamped_s(engine, token_ids, new_tokens)
+        pairs.append((stamped_s / new_tokens, unstamped_s / new_tokens))
     return tuple(pairs)
+
+
+def _stamped_s(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> float:
+    steps = engine.run(token_ids, new_tokens)
+    return steps.step_end_s[-1] - steps.started_s
 
 
 def _mean_cost_s(pairs: tuple[tuple[float, float], ...]) -> float:

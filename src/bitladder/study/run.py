@@ -58,7 +58,7 @@ def run_study(settings: Settings, out: Path, progress: StudyProgress | None = No
     log = store.directory / "logs" / "forkserver.log"
     with_gpu, trusted = could_have_cards(), settings.trust_remote_code
     if not trusted:
-        forbid_hub_kernels()  # its layers are timed in this process
+        forbid_hub_kernels()  # on a CPU its layers are timed in this process
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
         store.remove_unfinished()
         if not store.has_study():
