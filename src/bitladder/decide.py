@@ -17,6 +17,7 @@ from bitladder.objections import (
     describe_peak,
     objections_to,
     peak_memory,
+    same_memory,
 )
 from bitladder.recommendation import Limits, Pick, Recommendation, RungVerdict, Standing
 from bitladder.records import Finding
@@ -170,13 +171,16 @@ def _tie_reason(summary: Summary, best: RungSummary, other: RungSummary) -> str:
 
 
 def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
-    """Whether two rungs can't be told apart: the interval of their ratio holds 1, or there is none. Counted figures
-    always can. Two intervals of their own may meet where that of the ratio excludes 1.
+    """Whether two rungs can't be told apart: the interval of their ratio holds 1, or there is none; in memory, which is
+    counted, whether they need the same (`same_memory`). Two intervals of their own may meet where that of the ratio
+    excludes 1.
 
     Of several rungs one is soon ahead by chance, so that for one that is ahead of ``best`` all intervals hold together.
     """
-    if criterion.scenario is None:
-        return False
+    if criterion.goal == "memory":
+        ours, theirs = criterion.of(best).value, criterion.of(other).value
+        return ours is not None and theirs is not None and same_memory(ours, theirs)
+    assert criterion.scenario is not None
     scenario = best.scenario(criterion.scenario)
     ahead = _way(criterion, criterion.of(other), criterion.of(best)) == criterion.better
     ratios = (scenario.ratios_together if ahead else scenario.ratios) if scenario else {}

@@ -7,6 +7,9 @@ from typing import Literal
 from bitladder.stats.summary import Estimate, RungSummary
 from bitladder.units import format_bytes, format_raw, format_seconds
 
+MEMORY_TIE = 0.01
+"""share of memory within which two rungs need the same: one run's peak differs from the next one's by that much"""
+
 Goal = Literal["latency", "throughput", "memory"]
 
 
