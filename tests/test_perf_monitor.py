@@ -235,7 +235,7 @@ class Cards:
 def test_power_is_read_of_a_card_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ran before leaves it hot: 490 W were read as idle where it takes 80 to 130."""
     waited_s: list[float] = []
-    monkeypatch.setattr(resources.time, "sleep", waited_s.append)
+    monkeypatch.setattr("bitladder.perf.resources.time.sleep", waited_s.append)
     cooling = Cards((490.0, 100), (480.0, 60), (300.0, 0), (200.0, 0), (150.0, 0), (120.0, 0), (119.0, 0))
     monkeypatch.setattr(resources, "open_gpus", lambda gpus: (cooling, {}))
     assert resources.power_at_rest_w(("0",)) == ((120.0, 119.0, 119.0, 119.0, 119.0), None)

@@ -484,7 +484,7 @@ class Lines(Counting):
 def test_the_same_content_is_measured_once_and_told_once(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
     """Its record under a second name read as a measurement of its own: 1.0000 [0.50, 2.01] as fast."""
     copies = {name: str(shutil.copytree(tiny_llama, tmp_path / name)) for name in ("same", "again")}
-    settings = settings_for(tiny_llama, tasks, add=copies, requests=20)
+    settings = settings_for(tiny_llama, tasks, add=copies)
     out, first = tmp_path / "out", Lines()
     results = run_study(settings, out, first)
     assert len({rung.content_hash for rung in results.rungs.values()}) == 1

@@ -11,8 +11,8 @@ import numpy as np
 
 from bitladder.records import BatchSample, PerformanceOutcome
 
-SHORTEST_JUDGED_S = 2.0
-"""of a shorter run single ticks of the scheduler decide"""
+SHORTEST_JUDGED_S = 5.0
+"""of a shorter run a few ticks of the scheduler would decide"""
 FEWEST_STEPS = 20
 MOST_WAITING = 0.1
 """share of the run that a thread may wait for a processor: on an idle machine it is 0.00 to 0.02"""

@@ -111,11 +111,11 @@ def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, .
 def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
     directions = {"higher": "more", "lower": "less"}
     judged = [(metric, better) for metric in metrics if (better := METRICS[metric.metric].better) is not None]
-    better = ", ".join(f"{directions[better]} {metric.plain_title}" for metric, better in judged)
+    wanted = ", ".join(f"{directions[better]} {metric.plain_title}" for metric, better in judged)
     neutral = ", ".join(metric.plain_title for metric in metrics if METRICS[metric.metric].better is None)
     return (
         "Darker is better: each metric is scaled from its worst precision to its best; the number is the real value. "
-        f"Better is {better}. Grey: neither better nor worse ({neutral}), not known, or for all precisions within "
+        f"Better is {wanted}. Grey: neither better nor worse ({neutral}), not known, or for all precisions within "
         f"{ABOUT_EQUAL:.0%} or in intervals that share a value. This is no correlation of metrics."
     )
 
