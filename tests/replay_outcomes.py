@@ -58,7 +58,7 @@ class TaskReplay:
 NO_GPU = dict.fromkeys(
     (
         *(name for name in ResourceSample.model_fields if name.startswith("gpu_")),
-        *("allocated_peak_bytes", "reserved_peak_bytes", "idle_device_bytes", "idle_power_w"),
+        *("allocated_peak_bytes", "reserved_peak_bytes", "idle_device_bytes", "idle_powers_w"),
     ),
     "no GPU",
 )
@@ -227,7 +227,7 @@ def performance_outcome(scenario: Scenario, replay: RungReplay, gpu: bool = Fals
         resources=tuple(
             _resource_sample(index, clock, peak, peak - idle if gpu else None) for index in range(int(clock / 0.25) + 2)
         ),
-        idle_power_w=45.0 if gpu else None,
+        idle_powers_w=(45.0,) * 5 if gpu else (),
         unavailable={} if gpu else NO_GPU,
     )
 

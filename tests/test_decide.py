@@ -15,7 +15,7 @@ from bitladder.errors import UnknownNameError, UserError
 from bitladder.recommendation import Limits, Recommendation, RungVerdict
 from bitladder.records import AccuracyTask, Finding, RungRecord
 from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, ScenarioSummary, Summary
+from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
 from replay import RUNGS, write_broken_replay, write_replay
@@ -578,3 +578,24 @@ def test_that_the_machine_emulates_16_bits_is_told(summary: Summary) -> None:
     assert answer.sentence.endswith("; fp32 was not measured and may be faster, since this machine emulates BF16.")
     assert "emulates" not in recommend(emulated, Limits(optimize="memory")).sentence, "which no speed decides"
     assert "emulates" not in recommend(summary).sentence
+
+
+def test_rungs_of_the_same_memory_are_within_a_limit_together(summary: Summary) -> None:
+    """--max-memory 637MiB let fp16 in and refused bf16, which needs 0.1% more."""
+
+    def needing(rung: RungSummary, peak_bytes: float) -> RungSummary:
+        scenarios = tuple(
+            one.model_copy(update={"metrics": one.metrics | {"peak_memory_bytes": Estimate(value=peak_bytes)}})
+            for one in rung.scenarios
+        )
+        return rung.model_copy(update={"scenarios": scenarios, "loaded_bytes": int(peak_bytes)})
+
+    peaks = {"bf16": 637.4 * MIB, "fp16": 636.6 * MIB, "int8": 600 * MIB, "fp4": 500 * MIB, "nf4": 503 * MIB}
+    found = summary.model_copy(update={"rungs": tuple(needing(rung, peaks[rung.rung]) for rung in summary.rungs)})
+    out = {one.rung: one.reasons for one in recommend(found, Limits(max_memory_bytes=637 * MIB)).verdicts}
+    assert "the same within 1% as bf16's 637.4 MiB, more than 637.0 MiB" in out["fp16"][0]
+    assert "more than" in out["bf16"][0] and "more than" not in out["int8"][0]
+    both = {one.rung: one.outcome for one in recommend(found, Limits(max_memory_bytes=638 * MIB)).verdicts}
+    assert "out" not in (both["bf16"], both["fp16"])
+    pick = recommend(found, Limits(optimize="memory", max_drop_points=50.0)).picks[0]
+    assert (pick.rung, pick.alike) == ("fp4", ("nf4",))

@@ -50,7 +50,7 @@ def test_the_fake_has_every_function_that_is_used() -> None:
 
 @pytest.mark.parametrize("function", [*used_functions(), "all"])
 def test_every_refusal_is_none_with_a_reason(function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "IDLE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(resources, "REST_INTERVAL_S", 0.0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for how in WAYS:
         if (function, how) == ("all", "missing"):
@@ -68,7 +68,7 @@ def test_every_refusal_is_none_with_a_reason(function: str, tmp_path: Path, monk
                 assert all(unavailable.values())
                 figures = resources.capacity_bytes(gpus), resources.used_bytes(gpus)
                 assert all(len(one) in (0, len(gpus)) and 0 not in one for one in figures)
-                assert resources.idle_power_w(gpus) != 0.0
+                assert 0.0 not in resources.power_at_rest_w(gpus)[0]
             assert len(resources.gpus_of("cuda:0,1")) == 2
             assert resources.gpus_of("cpu") == ()
             assert cuda.driver_cuda_version(sys.modules["pynvml"]) in ((13, 0), None)
@@ -238,7 +238,7 @@ def test_a_measurement_on_a_card_of_unknown_memory(
     for name in ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda card: 70)
     install_nvml(monkeypatch, tmp_path, refuses={refused: "NVMLError_NotSupported"})
-    monkeypatch.setattr(resources, "IDLE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(resources, "REST_INTERVAL_S", 0.0)
     prompts = make_prompts()
     outcome = measure(tiny_llama, make_scenario(prompts, device="cuda:0", threads=None), prompts)
     assert outcome.memory.idle_device_bytes is None

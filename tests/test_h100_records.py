@@ -93,16 +93,25 @@ def test_a_gpu_that_waits_for_the_processor_is_told(results: Results) -> None:
                 )
 
 
-def test_no_energy_is_negative(results: Results) -> None:
-    """Where a run took less power than the GPU did just before it, which still was warm of another."""
-    outcome = next(one.outcome for one in results.records if isinstance(one.outcome, PerformanceOutcome))
-    watts = Readings(outcome).mean("gpu_power_w").value
-    assert watts is not None
-    for idle_w, known in ((watts / 2, True), (watts * 2, False)):
-        found = resource_metrics(outcome.model_copy(update={"idle_power_w": idle_w}), "cuda:0", 20.0)
-        estimate = found["gpu_energy_above_idle_j"]
-        assert (estimate.value is not None and estimate.value > 0) == known
-        assert known or estimate.reason == f"it took less than the {idle_w:.0f} W of the one reading before it"
+def test_energy_above_idle_is_of_a_card_that_was_idle_before(results: Results) -> None:
+    """In all it is always told. What these records call idle was read after the search's batches, of 130 to 480 W."""
+    for record in results.records:
+        outcome = record.outcome
+        assert isinstance(outcome, PerformanceOutcome) and outcome.idle_power_w is not None
+        found = resource_metrics(outcome, "cuda:0", 20.0)
+        watts = [value for _, value in Readings(outcome).series("gpu_power_w")]
+        gross, above = found["gpu_energy_j"], found["gpu_energy_above_idle_j"]
+        assert gross.value is not None and gross.value > 20 * min(watts)
+        assert (above.value, above.reason) == (None, "the power of the idle GPU was read after batches had run on it")
+        at_rest = outcome.model_copy(update={"idle_powers_w": (79.0, 80.0, 81.0)})
+        above = resource_metrics(at_rest, "cuda:0", 20.0)["gpu_energy_above_idle_j"]
+        assert above.value == pytest.approx(gross.value - 80 * 20)
+        not_at_rest = outcome.model_copy(update={"idle_powers_w": (min(watts) + 20, min(watts) + 40)})
+        above = resource_metrics(not_at_rest, "cuda:0", 20.0)["gpu_energy_above_idle_j"]
+        assert above.value is None
+        assert above.reason == (
+            f"the GPU took {min(watts):.0f} W at work and {min(watts) + 30:.0f} W before, so it was not idle before"
+        )
 
 
 def test_what_another_process_took_of_the_card_is_noted(results: Results) -> None:

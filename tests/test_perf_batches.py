@@ -1,5 +1,6 @@
 """Requests, batches and reasons to stop, on a clock of our own."""
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy import stats
 
 from bitladder.errors import DoesNotFitError
 from bitladder.perf.batches import MIN_RUNS, relative_half_width, run_batches
-from bitladder.perf.measure import stamp_pairs
+from bitladder.perf.measure import _mean_cost_s, stamp_pairs
 from bitladder.stats.ratio import relative_error
 from perf_fakes import FakeEngine, make_prompts, make_scenario
 
@@ -99,11 +100,33 @@ def test_what_a_run_stops_at_is_the_error_that_its_report_gives() -> None:
         assert relative_half_width(durations_s) == pytest.approx(quantile * error)
 
 
+class _Drifting(FakeEngine):
+    """A stamp costs 0.6 s a run; the first run pays for the new shape, and each later one is slower by 0.1 s."""
+
+    def __init__(self) -> None:
+        super().__init__([9.0])
+        self.order: list[str] = []
+
+    def _next_s(self, kind: str) -> float:
+        self.order.append(kind)
+        return (9.0 if len(self.order) == 1 else 3.0 + 0.1 * len(self.order)) + (0.6 if kind == "stamped" else 0.0)
+
+    def run(self, token_ids: Any, new_tokens: int) -> Any:
+        self._durations_s = cycle([self._next_s("stamped")])
+        return super().run(token_ids, new_tokens)
+
+    def run_unstamped(self, token_ids: Any, new_tokens: int) -> float:
+        return self._next_s("unstamped")
+
+
 def test_stamps_cost_what_runs_with_them_take_longer() -> None:
-    prompts = make_prompts()
-    pairs = stamp_pairs(FakeEngine([3.0, 3.6] * 5), list(prompts.token_ids), 6)
+    """Neither the first run's start nor a drift of the host is a cost of the stamps."""
+    engine = _Drifting()
+    pairs = stamp_pairs(engine, list(make_prompts().token_ids), 6)
     assert len(pairs) == 5
-    assert pairs[0] == pytest.approx((0.6, 0.5))
+    assert engine.order[:5] == ["unstamped", "unstamped", "stamped", "stamped", "unstamped"]
+    assert _mean_cost_s(pairs) == pytest.approx(0.1, abs=0.004)
+    assert all(stamped > unstamped for stamped, unstamped in pairs)
 
 
 class _EndsAfter(FakeEngine):

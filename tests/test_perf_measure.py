@@ -8,7 +8,7 @@ import pytest
 
 from bitladder.errors import DoesNotFitError, UnknownNameError, UserError
 from bitladder.perf.engines import EagerEngine, start_engine
-from bitladder.perf.measure import CPU_WARMUP_TOKENS, measure
+from bitladder.perf.measure import CPU_WARMUP_TOKENS, _mean_cost_s, measure
 from bitladder.records import PerformanceOutcome, Prompts, hash_json
 from perf_fakes import make_prompts, make_scenario
 
@@ -149,7 +149,7 @@ def test_two_cards_are_counted_together(tiny_llama: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(loading, "load_model", load_here)
     monkeypatch.setattr("bitladder.perf.measure.used_bytes", lambda gpus: (300, 200))
-    monkeypatch.setattr("bitladder.perf.measure.idle_power_w", lambda gpus: 50.0 * len(gpus))
+    monkeypatch.setattr("bitladder.perf.measure.power_at_rest_w", lambda gpus: ((50.0 * len(gpus),), None))
     monkeypatch.setattr("bitladder.perf.measure.limit_memory", lambda *arguments: asked.update(limit=arguments))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda card: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda card: 70 + card)
@@ -160,7 +160,7 @@ def test_two_cards_are_counted_together(tiny_llama: Path, monkeypatch: pytest.Mo
     memory = outcome.memory
     assert asked == {"load": ("cuda:0,1", 1000), "limit": ("cuda:0,1", 1000, (300, 200))}
     assert (memory.allocated_peak_bytes, memory.reserved_peak_bytes) == (141, 181)
-    assert (memory.idle_device_bytes, outcome.idle_power_w) == (500, 100.0)
+    assert (memory.idle_device_bytes, outcome.idle_powers_w) == (500, (100.0,))
     assert len(outcome.hook_pairs) > 0
     assert_every_none_has_a_reason(outcome)
 
@@ -195,12 +195,15 @@ def test_gpu_is_measured(name: str, tiny_llama: Path) -> None:
     assert {probe.how for probe in outcome.batch_search} <= {"run"}
     assert memory.allocated_peak_bytes and memory.reserved_peak_bytes and memory.idle_device_bytes is not None
     assert memory.loaded_bytes <= memory.allocated_peak_bytes <= memory.reserved_peak_bytes
+    powers_w = [sample.gpu_power_w for sample in outcome.resources if sample.gpu_power_w is not None]
+    assert max(outcome.idle_powers_w) < min(powers_w), "the card was at rest, whatever the search ran"
+    assert _mean_cost_s(outcome.hook_pairs) > -0.05 * outcome.hook_pairs[0][1], "a stamp saves no time"
     assert_every_none_has_a_reason(outcome)
 
 
 def assert_every_none_has_a_reason(outcome: PerformanceOutcome) -> None:
     empty = {name for name, value in outcome.memory if value is None}
-    empty |= {"idle_power_w"} if outcome.idle_power_w is None else set()
+    empty |= set() if outcome.idle_powers_w else {"idle_powers_w"}
     for sample in outcome.resources:
         empty |= {name for name, value in sample if value is None}
     if not outcome.resources:

@@ -243,3 +243,24 @@ def test_labels_wrap(text: str, width: int, lines: list[str]) -> None:
 def test_many_tasks_stand_in_rows_of_nearly_equal_length() -> None:
     assert [list(part) for part in chunks(7, 3)] == [[0, 1], [2, 3], [4, 5, 6]]
     assert [len(part) for part in chunks(10, 10)] == [10]
+
+
+def test_a_number_stands_at_its_bar_and_not_at_the_end_of_a_whisker(summary: Summary) -> None:
+    """There it read as the height of the whisker."""
+    for panel in drawn(performance_figures(summary, "max-batch", on_gpu=False)[0]).spec["concat"]:
+        (number,) = (layer for layer in panel["layer"] if layer["mark"]["type"] == "text")
+        lines = [layer["mark"] for layer in panel["layer"] if "y2" in layer["encoding"]]
+        assert number["encoding"]["y"]["field"] == "value"
+        assert lines and all(line["xOffset"] > 0 > number["mark"]["dx"] for line in lines), "beside each other"
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_more_utilisation_is_neither_better_nor_worse(summary: Summary, tmp_path: Path, on_gpu: bool) -> None:
+    found = summarize(load_results(write_replay(tmp_path, gpu=True, batches=30))) if on_gpu else summary
+    heat = drawn(performance_figures(found, "max-batch", on_gpu=on_gpu)[1])
+    name = "gpu_utilisation_percent" if on_gpu else "cpu_percent"
+    cells = [row for row in rows(heat) if row["metric"] == name]
+    assert {row["fill"] for row in cells} == {"#c9ced6"}
+    assert any(row["fill"] != "#c9ced6" for row in rows(heat)), "the others are shaded"
+    assert f"neither better nor worse ({'GPU' if on_gpu else 'CPU'} utilisation)" in heat.caption
+    assert "more GPU utilisation" not in heat.caption

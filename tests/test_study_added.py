@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from audit_checkpoints import CopyRung, edit_config, edit_weights
+from bitladder.accuracy.answers import study_answers
 from bitladder.archive import pack
 from bitladder.checkpoint.audit import audit
 from bitladder.checkpoint.declared import config_scheme
@@ -21,6 +22,7 @@ from bitladder.decide import recommend
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.merge import merge_results
+from bitladder.recommendation import Limits
 from bitladder.records import Record, RungRecord, Settings
 from bitladder.report.content import compose
 from bitladder.report.markdown import to_markdown
@@ -286,6 +288,7 @@ class WorkerHere:
 def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitladder.study.run.Worker", WorkerHere)
     monkeypatch.setattr(ForkServer, "start", lambda server: None)
+    monkeypatch.setattr(_Run, "_forker", lambda run, phase: run._server)
 
 
 @pytest.mark.usefixtures("workers_here")
@@ -467,3 +470,72 @@ def test_what_it_is_comes_from_the_audit(tiny_copy: Path) -> None:
     edit_weights(tiny_copy, pack_layers)
     assert ready_title("x", audit(tiny_copy, load=False)) == "INT4 (compressed-tensors)"
     assert ready_title("x", None) == "x"
+
+
+class Lines(Counting):
+    """What the plan counts, beside what `Counting` keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: list[tuple[int, int]] = []
+
+    def planned(self, measurements: int, finished: int) -> None:
+        self.plans.append((measurements, finished))
+
+
+@pytest.mark.usefixtures("workers_here")
+def test_the_same_content_is_measured_once_and_told_once(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
+    """Its record under a second name read as a measurement of its own: 1.0000 [0.50, 2.01] as fast."""
+    copies = {name: str(shutil.copytree(tiny_llama, tmp_path / name)) for name in ("same", "again")}
+    settings = settings_for(tiny_llama, tasks, add=copies)
+    out, first = tmp_path / "out", Lines()
+    results = run_study(settings, out, first)
+    assert len({rung.content_hash for rung in results.rungs.values()}) == 1
+    items = len(results.study.items)
+    assert first.plans[-1] == (items, 0)
+    assert len(first.measurements) == items, "progress ends at all of all"
+    reason = "same content as bf16, not measured"
+    assert [line for line in first.warnings if "same content" in line] == [f"same: {reason}", f"again: {reason}"]
+    again = Lines()
+    run_study(settings, out, again)
+    assert (again.plans, again.measurements) == ([(items, items)], []), "what is known makes the plan right at once"
+
+    assert {record.rung for record in results.records} == {"bf16"}
+    summary = summarize(load_results(out))
+    assert (summary.planned_measurements, summary.missing_measurements) == (items, 0)
+    rung = summary.rung("same")
+    assert rung is not None
+    assert rung.same_as == "bf16"
+    assert (rung.failures, rung.missing, rung.scoring) == ((), (), {})
+    assert (rung.scenarios[0].metrics, rung.scenarios[0].reason) == ({}, reason)
+    assert {task.score.reason for task in rung.tasks} == {reason}
+    assert rung.no_divergence_reason == reason
+    assert not summary.rungs[0].scenarios[0].ratios
+
+    for limits in (None, Limits(max_drop_points=1.0)):
+        found = recommend(summary, limits)
+        verdict = next(one for one in found.verdicts if one.rung == "same")
+        assert (verdict.outcome, verdict.reasons) == ("unmeasured", (reason,))
+        assert "exactly equal" not in found.model_dump_json()
+    page = to_markdown(compose(results, summary, recommend(summary)))
+    assert "same has the same content as bf16" in page
+    assert "1.0000 [" not in page
+    tables = (table for section in compose(results, summary, recommend(summary)).sections for table in section.tables)
+    rows = [row for table in tables for row in table.rows if table.name == "table3" and row[0].text == "same"]
+    assert rows and {cell.reason for cell in rows[0][1:]} == {f"same: {reason}"}
+    with pytest.raises(UserError, match="same has bf16's content, so its answers; name bf16"):
+        study_answers(results, "same")
+    merged = merge_results([pack(out, tmp_path / "out.tar.gz")], tmp_path / "merged")
+    assert summarize(merged).rung("same") == rung
+
+
+def test_the_plan_leaves_out_what_is_known_to_be_the_same(
+    tiny_llama: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(tiny_llama, tmp_path / "same")
+    prepared = prepare(settings_for(tiny_llama, tasks, add={"same": str(copy)}), Store(tmp_path / "out"))
+    estimates = estimate_study(prepared.study, tiny_llama, prepared.added, overhead_bytes={})
+    dry_run.show_plan(prepared.study, estimates, {"plain": 1000}, same={"same": "bf16"})
+    shown = capsys.readouterr().out
+    assert "1 rung x " in shown and "same: same content as bf16, not measured" in shown
+    assert "whose formats were not timed" not in shown

@@ -2,7 +2,6 @@
 
 import math
 from functools import cache
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -347,22 +346,6 @@ def test_one_batch_has_figures_without_interval() -> None:
     capped = outcome.model_copy(update={"batch_search": (probe(4), probe(8))})
     assert notes_on(capped, 8, cap=8)[0] == "the batch was capped at 8, more would fit"
     assert "capped" not in "".join(notes_on(capped, 8, cap=16))
-
-
-@pytest.mark.parametrize(("every", "noted"), [(10, True), (1, False)])
-def test_a_machine_that_was_held_up_is_noted(every: int, noted: bool) -> None:
-    """As one whose processor is taken away now and then; where all steps are slow, so is the machine."""
-    outcome = performance_outcome(scenario_item("batch1"), RUNGS["bf16"])
-    batches = []
-    for batch in outcome.batches:
-        ends = list(batch.step_end_s)
-        gaps = [(end - before) * (10 if not n % every else 1) for n, (before, end) in enumerate(pairwise(ends))]
-        batches.append(batch.model_copy(update={"step_end_s": tuple(accumulate(gaps, initial=ends[0]))}))
-    notes = notes_on(outcome.model_copy(update={"batches": tuple(batches)}), 200)
-    said = (
-        "one token in twenty took 10 times as long as usual, or longer: something else held the machine up, so times "
-    )
-    assert any(note.startswith(said) for note in notes) == noted
 
 
 def test_how_a_run_ended_is_noted() -> None:

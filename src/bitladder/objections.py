@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from bitladder.results import not_measured_as
+from bitladder.stats.goals import MEMORY_TIE, same_memory
 from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
 from bitladder.units import format_bytes, format_count, format_points, points_text, two_digits
@@ -27,14 +29,17 @@ def objections_to(
     """All that keeps the rung from being picked."""
     if rung.status != "ok":
         return (Objection("missing", describe_end(rung.status, rung.reason), undecided=rung.status == "missing"),)
+    if rung.same_as is not None:
+        return (Objection("missing", not_measured_as(rung.same_as), undecided=True),)
     if rung.audit is not None and not rung.audit.passed:
         findings = "; ".join(finding.message for finding in rung.audit.errors)
         return (Objection("missing", f"failed its audit: {findings}"),)
-    found = [_memory_objection(rung, max_memory_bytes), _drop_objection(summary, rung, max_drop_points)]
+    found = [_memory_objection(summary, rung, max_memory_bytes), _drop_objection(summary, rung, max_drop_points)]
     return tuple(objection for objection in found if objection is not None)
 
 
-def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Objection | None:
+def _memory_objection(summary: Summary, rung: RungSummary, max_memory_bytes: int | None) -> Objection | None:
+    """Rungs that need the same memory are within the limit together or not at all."""
     if max_memory_bytes is None:
         return None
     peak = peak_memory(rung)
@@ -42,6 +47,11 @@ def _memory_objection(rung: RungSummary, max_memory_bytes: int | None) -> Object
         return Objection("missing", f"its {PEAK} is unknown: {peak.reason}", undecided="batch1" in rung.missing)
     if peak.value > max_memory_bytes:
         return Objection("memory", f"{describe_peak(peak)}, more than {format_bytes(max_memory_bytes)}")
+    for other in summary.rungs:
+        theirs = peak_memory(other).value
+        if theirs is not None and theirs > max_memory_bytes and same_memory(peak.value, theirs):
+            same = f"the same within {MEMORY_TIE:.0%} as {other.rung}'s {format_bytes(theirs)}"
+            return Objection("memory", f"{describe_peak(peak)}, {same}, more than {format_bytes(max_memory_bytes)}")
     return None
 
 

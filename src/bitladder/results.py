@@ -1,7 +1,7 @@
 """What one study left, or several joined by the content of their rungs."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,27 @@ class Results:
 
     def of(self, rung: str) -> tuple[MeasurementRecord, ...]:
         return tuple(record for record in self.records if record.rung == rung)
+
+
+def same_contents(study: StudyRecord, rungs: Mapping[str, RungRecord | None]) -> dict[str, str]:
+    """Of each rung whose checkpoint holds what another's does, that other: the baseline, else the first of the plan.
+
+    One measurement is of all of them: their figures, as several, would show a spread that is none.
+    """
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for name in sorted(study.rungs, key=lambda name: name != study.baseline):
+        record = rungs.get(name)
+        if record is not None and record.status == "ok" and record.content_hash is not None:
+            other = first.setdefault(record.content_hash, name)
+            if other != name:
+                same[name] = other
+    return same
+
+
+def not_measured_as(other: str) -> str:
+    """Why a rung of the same content as another has no figures of its own."""
+    return f"same content as {other}, not measured"
 
 
 def item_name(item: Item) -> str:

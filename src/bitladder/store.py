@@ -36,7 +36,7 @@ from bitladder.records import (
     parse_record,
 )
 from bitladder.results import Results as Results
-from bitladder.results import join
+from bitladder.results import join, same_contents
 from bitladder.stages import measured_items, read_as_one
 
 MERGE_FILE = "merge.json"
@@ -152,16 +152,15 @@ class Store:
         return self.directory / "checkpoints" / rung
 
     def load(self) -> Results:
-        """All records of the present plan. A record of another rung or plan stays on disk and is left out."""
+        """All records of the present plan, each as one rung's (`same_contents`). A record of another rung or plan
+        stays on disk and is left out."""
         study = self.read_study()
-        rungs: dict[str, RungRecord] = {}
+        found = ((rung, self.read_rung(rung)) for rung in study.rungs)
+        rungs = {rung: record for rung, record in found if record is not None}
+        same = same_contents(study, rungs)
         records: list[MeasurementRecord] = []
-        for rung in study.rungs:
-            rung_record = self.read_rung(rung)
-            if rung_record is None:
-                continue
-            rungs[rung] = rung_record
-            if rung_record.content_hash is None:
+        for rung, rung_record in rungs.items():
+            if rung_record.content_hash is None or rung in same:
                 continue
             for item in chain.from_iterable(map(measured_items, study.items)):
                 record = self.read_measurement(measurement_id(rung_record.content_hash, item))

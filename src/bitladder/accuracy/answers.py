@@ -9,7 +9,7 @@ from bitladder.accuracy.logs import LogFolder
 from bitladder.accuracy.rows import count_once
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, Document, StudyRecord, TaskDocuments, TaskGroup
-from bitladder.results import Results, answering_machines, place_of
+from bitladder.results import Results, answering_machines, place_of, same_contents
 from bitladder.stages import staged_tasks
 from bitladder.store import MERGE_FILE, MergedStore, Store, load_results
 
@@ -113,6 +113,8 @@ def study_answers(results: Results, rung: str) -> Answers:
     """
     if rung not in results.study.rungs:
         raise UnknownNameError("rung", rung, results.study.rungs)
+    if not results.of(rung) and (other := same_contents(results.study, results.rungs).get(rung)):
+        raise UserError(f"{results.directory}: {rung} has {other}'s content, so its answers; name {other}")
     outcomes: dict[str, AccuracyOutcome] = {}
     asked: dict[str, dict[str, str]] = {}
     hashes: dict[str, list[str]] = {}

@@ -20,7 +20,7 @@ from bitladder.forkserver import ForkServer
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import Settings, StudyRecord
-from bitladder.results import device_title, item_name
+from bitladder.results import device_title, item_name, not_measured_as, same_contents
 from bitladder.stages import measured_items
 from bitladder.stats.margin import study_margin_points
 from bitladder.stats.power import POWER, Resolution
@@ -74,7 +74,9 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         }
         print(json.dumps(plan, indent=2))
     else:
-        show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)))
+        known = Kept(Store(out), study)
+        same = same_contents(study, {name: known.rung(name) for name in study.rungs})
+        show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)), same=same)
         if advice is not None:
             print(f"without --yes the study won't begin: {advice}")
 
@@ -86,14 +88,21 @@ def show_plan(
     resolved: tuple[Resolution, ...] = (),
     *,
     recorded: int = 0,
+    same: Mapping[str, str] | None = None,
 ) -> None:
-    """The plan on stdout. ``recorded``: measurements of it that are done."""
+    """The plan on stdout. ``recorded``: measurements of it that are done; ``same``: rungs that are known to have the
+    content of another, which none of the rest counts."""
+    same = same or {}
+    measured = len(study.rungs) - len(same)
+    estimates = [estimate for estimate in estimates if estimate.rung not in same]
     console = Terminal()
     names = [item_name(item) for item in study.items]
     staging = Staging.of(study)
-    rungs, measurements = counted(len(study.rungs), "rung"), counted(len(names), "measurement")
+    rungs, measurements = counted(measured, "rung"), counted(len(names), "measurement")
     console.print(f"{rungs} x {measurements} on {device_title(study.calibration)}:")
     console.print(f"  {', '.join(names)}", soft_wrap=True)
+    for name, other in same.items():
+        console.print(f"  {name}: {not_measured_as(other)}", markup=False, soft_wrap=True)
     if staging:
         documents = ", ".join(format_count(number) for number in staging.documents)
         margin = points_text(study_margin_points(study))
@@ -129,13 +138,13 @@ def show_plan(
         soft_wrap=True,
     )
     if recorded:
-        planned = len(study.rungs) * sum(len(measured_items(item)) for item in study.items)
+        planned = measured * sum(len(measured_items(item)) for item in study.items)
         most = "at most " if staging else ""
         console.print(
             f"of these {recorded:,} of {most}{planned:,} measurements are done: the study goes on with the others"
         )
     if resolved:
-        _print_resolutions(console, resolved, len(study.rungs) - 1, study_margin_points(study))
+        _print_resolutions(console, resolved, measured - 1, study_margin_points(study))
 
 
 def _kept_lines(estimates: Sequence[RungEstimate]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from bitladder.allocator import give_back_freed
 from bitladder.errors import UserError
 from bitladder.perf.batches import Run, run_batches, to_sample
+from bitladder.perf.disturbance import ProcessorTimes
 from bitladder.perf.engines import Engine, LaunchFacts, StepTimes, start_engine
 from bitladder.perf.maxbatch import choose_batch
 from bitladder.perf.memory import (
@@ -17,7 +18,7 @@ from bitladder.perf.memory import (
     out_of_memory_does_not_fit,
     resident_bytes,
 )
-from bitladder.perf.resources import gpus_of, idle_power_w, total_bytes, used_bytes, watching
+from bitladder.perf.resources import gpus_of, power_at_rest_w, total_bytes, used_bytes, watching
 from bitladder.perf.scenarios import require_context
 from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
@@ -56,16 +57,15 @@ def measure(
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
     require_context(directory, scenario, trust_remote_code)
     _set_up_torch(scenario)
+    gpus = gpus_of(scenario.device)
+    powers_w, no_power_reason = power_at_rest_w(gpus)  # before the search, whose batches leave a card hot
     batch_size, search = choose_batch(
         directory, scenario, prompts, audited_bytes=audited_bytes, trust_remote_code=trust_remote_code
     )
     give_back_freed()
     idle_process_bytes = resident_bytes()
-    gpus = gpus_of(scenario.device)
     idle_card_bytes = used_bytes(gpus)
     idle_device_bytes = total_bytes(idle_card_bytes)
-
-    idle_w = idle_power_w(gpus)
     limit_memory(scenario.device, scenario.memory_limit_bytes, idle_card_bytes)
 
     with watching(gpus) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
@@ -77,8 +77,10 @@ def measure(
     elif not any(sample.gpu_process_bytes for sample in resources):
         why = "the driver does not list this process (in a container its ids are others)"
         unavailable.setdefault("gpu_process_bytes", why)
-    if idle_w is None:
-        unavailable["idle_power_w"] = unavailable.get("gpu_power_w", "the driver gave no reading")
+    if seen.waited_s is None:
+        unavailable["waited_s"] = "the system doesn't count what a thread waits for a processor"
+    if no_power_reason is not None:
+        unavailable["idle_powers_w"] = no_power_reason
     if idle_device_bytes is None:
         unavailable["idle_device_bytes"] = unavailable.get("gpu_memory_bytes", "the driver gave no reading")
     return PerformanceOutcome(
@@ -102,7 +104,9 @@ def measure(
             idle_device_bytes=idle_device_bytes,
         ),
         resources=resources,
-        idle_power_w=idle_w,
+        processor_s=seen.processor_s,
+        waited_s=seen.waited_s,
+        idle_powers_w=powers_w,
         unavailable=unavailable,
     )
 
@@ -117,6 +121,8 @@ class _Seen:
     warmup: StepTimes
     run: Run
     hook_pairs: tuple[tuple[float, float], ...]
+    processor_s: float
+    waited_s: float | None
     peak_process_bytes: int
     allocated_peak_bytes: int | None
     reserved_peak_bytes: int | None
@@ -149,7 +155,9 @@ def _load_and_run(
     bytes_held = loaded_bytes(model)
     give_back_freed()
     peak_resident, peak_device = PeakResident(), PeakDevice(scenario.device)
+    processors = ProcessorTimes()
     run = run_batches(engine, scenario, prompts, batch_size, progress=progress)
+    processor_s, waited_s = processors.read()
     allocated_bytes, reserved_bytes = peak_device.read()
     return _Seen(
         launch=engine.launch | {"hook_self_s_per_step": run.hook_s_per_step},
@@ -158,6 +166,8 @@ def _load_and_run(
         warmup=warmup,
         run=run,
         hook_pairs=pairs,
+        processor_s=processor_s,
+        waited_s=waited_s,
         peak_process_bytes=peak_resident.read(),
         allocated_peak_bytes=allocated_bytes,
         reserved_peak_bytes=reserved_bytes,
@@ -165,19 +175,31 @@ def _load_and_run(
 
 
 def stamp_pairs(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> tuple[tuple[float, float], ...]:
-    """Seconds a step of a stamped run and of an unstamped one, in turn: HOOK_PAIRS times, or until HOOK_TIME_S.
+    """Seconds a step of a stamped run and of an unstamped one: HOOK_PAIRS times, or until HOOK_TIME_S.
 
-    On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap that the wait prevents.
+    Which comes first alternates, since a host drifts, after a run that is discarded: the first one of a new shape is
+    slower than all others. On a GPU the stamp's own time is mostly the wait for the device, and its cost the overlap
+    that the wait prevents.
     """
     pairs: list[tuple[float, float]] = []
+    engine.run_unstamped(token_ids, new_tokens)
     started_s = time.perf_counter()
     while len(pairs) < HOOK_PAIRS:
         if len(pairs) >= LEAST_HOOK_PAIRS and time.perf_counter() - started_s > HOOK_TIME_S:
             break
-        unstamped_s = engine.run_unstamped(token_ids, new_tokens)
-        stamped = engine.run(token_ids, new_tokens)
-        pairs.append(((stamped.step_end_s[-1] - stamped.started_s) / new_tokens, unstamped_s / new_tokens))
+        if len(pairs) % 2:
+            stamped_s = _stamped_s(engine, token_ids, new_tokens)
+            unstamped_s = engine.run_unstamped(token_ids, new_tokens)
+        else:
+            unstamped_s = engine.run_unstamped(token_ids, new_tokens)
+            stamped_s = _stamped_s(engine, token_ids, new_tokens)
+        pairs.append((stamped_s / new_tokens, unstamped_s / new_tokens))
     return tuple(pairs)
+
+
+def _stamped_s(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int) -> float:
+    steps = engine.run(token_ids, new_tokens)
+    return steps.step_end_s[-1] - steps.started_s
 
 
 def _mean_cost_s(pairs: tuple[tuple[float, float], ...]) -> float:

@@ -15,7 +15,11 @@ from bitladder.records import ResourceSample
 
 STOP_TIMEOUT_S = 5.0
 _START = b'{"unavailable"'
-IDLE_READINGS, IDLE_INTERVAL_S = 5, 0.1
+REST_READINGS, REST_INTERVAL_S, MOST_READINGS = 5, 0.1, 100
+"""A card is at rest that was busy in none of so many readings, and took about the same power in all; one that another
+process has just left may take seconds to come to it."""
+REST_SPREAD = 0.05
+"""of their mean, between the highest and the lowest"""
 
 
 class Watch:
@@ -110,17 +114,33 @@ def _known_of_all(gpus: Sequence[str], values: Sequence[float | int | None]) -> 
     return known if len(known) == len(gpus) else ()
 
 
-def idle_power_w(gpus: Sequence[str]) -> float | None:
-    """Mean power of those GPUs together over half a second, None without one or where the driver doesn't say."""
-    readers, _ = open_gpus(gpus)
+def power_at_rest_w(gpus: Sequence[str]) -> tuple[tuple[float, ...], str | None]:
+    """REST_READINGS of the power of those GPUs together, at rest; none, and why, where they don't come to it
+    within MOST_READINGS, or the driver doesn't say."""
+    readers, unavailable = open_gpus(gpus)
     if readers is None:
-        return None
-    readings = []
-    for _ in range(IDLE_READINGS):
-        time.sleep(IDLE_INTERVAL_S)
-        readings.append(join_cards(readers.read_cards()).get("gpu_power_w"))
-    known = [reading for reading in readings if reading is not None]
-    return sum(known) / len(known) if known else None
+        return (), unavailable["gpu_power_w"]
+    readings: list[dict[str, float | int]] = []
+    for _ in range(MOST_READINGS):
+        time.sleep(REST_INTERVAL_S)
+        readings.append(join_cards(readers.read_cards()))
+        if "gpu_power_w" not in readings[-1]:
+            return (), readers.unavailable.get("gpu_power_w", "the driver gave no reading")
+        powers_w = _at_rest(readings[-REST_READINGS:])
+        if powers_w:
+            return powers_w, None
+    last = readings[-1]
+    busy = f", busy for {last['gpu_utilisation_percent']:.0f}%" if "gpu_utilisation_percent" in last else ""
+    waited_s = MOST_READINGS * REST_INTERVAL_S
+    return (), f"the card did not come to rest within {waited_s:g} s ({last['gpu_power_w']:.0f} W{busy})"
+
+
+def _at_rest(readings: Sequence[dict[str, float | int]]) -> tuple[float, ...]:
+    """Their powers; none where the card was busy or its power still changed."""
+    powers_w = tuple(float(reading["gpu_power_w"]) for reading in readings)
+    if len(readings) < REST_READINGS or any(reading.get("gpu_utilisation_percent") for reading in readings):
+        return ()
+    return powers_w if max(powers_w) - min(powers_w) <= REST_SPREAD * sum(powers_w) / len(powers_w) else ()
 
 
 def used_bytes(gpus: Sequence[str]) -> tuple[int, ...]:

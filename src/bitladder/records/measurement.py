@@ -365,10 +365,16 @@ class PerformanceOutcome(Record):
     """on a GPU: seconds a step of a run with stamps, and of one without, in turn"""
     memory: MemoryFigures
     resources: tuple[ResourceSample, ...]
+    processor_s: float | None = None
+    """that the measuring thread had of the processors in the measured part"""
+    waited_s: float | None = None
+    """the most that one thread of the process was ready and waited for a processor meanwhile; None: not counted"""
     busy_share: float | None = None
     """of all processors, by other programs just before it began; None where nobody looked"""
-    idle_power_w: float | None = None
-    """of the GPU, of several their sum, before this process used it"""
+    idle_powers_w: tuple[float, ...] = ()
+    """readings of the GPU at rest, of several their sum, before anything of this measurement ran on it"""
+    idle_power_w: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """of records of before those readings: of the GPU after the search for the batch, which says nothing"""
     unavailable: dict[str, str]
     """field name -> why it is None"""
 

@@ -108,14 +108,14 @@ def label_axis(labels: Mapping[str, str], orient: Literal["bottom", "top"] = "bo
     )
 
 
-def whiskers(base: alt.Chart, **channels: Any) -> list[alt.Chart]:
-    """The interval of each row that has ``low`` and ``high``, as a dark line with a light rim."""
+def whiskers(base: alt.Chart, right_px: float = 0, **channels: Any) -> list[alt.Chart]:
+    """The interval of each row that has ``low`` and ``high``, as a dark line with a light rim, right of its x."""
     known = base.transform_filter("isValid(datum.low)").encode(
         y=alt.Y("low:Q", title=None), y2=alt.Y2("high:Q"), **channels
     )
     return [
-        known.mark_rule(color=HALO, strokeWidth=2.8, opacity=0.6),
-        known.mark_rule(color=INK, strokeWidth=1.2),
+        known.mark_rule(color=HALO, strokeWidth=2.8, opacity=0.6, xOffset=right_px),
+        known.mark_rule(color=INK, strokeWidth=1.2, xOffset=right_px),
     ]
 
 

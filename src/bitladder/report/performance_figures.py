@@ -31,6 +31,10 @@ from bitladder.units import format_raw
 
 _NUMBERS = {"batch1": (3, 4), "max-batch": (5, 6)}
 _PANEL_GAP = 74
+_GAP = 0.25
+"""between two bars, of a step"""
+_WHISKER_AT, _NUMBER_AT = 0.42, 0.12
+"""of a bar's width right and left of its middle"""
 _WORST, _BEST = (0xEF, 0xF5, 0xFB), (0x08, 0x45, 0x94)
 ABOUT_EQUAL = 0.02
 """of the largest value: what a measurement stops at, so no difference between precisions"""
@@ -106,17 +110,14 @@ def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, .
 
 def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
     directions = {"higher": "more", "lower": "less"}
-    better = ", ".join(f"{directions[_better(metric.metric)]} {metric.plain_title}" for metric in metrics)
+    judged = [(metric, better) for metric in metrics if (better := METRICS[metric.metric].better) is not None]
+    wanted = ", ".join(f"{directions[better]} {metric.plain_title}" for metric, better in judged)
+    neutral = ", ".join(metric.plain_title for metric in metrics if METRICS[metric.metric].better is None)
     return (
         "Darker is better: each metric is scaled from its worst precision to its best; the number is the real value. "
-        f"Better is {better}. Grey: not known, or for all precisions within {ABOUT_EQUAL:.0%} or in intervals that "
-        "share a value. This is no correlation of metrics."
+        f"Better is {wanted}. Grey: neither better nor worse ({neutral}), not known, or for all precisions within "
+        f"{ABOUT_EQUAL:.0%} or in intervals that share a value. This is no correlation of metrics."
     )
-
-
-def _better(metric: str) -> str:
-    # The study shades utilisation as if busy were good, and so do these figures.
-    return METRICS[metric].better or "higher"
 
 
 def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
@@ -139,7 +140,9 @@ def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) 
 def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
     width = (PLOT_WIDTH - _PANEL_GAP) // 2
     base = panel(metric.metric, width, 170, metric.column.header)
-    x = rung_axis(rungs, width / len(rungs), inner=0.25, outer=0.12)
+    step_px = width / len(rungs)
+    x = rung_axis(rungs, step_px, inner=_GAP, outer=0.12)
+    bar_px = step_px * (1 - _GAP)
     # Room above the highest bar for its number.
     domain = [0, top * 1.12 or 1]
     y = alt.Y("value:Q", title=metric.unit, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=5))
@@ -151,9 +154,10 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
     )
     return layered(
         bars,
-        *whiskers(base, x=x),
-        base.mark_text(dy=-7, fontSize=11, color=INK).encode(
-            x=x, y=alt.Y("top:Q", title=None), text=alt.Text("short:N")
+        # Beside each other at the bar's top: a number at the end of a whisker reads as the height of that.
+        *whiskers(base, right_px=_WHISKER_AT * bar_px, x=x),
+        base.mark_text(dx=-_NUMBER_AT * bar_px, dy=-7, fontSize=11, color=INK).encode(
+            x=x, y=alt.Y("value:Q", title=None), text=alt.Text("short:N")
         ),
         base.mark_rule(color=INK, strokeWidth=1).encode(y=alt.YDatum(0)),
     )
@@ -166,7 +170,9 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
     for metric in metrics:
         part = [row for row in rows if row["metric"] == metric.metric]
         values_known = [None if _alike(part) else row["value"] for row in part]
-        for row, goodness in zip(part, normalised(values_known, _better(metric.metric)), strict=True):
+        better = METRICS[metric.metric].better
+        places = [None] * len(part) if better is None else normalised(values_known, better)
+        for row, goodness in zip(part, places, strict=True):
             fill, ink = _shade(goodness)
             values.append({**row, "title": metric.column.header, "fill": fill, "ink": ink})
     longest = max(len(rung) for rung in rungs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, StudyRecord
-from bitladder.results import Results
+from bitladder.results import Results, same_contents
 from bitladder.stages import stages_done, take_stages
 from bitladder.stats.accuracy import summarize_aggregates
 from bitladder.stats.ends import NOT_MADE, NOT_MEASURED, Ends
@@ -158,6 +158,6 @@ def _cut(leaf: Leaf, task: AccuracyTask | None, stages: int) -> Leaf:
 def rungs_to_ask(results: Results, stage: int) -> frozenset[str]:
     """Whom a stage asks, the baseline among them: a pure function of the records of the stages before."""
     if stage == 0:
-        return frozenset(results.study.rungs)
+        return frozenset(results.study.rungs) - same_contents(results.study, results.rungs).keys()
     found = read_answered(results, stages=stage).to_ask
     return found | {results.study.baseline} if found else found

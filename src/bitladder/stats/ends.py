@@ -1,7 +1,7 @@
 """How a study's checkpoints and measurements ended."""
 
 from bitladder.records import AccuracyOutcome, Item, MeasurementRecord, PerformanceOutcome, RungRecord, Scenario
-from bitladder.results import Results, item_name
+from bitladder.results import Results, item_name, not_measured_as, same_contents
 from bitladder.stats.row import Leaf
 from bitladder.stats.summary import End, describe_end
 
@@ -20,6 +20,8 @@ class Ends:
         self._records = {_key(record.item): record for record in results.of(rung)}
         self._elsewhere = results.elsewhere
         self._unplanned = results.unplanned
+        self.same_as = None if self._records else same_contents(results.study, results.rungs).get(rung)
+        """the rung whose content this one's is, where nothing was measured of this one"""
 
     @property
     def status(self) -> End:
@@ -57,6 +59,8 @@ class Ends:
         return self._missing(task) if self.status == "ok" else describe_end(self.status, self.reason)
 
     def _missing(self, name: str) -> str:
+        if self.same_as is not None:
+            return not_measured_as(self.same_as)
         if (self.rung, name) in self._unplanned:
             return NOT_PLANNED
         return NOT_HERE if (self.rung, name) in self._elsewhere else NOT_MEASURED

@@ -7,9 +7,14 @@ from typing import Literal
 from bitladder.stats.summary import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes, format_raw, format_seconds
 
+MEMORY_TIE = 0.01
+"""share of memory within which two rungs need the same: one run's peak differs from the next one's by that much"""
+
 Goal = Literal["latency", "throughput", "memory"]
-SAME_SHARE = 0.01
-"""of a peak of one run: pages and blocks that an allocator rounds to"""
+
+
+def same_memory(one_bytes: float, other_bytes: float) -> bool:
+    return abs(one_bytes - other_bytes) <= MEMORY_TIE * max(one_bytes, other_bytes)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Criterion:
     def alike(self, one: Estimate, other: Estimate) -> bool:
         """Of figures that aren't sampled: whether they are as good as equal."""
         assert one.value is not None and other.value is not None
-        return abs(one.value - other.value) <= SAME_SHARE * max(one.value, other.value)
+        return same_memory(one.value, other.value)
 
     def describe(self, estimate: Estimate, rung: RungSummary | None = None) -> str:
         """``rung``: whose it is, of whose peak memory the weights are told too."""

@@ -25,9 +25,6 @@ from bitladder.units import counted, format_bytes
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
 FEW_BATCHES = 5
-HELD_UP = 3.0
-"""times the usual that one step in twenty may take: undisturbed ones took up to 2.2 on an H100, 1.2 on a CPU, those on
-a processor that was taken away 5 and more"""
 IDLE_UTILISATION_PERCENT = 50
 """below that a GPU most likely waited for the processor to launch its kernels"""
 NOTED_ERRORS = 1.96
@@ -152,11 +149,6 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     correlation = seen_correlation(line.rows, line.cycle_s)
     if correlation > NOTED_ERRORS / math.sqrt(max(1, batches)):
         notes.append(f"a batch's time resembles the one before (correlation {correlation:.1f}): something else drifted")
-    if (slow := _slow_steps(line)) > HELD_UP:
-        notes.append(
-            f"one token in twenty took {slow:.0f} times as long as usual, or longer: something else held "
-            "the machine up, so times say little"
-        )
     if done < FEW_REQUESTS:
         notes.append(f"{counted(done, 'request')}, fewer than {FEW_REQUESTS}: the intervals are wide")
     if len(outcome.requests) > done:
@@ -224,12 +216,6 @@ def _latencies(line: Timeline) -> dict[str, Estimate]:
             "queue_s": Estimate(value=0.0, reason="no request waited: each was submitted when it could start"),
         }
     return {"latency_s": latency, "latency_p50_s": p50, "latency_p95_s": p95, "prefill_s": prefill, **submitted}
-
-
-def _slow_steps(line: Timeline) -> float:
-    """How many times the usual one token in twenty took at least; 1 where no gap between tokens was seen."""
-    seen = _seen_gaps(line)
-    return _percentile(seen, 95) / _percentile(seen, 50) if len(seen) else 1.0
 
 
 def _seen_gaps(line: Timeline) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -132,12 +132,25 @@ def _energy_above_idle(readings: Readings, outcome: PerformanceOutcome, duration
     gross = _energy(readings, duration_s)
     if gross.value is None:
         return gross
-    if outcome.idle_power_w is None:
-        return readings.missing("idle_power_w")
-    above = gross.value - outcome.idle_power_w * duration_s
-    if above < 0:
-        return Estimate.unknown(f"it took less than the {outcome.idle_power_w:.0f} W of the one reading before it")
-    return Estimate(value=above, reason=_SERIES)
+    idle = _idle_power_w(readings, outcome)
+    if isinstance(idle, Estimate):
+        return idle
+    return Estimate(value=gross.value - idle * duration_s, reason=_SERIES)
+
+
+def _idle_power_w(readings: Readings, outcome: PerformanceOutcome) -> float | Estimate:
+    """Of the idle card; or why it isn't known, such as a reading that a card at work went below."""
+    if not outcome.idle_powers_w:
+        if outcome.idle_power_w is not None:
+            return Estimate.unknown("the power of the idle GPU was read after batches had run on it")
+        return readings.missing("idle_powers_w")
+    idle_w = sum(outcome.idle_powers_w) / len(outcome.idle_powers_w)
+    least_w = min((value for _, value in readings.series("gpu_power_w")), default=idle_w)
+    if least_w < min(outcome.idle_powers_w):
+        return Estimate.unknown(
+            f"the GPU took {least_w:.0f} W at work and {idle_w:.0f} W before, so it was not idle before"
+        )
+    return idle_w
 
 
 def mean_power_w(series: Sequence[tuple[float, float]]) -> float:

@@ -73,6 +73,7 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         for rung in ends
     )
     unplanned = sum(end.is_unplanned(item) for end in ends.values() for item in study.items)
+    told_apart = sum(end.same_as is None for end in ends.values())
     return Summary(
         source=study.source,
         suite=study.suite,
@@ -80,10 +81,10 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         default_margin_points=default_margin_points(study.suite),
         margin_points=margin,
         all_questions_asked=_all_asked(study),
-        planned_measurements=len(ends) * len(study.items) - unplanned,
+        planned_measurements=told_apart * len(study.items) - unplanned,
         missing_measurements=sum(len(rung.missing) for rung in summaries) - unplanned,
         rungs=summaries,
-        notes=_notes(results, rows),
+        notes=_notes(results, rows) + _same_contents(ends),
         measured_on=results.measured_on,
     )
 
@@ -110,6 +111,7 @@ def _rung_summary(
         status=end.status,
         reason=end.reason,
         content_hash=record.content_hash if record else None,
+        same_as=end.same_as,
         stored_bytes=audit.stored_bytes if audit else None,
         loaded_bytes=_loaded_bytes(end, scenarios),
         audit=audit,
@@ -270,6 +272,15 @@ def notes_about(results: Results, rung: str) -> tuple[str, ...]:
     rows = read_answered(results, {name: Ends(results, name) for name in results.study.rungs}).rows
     own = tuple(record for record in results.records if record.rung == rung)
     return _notes(replace(results, records=own, rungs={rung: results.rungs[rung]}), rows)
+
+
+def _same_contents(ends: dict[str, Ends]) -> tuple[str, ...]:
+    return tuple(
+        f"{end.rung} has the same content as {end.same_as}: it is not measured, and all that is measured of "
+        f"{end.same_as}, answers and times, is true of it."
+        for end in ends.values()
+        if end.same_as is not None
+    )
 
 
 def _all_asked(study: StudyRecord) -> bool:

@@ -12,7 +12,8 @@ from bitladder.records import Audit, Machine, Record, Scoring, Source, Status
 from bitladder.stats.verdict import FlipsVerdict, Verdict
 
 End = Status | Literal["missing"]
-"""how a checkpoint or a measurement ended; ``missing``: the study has not come to it, or another machine did it"""
+"""how a checkpoint or a measurement ended; ``missing``: the study has not come to it, another machine
+did it, or it is measured as another rung's, which has the same content"""
 
 
 def describe_end(status: End, reason: str | None) -> str:
@@ -227,6 +228,8 @@ class RungSummary(Record):
     """the checkpoint's own; a measurement's is in its scenario or task"""
     reason: str | None
     content_hash: str | None
+    same_as: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """the rung with the same content, whose measurements are not told a second time as this one's"""
     stored_bytes: int | None
     loaded_bytes: int | None
     audit: Audit | None

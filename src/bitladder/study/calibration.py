@@ -47,11 +47,15 @@ def time_rungs(
 ) -> Calibration:
     """With times of the model's widest layer on these rungs, which takes seconds."""
     from bitladder.checkpoint.skeleton import build_skeleton, widest_layer
-    from bitladder.study.layer_timing import time_layers
+    from bitladder.study.layer_timing import LayerJob, time_layers, time_layers_apart
 
     in_features, out_features = widest_layer(build_skeleton(model_directory, trust_remote_code=trust_remote_code))
     card = torch_devices(calibration.device)[0]
-    rates = time_layers(rungs, card, in_features, out_features, threads=calibration.threads)
+    if card == "cpu":
+        rates = time_layers(rungs, card, in_features, out_features, threads=calibration.threads)
+    else:
+        job = LayerJob(rungs=rungs, device=card, in_features=in_features, out_features=out_features)
+        rates = time_layers_apart(job, trust_remote_code=trust_remote_code)
     return calibration.model_copy(update={"layer_rates": calibration.layer_rates + rates})
 
 

@@ -1,11 +1,15 @@
 """How fast this hardware runs one linear layer on each rung: what a dry run's times are made of."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bitladder.records import LayerRate
+from pydantic import TypeAdapter
+
+from bitladder.forkserver import STDERR, ForkServer, take_job
+from bitladder.records import LayerRate, Record
 from bitladder.rungs import find_rung
 
 if TYPE_CHECKING:
@@ -14,6 +18,38 @@ if TYPE_CHECKING:
 ROWS = (1, 8, 256)
 """decoding one request, decoding a batch, prefill"""
 _REPEATS = 10
+
+
+_RATES = TypeAdapter(tuple[LayerRate, ...])
+
+
+class LayerJob(Record):
+    """What a process that times layers on a card gets on its standard input, in one line."""
+
+    rungs: tuple[str, ...]
+    device: str
+    in_features: int
+    out_features: int
+
+
+def time_layers_apart(job: LayerJob, *, trust_remote_code: bool = False) -> tuple[LayerRate, ...]:
+    """`time_layers` in a process that ends: one that used a card keeps hundreds of MiB of it for as long as it lives.
+
+    Raises RuntimeError where that process does; its traceback is on stderr.
+    """
+    with ForkServer(__name__, None, with_gpu=True, trust_remote_code=trust_remote_code) as server:
+        answer, code = server.ask(job.model_dump_json(), STDERR)
+    if code:
+        raise RuntimeError(f"timing a layer of each rung on {job.device} ended with {code}")
+    return _RATES.validate_json(answer)
+
+
+def work(descriptor: int) -> None:
+    """Do the job on standard input, with the rates to ``descriptor``."""
+    job = LayerJob.model_validate_json(take_job())
+    rates = time_layers(job.rungs, job.device, job.in_features, job.out_features)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(_RATES.dump_json(rates))
 
 
 def time_layers(

@@ -6,7 +6,7 @@ stopped: what has a record is not measured again.
 
 import fcntl
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from bitladder.records import (
     Settings,
     measurement_id,
 )
-from bitladder.results import place_of
+from bitladder.results import not_measured_as, place_of, same_contents
 from bitladder.stages import first_stages, measured_items, stage_count, staged_tasks, stages_item
 from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.estimate import estimate_study
@@ -63,7 +63,7 @@ def run_study(
     log = store.directory / "logs" / "forkserver.log"
     with_gpu, trusted = could_have_cards(), settings.trust_remote_code
     if not trusted:
-        forbid_hub_kernels()  # its layers are timed in this process
+        forbid_hub_kernels()  # on a CPU its layers are timed in this process
     with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
         store.remove_unfinished()
         if not store.has_study():
@@ -129,6 +129,7 @@ class _Run:
         rungs = self._rungs
         require_meant(self._study, self._left, asked_from_s)
         self._write_study()
+        same = self._same
         self._tell_plan()
         asked = self._asked_next()
         self._tell_other_half(asked)
@@ -137,6 +138,7 @@ class _Run:
         self._left.to_make(absent)
         for name in absent:
             rungs[name] = self._make_checkpoint(name)
+        self._tell_same(same)
         self._write_study()
         phases = phase_items(self._study)
         first = [items for items in phases if isinstance(items[0], Divergence)]
@@ -163,13 +165,31 @@ class _Run:
     def _staged_items(self) -> tuple[Item, ...]:
         return tuple(chain.from_iterable(map(measured_items, staged_tasks(self._study))))
 
+    @property
+    def _same(self) -> dict[str, str]:
+        """Of each rung that is not measured, as far as the checkpoints are known, the one with its content."""
+        return same_contents(self._study, self._rungs)
+
+    def _measured_rungs(self) -> list[RungRecord | None]:
+        same = self._same
+        return [record for name, record in self._rungs.items() if name not in same]
+
+    def _tell_same(self, told: Mapping[str, str]) -> None:
+        """What is left out, and the plan anew where it was told with it, as it is before a checkpoint is made."""
+        same = self._same
+        for name, other in same.items():
+            self._progress.warn(f"{name}: {not_measured_as(other)}")
+        if same != told:
+            self._tell_plan()
+
     def _tell_plan(self, *, staged: bool = True) -> None:
         """With all that the stages may ask, or with what they have asked."""
-        missing = [self._missing(record, self._whole_items) for record in self._rungs.values()]
-        total = len(self._rungs) * len(self._whole_items)
+        rungs = self._measured_rungs()
+        missing = [self._missing(record, self._whole_items) for record in rungs]
+        total = len(rungs) * len(self._whole_items)
         left = sum(map(len, missing))
-        by_rung = [len(self._missing(record, self._staged_items)) for record in self._rungs.values()]
-        total += len(self._rungs) * len(self._staged_items) - (0 if staged else sum(by_rung))
+        by_rung = [len(self._missing(record, self._staged_items)) for record in rungs]
+        total += len(rungs) * len(self._staged_items) - (0 if staged else sum(by_rung))
         self._progress.time_left(self._left.seconds)
         self._progress.planned(total, total - left - (sum(by_rung) if staged else 0))
 
@@ -208,8 +228,8 @@ class _Run:
                 self._measure(record, items)
 
     def _baseline_first(self) -> list[RungRecord]:
-        """Checkpoints that can be measured. The baseline leaves what the others are held against."""
-        made = [record for record in self._rungs.values() if record is not None and record.status == "ok"]
+        """Checkpoints that can be measured, each content once. The baseline leaves what the others are held against."""
+        made = [record for record in self._measured_rungs() if record is not None and record.status == "ok"]
         return sorted(made, key=lambda one: one.rung != self._study.baseline)
 
     def _measure_stages(self) -> None:

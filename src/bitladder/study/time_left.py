@@ -98,14 +98,12 @@ def advise(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> st
     """What `require_meant` has against a study; None where it has nothing."""
     if asked_from_s is None or study.calibration.device != "cpu" or left.seconds <= asked_from_s:
         return None
-    flags = [
-        flag
-        for flag, seconds in (
-            (f"--limit {_advised_limit(study, left, asked_from_s)}", left.half_s(performance=False)),
-            (f"--requests {_advised_requests(study, left, asked_from_s)}", left.half_s(performance=True)),
-        )
-        if seconds > _ADVISED_SHARE * asked_from_s
-    ]
+    halves = (
+        ("--limit", _advised_limit(study, left, asked_from_s), left.half_s(performance=False)),
+        ("--requests", _advised_requests(study, left, asked_from_s), left.half_s(performance=True)),
+    )
+    most_s = _ADVISED_SHARE * asked_from_s
+    flags = [f"{flag} {number}" for flag, number, seconds in halves if number is not None and seconds > most_s]
     less = " and ".join(flags) or "fewer --rungs"
     return (
         f"about {format_left(left.seconds)} of work on this CPU, and more than {format_left(asked_from_s)} has to be "
@@ -113,8 +111,8 @@ def advise(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> st
     )
 
 
-def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int:
-    """The largest round number of questions a task whose time is within bounds."""
+def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int | None:
+    """The largest round number of questions a task whose time is within bounds; None where it is no fewer."""
     from bitladder.accuracy.library import task_library
 
     library = task_library(study.settings)
@@ -124,16 +122,18 @@ def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> i
     def seconds(limit: int) -> float:
         return sum(s * min(1.0, limit / counts[task]) for task, s in left.task_s().items())
 
-    return _largest(seconds, _ADVISED_SHARE * asked_from_s)
+    found = _largest(seconds, _ADVISED_SHARE * asked_from_s)
+    return found if found < max(counts.values(), default=0) else None
 
 
-def _advised_requests(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int:
+def _advised_requests(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int | None:
     scenarios = [item for item in study.items if isinstance(item, Scenario)]
 
     def seconds(requests: int) -> float:
         return max(min(1.0, requests / item.requests) for item in scenarios) * left.half_s(performance=True)
 
-    return _largest(seconds, _ADVISED_SHARE * asked_from_s) if scenarios else _ROUND_NUMBERS[0]
+    found = _largest(seconds, _ADVISED_SHARE * asked_from_s) if scenarios else _ROUND_NUMBERS[0]
+    return found if any(found < item.requests for item in scenarios) else None
 
 
 def _largest(seconds: Callable[[int], float], most_s: float) -> int:

@@ -22,6 +22,7 @@ from bitladder.records import (
     Manifest,
     MeasurementRecord,
     Outcome,
+    PerformanceOutcome,
     Record,
     Rescoring,
     RungRecord,
@@ -237,6 +238,8 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
 
 def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], journal: "Journal | None" = None) -> None:
     """Run one item and send its record: ok, or an outcome that has a name."""
+    from bitladder.perf.disturbance import find_disturbance
+
     assert job.content_hash is not None
     identity = measurement_id(job.content_hash, item)
     pipe.send(Started(measurement_id=identity))
@@ -246,6 +249,8 @@ def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], jour
     reason = None
     try:
         outcome = run()
+        if isinstance(outcome, PerformanceOutcome) and (reason := find_disturbance(outcome, job.device)) is not None:
+            status = "failed"  # its samples stay in the record, and no figure is made of them
     except DoesNotFitError as error:
         status, reason = "does_not_fit", str(error)
     except UserError as error:
