@@ -49,6 +49,13 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "config: 100,000 deep": (nest("config.json", 100_000), "config.json: not JSON (nested too deep"),
     "config: type": (set_fields(dtype="floaty"), "floaty"),
     "config: text for a number": (set_fields(hidden_size="many"), "config.json: no model can be built from it"),
+    "config: other weights": (set_fields(transformers_weights="other.safetensors"), "found 'other.safetensors', which"),
+    "config: weights above": (set_fields(transformers_weights="../x.safetensors"), "transformers_weights: found '../x"),
+    "config: weights by number": (set_fields(transformers_weights=5), "transformers_weights: found '5', which leads"),
+    "config: nested": (set_fields(text_config={"transformers_weights": "a"}), "transformers_weights: found 'a', which"),
+    "config: another": (set_fields(configuration_files=["config.4.0.0.json"]), "configuration_files: found"),
+    "config: fused": (set_fields(fusion_config={"patch_embeddings": True}), "fusion_config: found"),
+    "weights of ranks": (write("shard-00001-model-00001-of-00001.safetensors", b""), "of a distributed training, wh"),
     "generation: cut off": (write("generation_config.json", '{"a": '), "generation_config.json: not JSON (EOF"),
     "generation: list": (write("generation_config.json", "[]"), "generation_config.json: a list, expected a JSON obj"),
     "generation: value": (
