@@ -18,10 +18,17 @@ from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.loading import load_model, load_tokenizer
 from bitladder.checkpoint.quantize import quantize
-from bitladder.checkpoint.skeleton import build_skeleton, cache_bytes, directly_used, has_tied_head, widest_layer
+from bitladder.checkpoint.skeleton import (
+    build_skeleton,
+    cache_bytes,
+    directly_used,
+    has_tied_head,
+    linear_weights,
+    widest_layer,
+)
 from bitladder.errors import UserError
 from bitladder.rungs import find_rung, made_title
-from family_trial import rung_comes_back, scored
+from family_trial import UNNAMED_SHARE, named_share, rung_comes_back, scored
 from tiny_families import causal_families, save_tiny_family, tiny_config
 
 
@@ -62,6 +69,30 @@ def test_a_family_answers_on_a_gpu_as_with_lm_eval(
     found = scored(source, tmp_path / "fp32", "cuda:0")
     assert not found["scored"].startswith("hf: ")
     assert found["generated"] == "ours"
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["dbrx", "deepseek_v4", "gemma3", "gpt_oss", "inkling2_text", "jamba", "mamba", "qwen3_moe", "rwkv", "zamba"],
+)
+def test_hardly_a_weight_is_unknown(family: str, tmp_path: Path) -> None:
+    tiny_config(family).save_pretrained(tmp_path)
+    assert named_share(build_skeleton(tmp_path)) >= 1 - UNNAMED_SHARE
+
+
+def test_experts_that_are_bare_matrices_stay_in_16_bits(tmp_path: Path) -> None:
+    """DBRX has the experts of a layer in one parameter of two axes."""
+    source = save_tiny_family("dbrx", tmp_path / "source")
+    expected = expect(source, find_rung("nf4").scheme)
+    assert expected.left_share > 0.8
+    told = rf"{expected.left_share:.0%} of the linear weights would stay BF16 \(.*\.mlp\.w1"
+    with pytest.raises(UserError, match=told):
+        quantize(str(source), "nf4", tmp_path / "nf4")
+
+
+def test_vectors_and_tables_are_no_matrices(tmp_path: Path) -> None:
+    tiny_config("rwkv").save_pretrained(tmp_path)
+    assert {name.rpartition(".")[2] for name in linear_weights(build_skeleton(tmp_path))} == {"weight"}
 
 
 def test_experts_that_stay_in_16_bits_are_no_4_bit_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

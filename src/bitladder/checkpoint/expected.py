@@ -44,7 +44,7 @@ class Expected:
     linear: Mapping[str, int]
     """number of weights of each matrix that the scheme is meant for"""
     left: tuple[str, ...]
-    """those of them that the quantizer doesn't know how to replace, such as a mixture's experts"""
+    """those of them that the quantizer doesn't know how to replace, such as a mixture's experts; the largest first"""
     skipped: tuple[str, ...]
     """modules that it has to be told to leave alone; empty where it knows itself"""
     converted: tuple[str, ...] = ()
@@ -154,7 +154,8 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
     for name, module in _quantized_layers(model):
         del widths[f"{name}.weight"]
         stored |= {f"{name}.{key}": size for key, size in _layer_bytes(module, scheme).items()}
-    left = () if config is None else tuple(name for name in linear if name in widths)
+    whole = () if config is None else (name for name in linear if name in widths)
+    left = tuple(sorted(whole, key=lambda name: -linear[name]))
     stored |= {name: sizes[name] * width for name, width in widths.items()}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     stored |= {

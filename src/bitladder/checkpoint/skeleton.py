@@ -32,6 +32,9 @@ FORWARD_ERRORS: tuple[type[Exception], ...] = (
 
 _WITHOUT_MASK = ("cpmant", "xlm", "xlnet")
 """families that transformers lists among its causal ones although their forward hides nothing that comes later"""
+_NO_MATRIX = re.compile(r"^(A_log|D|query|scale|static_weight)$|bias$|pos|emb")
+"""names of bare parameters of two axes or more that nothing is multiplied by as a matrix: decays, biases, scales of
+heads, taps of a convolution, positions"""
 _WATCHED_TOKENS = 8
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """what an output calls the state that it hands to the next step"""
@@ -83,9 +86,9 @@ def _source(model: "PreTrainedModel") -> str:
 def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
     """By name the weights of matrix products but the head's: what a rung of fewer bits is expected to hold in them.
 
-    Those of transformers 5's mixtures of experts are no layers but parameters of three dimensions, one matrix an
-    expert, which bitsandbytes leaves as they are (bitsandbytes#1849). What a family keeps in FP32 is left out, such as
-    a state-space model's decay.
+    Experts, routers and some projections are no layers but bare parameters, experts of three dimensions too, which
+    bitsandbytes leaves as they are (bitsandbytes#1849). What a family keeps in FP32 is left out, such as a state-space
+    model's decay.
     """
     import torch
     from torch import nn
@@ -99,9 +102,9 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
             continue
         for name, weight in module.named_parameters(recurse=False):
             whole = f"{module_name}.{name}"
-            is_matrix = isinstance(module, nn.Linear | Conv1D) and name == "weight"
-            is_matrix = (is_matrix or weight.ndim > 2) and weight.dtype == torch.bfloat16  # else kept in FP32
-            if is_matrix and not in_fp32(whole):
+            is_layer = isinstance(module, nn.Linear | Conv1D) and name == "weight"
+            is_matrix = is_layer or (weight.ndim > 1 and min(weight.shape[-2:]) > 1 and not _NO_MATRIX.search(name))
+            if is_matrix and weight.dtype == torch.bfloat16 and not in_fp32(whole):
                 found[whole] = weight
     return found
 
