@@ -156,6 +156,7 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
     from lm_eval.api.instance import Instance
 
     from bitladder.accuracy.backend.lm import BitladderLM
+    from bitladder.accuracy.harness import quiet
     from bitladder.accuracy.huggingface import HuggingFaceModel
     from bitladder.checkpoint.loading import load_model, load_tokenizer
     from bitladder.checkpoint.quantize import quantize
@@ -178,6 +179,13 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
     off = max(abs(one[0] - other[0]) for one, other in zip(*scores, strict=True))
     if not off <= TOLERANCE:
         raise RuntimeError(f"log-likelihoods off by {off:.2g}")
+    whole = [Instance("loglikelihood_rolling", {}, (context,), 0, ("task", 0, 1)) for context in contexts]
+    beside = HuggingFaceModel(model, tokenizer, len(whole))
+    with quiet():  # lm-eval shows a bar of each batch
+        totals = [lm.loglikelihood_rolling(whole) for lm in (hf, beside, ours)]
+    off_whole = max(abs(one - other) for others in totals[1:] for one, other in zip(totals[0], others, strict=True))
+    if not off_whole <= TOLERANCE:
+        raise RuntimeError(f"log-likelihoods of whole texts off by {off_whole:.2g} beside others or by our backend")
     why = ours.unsupported
     answers = [lm.generate_until(texts, disable_tqdm=True) for lm in (ours, hf)]
     if answers[0] != answers[1]:

@@ -11,12 +11,20 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from transformers import AutoModelForCausalLM
 
-from bitladder.accuracy.huggingface import HuggingFaceModel, _weights_alone_rounded
+from bitladder.accuracy.huggingface import (
+    HuggingFaceModel,
+    _reason_to_ask_alone,
+    _weights_alone_rounded,
+    padding_behind_shows,
+    padding_shows,
+)
+from bitladder.accuracy.passes import ALONE, UNTRIED
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.layers import prepare_layers
-from bitladder.checkpoint.loading import load_model, load_tokenizer
+from bitladder.checkpoint.loading import load_model, load_pretrained, load_tokenizer
 from bitladder.checkpoint.quantize import quantize
 from bitladder.checkpoint.skeleton import (
     build_skeleton,
@@ -28,7 +36,7 @@ from bitladder.checkpoint.skeleton import (
 )
 from bitladder.errors import UserError
 from bitladder.rungs import find_rung, made_title
-from family_trial import UNNAMED_SHARE, named_share, rung_comes_back, scored
+from family_trial import TOLERANCE, UNNAMED_SHARE, named_share, rung_comes_back, scored
 from tiny_families import causal_families, save_tiny_family, tiny_config
 
 
@@ -40,6 +48,7 @@ from tiny_families import causal_families, save_tiny_family, tiny_config
         ("gemma3", ["nf4"]),  # a nested configuration, and names that change on loading
         ("mamba", ["int8"]),  # no attention, and layers whose weights its code takes
         ("falcon_h1", ["nf4"]),  # attention and state spaces
+        ("deepseek_v4", ["nf4"]),  # a table of integers beside a router's weight
         ("deepseek_v3", ["int8"]),  # experts, values of another size, layers with inputs of four axes
         ("gpt_neo", ["nf4"]),  # null in its configuration, masks among its buffers
     ],
@@ -225,7 +234,30 @@ def test_families_whose_texts_padding_changes_are_asked_one_by_one(
         ]
         asked.generate_until(texts, disable_tqdm=True)
         asked.loglikelihood([Instance("loglikelihood", {}, ("A", " B"), 0)], disable_tqdm=True)
-        assert (asked.alone, asked.batch_size) == (shows, 1 if shows else 4), rung
+        assert (asked.alone, asked.batch_size) == ((ALONE, 1) if shows else (None, 4)), rung
+
+
+def test_texts_as_a_whole_are_asked_one_by_one_where_what_pads_them_shows(tmp_path: Path) -> None:
+    source = save_tiny_family("deepseek_v32", tmp_path / "source")
+    model, tokenizer = load_pretrained(source, "cpu", dtype=torch.float32), load_tokenizer(source)
+    texts = [Instance("loglikelihood_rolling", {}, ("A ladder has rungs " * number,), 0) for number in (1, 5)]
+    alone, beside = (HuggingFaceModel(model, tokenizer, size) for size in (1, 2))
+    scores = [lm.loglikelihood_rolling(texts, disable_tqdm=True) for lm in (alone, beside)]
+    assert scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
+    assert beside.remarks == (ALONE,)
+
+
+@pytest.mark.parametrize("fields", [{"vocab_size": 12}, {"n_positions": 16}])
+def test_the_trial_of_padding_takes_what_the_model_has_embeddings_for(fields: dict[str, int]) -> None:
+    model: Any = AutoModelForCausalLM.from_config(tiny_config("gpt2", **fields))  # type: ignore[no-untyped-call]
+    model.eval()
+    assert not any(trial(model) for trial in (padding_behind_shows, padding_shows))
+
+
+def test_a_trial_of_padding_that_fails_is_told_as_that(tmp_path: Path) -> None:
+    source = save_tiny_family("prophetnet", tmp_path / "source")  # takes no mask that hides a beginning
+    why = _reason_to_ask_alone(padding_shows, load_model(source, "cpu"))
+    assert why is not None and why.startswith(f"{UNTRIED} (")
 
 
 def test_no_rung_is_asked_one_by_one_for_the_outliers_of_what_pads(
