@@ -48,6 +48,12 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "config: 1,000 deep": (nest("config.json", 1_000), "config.json: not JSON (nested too deep"),
     "config: 100,000 deep": (nest("config.json", 100_000), "config.json: not JSON (nested too deep"),
     "config: type": (set_fields(dtype="floaty"), "floaty"),
+    "config: type of integers": (set_fields(dtype="int8"), "dtype: found 'torch.int8', expected one of bfloat16"),
+    "config: type by number": (set_fields(dtype=5), "dtype: found '5', expected one of bfloat16, float16"),
+    "config: type of 8 bits": (set_fields(dtype="float8_e4m3fn"), "dtype: found 'torch.float8_e4m3fn', expected one"),
+    "config: a class": (set_fields(dtype="Tensor"), "expected one of bfloat16, float16, float32, float64"),
+    "config: old type": (set_fields(dtype=None, torch_dtype=7), "dtype: found '7', expected one of bfloat16"),
+    "config: padding": (set_fields(pad_token_id=512), "no model can be built from it (AssertionError: Padding_idx"),
     "config: text for a number": (set_fields(hidden_size="many"), "config.json: no model can be built from it"),
     "config: other weights": (set_fields(transformers_weights="other.safetensors"), "found 'other.safetensors', which"),
     "config: weights above": (set_fields(transformers_weights="../x.safetensors"), "transformers_weights: found '../x"),
@@ -87,6 +93,18 @@ def test_a_broken_file_is_one_line_before_any_work(edit: Edit, told: str, tiny_c
             use()
         assert told in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attn_implementation", "flash_attention_2"), ("_attn_implementation", "evil/kernel")],
+)
+def test_attention_that_this_machine_lacks_is_one_line(field: str, value: str, tiny_copy: Path) -> None:
+    set_fields(**{field: value})(tiny_copy)
+    told = [finding.message for finding in audit(tiny_copy).findings if finding.check == "load"]
+    with pytest.raises(UserError) as raised:
+        quantize(str(tiny_copy), "bf16", tiny_copy.parent / "out")
+    assert told and "\n" not in told[0] + str(raised.value)
 
 
 def test_a_quantization_method_that_is_unknown_fails_the_audit(tiny_copy: Path) -> None:
