@@ -107,6 +107,16 @@ def test_attention_that_this_machine_lacks_is_one_line(field: str, value: str, t
     assert told and "\n" not in told[0] + str(raised.value)
 
 
+def test_a_tied_head_with_two_tensors_is_found_before_any_work(tiny_copy: Path) -> None:
+    def add_head(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+    edit_weights(tiny_copy, add_head)
+    with pytest.raises(BrokenFileError, match="head"):
+        quantize(str(tiny_copy), "bf16", tiny_copy.parent / "out")
+    assert not (tiny_copy.parent / "out").exists()
+
+
 def test_a_quantization_method_that_is_unknown_fails_the_audit(tiny_copy: Path) -> None:
     edit_config(tiny_copy, quantization_config={"quant_method": "mine"})
     message = "config.json says that it is quantized by 'mine', which the installed transformers doesn't know"
