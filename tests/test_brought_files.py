@@ -68,6 +68,22 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         write("generation_config.json", '{"watermarking_config": 3}'),
         "generation_config.json: can't be used",
     ),
+    **{
+        f"generation: {name} {value}": (
+            write("generation_config.json", json.dumps({name: value})),
+            f"generation_config.json: {name}: found {value!r}, ",
+        )
+        for name, value in (
+            ("eos_token_id", "x"),
+            ("eos_token_id", -7),
+            ("temperature", [1]),
+            ("stop_strings", 7),
+            ("num_beams", 0),
+            ("max_new_tokens", "x"),
+            ("do_sample", "no"),
+            ("top_k", 1.5),
+        )
+    },
     "quantization: list": (set_fields(quantization_config=["a"]), "quantization_config is \"['a']\", expected an obj"),
     "quantization: no method": (
         set_fields(quantization_config={"bits": 4}),

@@ -37,7 +37,17 @@ FOUNDATION = {
     "wording",
     "printable",
 }
-CHECKPOINT_FILES = {"tensors", "manifest", "config", "kinds", "declared", "layers", "loading", "placement"}
+CHECKPOINT_FILES = {
+    "tensors",
+    "manifest",
+    "config",
+    "kinds",
+    "declared",
+    "generation",
+    "layers",
+    "loading",
+    "placement",
+}
 """What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
 MAY_IMPORT = {
     "foundation": FOUNDATION,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
 from bitladder.checkpoint.declared import quantization_of
+from bitladder.checkpoint.generation import wrong_value
 from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
@@ -204,8 +205,13 @@ def _what_it_is(config: "PretrainedConfig") -> str:
 
 def require_generation_config(directory: Path) -> None:
     """Raise BrokenFileError for a generation_config.json that transformers fails on, or leaves out without a word."""
-    if read_generation_config(directory) is None:
+    fields = read_generation_config(directory)
+    if fields is None:
         return
+    if wrong := wrong_value(fields):
+        raise BrokenFileError(
+            f"{directory / GENERATION_CONFIG}: {wrong[:_SHOWN_CHARACTERS]}; fetch or make it again, or delete it"
+        )
     from transformers import GenerationConfig
 
     try:
