@@ -159,6 +159,18 @@ def test_what_sees_the_future_is_no_causal_model(family: str, said: str, tmp_pat
         require_sound(source)
 
 
+@pytest.mark.parametrize(("family", "causal"), [("biogpt", True), ("gpt_neox", True), ("roberta", False)])
+def test_is_decoder_is_what_the_family_takes_it_for(family: str, causal: bool, tmp_path: Path) -> None:
+    tiny_config(family, is_decoder=False).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"is_decoder": False}))
+    if causal:
+        build_skeleton(tmp_path)
+    else:
+        with pytest.raises(UserError, match="sees what comes after a token"):
+            build_skeleton(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
