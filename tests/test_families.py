@@ -27,6 +27,7 @@ from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.loading import load_model, load_pretrained, load_tokenizer
 from bitladder.checkpoint.quantize import quantize
 from bitladder.checkpoint.skeleton import (
+    _without_numbers,
     build_skeleton,
     cache_bytes,
     directly_used,
@@ -210,6 +211,11 @@ def test_a_network_says_what_configurations_call_by_many_names(tmp_path: Path) -
         assert (long > short) == per_row, "a state-space model's state has one size"
         assert min(widest_layer(skeleton)) > 0
     assert {name.rpartition(".")[2] for name in directly_used(skeleton)} == {"dt_proj"}
+
+
+def test_layers_are_told_apart_by_more_than_their_numbers() -> None:
+    assert _without_numbers("layers.3.mlp.w1") == _without_numbers("layers.12.mlp.w1") == "layers.*.mlp.w1"
+    assert _without_numbers("0.fc2.1") == "*.fc2.*"
 
 
 def test_4_bit_layers_that_a_cpu_cannot_pack_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,4 +297,5 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
 
 
 def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "*", name)
+    """With layers by no number; w1 and w2 are two layers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
