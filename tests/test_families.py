@@ -51,6 +51,7 @@ from tiny_families import causal_families, save_tiny_family, tiny_config
         ("falcon_h1", ["nf4"]),  # attention and state spaces
         ("deepseek_v4", ["nf4"]),  # a table of integers beside a router's weight
         ("deepseek_v3", ["int8"]),  # experts, values of another size, layers with inputs of four axes
+        ("inkling_text", ["bf16"]),  # a scale in FP32 beside a router's weight
         ("gpt_neo", ["nf4"]),  # null in its configuration, masks among its buffers
     ],
 )
