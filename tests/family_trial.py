@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-4
-"""of a log-likelihood in FP32"""
+"""of a log-likelihood in FP32; of a whole text's by so many nats, since FP32 rounds relatively"""
+TOLERANCE_NATS = 100
 RUNGS = ("int8", "fp4", "nf4")
+UNNAMED_SHARE = 0.03
+"""of a family's weights may be none of `named_share`'s"""
 
 
 @dataclass
@@ -73,13 +76,38 @@ def steps(family: str, source: Path, folder: Path, outcome: Outcome) -> Iterator
     except UserError as error:
         outcome.refused = str(error).replace(str(source), "DIR")
         return
-    predict_working_memory(build_skeleton(source), 2, 8, 4)
+    skeleton = build_skeleton(source)
+    predict_working_memory(skeleton, 2, 8, 4)
+    if (share := named_share(skeleton)) < 1 - UNNAMED_SHARE:
+        raise RuntimeError(f"{1 - share:.0%} of the weights are unknown to bitladder")
     yield {"partial": f"{left:.0%}" if left > 0.05 else ""}
     for rung in ("bf16", *RUNGS):
         yield {rung: rung_comes_back(source, rung, folder / rung)}
     yield scored(source, folder / "fp32")
     yield {"decoding": decoded(folder / "bf16")}
     yield {"divergence": divergence(folder) if (folder / "nf4").is_dir() else ""}
+
+
+def named_share(model: "PreTrainedModel") -> float:
+    """Share of the weights that are matrices, embeddings, positions, the head, convolutions, vectors, decays or kept in
+    FP32."""
+    import torch
+    from torch import nn
+
+    from bitladder.checkpoint.skeleton import kept_in_fp32, linear_weights
+
+    linear, in_fp32 = linear_weights(model), kept_in_fp32(model)
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    named = total = 0
+    for module_name, module in model.named_modules():
+        known = module is head or isinstance(module, nn.modules.conv._ConvNd | nn.Embedding)
+        for name, weight in module.named_parameters(recurse=False):
+            whole = f"{module_name}.{name}"
+            vector = max(weight.shape, default=1) == weight.numel()
+            wide = weight.dtype != torch.bfloat16 or in_fp32(whole)
+            total += weight.numel()
+            named += weight.numel() * (known or vector or wide or name in ("A_log", "pos_embed") or whole in linear)
+    return named / total
 
 
 def rung_comes_back(source: Path, rung: str, out: Path) -> str:
@@ -129,6 +157,7 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
     from lm_eval.api.instance import Instance
 
     from bitladder.accuracy.backend.lm import BitladderLM
+    from bitladder.accuracy.harness import quiet
     from bitladder.accuracy.huggingface import HuggingFaceModel
     from bitladder.checkpoint.loading import load_model, load_tokenizer
     from bitladder.checkpoint.quantize import quantize
@@ -151,6 +180,14 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
     off = max(abs(one[0] - other[0]) for one, other in zip(*scores, strict=True))
     if not off <= TOLERANCE:
         raise RuntimeError(f"log-likelihoods off by {off:.2g}")
+    whole = [Instance("loglikelihood_rolling", {}, (context,), 0, ("task", 0, 1)) for context in contexts]
+    beside = HuggingFaceModel(model, tokenizer, len(whole))
+    with quiet():  # lm-eval shows a bar of each batch
+        totals = [lm.loglikelihood_rolling(whole) for lm in (hf, beside, ours)]
+    pairs = [pair for others in totals[1:] for pair in zip(totals[0], others, strict=True)]
+    off_whole = max(abs(one - other) / max(1, abs(one) / TOLERANCE_NATS) for one, other in pairs)
+    if not off_whole <= TOLERANCE:
+        raise RuntimeError(f"log-likelihoods of whole texts off by {off_whole:.2g} beside others or by our backend")
     why = ours.unsupported
     answers = [lm.generate_until(texts, disable_tqdm=True) for lm in (ours, hf)]
     if answers[0] != answers[1]:

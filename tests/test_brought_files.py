@@ -48,13 +48,42 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "config: 1,000 deep": (nest("config.json", 1_000), "config.json: not JSON (nested too deep"),
     "config: 100,000 deep": (nest("config.json", 100_000), "config.json: not JSON (nested too deep"),
     "config: type": (set_fields(dtype="floaty"), "floaty"),
+    "config: type of integers": (set_fields(dtype="int8"), "dtype: found 'torch.int8', expected one of bfloat16"),
+    "config: type by number": (set_fields(dtype=5), "dtype: found '5', expected one of bfloat16, float16"),
+    "config: type of 8 bits": (set_fields(dtype="float8_e4m3fn"), "dtype: found 'torch.float8_e4m3fn', expected one"),
+    "config: a class": (set_fields(dtype="Tensor"), "expected one of bfloat16, float16, float32, float64"),
+    "config: old type": (set_fields(dtype=None, torch_dtype=7), "dtype: found '7', expected one of bfloat16"),
+    "config: padding": (set_fields(pad_token_id=512), "no model can be built from it (AssertionError: Padding_idx"),
     "config: text for a number": (set_fields(hidden_size="many"), "config.json: no model can be built from it"),
+    "config: other weights": (set_fields(transformers_weights="other.safetensors"), "found 'other.safetensors', which"),
+    "config: weights above": (set_fields(transformers_weights="../x.safetensors"), "transformers_weights: found '../x"),
+    "config: weights by number": (set_fields(transformers_weights=5), "transformers_weights: found '5', which leads"),
+    "config: nested": (set_fields(text_config={"transformers_weights": "a"}), "transformers_weights: found 'a', which"),
+    "config: another": (set_fields(configuration_files=["config.4.0.0.json"]), "configuration_files: found"),
+    "config: fused": (set_fields(fusion_config={"patch_embeddings": True}), "fusion_config: found"),
+    "weights of ranks": (write("shard-00001-model-00001-of-00001.safetensors", b""), "of a distributed training, wh"),
     "generation: cut off": (write("generation_config.json", '{"a": '), "generation_config.json: not JSON (EOF"),
     "generation: list": (write("generation_config.json", "[]"), "generation_config.json: a list, expected a JSON obj"),
     "generation: value": (
         write("generation_config.json", '{"watermarking_config": 3}'),
         "generation_config.json: can't be used",
     ),
+    **{
+        f"generation: {name} {value}": (
+            write("generation_config.json", json.dumps({name: value})),
+            f"generation_config.json: {name}: found {value!r}, ",
+        )
+        for name, value in (
+            ("eos_token_id", "x"),
+            ("eos_token_id", -7),
+            ("temperature", [1]),
+            ("stop_strings", 7),
+            ("num_beams", 0),
+            ("max_new_tokens", "x"),
+            ("do_sample", "no"),
+            ("top_k", 1.5),
+        )
+    },
     "quantization: list": (set_fields(quantization_config=["a"]), "quantization_config is \"['a']\", expected an obj"),
     "quantization: no method": (
         set_fields(quantization_config={"bits": 4}),
@@ -80,6 +109,28 @@ def test_a_broken_file_is_one_line_before_any_work(edit: Edit, told: str, tiny_c
             use()
         assert told in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attn_implementation", "flash_attention_2"), ("_attn_implementation", "evil/kernel")],
+)
+def test_attention_that_this_machine_lacks_is_one_line(field: str, value: str, tiny_copy: Path) -> None:
+    set_fields(**{field: value})(tiny_copy)
+    told = [finding.message for finding in audit(tiny_copy).findings if finding.check == "load"]
+    with pytest.raises(UserError) as raised:
+        quantize(str(tiny_copy), "bf16", tiny_copy.parent / "out")
+    assert told and "\n" not in told[0] + str(raised.value)
+
+
+def test_a_tied_head_with_two_tensors_is_found_before_any_work(tiny_copy: Path) -> None:
+    def add_head(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+    edit_weights(tiny_copy, add_head)
+    with pytest.raises(BrokenFileError, match="head"):
+        quantize(str(tiny_copy), "bf16", tiny_copy.parent / "out")
+    assert not (tiny_copy.parent / "out").exists()
 
 
 def test_a_quantization_method_that_is_unknown_fails_the_audit(tiny_copy: Path) -> None:

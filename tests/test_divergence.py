@@ -11,8 +11,8 @@ import torch
 
 from bitladder.accuracy.backend.products import widened_products
 from bitladder.corpus import WIKITEXT_SPLIT, Corpus, _by_article, read_corpus
-from bitladder.divergence.measure import measure_divergence
-from bitladder.divergence.reference import load_reference
+from bitladder.divergence.measure import _with_window, measure_divergence
+from bitladder.divergence.reference import Reference, load_reference
 from bitladder.divergence.windows import cut_documents
 from bitladder.errors import UserError
 from bitladder.records import Divergence, DivergenceOutcome, Prompts, WindowDivergence
@@ -175,6 +175,18 @@ def test_logits_that_are_more_than_the_heads_products_are_kept(family: str, wind
     assert torch.equal(torch.stack([reference.logits(row) for row in range(3)]).double(), logits_of(directory, windows))
     again = measure_divergence(directory, ITEM, windows, path, is_baseline=False)
     assert max(value for window in again.windows for value in window.kl) == 0
+
+
+def test_a_later_window_that_is_no_product_of_the_head_makes_all_logits() -> None:
+    torch.manual_seed(0)
+    weight, states = torch.randn(11, 4), torch.randn(3, 5, 4)
+    logits = states @ weight.T
+    reference = Reference(weight, None, None, [], "cpu")
+    for window, calls in enumerate((1, 1, 2)):
+        reference = _with_window(reference, [states[window]] * calls, logits[window])
+        assert (reference.weight is None) == (window == 2)
+    for window in range(3):
+        torch.testing.assert_close(reference.logits(window), logits[window])
 
 
 def test_what_cannot_be_measured_says_why(

@@ -11,17 +11,33 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from transformers import AutoModelForCausalLM
 
-from bitladder.accuracy.huggingface import HuggingFaceModel, _weights_alone_rounded
+from bitladder.accuracy.huggingface import (
+    HuggingFaceModel,
+    _reason_to_ask_alone,
+    _weights_alone_rounded,
+    padding_behind_shows,
+    padding_shows,
+)
+from bitladder.accuracy.passes import ALONE, UNTRIED
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.layers import prepare_layers
-from bitladder.checkpoint.loading import load_model, load_tokenizer
+from bitladder.checkpoint.loading import load_model, load_pretrained, load_tokenizer
 from bitladder.checkpoint.quantize import quantize
-from bitladder.checkpoint.skeleton import build_skeleton, cache_bytes, directly_used, has_tied_head, widest_layer
+from bitladder.checkpoint.skeleton import (
+    _without_numbers,
+    build_skeleton,
+    cache_bytes,
+    directly_used,
+    has_tied_head,
+    linear_weights,
+    widest_layer,
+)
 from bitladder.errors import UserError
 from bitladder.rungs import find_rung, made_title
-from family_trial import rung_comes_back, scored
+from family_trial import TOLERANCE, UNNAMED_SHARE, named_share, rung_comes_back, scored
 from tiny_families import causal_families, save_tiny_family, tiny_config
 
 
@@ -33,7 +49,9 @@ from tiny_families import causal_families, save_tiny_family, tiny_config
         ("gemma3", ["nf4"]),  # a nested configuration, and names that change on loading
         ("mamba", ["int8"]),  # no attention, and layers whose weights its code takes
         ("falcon_h1", ["nf4"]),  # attention and state spaces
+        ("deepseek_v4", ["nf4"]),  # a table of integers beside a router's weight
         ("deepseek_v3", ["int8"]),  # experts, values of another size, layers with inputs of four axes
+        ("inkling_text", ["bf16"]),  # a scale in FP32 beside a router's weight
         ("gpt_neo", ["nf4"]),  # null in its configuration, masks among its buffers
     ],
 )
@@ -62,6 +80,30 @@ def test_a_family_answers_on_a_gpu_as_with_lm_eval(
     found = scored(source, tmp_path / "fp32", "cuda:0")
     assert not found["scored"].startswith("hf: ")
     assert found["generated"] == "ours"
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["dbrx", "deepseek_v4", "gemma3", "gpt_oss", "inkling2_text", "jamba", "mamba", "qwen3_moe", "rwkv", "zamba"],
+)
+def test_hardly_a_weight_is_unknown(family: str, tmp_path: Path) -> None:
+    tiny_config(family).save_pretrained(tmp_path)
+    assert named_share(build_skeleton(tmp_path)) >= 1 - UNNAMED_SHARE
+
+
+def test_experts_that_are_bare_matrices_stay_in_16_bits(tmp_path: Path) -> None:
+    """DBRX has the experts of a layer in one parameter of two axes."""
+    source = save_tiny_family("dbrx", tmp_path / "source")
+    expected = expect(source, find_rung("nf4").scheme)
+    assert expected.left_share > 0.8
+    told = rf"{expected.left_share:.0%} of the linear weights would stay BF16 \(.*\.mlp\.w1"
+    with pytest.raises(UserError, match=told):
+        quantize(str(source), "nf4", tmp_path / "nf4")
+
+
+def test_vectors_and_tables_are_no_matrices(tmp_path: Path) -> None:
+    tiny_config("rwkv").save_pretrained(tmp_path)
+    assert {name.rpartition(".")[2] for name in linear_weights(build_skeleton(tmp_path))} == {"weight"}
 
 
 def test_experts_that_stay_in_16_bits_are_no_4_bit_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +161,18 @@ def test_what_sees_the_future_is_no_causal_model(family: str, said: str, tmp_pat
         require_sound(source)
 
 
+@pytest.mark.parametrize(("family", "causal"), [("biogpt", True), ("gpt_neox", True), ("roberta", False)])
+def test_is_decoder_is_what_the_family_takes_it_for(family: str, causal: bool, tmp_path: Path) -> None:
+    tiny_config(family, is_decoder=False).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"is_decoder": False}))
+    if causal:
+        build_skeleton(tmp_path)
+    else:
+        with pytest.raises(UserError, match="sees what comes after a token"):
+            build_skeleton(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -160,6 +214,11 @@ def test_a_network_says_what_configurations_call_by_many_names(tmp_path: Path) -
     assert {name.rpartition(".")[2] for name in directly_used(skeleton)} == {"dt_proj"}
 
 
+def test_layers_are_told_apart_by_more_than_their_numbers() -> None:
+    assert _without_numbers("layers.3.mlp.w1") == _without_numbers("layers.12.mlp.w1") == "layers.*.mlp.w1"
+    assert _without_numbers("0.fc2.1") == "*.fc2.*"
+
+
 def test_4_bit_layers_that_a_cpu_cannot_pack_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes asserts that outputs are a multiple of 32 where the CPU multiplies BF16."""
     import bitsandbytes
@@ -194,7 +253,30 @@ def test_families_whose_texts_padding_changes_are_asked_one_by_one(
         ]
         asked.generate_until(texts, disable_tqdm=True)
         asked.loglikelihood([Instance("loglikelihood", {}, ("A", " B"), 0)], disable_tqdm=True)
-        assert (asked.alone, asked.batch_size) == (shows, 1 if shows else 4), rung
+        assert (asked.alone, asked.batch_size) == ((ALONE, 1) if shows else (None, 4)), rung
+
+
+def test_texts_as_a_whole_are_asked_one_by_one_where_what_pads_them_shows(tmp_path: Path) -> None:
+    source = save_tiny_family("deepseek_v32", tmp_path / "source")
+    model, tokenizer = load_pretrained(source, "cpu", dtype=torch.float32), load_tokenizer(source)
+    texts = [Instance("loglikelihood_rolling", {}, ("A ladder has rungs " * number,), 0) for number in (1, 5)]
+    alone, beside = (HuggingFaceModel(model, tokenizer, size) for size in (1, 2))
+    scores = [lm.loglikelihood_rolling(texts, disable_tqdm=True) for lm in (alone, beside)]
+    assert scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
+    assert beside.remarks == (ALONE,)
+
+
+@pytest.mark.parametrize("fields", [{"vocab_size": 12}, {"n_positions": 16}])
+def test_the_trial_of_padding_takes_what_the_model_has_embeddings_for(fields: dict[str, int]) -> None:
+    model: Any = AutoModelForCausalLM.from_config(tiny_config("gpt2", **fields))  # type: ignore[no-untyped-call]
+    model.eval()
+    assert not any(trial(model) for trial in (padding_behind_shows, padding_shows))
+
+
+def test_a_trial_of_padding_that_fails_is_told_as_that(tmp_path: Path) -> None:
+    source = save_tiny_family("prophetnet", tmp_path / "source")  # takes no mask that hides a beginning
+    why = _reason_to_ask_alone(padding_shows, load_model(source, "cpu"))
+    assert why is not None and why.startswith(f"{UNTRIED} (")
 
 
 def test_no_rung_is_asked_one_by_one_for_the_outliers_of_what_pads(

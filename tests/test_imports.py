@@ -41,6 +41,7 @@ CHECKPOINT_FILES = {
     "config",
     "declared",
     "four_bits",
+    "generation",
     "kinds",
     "layers",
     "loading",

@@ -274,10 +274,10 @@ class TestRefused:
         copy = shutil.copytree(tiny_llama, tmp_path / "copy")
         config = json.loads((copy / "config.json").read_text())
         (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-        with pytest.raises(BrokenFileError, match=r"9 tensors that config\.json asks for are missing"):
+        with pytest.raises(BrokenFileError, match="9 tensors are missing"):
             quantize(str(copy), "bf16")
         (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 192}))
-        with pytest.raises(BrokenFileError, match="missing or of another shape"):
+        with pytest.raises(BrokenFileError, match="6 tensors have another shape"):
             quantize(str(copy), "bf16")
 
     def test_full_disk(self, tiny_llama: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, saves: Any) -> None:

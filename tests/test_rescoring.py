@@ -150,6 +150,18 @@ def test_an_overflow_is_refused(
         rescore(model, tokenizer, Rescoring(task=task, way="batch 1", documents=2), settings)
 
 
+def test_what_lm_evals_way_answered_is_no_second_plan(
+    model: Any, tokenizer: Any, settings: Settings, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise NotImplementedError("no such forward")
+
+    monkeypatch.setattr("bitladder.accuracy.backend.lm.BitladderLM._loglikelihood", fail)
+    task = next(item for item in tasks.items if item.task == "tiny_choice")
+    with pytest.raises(UserError, match=r"^its batches can't be planned, because NotImplementedError in a for"):
+        rescore(model, tokenizer, Rescoring(task=task, way="second plan", documents=2), settings)
+
+
 def test_few_shot_prompts_are_those_of_the_first_time(model: Any, tokenizer: Any, settings: Settings) -> None:
     """Examples are drawn for one document after the other, so that some documents alone would get others."""
     shots = settings.model_copy(update={"num_fewshot": 2})

@@ -43,6 +43,7 @@ from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
 from bitladder.study.run import _Run, run_study
 from test_study_settings import MACHINE, make_task
+from tiny_families import save_tiny_family
 
 QUESTIONS = 6
 
@@ -300,6 +301,18 @@ def test_the_other_half_that_is_in_the_plan_is_told(
         f"--only performance: {store.directory} has accuracy in its plan too, which is measured where it is missing; "
         "take another --out for performance alone"
     ]
+
+
+def test_a_baseline_that_cannot_be_run_ends_the_study_before_the_other_rungs(
+    tasks: Path, tmp_path: Path, ready_server: None
+) -> None:
+    source = save_tiny_family("reformer", tmp_path / "source")  # its code adds FP32 to 16 bits
+    settings = settings_for(source, tasks, rungs=("fp16", "bf16", "nf4"))
+    for made in (["bf16"], []):
+        seen = Counting()
+        with pytest.raises(UserError, match=r"its own forward fails: RuntimeError: .*, already as bf16, which the"):
+            run_study(settings, tmp_path / "out", seen)
+        assert seen.made == made
 
 
 def test_tasks_are_built_for_each_rung_where_they_cannot_be_built_once(

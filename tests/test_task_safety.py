@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,10 +313,66 @@ BAD_DATA: dict[str, tuple[dict[str, Any], Callable[[Path], None] | None, str]] =
     "a pickle": (
         {"dataset_path": "pandas", "dataset_kwargs": {"data_files": "d.pkl"}},
         file("d.pkl", pickle.dumps(_Runs())),
-        "can't be read (Pickle loading",
+        "it may run Python by the dataset_path 'pandas' in ",
     ),
     "no names": ({"dataset_kwargs": {"data_files": {"test": 5}}}, None, "data_files: found 5"),
 }
+
+
+COPIES = {"simplecache": {"cache_storage": "written", "same_names": True}}
+WRITES: dict[str, tuple[dict[str, Any], str]] = {
+    "storage": ({"data_files": "d.jsonl", "storage_options": COPIES}, "may write files by dataset_kwargs: 'storage_op"),
+    "cache": ({"data_files": "d.jsonl", "cache_dir": "written"}, "may write files by dataset_kwargs: 'cache_dir'"),
+    "download": ({"data_files": "d.jsonl", "download_config": {}}, "may write files by dataset_kwargs: 'download_conf"),
+    "a copy": ({"data_files": "simplecache::file://{folder}/d.jsonl"}, "would be read by 'simplecache', expected bz2"),
+    "in a tar": ({"data_files": {"test": ["tar://d::simplecache://::file://{folder}/d"]}}, "read by 'simplecache'"),
+    "the last": ({"data_files": "zip://d.jsonl::github://o:r@/d.zip"}, "read by 'github', expected file"),
+    "colons": ({"data_files": "simplecache::{folder}/*.jsonl"}, "read by 'simplecache'"),
+    "a folder": ({"data_files": {"test": "d.jsonl"}, "data_dir": "simplecache::file://{folder}"}, "mine"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_ways_to_data_by_which_files_are_written_are_asked_for(
+    folder: Folder, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.path)
+    options, message = WRITES[kind]
+    text = json.dumps(options).replace("{folder}", str(folder.path))
+    path = folder.task(dataset_kwargs=json.loads(text))
+    if kind == "a folder":  # a local one, whatever it is called
+        assert resolve(path) == {message: 4}
+    else:
+        assert message in refused(path)
+    group = folder.write("g.yaml", f"group: g\ndataset_path: json\ndataset_kwargs: {text}\ntask: [arc_easy]\n")
+    if "may write" in message:
+        assert message in refused(group)
+    assert not (folder.path / "written").exists()
+
+
+def test_a_card_names_plain_files(folder: Folder) -> None:
+    card("---\nconfigs:\n- config_name: x\n  data_files: 'simplecache::file:///x'\n---\n")(folder.path)
+    assert "would be read by 'simplecache'" in refused(folder.task(**SET))
+
+
+def test_ways_to_data_that_were_read_and_trusted(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # which takes every archive for a remote one
+    with zipfile.ZipFile(folder.path / "d.zip", "w") as archive:
+        archive.write(folder.path / "d.jsonl", "d.jsonl")
+    inside = folder.task(dataset_kwargs={"data_files": {"test": "zip://d.jsonl::d.zip"}})
+    assert resolve(inside) == {"mine": 4}
+    copies = tmp_path / "copies"
+    options = {**TASK["dataset_kwargs"], "cache_dir": str(copies)}
+    assert resolve(folder.task(dataset_kwargs=options), trust_remote_code=True) == {"mine": 4}
+    assert copies.is_dir()
+
+
+def test_lm_evals_functions_get_no_arguments_unasked(folder: Folder) -> None:
+    base = harness_tasks() / "ruler" / "niah_single_2.yaml"  # loads the tokenizer that it is given, with its code
+    path = folder.write("n.yaml", f"include: {base}\ntask: mine\nmetadata: {{tokenizer: ./evil}}\n")
+    assert "it gives lm-eval's custom_dataset niah_utils.niah_single_2 arguments of its own" in refused(path)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

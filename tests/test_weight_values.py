@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audit_checkpoints import UP, CopyRung, edit_weights
+from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.quantize import quantize
 from bitladder.checkpoint.ranges import beyond_range, vanishing
@@ -117,6 +117,7 @@ def test_a_weight_beyond_a_rungs_types(name: str, value: float, refused: set[str
         tensors[name].view(-1)[0] = value
 
     edit_weights(tiny_copy, edit)
+    edit_config(tiny_copy, dtype="float32")
     found = {rung: beyond_range(tiny_copy, row.scheme) for rung, row in RUNGS.items()}
     assert {rung for rung, reason in found.items() if reason} == refused
     if "fp16" in refused:

@@ -8,13 +8,16 @@ from weakref import WeakKeyDictionary
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from bitladder.accuracy.passes import ALONE, Passes, record_scoring
-from bitladder.checkpoint.skeleton import FORWARD_ERRORS
+from bitladder.accuracy.passes import ALONE, UNTRIED, Passes, record_scoring
+from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
 from bitladder.records import BatchPlan, Scoring
+from bitladder.wording import first_line
 
 Progress = Callable[[int, int], None]
 
 _PADS, _TOKENS = 9, 40
+_NEW_TOKENS = 2
+"""GIT forgets the mask at the second"""
 _TOLERANCES = {"float32": 1e-4}
 _TOLERANCE = 0.1
 """of the logits' standard deviation. Rounding makes 0.01 to 0.03 (SmolLM2 in BF16, FP16, INT8, FP4, NF4), families that
@@ -43,13 +46,13 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         self.batch_plans: tuple[BatchPlan, ...] = ()
         self.passes = Passes()
         self._progress = progress
-        self.alone = False
-        """whether rows were asked one by one, since padding shows"""
+        self.alone: str | None = None
+        """why rows were asked one by one"""
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the results has to know of how they came about."""
-        return (*self.passes.remarks, *((ALONE,) if self.alone else ()))
+        return (*self.passes.remarks, *((self.alone,) if self.alone else ()))
 
     @property
     def scoring(self) -> Scoring:
@@ -58,22 +61,21 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._count(len(requests))
-        if self.batch_size_per_gpu != 1 and _remembered(padding_behind_shows, self.model):
-            self.batch_size_per_gpu, self.alone = 1, True
+        self._require_plain_batches(padding_behind_shows)
         with self.passes.seen(self.model):
             scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return scored
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         self._count(len(requests))
+        self._require_plain_batches(padding_behind_shows)
         with self.passes.seen(self.model):
             scored: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return scored
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._count(len(requests))
-        if self.batch_size_per_gpu != 1 and _remembered(padding_shows, self.model):
-            self.batch_size_per_gpu, self.alone = 1, True
+        self._require_plain_batches(padding_shows)
         with self.passes.seen(self.model, generating=True):
             texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return texts
@@ -95,28 +97,33 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
             self.truncated.update(text for text in strings if len(self.tok_encode(text)) > left_truncate_len)
         return tokens, mask
 
+    def _require_plain_batches(self, trial: Callable[[Any], bool]) -> None:
+        """From here on one row a batch where the trial says that what pads a batch changes its answers."""
+        if self.batch_size_per_gpu != 1 and (why := _reason_to_ask_alone(trial, self.model)):
+            self.batch_size_per_gpu, self.alone = 1, why
+
     def _count(self, total: int) -> None:
         """Report each request as lm-eval hands over its answer."""
         if self._progress is not None:
             self.set_cache_hook(_RequestCounter(total, self._progress))
 
 
-_found: "WeakKeyDictionary[Any, dict[str, bool]]" = WeakKeyDictionary()
+_found: "WeakKeyDictionary[Any, dict[str, str | None]]" = WeakKeyDictionary()
 """of models that were tried: every task of a study asks again"""
 
 
-def _remembered(trial: Callable[[Any], bool], model: Any) -> bool:
+def _reason_to_ask_alone(trial: Callable[[Any], bool], model: Any) -> str | None:
     import torch
 
     known = _found.setdefault(model, {})
     if trial.__name__ not in known:
         try:
             with _weights_alone_rounded(model):
-                known[trial.__name__] = trial(model)
+                known[trial.__name__] = ALONE if trial(model) else None
         except torch.OutOfMemoryError:
             raise
-        except FORWARD_ERRORS:  # ProphetNet takes no mask that hides a beginning
-            known[trial.__name__] = True
+        except FORWARD_ERRORS as error:  # ProphetNet takes no mask that hides a beginning
+            known[trial.__name__] = f"{UNTRIED} ({type(error).__name__}: {first_line(error)})"
     return known[trial.__name__]
 
 
@@ -140,14 +147,23 @@ def _weights_alone_rounded(model: Any) -> Iterator[None]:
             hook.remove()
 
 
+def _text(model: Any) -> Any:
+    """(1, tokens): ids that the model has an embedding for, as many as it has positions for beside the padding."""
+    import torch
+
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokens = max(1, min(_TOKENS, positions - _PADS - _NEW_TOKENS)) if isinstance(positions, int) else _TOKENS
+    return (torch.arange(_PADS, _PADS + tokens, device=model.device) % vocabulary_size(model))[None]
+
+
 def padding_behind_shows(model: Any) -> bool:
     """Whether what follows in a row changes what the model says before, as lm-eval fills rows up behind."""
     import torch
 
-    text = torch.arange(_PADS, _PADS + _TOKENS, device=model.device)[None]
-    padded = torch.cat([text, torch.zeros_like(text[:, :_PADS])], 1)
+    text = _text(model)
+    padded = torch.cat([text, text.new_zeros((1, _PADS))], 1)
     with torch.inference_mode():
-        plain, longer = (model(token_ids).logits[0, :_TOKENS].float() for token_ids in (text, padded))
+        plain, longer = (model(token_ids).logits[0, : text.shape[1]].float() for token_ids in (text, padded))
     return _are_apart(model, plain, longer)
 
 
@@ -165,8 +181,8 @@ def padding_shows(model: Any) -> bool:
     don't look at the mask, and lm-eval puts texts of several lengths into one batch."""
     import torch
 
-    text = torch.arange(_PADS, _PADS + _TOKENS, device=model.device)[None]
-    padded = torch.cat([torch.zeros_like(text[:, :_PADS]), text], 1)
+    text = _text(model)
+    padded = torch.cat([text.new_zeros((1, _PADS)), text], 1)
     answers = []
     for token_ids, hidden in ((text, 0), (padded, _PADS)):
         mask = torch.ones_like(token_ids)
@@ -174,8 +190,8 @@ def padding_shows(model: Any) -> bool:
         answer = model.generate(
             input_ids=token_ids,
             attention_mask=mask,
-            max_new_tokens=2,  # GIT forgets the mask at the second
-            min_new_tokens=2,
+            max_new_tokens=_NEW_TOKENS,
+            min_new_tokens=_NEW_TOKENS,
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
@@ -183,7 +199,7 @@ def padding_shows(model: Any) -> bool:
         )
         answers.append((answer.sequences[0, -2], torch.cat(answer.logits).float()))  # (2, vocabulary)
     (token, plain), (same, hiding) = answers
-    seen = 2 if token == same else 1  # after another token the logits are of another text
+    seen = _NEW_TOKENS if token == same else 1  # after another token the logits are of another text
     return _are_apart(model, plain[:seen], hiding[:seen])
 
 

@@ -36,7 +36,7 @@ def task_library(settings: Settings) -> "TaskLibrary":
 def _library(
     tasks: tuple[str, ...], datasets: str | None, num_fewshot: int | None, seed: int, trusted: bool
 ) -> "TaskLibrary":
-    reader = DatasetReader(expand_user(datasets) if datasets else None)
+    reader = DatasetReader(expand_user(datasets) if datasets else None, trusted=trusted)
     return TaskLibrary(tasks, reader, num_fewshot, seed, trusted=trusted)
 
 

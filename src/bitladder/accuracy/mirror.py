@@ -17,20 +17,28 @@ from bitladder.accuracy.expansion import Leaf
 from bitladder.accuracy.walk import walk
 from bitladder.errors import UserError, describe_machine_error
 from bitladder.hub import offline_without_network
+from bitladder.printable import one_line
 from bitladder.records import hash_json
 
 PLACEHOLDER_ROWS = 1
 """rows of a split that a mirror has only because tasks need it to exist"""
+_PLACES = frozenset({"file", "local", "http", "https", "hf"})
+_ARCHIVES = frozenset({"zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd"})
+_SHOWN_CHARACTERS = 200
 
 
 class DatasetReader:
     """Reads tasks' data sets, for one process: what a data set's card says is read once."""
 
-    def __init__(self, mirror: Path | None) -> None:
-        """``mirror``: a folder that holds ``organisation/name`` folders. Raises UserError where there is none."""
+    def __init__(self, mirror: Path | None, *, trusted: bool) -> None:
+        """``mirror``: a folder that holds ``organisation/name`` folders. Raises UserError where there is none.
+
+        ``trusted``: whether files may be fetched in every way that ``fsspec`` knows, some of which write copies.
+        """
         if mirror is not None and not mirror.is_dir():
             raise UserError(f"--datasets {mirror}: no such folder; expected a mirror with organisation/name folders")
         self.mirror = mirror.absolute() if mirror else None
+        self._trusted = trusted
         self._modules: dict[str, Any] = {}
 
     @contextmanager
@@ -47,6 +55,8 @@ class DatasetReader:
         def bounded(pattern: str, base_path: str, *arguments: Any, **options: Any) -> Any:
             """Of files that a task names, that a data set's card does, or that `datasets` looks for in a folder."""
             full = xjoin(base_path, pattern) if is_relative_path(pattern) else pattern
+            if not self._trusted:
+                _require_plain(leaf, full)
             for part in full.split("::"):  # a pattern in an archive names that after colons
                 local = part.removeprefix("file://").removeprefix("local://")
                 if "://" not in local:
@@ -130,12 +140,28 @@ def _beside(leaf: Leaf, files: Any) -> Any:
         return [_beside(leaf, part) for part in files]
     if not isinstance(files, str):
         raise UserError(f"task {leaf.name}: data_files: found {files!r}, expected names of files")
+    inside, colons, files = files.rpartition("::")  # what is taken out of an archive, and that
     if "://" in files:
-        return files
+        return inside + colons + files
     path = leaf.folder / files
     if not any(char in files for char in "*?[") and not path.is_file():
         raise UserError(f"task {leaf.name}: no file {path}; expected the data that its YAML names")
-    return str(path)
+    return f"{inside}{colons}{path}"
+
+
+def _require_plain(leaf: Leaf, pattern: str) -> None:
+    """Raise UserError for data that isn't read where it lies: ``fsspec`` has ways that write copies where they like."""
+    *outer, place = pattern.split("::")
+    found = [(way.partition("://")[0], _ARCHIVES) for way in outer]
+    if "://" in place:
+        found.append((place.partition("://")[0], _PLACES))
+    for way, known in found:
+        if way not in known:
+            raise UserError(
+                f"task {leaf.name}: the data {one_line(pattern)[:_SHOWN_CHARACTERS]} would be read by "
+                f"{one_line(way)[:_SHOWN_CHARACTERS]!r}, expected {', '.join(sorted(known))}; "
+                "take plain files, or give --trust-remote-code"
+            )
 
 
 def _require_bounded(pattern: str) -> None:

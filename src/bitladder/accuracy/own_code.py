@@ -1,4 +1,4 @@
-"""What of a user's own task runs Python: it is named, and asked for, before any of it is imported."""
+"""What of a user's own task runs Python, or may: it is named, and asked for, before any of it is imported or read."""
 
 import difflib
 import traceback
@@ -11,29 +11,58 @@ from bitladder.accuracy.task_yaml import FunctionName, is_own
 from bitladder.errors import UserError
 from bitladder.printable import one_line
 
+_PLAIN_OPTIONS = (
+    "data_dir data_files field name revision split streaming trust_remote_code verification_mode keep_in_memory "
+    "keep_linebreaks sample_by columns filters batch_size chunksize sep delimiter header names column_names index_col "
+    "usecols engine quotechar quoting escapechar doublequote comment encoding encoding_errors skiprows skipfooter "
+    "nrows na_values keep_default_na na_filter true_values false_values skipinitialspace skip_blank_lines thousands "
+    "decimal lineterminator on_bad_lines newlines_in_values comment_prefix skip_docstart"
+)
+"""keys of ``dataset_kwargs`` that say what is read and how rows are told apart. Others say where copies of it go, or
+hand ``datasets`` objects of Python's; ``trust_remote_code`` does nothing any more, lm-eval drops it."""
+_PLAIN_READERS = frozenset({"arrow", "conll", "csv", "json", "parquet", "text", "webdataset", "xml"})
+"""of those that ``datasets`` comes with; the one called pandas unpickles, others follow what their files name"""
+
 
 def require_trusted(leaves: Iterable[Leaf], trusted: bool) -> None:
-    """Raise UserError, naming file and function, for tasks of the user's own that run Python, unless they may.
+    """Raise UserError, naming file and function, for tasks of the user's own that run Python, unless they may; and for
+    those that ask for data in a way by which files may be written or code run.
 
     Templates are none of it, see `harness.sandbox_templates`; lm-eval's own tasks run what lm-eval comes with.
     """
     if trusted:
         return
-    found = [(leaf, code) for leaf in leaves for code in _code_of(leaf)]
+    found = [(leaf, what) for leaf in leaves for what in (*_code_of(leaf), *_data_ways_of(leaf))]
     if found:
-        leaf, code = found[0]
+        leaf, what = found[0]
         others = len({one.name for one, _ in found} - {leaf.name})
         more = f", and so do{'' if others > 1 else 'es'} {others:,} more" if others else ""
-        raise UserError(
-            f"task {leaf.name}: it runs Python of its own, {code}{more}; read that, and give --trust-remote-code to "
-            "let it run"
-        )
+        raise UserError(f"task {leaf.name}: it {what}{more}; read that, and give --trust-remote-code to let it run")
+
+
+def _data_ways_of(leaf: Leaf) -> Iterator[str]:
+    where = leaf.file or leaf.folder
+    if is_own(leaf.file) or not leaf.overrides.keys().isdisjoint({"dataset_kwargs", "metadata"}):
+        for key in ("custom_dataset", "class"):
+            function = leaf.config.get(key)
+            if isinstance(function, FunctionName) and not is_own(function.file):
+                yield f"gives lm-eval's {key} {function} arguments of its own, in {where}"
+    if is_own(leaf.file) or "dataset_kwargs" in leaf.overrides:
+        for option in leaf.config.get("dataset_kwargs") or {}:
+            if option not in _PLAIN_OPTIONS.split():
+                yield f"may write files by dataset_kwargs: {option!r} in {where}"
+    if is_own(leaf.file) or "dataset_path" in leaf.overrides:
+        from datasets import packaged_modules
+
+        reader = leaf.config.get("dataset_path")
+        if reader in packaged_modules._PACKAGED_DATASETS_MODULES and reader not in _PLAIN_READERS:
+            yield f"may run Python by the dataset_path {reader!r} in {where}"
 
 
 def _code_of(leaf: Leaf) -> Iterator[str]:
     for function in leaf.functions:
         if is_own(function.file):
-            yield f"!function {function} in {function.file}"
+            yield f"runs Python of its own, !function {function} in {function.file}"
     # a function that scores whole answers makes lm-eval look for none by the metrics' names
     listed = None if leaf.config.get("process_results") else leaf.config.get("metric_list")
     if listed and (is_own(leaf.file) or "metric_list" in leaf.overrides):
@@ -48,7 +77,8 @@ def _code_of(leaf: Leaf) -> Iterator[str]:
             if metric.get("hf_evaluate") is True or not isinstance(name, str) or name not in metric_registry:
                 nearest = difflib.get_close_matches(str(name), metric_registry, n=1)
                 meant = f" (lm-eval has {nearest[0]!r})" if nearest else ""
-                yield f"the metric {name!r} of `evaluate`, which is a script{meant}, in {leaf.file or leaf.folder}"
+                where = leaf.file or leaf.folder
+                yield f"runs Python of its own, the metric {name!r} of `evaluate`, which is a script{meant}, in {where}"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ALONE = "asked one by one, since padding changes what the model says"
 """what a reader of the results has to know where lm-eval's way of batches is left"""
+UNTRIED = "asked one by one, since the trial of whether padding changes what the model says failed"
 
 Seen = Callable[[int, set[str], "Tensor"], None]
 """Is told of a forward: its rows, the names of its attention, and whether a logit was no number, left on the device."""

@@ -33,11 +33,12 @@ def products_seen(model: "PreTrainedModel", forwards: int) -> "Iterator[list[str
             running.append(profile(activities=activities))
             running[0].start()
 
-    def end(_: Any, __: Any, arguments: dict[str, Any], ___: Any) -> None:
+    def end(_: Any, arguments: tuple[Any, ...], options: dict[str, Any], __: Any) -> None:
         if running:
             profiler = running.pop()
             profiler.stop()
-            found.append(_describe(profiler, arguments["input_ids"].numel(), on_gpu))
+            tokens = arguments[0] if arguments else options["input_ids"]  # lm-eval names none
+            found.append(_describe(profiler, tokens.numel(), on_gpu))
 
     hooks = (
         model.register_forward_pre_hook(begin),

@@ -100,12 +100,12 @@ def rescore(
         )
         # One plan of all: another seed changes nothing about which documents are in which chunk.
         language_model.ways = replace(language_model.ways, overlapped=False)
-        if language_model.unsupported is not None:
-            raise UserError(f"its batches can't be planned, because {language_model.unsupported}")
+        _require_planned(language_model)
         documents = _build(library, item, language_model)
         # of cached decoding the prefill and a step
         with products_seen(model, 2 if item.way == "cached decoding" else 1) as products:
             scored = _score(language_model, item.way, documents, progress)
+        _require_planned(language_model)  # a forward may have shown that the model needs lm-eval's way
     require_finite(f"{item.task.task}, {item.way}", scored)
     return RescoringOutcome(
         documents=tuple(
@@ -116,6 +116,11 @@ def rescore(
         products=tuple(products),
         remarks=language_model.remarks,
     )
+
+
+def _require_planned(language_model: "BitladderLM") -> None:
+    if language_model.unsupported is not None:
+        raise UserError(f"its batches can't be planned, because {language_model.unsupported}")
 
 
 _Document = tuple[str, str, list[Any]]

@@ -52,20 +52,22 @@ def read_architecture(
     import torch
 
     skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
-    names = loaded_names(skeleton, {_weight_of(name) for name in tensors})
+    # what is called a scale beside a plain weight is the family's own, and decodes nothing
+    weights = {name: name if found.method == "plain" else _weight_of(name) for name in tensors}
+    names = loaded_names(skeleton, set(weights.values()))
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     logical = _logical_tensors(tensors, found, {name: shapes.get(names[name]) for name in names})
     in_fp32 = fp32_plan(skeleton, torch.bfloat16)
     model, info = _match(type(skeleton), skeleton.config, logical)
-    stored_modules = {module_of(names[_weight_of(name)]) for name in tensors}
+    stored_modules = {module_of(names[weights[name]]) for name in tensors}
     missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules, found))
     mismatched = sorted(info["mismatched_keys"])
     return Architecture(
         name=type(model).__name__,
         linear={name: weight.numel() for name, weight in linear_weights(skeleton).items()},
-        loaded_names={name: names[_weight_of(name)] for name in tensors},
+        loaded_names={name: names[weights[name]] for name in tensors},
         tied_head=has_tied_head(skeleton),
-        in_fp32=frozenset(name for name in tensors if in_fp32(names[_weight_of(name)])),
+        in_fp32=frozenset(name for name in tensors if in_fp32(names[weights[name]])),
         missing=tuple(missing),
         unexpected=tuple(sorted(info["unexpected_keys"])),
         mismatched=tuple(f"{name}: {list(stored)}, not {list(expected)}" for name, stored, expected in mismatched),

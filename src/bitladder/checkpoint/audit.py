@@ -19,7 +19,7 @@ from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
-from bitladder.checkpoint.tensors import TensorInfo, content_hash, read_tensors
+from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError, NotCausalError, UserError
 from bitladder.records import Audit, Finding, Scheme
 
@@ -89,7 +89,6 @@ def read_subject(
         config=config,
         manifest=manifest,
         carried=carried,
-        content_hash=content_hash(directory),
         declared=declared,
         declared_by=declared_by,
         found=found,

@@ -1,5 +1,6 @@
 """A checkpoint's configuration files, read without transformers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,14 +9,18 @@ from bitladder.json_files import read_json_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
+_REDIRECTIONS = ("configuration_files", "fusion_config", "transformers_weights")
+"""fields, at any depth, by which transformers takes its configuration or weights from elsewhere, or makes another
+network: what is audited would be another model than the one that is loaded"""
 _MEND = "fetch or make it again"
 GGUF_SUFFIX = ".gguf"
+_SHOWN_CHARACTERS = 60
 _MERGE = "load it with peft, then merge_and_unload() and save_pretrained(), and give that folder"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The fields of config.json. Raises UserError where there is none, or an adapter or GGUF instead of a model,
-    BrokenFileError where it isn't a JSON object."""
+    """The fields of config.json. Raises UserError where there is none, or an adapter or GGUF instead of a model, or
+    where the configuration leads transformers to other files, BrokenFileError where it isn't a JSON object."""
     path = directory / "config.json"
     if (directory / ADAPTER_CONFIG).is_file():
         _refuse_adapter(directory, beside_model=path.is_file())
@@ -24,7 +29,21 @@ def read_config(directory: Path) -> dict[str, Any]:
         refuse_gguf(str(packed[0]))
     if not path.is_file():
         raise UserError(f"{directory}: no config.json; expected a model saved with save_pretrained")
-    return read_json_object(path, _MEND)
+    config = read_json_object(path, _MEND)
+    for name, value in _redirections(config):
+        raise UserError(
+            f"{path}: {name}: found {str(value)[:_SHOWN_CHARACTERS]!r}, which leads transformers away from the files "
+            "that are audited; expected weights in model.safetensors or by its index alone: take the field out"
+        )
+    return config
+
+
+def _redirections(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if name in _REDIRECTIONS and value is not None:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _redirections(value)
 
 
 def read_generation_config(directory: Path) -> dict[str, Any] | None:

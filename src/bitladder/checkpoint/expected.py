@@ -45,7 +45,7 @@ class Expected:
     linear: Mapping[str, int]
     """number of weights of each matrix that the scheme is meant for"""
     left: tuple[str, ...]
-    """those of them that the quantizer doesn't know how to replace, such as a mixture's experts"""
+    """those of them that the quantizer doesn't know how to replace, such as a mixture's experts; the largest first"""
     skipped: tuple[str, ...]
     """modules that it has to be told to leave alone; empty where it knows itself"""
     packed_bytes: int = 0
@@ -161,7 +161,8 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
         del widths[f"{name}.weight"]
         stored |= {f"{name}.{key}": size for key, size in _layer_bytes(module, scheme).items()}
         packed_bytes += stored[f"{name}.weight"]
-    left = () if config is None else tuple(name for name in linear if name in widths)
+    whole = () if config is None else (name for name in linear if name in widths)
+    left = tuple(sorted(whole, key=lambda name: -linear[name]))
     kept: dict[str, int] = {}
     for name, parameter in model.named_parameters() if config is not None else ():
         if name in widths:

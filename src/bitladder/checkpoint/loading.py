@@ -3,11 +3,13 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
+from bitladder.checkpoint.declared import quantization_of
+from bitladder.checkpoint.generation import wrong_value
 from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
@@ -42,7 +44,10 @@ _OTHER_KINDS = {
 }
 """transformers' mappings, and what is in them in words"""
 _SHOWN_CHARACTERS = 200
-_REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_BITSANDBYTES = "bitsandbytes"
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""torch's that a model computes in"""
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """what transformers raises for a file with impossible values; it doesn't check them all"""
 
 
@@ -81,24 +86,26 @@ def load_pretrained(
     cards = cards_of(device)
     spread = len(cards) > 1
     place = placement_options(cards, card_limit_bytes) if spread else {"device_map": {"": device}}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they come back in info, and are refused below
-            **place,
-            **options,
-        )
-    except torch.OutOfMemoryError as error:
-        raise DoesNotFitError(f"{directory}: out of memory while loading to {device} ({error})") from None
-    except ValueError as error:
-        if not spread or NO_ROOM not in str(error):
-            raise
-        raise no_room(directory, device, "a part of it would be left over") from None
+    method = (quantization_of(read_config(directory)) or {}).get("quant_method", _BITSANDBYTES)
+    with naming_config(directory) if method == _BITSANDBYTES else nullcontext():  # others' libraries fail in their ways
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they come back in info, and are refused below
+                **place,
+                **options,
+            )
+        except torch.OutOfMemoryError as error:
+            raise DoesNotFitError(f"{directory}: out of memory while loading to {device} ({error})") from None
+        except ValueError as error:
+            if not spread or NO_ROOM not in str(error):
+                raise
+            raise no_room(directory, device, "a part of it would be left over") from None
     model: PreTrainedModel = loaded[0]
     info = loaded[1]
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -117,10 +124,13 @@ def load_pretrained(
 @contextmanager
 def naming_config(directory: Path) -> Iterator[None]:
     """What transformers raises for a configuration with impossible values, as one line that names the file."""
+    import torch
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         yield
+    except torch.AcceleratorError:  # the card's fault, or ours
+        raise
     except ImportError as error:
         raise UserError(f"{directory}: its architecture needs another package ({first_line(error)})") from None
     except (StrictDataclassError, *_REFUSALS) as error:
@@ -157,6 +167,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
                     "upgrade it, or give another model"
                 ) from None
             raise
+    _require_dtype(directory, config)
     own_code = stored.get("auto_map")
     has_own_code = isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
@@ -166,6 +177,20 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
         kind = "an encoder with a decoder"
         raise NotCausalError(f"{directory}: {stored.get('model_type')!r} is {kind}; expected {_EXPECTED}")
     return config
+
+
+def _require_dtype(directory: Path, config: "PretrainedConfig") -> None:
+    """Raise BrokenFileError for a type that no model computes in, in any part of the configuration."""
+    import torch
+
+    known = [getattr(torch, name) for name in _DTYPES]
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        dtype = getattr(part, "dtype", None)
+        if dtype is not None and dtype not in known:
+            raise BrokenFileError(
+                f"{directory / 'config.json'}: dtype: found {str(dtype)[:_SHOWN_CHARACTERS]!r}, expected one of "
+                f"{', '.join(_DTYPES)}; fetch or make it again"
+            )
 
 
 def _what_it_is(config: "PretrainedConfig") -> str:
@@ -180,8 +205,13 @@ def _what_it_is(config: "PretrainedConfig") -> str:
 
 def require_generation_config(directory: Path) -> None:
     """Raise BrokenFileError for a generation_config.json that transformers fails on, or leaves out without a word."""
-    if read_generation_config(directory) is None:
+    fields = read_generation_config(directory)
+    if fields is None:
         return
+    if wrong := wrong_value(fields):
+        raise BrokenFileError(
+            f"{directory / GENERATION_CONFIG}: {wrong[:_SHOWN_CHARACTERS]}; fetch or make it again, or delete it"
+        )
     from transformers import GenerationConfig
 
     try:

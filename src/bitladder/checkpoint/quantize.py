@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitladder.allocator import map_large_blocks
+from bitladder.checkpoint.audit import require_sound
 from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
 from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.expected import (
@@ -26,13 +27,11 @@ from bitladder.checkpoint.loading import (
     load_tokenizer,
     require_bytes,
     require_device,
-    require_generation_config,
     require_tokenizer,
 )
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, library_versions, read_manifest, verify_files
 from bitladder.checkpoint.ranges import require_range, vanishing
 from bitladder.checkpoint.tensors import bytes_by_dtype, content_hash, read_tensors
-from bitladder.checkpoint.values import require_numbers
 from bitladder.devices import cards_of
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import (
@@ -168,11 +167,10 @@ def require_unquantized(resolved: ResolvedModel) -> None:
 
 
 def _require_fit_source(directory: Path, rung: Rung, trust_remote_code: bool) -> None:
-    """Raise UserError for a source whose texts or weights the rung can't do with; its weights are read once. What is in
-    the cache was made from the same bytes and need not be asked again."""
-    require_generation_config(directory)
+    """Raise UserError for a source whose files don't fit each other, or whose texts or weights the rung can't do with;
+    its weights are read once. What is in the cache was made from the same bytes and need not be asked again."""
+    require_sound(directory, trust_remote_code=trust_remote_code)
     require_tokenizer(directory, trust_remote_code=trust_remote_code)
-    require_numbers(directory)
     require_range(directory, rung.name)
     if vanished := vanishing(directory, rung.scheme):
         log.warning("%s: %s", rung.name, vanished)

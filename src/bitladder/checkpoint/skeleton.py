@@ -4,6 +4,7 @@ What has to be known of a family is asked of its network and not of its configur
 many names, leave it null, nest it, or let it vary from layer to layer.
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -32,7 +33,13 @@ FORWARD_ERRORS: tuple[type[Exception], ...] = (
 
 _WITHOUT_MASK = ("cpmant", "xlm", "xlnet")
 """families that transformers lists among its causal ones although their forward hides nothing that comes later"""
+_NO_MATRIX = re.compile(r"^(A_log|D|query|scale|static_weight)$|bias$|pos|emb")
+"""names of bare parameters of two axes or more that nothing is multiplied by as a matrix: decays, biases, scales of
+heads, taps of a convolution, positions"""
 _WATCHED_TOKENS = 8
+_MOVED = 1e-4
+"""of the logits' standard deviation: FP32 rounds by a thousandth of this, a token that is seen moves them by a
+hundred times it"""
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """what an output calls the state that it hands to the next step"""
 
@@ -66,10 +73,45 @@ def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreT
 
 
 def _leaves_out_mask(model: "PreTrainedModel") -> bool:
-    """Whether the config says that there is no causal mask, in a family whose code asks the config for it."""
-    if getattr(model.config, "is_decoder", None) is not False:
+    """Whether there is no causal mask where the config has ``is_decoder`` false, which some families' code asks it for,
+    and some keeps for other things: a network of one layer and few tokens with random weights tells.
+
+    Of a network that can't be made so small nothing is known yet; the audit's own forward tells.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+
+    if getattr(model.config, "is_decoder", None) is not False or "is_decoder" not in _source(model):
         return False
-    return re.search(r"self\.is_decoder|=\s*config\.is_decoder", _source(model)) is not None
+    try:
+        small = _small(model)
+        token_ids = torch.arange(1, 1 + _WATCHED_TOKENS)[None] % vocabulary_size(small)
+        other = token_ids.clone()
+        other[0, -1] = 0
+        with torch.inference_mode():
+            one, two = (small(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in (token_ids, other))
+    except StrictDataclassError:
+        return False
+    except FORWARD_ERRORS:
+        return False
+    first = slice(0, _WATCHED_TOKENS // 2)
+    return bool((one - two)[0, first].abs().max() > _MOVED * one[0, first].std())
+
+
+def _small(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model with one layer, a vocabulary that has its special tokens, and random weights in FP32."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    special = (getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"))
+    most = max((number for number in special if isinstance(number, int)), default=0)
+    config.num_hidden_layers = 1
+    config.vocab_size = min(vocabulary_size(model), 1 + max(most, _WATCHED_TOKENS))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        small: PreTrainedModel = type(model)(config)
+    small.eval()  # type: ignore[no-untyped-call]
+    return small
 
 
 def _source(model: "PreTrainedModel") -> str:
@@ -83,9 +125,9 @@ def _source(model: "PreTrainedModel") -> str:
 def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
     """By name the weights of matrix products but the head's: what a rung of fewer bits is expected to hold in them.
 
-    Those of transformers 5's mixtures of experts are no layers but parameters of three dimensions, one matrix an
-    expert, which bitsandbytes leaves as they are (bitsandbytes#1849). What a family keeps in FP32 is left out, such as
-    a state-space model's decay.
+    Experts, routers and some projections are no layers but bare parameters, experts of three dimensions too, which
+    bitsandbytes leaves as they are (bitsandbytes#1849). What a family keeps in FP32 is left out, such as a state-space
+    model's decay.
     """
     import torch
     from torch import nn
@@ -99,9 +141,9 @@ def linear_weights(model: "PreTrainedModel") -> dict[str, "Tensor"]:
             continue
         for name, weight in module.named_parameters(recurse=False):
             whole = f"{module_name}.{name}"
-            is_matrix = isinstance(module, nn.Linear | Conv1D) and name == "weight"
-            is_matrix = (is_matrix or weight.ndim > 2) and weight.dtype == torch.bfloat16  # else kept in FP32
-            if is_matrix and not in_fp32(whole):
+            is_layer = isinstance(module, nn.Linear | Conv1D) and name == "weight"
+            is_matrix = is_layer or (weight.ndim > 1 and min(weight.shape[-2:]) > 1 and not _NO_MATRIX.search(name))
+            if is_matrix and weight.dtype == torch.bfloat16 and not in_fp32(whole):
                 found[whole] = weight
     return found
 
@@ -255,4 +297,5 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
 
 
 def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "*", name)
+    """With layers by no number; w1 and w2 are two layers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

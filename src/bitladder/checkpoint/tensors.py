@@ -6,6 +6,7 @@ Format: 8 bytes little-endian header length, the header as JSON ``{name: {dtype,
 import hashlib
 import json
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ _BITS = {
     "F6_E2M3": 6,
     "F6_E3M2": 6,
 }
+_RANK_FILE = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors$")
 _CHUNK_BYTES = 1 << 20
 _LARGEST_SIZE = (1 << 63) - 1
 _SHOWN_CHARACTERS = 60
@@ -49,8 +51,14 @@ class TensorInfo:
 def weight_files(directory: Path) -> list[Path]:
     """The SafeTensors files that transformers would load: the single one, else the index's shards.
 
-    Raises UserError where there are none (pickle weights are not read), BrokenFileError for a bad index.
+    Raises UserError where there are none (pickle weights are not read) and where transformers would load those of a
+    distributed training instead, BrokenFileError for a bad index.
     """
+    if ranks := sorted(path.name for path in directory.glob("*.safetensors") if _RANK_FILE.match(path.name)):
+        raise UserError(
+            f"{directory}: {ranks[0]} of a distributed training, which transformers loads in place of {WEIGHTS}; "
+            "load it with transformers, and save the model with save_pretrained"
+        )
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     index = directory / WEIGHTS_INDEX

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from bitladder.checkpoint.kinds import FLOATS, is_packed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors, weight_files
-from bitladder.errors import BrokenFileError
 
 Bits = npt.NDArray[Any]
 
@@ -65,13 +64,6 @@ def tensor_values(directory: Path) -> dict[str, Values]:
     status = [(path.name, path.stat()) for path in weight_files(directory)]
     marks = tuple((name, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in status)
     return _read_values(directory.absolute(), marks)
-
-
-def require_numbers(directory: Path) -> None:
-    """Raise BrokenFileError where a weight is NaN or infinite, naming the first tensor and how many."""
-    found = describe_not_finite(tensor_values(directory))
-    if found is not None:
-        raise BrokenFileError(f"{directory}: {found}; fetch or make it again")
 
 
 def describe_not_finite(values: Mapping[str, Values]) -> str | None:

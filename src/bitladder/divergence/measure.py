@@ -113,14 +113,17 @@ def _floats(values: "Tensor") -> tuple[float, ...]:
 
 
 def _with_window(reference: Reference, inputs: "list[Tensor]", logits: "Tensor") -> Reference:
-    """With one more window of the baseline: what went into its head, or from the first window on its logits, where they
-    are more than its head's product."""
+    """With one more window of the baseline: what went into its head, or the logits of all windows, where those of the
+    first are more than its head's product or a later one isn't one product of its head."""
     if reference.weight is not None and len(inputs) == 1:
         reference.states.append(inputs[0].cpu())
         if len(reference.states) > 1 or _same(reference.logits(0), logits):
             return reference
         reference.states.clear()
-    return replace(reference, weight=None, bias=None, states=[*reference.states, logits.cpu()])
+    earlier = reference.states
+    if reference.weight is not None:
+        earlier = [reference.logits(window).cpu() for window in range(len(earlier))]
+    return replace(reference, weight=None, bias=None, states=[*earlier, logits.cpu()])
 
 
 def _same(made: "Tensor", logits: "Tensor") -> bool:

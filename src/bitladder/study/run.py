@@ -127,6 +127,7 @@ class _Run:
 
     def run(self, asked_from_s: float | None) -> None:
         rungs = self._rungs
+        self._require_running(rungs.get(self._study.baseline))
         require_meant(self._study, self._left, asked_from_s)
         self._write_study()
         same = self._same
@@ -136,8 +137,9 @@ class _Run:
         absent = [name for name, known in rungs.items() if known is None or self._lacks_weights(known, asked)]
         self._require_space(absent)
         self._left.to_make(absent)
-        for name in absent:
+        for name in sorted(absent, key=lambda name: name != self._study.baseline):
             rungs[name] = self._make_checkpoint(name)
+            self._require_running(rungs.get(self._study.baseline))
         self._tell_same(same)
         self._write_study()
         phases = phase_items(self._study)
@@ -146,6 +148,19 @@ class _Run:
         self._measure_stages()
         self._measure_phases(items for items in phases if items not in first)
         self._remove_given_up_journals()
+
+    def _require_running(self, baseline: RungRecord | None) -> None:
+        """Raise UserError where the baseline can't be run: nothing can be held against it, nor will another rung run.
+
+        Of a checkpoint of ours an audit has an error of loading where the model's own forward fails, and nowhere else.
+        """
+        audit = baseline.audit if baseline is not None else None
+        for finding in audit.findings if audit is not None else ():
+            if finding.check == "load" and finding.severity == "error":
+                raise UserError(
+                    f"{self._study.source.model}: {finding.message}, already as {self._study.baseline}, which the "
+                    "other rungs are held against; give another model"
+                )
 
     def _remove_given_up_journals(self) -> None:
         """Those that nothing of this plan would go on from; none while some checkpoint could not be made."""

@@ -30,7 +30,7 @@ from bitladder.accuracy.backend.scoring import Scores, score
 from bitladder.accuracy.backend.support import require_known, require_support
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, default_ways, kernel_errors
 from bitladder.accuracy.journal import Journal
-from bitladder.accuracy.passes import ALONE, Passes, record_scoring
+from bitladder.accuracy.passes import Passes, record_scoring
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import BatchPlan, Scoring
@@ -153,7 +153,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the results has to know of how they came about."""
-        alone = (ALONE,) if self._hf is not None and self._hf.alone else ()
+        alone = (self._hf.alone,) if self._hf is not None and self._hf.alone else ()
         if self.unsupported is not None:
             return (f"scored by lm-eval's hf backend, because {self.unsupported}", *self.passes.remarks, *alone)
         found = [*self.passes.remarks, *alone]

@@ -103,11 +103,16 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     declared, linear = subject.declared, subject.architecture.linear
     left: dict[str, int] = {}
     stored_types: dict[str, set[str]] = defaultdict(set)
+    names = subject.architecture.loaded_names
+    stored_whole = {names[stored_name] for stored_name in subject.tensors}
     for stored_name, tensor in subject.tensors.items():
-        name = subject.architecture.loaded_names[stored_name]
-        if not name.endswith("bias"):  # of a layer, whatever its packed weight is called
+        name = names[stored_name]
+        weight = f"{module_of(name)}.weight"
+        # what another library packed a weight into stands in its place; a table beside a weight is none of it
+        packs_weight = not name.endswith("bias") and weight not in stored_whole
+        if name in linear or packs_weight:
             stored_type = PACKED if is_packed(stored_name, subject.tensors) else tensor.dtype
-            stored_types[name if name in linear else f"{module_of(name)}.weight"].add(stored_type)
+            stored_types[name if name in linear else weight].add(stored_type)
     for name, weights in linear.items():
         types = stored_types.get(name, set())
         if declared.method == "plain":

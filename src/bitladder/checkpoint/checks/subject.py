@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from bitladder.checkpoint.architecture import Architecture
 from bitladder.checkpoint.declared import DeclaredBy
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.hardware import Hardware
-from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.checkpoint.tensors import TensorInfo, content_hash
 from bitladder.records import Finding, Manifest, Scheme
 
 
@@ -23,7 +24,6 @@ class Subject:
     manifest: Manifest | None
     carried: Manifest | None
     """of the checkpoint that this one was made from, where another library took it along"""
-    content_hash: str
     declared: Scheme
     declared_by: DeclaredBy
     found: Scheme
@@ -31,6 +31,11 @@ class Subject:
     """or why transformers can't build it here"""
     hardware: Hardware
     trust_remote_code: bool = False
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Of all weights, which reading takes a while; a look at what has no manifest goes without."""
+        return content_hash(self.directory)
 
     @property
     def tensor_bytes(self) -> int:
