@@ -1,6 +1,7 @@
 """Requests, batches and reasons to stop, on a clock of our own."""
 
 from itertools import cycle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,22 +107,27 @@ class _Drifting(FakeEngine):
     def __init__(self) -> None:
         super().__init__([9.0])
         self.order: list[str] = []
+        self.now_s = 0.0
 
     def _next_s(self, kind: str) -> float:
         self.order.append(kind)
         return (9.0 if len(self.order) == 1 else 3.0 + 0.1 * len(self.order)) + (0.6 if kind == "stamped" else 0.0)
 
     def run(self, token_ids: Any, new_tokens: int) -> Any:
-        self._durations_s = cycle([self._next_s("stamped")])
+        took_s = self._next_s("stamped")
+        self.now_s += took_s
+        self._durations_s = cycle([took_s])
         return super().run(token_ids, new_tokens)
 
     def run_unstamped(self, token_ids: Any, new_tokens: int) -> float:
         return self._next_s("unstamped")
 
 
-def test_stamps_cost_what_runs_with_them_take_longer() -> None:
+def test_stamps_cost_what_runs_with_them_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the first run's start nor a drift of the host is a cost of the stamps."""
     engine = _Drifting()
+    monkeypatch.setattr("bitladder.perf.measure.time", SimpleNamespace(perf_counter=lambda: engine.now_s))
+    monkeypatch.setattr("bitladder.perf.measure.HOOK_TIME_S", 1000.0)
     pairs = stamp_pairs(engine, list(make_prompts().token_ids), 6)
     assert len(pairs) == 5
     assert engine.order[:5] == ["unstamped", "unstamped", "stamped", "stamped", "unstamped"]

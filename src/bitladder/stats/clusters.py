@@ -55,13 +55,16 @@ class Clustering(NamedTuple):
     degrees: float
 
 
-def clustering_of(values: Sequence[float], clusters: Sequence[str] | None) -> Clustering | NoInterval | None:
+def clustering_of(
+    values: Sequence[float], clusters: Sequence[str] | None, fewest: int = FEWEST_CLUSTERS
+) -> Clustering | NoInterval | None:
     """None without clusters and for clusters of one document each; a reason for a single cluster, which shows nothing.
 
     The design effect is the cluster-robust variance over that of independent values, at least 1: a lower one is luck
-    more often than knowledge. Below `FEWEST_CLUSTERS` that hold a value other than the commonest - a changed answer -
-    the data don't show how much alike a cluster's values are, so each cluster counts as one value: the effect is that
-    of values which are all alike (Kish 1965, n times the sum of squared shares).
+    more often than knowledge. Of right and wrong answers and of their differences: below ``fewest`` clusters that hold
+    another value than the commonest - a changed answer - the data don't show how much alike a cluster's values are, so
+    each cluster counts as one value: the effect is that of values which are all alike (Kish 1965, n times the sum of
+    squared shares).
     benchmarks/interval_coverage.py simulates both.
     """
     if clusters is None or len(set(clusters)) == len(clusters):
@@ -72,11 +75,14 @@ def clustering_of(values: Sequence[float], clusters: Sequence[str] | None) -> Cl
     numbers, names = np.asarray(values, dtype=float), np.asarray(clusters)
     known, counts = np.unique(numbers, return_counts=True)
     telling = len(np.unique(names[numbers != known[counts.argmax()]]))
-    if telling < FEWEST_CLUSTERS:
+    if telling < fewest and {-1.0, 0.0, 1.0}.issuperset(known.tolist()):
         shares = np.unique(names, return_counts=True)[1] / len(numbers)
         return Clustering(len(numbers) * float(np.sum(shares**2)), spread.degrees)
     independent = float(np.var(numbers, ddof=1)) / len(numbers)
-    return Clustering(max(spread.standard_error**2 / independent, 1.0), min(spread.degrees, telling - 1))
+    effect = spread.standard_error**2 / independent if independent > 0 else 1.0
+    return Clustering(
+        max(effect, 1.0), min(spread.degrees, telling - 1) if telling >= FEWEST_CLUSTERS else spread.degrees
+    )
 
 
 def joined(*labels: Sequence[str]) -> list[str]:

@@ -62,7 +62,8 @@ def _tail(kl: Sequence[float], documents: Sequence[str]) -> Estimate:
     24:193-201): so near to 1 Wilson's are too short where documents differ.
     """
     value = float(np.quantile(kl, TAIL))
-    clustering = clustering_of([float(one <= value) for one in kl], documents)
+    # one token in a hundred lies above, so few documents hold one, and are not all alike for that
+    clustering = clustering_of([float(one <= value) for one in kl], documents, fewest=0)
     if isinstance(clustering, NoInterval):
         return Estimate(value=value, reason=clustering.reason)
     effect, degrees = clustering or (1.0, len(kl) - 1)
