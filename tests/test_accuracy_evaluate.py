@@ -285,9 +285,7 @@ def test_unknown_backend(model: Any, tokenizer: Any, tasks: Path) -> None:
 def test_a_metric_that_lm_eval_does_not_know_is_named(tmp_path: Path) -> None:
     changes = {"metric_list": [{"metric": "nope", "aggregation": "mean", "higher_is_better": True}]}
     mirror, task = write_mirror(tmp_path / "mirror"), write_mirror_task(tmp_path / "mine", **changes)
-    with pytest.raises(
-        UserError, match="unknown metric of task sums: 'nope'.*expected a metric of lm-eval or of `eval"
-    ):
+    with pytest.raises(UserError, match="unknown metric of task sums: 'nope'"):
         plan(task, datasets=str(mirror), limit=2)
 
 

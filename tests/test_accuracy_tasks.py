@@ -106,6 +106,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {item.task: item.task_hash for item in resolve(folder).items}
 
 
+@pytest.mark.slow
 def test_task_hash_is_the_same_in_other_processes_places_and_working_directories(tasks: Path, tmp_path: Path) -> None:
     here = hashes(tasks)
     assert len(set(here.values())) == 6
@@ -307,6 +308,7 @@ def test_the_papers_rows_are_those_of_its_table_1() -> None:
     ]
 
 
+@pytest.mark.slow
 @needs_shared_data
 def test_paper_suite_from_the_mirror() -> None:
     found = resolve(datasets=str(SHARED_DATA), limit=2)
@@ -346,6 +348,7 @@ print(time.process_time())
 """
 
 
+@pytest.mark.slow
 @needs_shared_data
 def test_building_tasks_is_quick_and_silent(tmp_path: Path) -> None:
     """lm-eval's index alone takes 14 to 18 core-seconds; the whole process here a few, once the data are cached."""

@@ -172,6 +172,7 @@ def test_a_file_that_cannot_be_parsed_is_bad_input(tiny_copy: Path) -> None:
         run(str(tiny_copy))
 
 
+@pytest.mark.slow
 def test_in_python_it_prints_nothing_of_a_librarys(tiny_llama: Path, tmp_path: Path) -> None:
     """README's example: torch's profiler would greet, transformers draw bars, and Kineto log."""
     code = (

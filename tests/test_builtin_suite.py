@@ -106,6 +106,7 @@ def test_every_choice_is_one_token(smollm2: Path) -> None:
     assert {choice for choice, ids in tokens.items() if len(ids) != 1} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_without_the_question_at_most_35_percent_are_right(smollm2: Path) -> None:
     """One forward ranks every item's choices: without its question, a task's prompts are all the same."""

@@ -77,6 +77,7 @@ def test_help_is_golden(command: str, flag: str, bitladder: Callable[..., Ran]) 
     assert text == golden.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

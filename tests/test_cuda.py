@@ -165,6 +165,7 @@ torch.cuda.device_count, torch.cuda.is_available = count, lambda: count() > 0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_gpu", [False, True])
 def test_no_import_of_the_server_asks_a_torch_built_for_cuda_for_cards(
     with_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

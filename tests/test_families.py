@@ -41,6 +41,7 @@ from family_trial import TOLERANCE, UNNAMED_SHARE, named_share, rung_comes_back,
 from tiny_families import causal_families, save_tiny_family, tiny_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "rungs"),
     [

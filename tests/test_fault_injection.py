@@ -18,6 +18,7 @@ POINTS = {
 """with the exit code, each in what the one before left"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or compiler() is None, reason="needs Linux and a C compiler: cc or gcc")
 def test_a_study_whose_disk_fails_or_that_is_killed_ends_in_one_line_and_goes_on(
     tiny_llama: Path, tmp_path: Path

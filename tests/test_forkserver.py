@@ -107,6 +107,7 @@ def test_why_a_branch_forks_no_workers_is_told(target: str, tmp_path: Path) -> N
         assert server.ask("{}")[1] == 0
 
 
+@pytest.mark.slow
 def test_threads_that_a_fork_loses_are_found(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own, of an operation as a task is built."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 import fuzz
 
 
+@pytest.mark.slow
 def test_no_damaged_file_ends_with_a_traceback(tmp_path: Path) -> None:
     """One of each kind of records and logs, which take little time, and some checkpoints."""
     quick = [number for number, target in enumerate(fuzz.TARGETS) if target.base in ("study", "merged", "logs")]

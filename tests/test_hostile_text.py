@@ -236,6 +236,7 @@ def test_progress_bars_may_move_the_cursor_and_nothing_more() -> None:
     assert not hasattr(written, "buffer")
 
 
+@pytest.mark.slow
 def test_a_name_that_an_ascii_stream_has_no_letters_for() -> None:
     code = "from bitladder.cli.main import run; run()"
     ran = subprocess.run(

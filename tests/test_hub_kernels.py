@@ -83,6 +83,7 @@ def work(descriptor):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trusted", [False, True])
 def test_no_import_and_no_fork_needs_what_a_package_fetches(
     trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

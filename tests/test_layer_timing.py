@@ -32,6 +32,7 @@ def test_a_card_is_left_to_a_process_that_ends(tiny_llama: Path, monkeypatch: py
     assert [(job.rungs, job.device) for job in jobs] == [(("bf16",), "cuda:1")]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_times_the_same_layers() -> None:
     job = LayerJob(rungs=("bf16", "fp32"), device="cpu", in_features=64, out_features=32)
     rates = time_layers_apart(job)

@@ -88,6 +88,7 @@ def test_login_is_asked_for_where_there_is_none(environment: pytest.MonkeyPatch)
         assert len(asked) == times
 
 
+@pytest.mark.slow
 def test_every_cell_and_make_paper_run_with_another_model(
     tiny_llama: Path,
     tmp_path: Path,

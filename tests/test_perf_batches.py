@@ -107,16 +107,13 @@ class _Drifting(FakeEngine):
     def __init__(self) -> None:
         super().__init__([9.0])
         self.order: list[str] = []
-        self.now_s = 0.0
 
     def _next_s(self, kind: str) -> float:
         self.order.append(kind)
         return (9.0 if len(self.order) == 1 else 3.0 + 0.1 * len(self.order)) + (0.6 if kind == "stamped" else 0.0)
 
     def run(self, token_ids: Any, new_tokens: int) -> Any:
-        took_s = self._next_s("stamped")
-        self.now_s += took_s
-        self._durations_s = cycle([took_s])
+        self._durations_s = cycle([self._next_s("stamped")])
         return super().run(token_ids, new_tokens)
 
     def run_unstamped(self, token_ids: Any, new_tokens: int) -> float:

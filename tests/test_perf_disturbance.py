@@ -87,6 +87,7 @@ def test_a_run_too_short_to_tell_is_not_judged() -> None:
     assert find_disturbance(run_of([0.5, 9.0, 9.0]), "cpu") is None, "of three steps nobody knows the usual one"
 
 
+@pytest.mark.slow
 def test_undisturbed_runs_of_a_gpu_pass(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Of three models and studies, at batch 1 and at the largest."""
     outcomes = [

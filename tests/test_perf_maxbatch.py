@@ -225,6 +225,7 @@ def test_batch1_asks_nobody(tmp_path: Path) -> None:
     assert choose_batch(tmp_path, make_scenario(prompts), prompts) == (1, ())
 
 
+@pytest.mark.slow
 def test_running_probe_is_a_process(tiny_llama: Path) -> None:
     prompts = make_prompts()
     scenario = make_scenario(prompts, scenario="max-batch", batch_size_cap=2)

@@ -161,6 +161,7 @@ def test_a_plan_without_the_baseline_is_warned_of_and_its_times_may_be_the_most(
     assert "what --max-memory limits; without any model 300.0 MiB (plain), as measured" in shown
 
 
+@pytest.mark.slow
 def test_overhead_is_what_a_measuring_process_holds(tmp_path: Path) -> None:
     with ForkServer(OVERHEAD, tmp_path / "log", with_gpu=False) as server:
         found = measure_overhead(server, "cpu", ("bf16", "fp16", "int8", "nf4"))

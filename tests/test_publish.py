@@ -113,6 +113,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_published_downloaded_audited_and_equal(hub: Hub, nf4: Path, tmp_path: Path) -> None:
     import torch
 
@@ -205,6 +206,7 @@ def test_dry_run_shows_all_and_asks_nothing(
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_without_login(hub: Hub, nf4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     ran = run("-m", "bitladder", "publish", str(nf4), "--repo", NAME)

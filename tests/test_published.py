@@ -164,6 +164,7 @@ def test_which_models_are_compared(
     assert any("Random weights" in note for note in one.notes) == results.study.source.speed_only
 
 
+@pytest.mark.slow
 def test_report_shows_it_for_this_model_alone(tmp_path: Path) -> None:
     paper = write_replay(tmp_path / "paper", suite="paper", rungs=TWO)
     builtin = write_replay(tmp_path / "builtin", rungs=TWO, only="accuracy")
@@ -177,6 +178,7 @@ def test_report_shows_it_for_this_model_alone(tmp_path: Path) -> None:
         assert bool(ResultsFile.model_validate_json(numbers).published) == shown
 
 
+@pytest.mark.slow
 def test_command_prints_cells_and_asks_before_another_models(tmp_path: Path) -> None:
     run = CliRunner().invoke
     paper = str(write_replay(tmp_path / "paper", suite="paper", rungs=FOUR))

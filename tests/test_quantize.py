@@ -48,6 +48,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "checkpoints"
 
 
+@pytest.mark.slow
 def test_every_rung_comes_back_bit_for_bit(tiny_llama: Path, tmp_path: Path, own_cache: Path, saves: list[Any]) -> None:
     import torch
 
@@ -200,6 +201,7 @@ class TestCache:
         assert quantize(str(tiny_llama), "bf16").manifest == made.manifest
         assert len(saves) == 2
 
+    @pytest.mark.slow
     def test_killed_while_writing(
         self, tiny_llama: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, saves: list[Any]
     ) -> None:

@@ -174,6 +174,7 @@ def test_study_without_performance_says_so(small: Path) -> None:
     assert "This study does not measure the largest batch." in text
 
 
+@pytest.mark.slow
 def test_command_needs_no_torch_and_writes_the_same_bytes_again(small: Path, tmp_path: Path) -> None:
     written = write_report(small)
     code = (
@@ -195,6 +196,7 @@ app = typer.Typer()
 app.command()(report_command)
 
 
+@pytest.mark.slow
 def test_report_is_written_again_only_where_something_differs(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     files = write_report(small, out)

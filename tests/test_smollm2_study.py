@@ -51,6 +51,7 @@ def nf4(smollm2: Path, cache: Path) -> tuple[Checkpoint, Any]:
     return made, model
 
 
+@pytest.mark.slow
 def test_nf4_comes_back_bit_for_bit(nf4: tuple[Checkpoint, Any], tmp_path: Path) -> None:
     import torch
 
@@ -59,6 +60,7 @@ def test_nf4_comes_back_bit_for_bit(nf4: tuple[Checkpoint, Any], tmp_path: Path)
     assert torch.equal(forward(model), reloaded)
 
 
+@pytest.mark.slow
 def test_study_answers_and_a_second_one_measures_nothing(nf4: tuple[Checkpoint, Any], tmp_path: Path) -> None:
     made, _ = nf4
     out = tmp_path / "study"

@@ -291,6 +291,7 @@ def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Run, "_forker", lambda run, phase: run._server)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers_here")
 def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path) -> None:
     out, theirs = tmp_path / "out", tmp_path / "theirs"
@@ -483,6 +484,7 @@ class Lines(Counting):
         self.plans.append((measurements, finished))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers_here")
 def test_the_same_content_is_measured_once_and_told_once(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
     """Its record under a second name read as a measurement of its own: 1.0000 [0.50, 2.01] as fast."""

@@ -122,6 +122,7 @@ def ready_server(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitladder.study.run.ForkServer", lambda *_, **__: nullcontext(server))
 
 
+@pytest.mark.slow
 def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     tiny_llama: Path,
     tasks: Path,
@@ -221,6 +222,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     assert [path.stem for path in store.journals.iterdir()] == changed.measurements, "which another run may go on with"
 
 
+@pytest.mark.slow
 def test_what_goes_with_accuracy_is_kept_and_made_again_for_a_new_rung(
     tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None
 ) -> None:
@@ -315,6 +317,7 @@ def test_a_baseline_that_cannot_be_run_ends_the_study_before_the_other_rungs(
         assert seen.made == made
 
 
+@pytest.mark.slow
 def test_tasks_are_built_for_each_rung_where_they_cannot_be_built_once(
     tiny_llama: Path, tasks: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,6 +494,7 @@ class StoppedAtPhase(Counting):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     tiny_llama: Path, tmp_path: Path, ready_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

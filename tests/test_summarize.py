@@ -126,6 +126,7 @@ def test_pooled_groups_give_the_published_mmlu(published_rows: list[Row]) -> Non
         assert 100 * mmlu.score(rung).value == pytest.approx(PUBLISHED["mmlu"][column], abs=0.01)
 
 
+@pytest.mark.slow
 def test_published_table_2_follows_from_table_1(published_rows: list[Row]) -> None:
     for row in published_rows:
         name = row.group.name

@@ -239,6 +239,7 @@ ENDLESS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_what_has_no_end_is_one_line(folder: Folder, kind: str) -> None:
     files, message = ENDLESS[kind]

@@ -91,6 +91,7 @@ def test_only_a_cpu_is_asked_about_and_the_half_that_takes_long_is_named() -> No
     )
 
 
+@pytest.mark.slow
 def test_a_study_that_takes_long_ends_before_any_work_and_a_finished_one_does_not(
     tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -204,6 +204,7 @@ def test_the_report_says_after_how_many_questions(stopped: Path) -> None:
     assert text == GOLDEN.read_text()
 
 
+@pytest.mark.slow
 def test_commands_read_it(stopped: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         ran = CliRunner().invoke(app, list(arguments))

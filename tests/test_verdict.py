@@ -216,6 +216,7 @@ def test_a_baseline_that_guesses_has_no_signal(tmp_path: Path) -> None:
     assert "no signal" in shown and "is less than 5 points above chance, 25.0%" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [0, 19, 20, 24, 65])
 def test_a_task_that_the_model_cannot_do_changes_no_verdict(known: int, tmp_path: Path) -> None:
     """2 points lost of ARC-Easy are beyond a margin of 1.5, whatever a few lucky answers in GSM8K do."""
@@ -465,6 +466,7 @@ def test_flips_have_both_ways_and_their_probabilities(logs: Path) -> None:
     assert solved.choices is None and solved.baseline.text != solved.rung.text
 
 
+@pytest.mark.slow
 def test_what_lm_evals_own_tracker_writes_is_what_a_study_records(tmp_path: Path, tiny_llama: Path) -> None:
     """A model that answers, lm-eval's evaluation and its log, read back: the records are those of a study."""
     import lm_eval
@@ -492,6 +494,7 @@ def test_what_lm_evals_own_tracker_writes_is_what_a_study_records(tmp_path: Path
     assert found.read_documents("bitladder_language").documents == documents.documents
 
 
+@pytest.mark.slow
 def test_needs_no_torch(logs: Path) -> None:
     code = (
         "import sys; sys.argv = ['bitladder', *sys.argv[1:]]\n"
