@@ -285,6 +285,12 @@ def test_answers_that_settle_nothing_recommend_nothing(summary: Summary) -> None
     assert "bf16" in out_of_memory.sentence and "until then" not in out_of_memory.sentence
 
 
+def test_a_copy_of_the_baseline_is_no_open_question(summary: Summary) -> None:
+    for name in ("fp16", "int8", "nf4", "fp4"):
+        summary = with_rung(summary, name, same_as="bf16")
+    assert picked(recommend(summary))["memory"] == "bf16"
+
+
 @pytest.mark.parametrize(
     ("aggregate", "said"),
     [

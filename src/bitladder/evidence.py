@@ -22,7 +22,7 @@ def unsettled(
     reason to deploy it, only to stay with it.
     """
     baseline = summary.rung(summary.baseline)
-    others = [rung for rung in summary.rungs if rung.rung != summary.baseline]
+    others = [rung for rung in summary.rungs if rung.rung != summary.baseline and rung.same_as is None]
     if margin_points is None or baseline is None or not others or any(rung is not baseline for rung in within):
         return None
     kinds = [_kind(objections[rung.rung]) for rung in others]
