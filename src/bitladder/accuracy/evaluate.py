@@ -61,6 +61,7 @@ def build_tasks(items: Iterable[AccuracyTask], settings: Settings) -> None:
     for item in items:
         try:
             require_same_task(library, item)
+            library.clusters(item.task, item.limit)
             if item.order is not None:
                 document_keys(library, item.task, item.limit, item.order.seed)
         except Exception:

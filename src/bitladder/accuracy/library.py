@@ -103,8 +103,8 @@ class TaskLibrary:
             with self.reading(name):
                 docs = list(self.documents(name, limit))
                 labels = cluster_labels(name, docs, cluster_field(self.task(name).config.metadata))
-                hashes = map(document_hash, docs)
-                self._clusters[name, limit] = {one: label for one, label in zip(hashes, labels, strict=True) if label}
+                labelled = zip(self.document_hashes(name, limit), labels, strict=True) if any(labels) else ()
+                self._clusters[name, limit] = {one: label for one, label in labelled if label}
         return self._clusters[name, limit]
 
     def count(self, name: str, limit: int | None) -> int:
