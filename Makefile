@@ -8,13 +8,13 @@ OUT ?= paper
 PAPER_FLAGS ?=
 COMPARE_FLAGS ?=
 
-.PHONY: help setup study paper test test-slow check format clean
+.PHONY: help setup study paper test test-slow test-gpu check format clean
 
 help:
 	@echo "make study   set up, then answer for the built-in model: which precision should it be deployed in?"
 	@echo "make paper   set up, then run the published study of LLaMA 3.2 1B on a GPU, beside its numbers; MODEL=, OUT=,"
 	@echo "             PAPER_FLAGS= (of bitladder study), COMPARE_FLAGS= (of bitladder compare)"
-	@echo "make test    set up, then run the tests that are quick; make test-slow the others"
+	@echo "make test    set up, then run the tests that are quick; make test-slow the others; make test-gpu those that need a GPU"
 	@echo "make check   set up, then lint and type-check"
 
 setup: $(VENV)/installed
@@ -38,6 +38,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# One after the other: they measure one card, and what one could not record no later one of its process records.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -n 0
 
 check: setup
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from bitladder.records import (
     measurement_id,
     order_key,
 )
-from bitladder.stages import row_stops, stage_count, staged_tasks, stages_for, stages_item
+from bitladder.stages import row_stops, stage_count, stage_item, staged_tasks
 from bitladder.stats.answered import rungs_to_ask
 from bitladder.store import Store
 from replay import machine, write_replay
@@ -41,7 +41,7 @@ RUNGS = {
 """nothing, hardly anything, about the margin of 5 points, and far beyond"""
 
 
-STOPS = tuple(row_stops(TASKS[0].documents, stages_for(TASKS[0].documents)))
+STOPS = tuple(row_stops(TASKS[0].documents))
 
 
 def write_plan(
@@ -83,7 +83,7 @@ def answer(store: Store, rungs: dict[str, RungReplay] = RUNGS, stages: int | Non
 
 
 def write_chunk(store: Store, name: str, replay: RungReplay, task: AccuracyTask, stage: int) -> None:
-    record, item = store.read_rung(name), stages_item(task, stage)
+    record, item = store.read_rung(name), stage_item(task, stage)
     assert record is not None and record.content_hash is not None and item is not None and item.order is not None
     assert item.order.chunk is not None
     identity = measurement_id(record.content_hash, item)

@@ -16,13 +16,11 @@ import pytest
 
 from bitladder.accuracy.rescoring import DOCUMENTS
 from bitladder.cli.dry_run import _recorded
-from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.forkserver import Branch, ForkServer
 from bitladder.records import (
     AccuracyOutcome,
-    AccuracyTask,
     Divergence,
     DivergenceOutcome,
     JournalEntry,
@@ -34,7 +32,6 @@ from bitladder.records import (
     Settings,
 )
 from bitladder.results import item_name
-from bitladder.stages import take_stages
 from bitladder.store import Store
 from bitladder.study.job import Job, Started
 from bitladder.study.plan import bind_baseline
@@ -512,10 +509,11 @@ def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
     assert len(kept) == 2
     resumed = StoppedAt(0)
     results = run_study(settings, tmp_path / "out", resumed)
-    assert resumed.asked == [("bf16", "int8")] and resumed.made == []
-    assert [item_name(record.item) for record in resumed.records] == ["left, documents 101 to 200"] * 2
+    assert resumed.asked == [("bf16", "int8")] * 2 and resumed.made == []
+    later = ["left, documents 31 to 90"] * 2 + ["left, documents 91 to 200"] * 2
+    assert [item_name(record.item) for record in resumed.records] == later
     now = {path.name: path.read_bytes() for path in (tmp_path / "out" / "records").glob("*.json")}
-    assert now.items() >= kept.items() and len(now) == 4
+    assert now.items() >= kept.items() and len(now) == 6
     assert not list(Store(tmp_path / "out").journals.iterdir())
     outcomes = [record.outcome for record in results.records]
     assert [len(one.documents) for one in outcomes if isinstance(one, AccuracyOutcome)] == [200, 200]
@@ -525,22 +523,3 @@ def test_a_study_in_stages_goes_on_with_the_stage_that_it_came_to(
         changes = {"only": "performance", "until_decided": False}
         run_study(settings.model_copy(update=changes), tmp_path / "out", timed)
     assert timed.warnings == [], "nothing of the other half is left"
-
-    monkeypatch.setitem(STAGES_AT_ONCE, "cpu", 3)
-    at_once = StoppedAt(0)
-    run_study(settings, tmp_path / "at-once", at_once)
-    assert at_once.asked == [("bf16", "int8")]
-    assert [item_name(record.item) for record in at_once.records] == ["left, documents 1 to 200"] * 2
-    at_once_results = Store(tmp_path / "at-once").load()
-    for whole, staged in zip(at_once_results.records, results.records, strict=True):
-        assert isinstance(whole.item, AccuracyTask) and isinstance(whole.outcome, AccuracyOutcome)
-        assert asked_in(whole.outcome) == asked_in(staged.outcome)
-        assert asked_in(take_stages(whole.item, whole.outcome, 1)) == asked_in(staged.outcome)[:100]
-    first_asked = {frozenset(asked_in(record.outcome)) for record in results.measured[::2]}
-    assert first_asked == {frozenset(asked_in(staged.outcome)[:100])}
-
-
-def asked_in(outcome: object) -> list[str]:
-    """Hashes of the documents, in their order."""
-    assert isinstance(outcome, AccuracyOutcome)
-    return [document.doc_hash for document in outcome.documents]

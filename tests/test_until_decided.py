@@ -2,9 +2,9 @@
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -23,16 +23,18 @@ from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.output import write_report
 from bitladder.report.text import table_to_markdown
 from bitladder.report.verdict_tables import verdict_text
-from bitladder.stages import measured_items, row_stops
+from bitladder.stages import measured_items, row_stops, shares_for
+from bitladder.stats.aggregate import MeanOfTasks
 from bitladder.stats.answered import rungs_to_ask
-from bitladder.stats.betting import EARLY_ALPHA, Draws, Side, decided_after
+from bitladder.stats.paired import PairedCounts
 from bitladder.stats.simulation import ChangeRates
-from bitladder.stats.staged_simulation import schedule_of, simulate_stages
+from bitladder.stats.staged_simulation import simulate_stages
+from bitladder.stats.stopping import judge_looks, look_confidence
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from replay import accuracy_item
 from replay_outcomes import TaskReplay, right_answers, task_documents
-from staged_replay import RUNGS, SEED, TASKS, answer, write_plan
+from staged_replay import RUNGS, SEED, STOPS, TASKS, answer, write_plan
 
 GOLDEN = Path(__file__).parent / "golden" / "until_decided.md"
 
@@ -72,16 +74,16 @@ def test_the_order_is_the_seeds_alone_and_keeps_clusters_and_questions_together(
     orders = {item.task: item.order for item in planned.items}
     assert not planned.remarks and None not in orders.values()
     stops = {name: order.stops for name, order in orders.items() if order}
-    assert stops["strict"] == stops["reasoned"] == (128, 300)
+    assert stops["strict"] == stops["reasoned"] == (45, 135, 300)
     parts = {name: chunks(settings, name, stops[name]) for name in orders}
     assert parts["strict"] == parts["reasoned"]
-    first, second = parts["hellaswag_like"]
-    assert sorted(first + second) == list(range(300))
-    assert {number // 3 for number in first}.isdisjoint(number // 3 for number in second)
+    first, second, third = parts["hellaswag_like"]
+    assert sorted(first + second + third) == list(range(300))
+    assert {number // 3 for number in first}.isdisjoint(number // 3 for number in second + third)
     # another cut of the same order
-    small, rest = chunks(settings, "strict", (10, 128))
+    small, rest = chunks(settings, "strict", (10, 45))
     assert sorted(small + rest) == parts["strict"][0]
-    assert chunks(settings_of(tasks, seed=7), "strict", (128, 300)) != parts["strict"]
+    assert chunks(settings_of(tasks, seed=7), "strict", stops["strict"]) != parts["strict"]
 
 
 def test_examples_before_a_question_are_those_of_a_run_that_asks_all(tasks: Path) -> None:
@@ -116,17 +118,24 @@ def test_every_question_is_asked_where_no_rung_is_held_against_the_baseline(task
     assert "every question is asked" in planned.remarks[0]
 
 
-def test_rows_grow_by_a_factor_of_their_own_and_end_together() -> None:
-    assert row_stops(10_042, 7)[0] == row_stops(1172, 7)[0] == 128
-    assert (row_stops(10_042, 7)[-1], row_stops(1172, 7)[-1], row_stops(50, 2)) == (10_042, 1172, [25, 50])
-    assert all(later > earlier for earlier, later in zip(row_stops(1172, 7), row_stops(1172, 7)[1:], strict=False))
+def test_each_stage_asks_the_same_share_of_every_row() -> None:
+    assert row_stops(10_042) == [1506, 4519, 10_042] and row_stops(1172) == [176, 527, 1172]
+    assert row_stops(2) == [1, 1, 2] and row_stops(1) == [1, 1, 1]
+    # a small study is asked as a whole, and spends nothing on looks that could decide nothing
+    assert shares_for(199) == (1.0,) and len(shares_for(200)) == 3
+
+
+def test_all_looks_together_spend_the_error_of_one() -> None:
+    for looks in (1, 2, 3, 7):
+        spent = sum(1 - look_confidence(look, looks) for look in range(1, looks + 1))
+        assert spent == pytest.approx(0.05)
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = write_plan(tmp_path_factory.mktemp("until") / "study")
     asked = answer(store)
-    assert asked == [frozenset(RUNGS), {"bf16", "int8"}, {"bf16", "int8"}]
+    assert asked == [frozenset(RUNGS), {"bf16", "fp16", "int8"}, {"bf16", "int8"}]
     return store.directory
 
 
@@ -135,14 +144,14 @@ def test_a_damaged_and_an_equal_rung_are_decided_early_and_one_on_the_margin_is_
     found = {rung.rung: rung.aggregate for rung in summary.rungs}
     stopping = {name: one.stopping for name, one in found.items()}
     assert [(name, one.state, one.documents) for name, one in stopping.items() if one] == [
-        ("fp16", "early", 384),
+        ("fp16", "early", 675),
         ("int8", "undecided", 1500),
-        ("fp4", "early", 384),
+        ("fp4", "early", 225),
     ]
     assert found["fp16"].verdict == "within the margin" and found["fp4"].verdict == "beyond the margin"
     assert summary.unfinished == "" and not any(rung.failures for rung in summary.rungs)
     fp4 = next(rung for rung in summary.rungs if rung.rung == "fp4")
-    assert fp4.tasks[0].questions == 128 and fp4.tasks[0].planned_questions == 500
+    assert fp4.tasks[0].questions == 75 and fp4.tasks[0].planned_questions == 500
     # against the baseline on the same questions
     score, difference = fp4.tasks[0].score.value, fp4.tasks[0].difference_points.value
     assert score is not None and difference is not None and fp4.tasks[0].baseline_percent is not None
@@ -154,8 +163,8 @@ def test_who_is_asked_follows_from_the_records_before_whatever_else_there_is(tmp
     store = write_plan(tmp_path / "study")
     answer(store, stages=1)
     killed = store.load()
-    assert rungs_to_ask(killed, 1) == rungs_to_ask(load_results(stopped), 1) == {"bf16", "int8"}
-    assert summarize(killed).unfinished == "Unfinished, 10 of 16 measurements so far"
+    assert rungs_to_ask(killed, 1) == rungs_to_ask(load_results(stopped), 1) == {"bf16", "fp16", "int8"}
+    assert summarize(killed).unfinished == "Unfinished, 7 of 16 measurements so far"
     answer(store)
     ids = [sorted(path.name for path in (one / "records").iterdir()) for one in (store.directory, stopped)]
     assert ids[0] == ids[1]
@@ -212,13 +221,13 @@ def test_commands_read_it(stopped: Path, tmp_path: Path) -> None:
         return ran.stdout
 
     verdict = run("verdict", f"{stopped}:bf16", f"{stopped}:fp16", f"{stopped}:fp4")
-    assert verdict.count("decided after 384 of 1,500 questions") == 2
-    assert "bf16, 384 documents" in run("diff", str(stopped), "fp4")  # of prose nothing is answered
-    assert "decided after 384 of 1,500 questions" in run("recommend", str(stopped), "--json")
+    assert verdict.count("decided after 675 of 1,500 questions") == 1
+    assert "bf16, 225 documents" in run("diff", str(stopped), "fp4")  # of prose nothing is answered
+    assert "decided after 225 of 1,500 questions" in run("recommend", str(stopped), "--json")
     record = Store(stopped).read_rung("fp4")
     assert record is not None and record.manifest is not None
     notes = " ".join(note for table in measured_tables(find_measured(stopped, record.manifest)) for note in table.notes)
-    assert "fp4 is beyond the margin; it was decided after 384 of 1,500 questions" in notes
+    assert "fp4 is beyond the margin; it was decided after 225 of 1,500 questions" in notes
     assert any(path.name == "table1-questions.csv" for path in write_report(stopped, tmp_path / "report"))
 
 
@@ -238,22 +247,46 @@ def test_peeking_after_every_stage_keeps_wrong_verdicts_rare_and_costs_few_right
     assert right.wrong <= 0.05 and right.decided >= right.fixed - 0.03 and right.documents < 0.8
 
 
-def test_a_study_stops_where_its_simulation_does(stopped: Path) -> None:
-    """What is read from records is bet on as the simulation bets on what it draws."""
-    schedule = schedule_of([ChangeRates(0, 0, task.documents) for task in TASKS])
-    for rung in summarize(load_results(stopped)).rungs[1:]:
-        draws = []
-        for task, starts in zip(TASKS, schedule.starts, strict=True):
+def test_a_study_stops_where_its_looks_say(stopped: Path) -> None:
+    """What is read from records is judged as the simulation judges what it draws, and drawn at the look's own level."""
+    looks: dict[str, list[MeanOfTasks]] = {name: [] for name in RUNGS if name != "bf16"}
+    for name, stop in product(looks, STOPS):
+        parts = []
+        for task in TASKS:
             documents = task_documents(task).documents
-            ours, baseline = (right_answers(task, RUNGS[name]) for name in (rung.rung, "bf16"))
-            scores = {
-                order_key(SEED, document.doc_hash): float(one) - float(other)
-                for document, one, other in zip(documents, ours, baseline, strict=True)
-            }
-            draws.append(Draws(np.array([scores[key] for key in sorted(scores)]), starts))
-        sides: tuple[Side, Side] = ("within", "beyond")
-        after = min(decided_after(draws, 0.05, side, EARLY_ALPHA / 3) for side in sides)
-        stage = int(np.searchsorted(schedule.ends, after)) + 1
-        assert rung.aggregate.stopping is not None
-        assert rung.aggregate.stopping.stages == min(stage, 3)
-        assert (rung.aggregate.stopping.state == "early") == (stage <= 3)
+            ours, baseline = (right_answers(task, RUNGS[rung]) for rung in (name, "bf16"))
+            order = sorted(range(task.documents), key=lambda number: order_key(SEED, documents[number].doc_hash))[:stop]
+            gained = sum(ours[number] and not baseline[number] for number in order)
+            lost = sum(baseline[number] and not ours[number] for number in order)
+            parts.append(PairedCounts(gained=int(gained), lost=int(lost), n=stop))
+        looks[name].append(MeanOfTasks(parts=tuple(parts)))
+    summary = summarize(load_results(stopped))
+    found = {rung.rung: rung.aggregate for rung in summary.rungs[1:]}
+    stages = {name: one.stopping.stages for name, one in found.items() if one.stopping}
+    compared = {name: looks[name][stage - 1] for name, stage in stages.items()}
+    judged = judge_looks(compared, stages, 3, 3, 0.05)
+    for name, one in found.items():
+        drawn = one.difference_points
+        assert drawn.low == pytest.approx(100 * judged[name].low) and drawn.high == pytest.approx(
+            100 * judged[name].high
+        )
+        assert one.verdict == judged[name].verdict
+        before = [
+            judge_looks({name: looks[name][stage - 1]}, {name: stage}, 3, 3, 0.05) for stage in range(1, stages[name])
+        ]
+        assert all(earlier[name].verdict == "undecided" for earlier in before), "nothing stopped it before"
+        assert one.recovery_percent.low is not None, "a ratio's limits hold at the look too"
+
+
+def test_rungs_share_the_error_of_a_look_whatever_became_of_them() -> None:
+    """An equal rung that three others are still open beside is held to a quarter of what the look may spend."""
+    one = MeanOfTasks(parts=(PairedCounts(gained=3, lost=3, n=400),))
+    alone = judge_looks({"a": one}, {"a": 1}, 3, 1, 0.02)["a"]
+    beside_missing = judge_looks({"a": one}, {"a": 1}, 3, 4, 0.02)["a"]
+    assert 1 - alone.levels.low == pytest.approx(0.01) and 1 - beside_missing.levels.low == pytest.approx(0.0025)
+    assert beside_missing.low < alone.low
+    # what was shown to be within leaves the others' count on that side and stays in it on the other
+    clear = MeanOfTasks(parts=(PairedCounts(gained=0, lost=0, n=4000),))
+    both = judge_looks({"a": one, "b": clear}, {"a": 2, "b": 1}, 3, 2, 0.02)
+    assert both["b"].verdict == "within the margin"
+    assert 1 - both["a"].levels.low == pytest.approx(0.01) and 1 - both["a"].levels.high == pytest.approx(0.005)

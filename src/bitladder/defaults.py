@@ -10,9 +10,6 @@ ACCURACY_BATCH_SIZE = 8
 ACCURACY_BACKEND: Literal["hf", "bitladder"] = "bitladder"
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 32768}
 """tokens of one forward: where a CPU's matrix products are as fast as they get, and where a GPU's do"""
-STAGES_AT_ONCE = {"cpu": 1, "cuda": 3}
-"""by one measurement, where asking stops when decided: on a GPU loading a model and the steps of the longest text take
-longer than the few questions of one stage"""
 DIVERGENCE_WINDOWS = 32
 DIVERGENCE_WINDOW_TOKENS = 128
 """4,096 tokens take two CPU cores about ten seconds a rung and 135 million weights. From 32 documents they give a mean

@@ -1,12 +1,7 @@
-"""Tasks that are asked in stages: the measurements of one are written apart, and read as one record.
+"""Tasks that are asked in stages: the measurements of one are written apart, and read as one record."""
 
-A measurement asks as many stages as its device is asked at once.
-"""
-
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from bitladder.defaults import STAGES_AT_ONCE
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
@@ -20,24 +15,21 @@ from bitladder.records import (
     order_key,
 )
 
-FIRST_DOCUMENTS = 128
-"""of a row in the first stage: enough to show damage, and to tell a baseline from guessing"""
+STAGE_SHARES = (0.15, 0.45, 1.0)
+"""of a row's clusters, that are asked by the end of each stage: of such shares and errors (`stats.stopping`) those that
+asked fewest questions where a rung equals the baseline, simulated by `benchmarks/until_decided.py`"""
+FEWEST_CLUSTERS = 200
+"""of the largest row: of fewer, the first stages would decide next to nothing and yet take their part of the error"""
 
 
-def stages_for(units: int) -> int:
-    """How many stages a row of so many clusters takes if each about doubles what was asked."""
-    return 1 + max(round(math.log2(units / FIRST_DOCUMENTS)), 0)
+def shares_for(clusters: int) -> tuple[float, ...]:
+    """The stages of a study whose largest row has so many clusters."""
+    return STAGE_SHARES if clusters >= FEWEST_CLUSTERS else (1.0,)
 
 
-def row_stops(units: int, stages: int) -> list[int]:
-    """Clusters of a row that are asked by the end of each stage.
-
-    As many as `FIRST_DOCUMENTS` in the first, or half of the row where it has fewer than two times that.
-    """
-    if stages == 1:
-        return [units]
-    first = max(min(FIRST_DOCUMENTS, units // 2), 1)
-    return [round(first * (units / first) ** (stage / (stages - 1))) for stage in range(stages)]
+def row_stops(clusters: int, shares: Sequence[float] = STAGE_SHARES) -> list[int]:
+    """Clusters of a row that are asked by the end of each stage, at least one in the first."""
+    return [max(round(share * clusters), 1) for share in shares]
 
 
 def staged_tasks(study: StudyRecord) -> tuple[AccuracyTask, ...]:
@@ -49,23 +41,18 @@ def stage_count(tasks: Sequence[AccuracyTask]) -> int:
     return max((len(task.order.stops) for task in tasks if task.order), default=0)
 
 
-def first_stages(task: AccuracyTask) -> range:
-    """Those that its measurements begin with."""
-    return range(0, stage_count([task]), STAGES_AT_ONCE[task.device.partition(":")[0]])
-
-
 def measured_items(item: Item) -> tuple[Item, ...]:
-    """What an item of a plan is measured by: itself, or an item for the stages that are asked at once."""
+    """What an item of a plan is measured by: itself, or an item for each stage."""
     if not isinstance(item, AccuracyTask) or item.order is None:
         return (item,)
-    return tuple(part for first in first_stages(item) if (part := stages_item(item, first)) is not None)
+    stages = range(len(item.order.stops))
+    return tuple(part for stage in stages if (part := stage_item(item, stage)) is not None)
 
 
-def stages_item(task: AccuracyTask, first: int) -> AccuracyTask | None:
-    """What asks the documents of the stages that begin with this one; None where they have none of this task."""
+def stage_item(task: AccuracyTask, stage: int) -> AccuracyTask | None:
+    """What asks the documents of one stage, counted from 0; None where it has none of this task."""
     assert task.order is not None
-    chunks = task.order.chunks[first : first + first_stages(task).step]
-    start, stop = chunks[0][0], chunks[-1][1]
+    start, stop = task.order.chunks[stage]
     if start == stop:
         return None
     return task.model_copy(update={"order": Order(seed=task.order.seed, chunk=(start, stop))})

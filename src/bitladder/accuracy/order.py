@@ -1,8 +1,7 @@
 """The order that documents are asked in where asking stops when decided, and the stages that it is cut into.
 
 A document's place is that of its cluster's hash with the seed: the same for all rungs, in any process, and for the
-question that several tasks ask. How many documents of a row a stage asks grows by the same factor from stage to stage,
-about two in the largest row, so that all rows begin with 128 documents and end together.
+question that several tasks ask. Each stage asks the same share of every row's clusters.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from unittest import mock
 
 from bitladder.accuracy.library import TaskLibrary
 from bitladder.records import Order, TaskGroup, order_key
-from bitladder.stages import row_stops, stages_for
+from bitladder.stages import row_stops, shares_for
 
 
 def plan_orders(
@@ -25,10 +24,10 @@ def plan_orders(
         for group in _rows(library, groups)
     }
     units = {name: sorted({key for keys in tasks.values() for key in keys}) for name, tasks in rows.items()}
-    stages = max((stages_for(len(keys)) for keys in units.values()), default=0)
+    shares = shares_for(max((len(keys) for keys in units.values()), default=0))
     orders: dict[str, Order] = {}
     for name, tasks in rows.items():
-        last_keys = [units[name][stop - 1] for stop in row_stops(len(units[name]), stages)]
+        last_keys = [units[name][stop - 1] for stop in row_stops(len(units[name]), shares)]
         for task, keys in tasks.items():
             stops = tuple(sum(key <= last for key in keys) for last in last_keys)
             orders.setdefault(task, Order(seed=seed, stops=stops))

@@ -87,10 +87,10 @@ def _limits_note(compared: Compared) -> str:
     if is_staged(compared):
         verdicts = f"the {others} verdicts hold together" if others > 1 else "the verdict holds"
         return (
-            f"Limits: {verdicts} with 95%, though one looks after every stage. Bets on the difference "
-            "(Waudby-Smith and Ramdas 2024) have 0.005 of each side's 0.025 and end the asking; what they leave open "
-            "after the last question is judged at 0.020. The limits of a precision that stopped are those that its "
-            "bets leave: wider than an interval for so many questions, and right though the answers chose the number."
+            f"Limits: {verdicts} with 95%, though one looks after every stage (repeated confidence intervals, "
+            "Jennison and Turnbull 1989). Of each side's 0.025 the looks before the last have 0.01 in equal parts, the "
+            "last the rest, each shared by Holm's procedure. The limits of a precision are those of the look it "
+            "stopped at: wider than an interval for so many questions, since the answers chose the number."
         )
     if others == 1:
         return "Limits: 95%, of one precision by itself; judged together with others it would have wider ones."

@@ -23,7 +23,6 @@ Correlations = tuple[tuple[float, ...], ...]
 ScoreAt = Callable[[float], Score]
 """confidence -> a score with its interval"""
 
-_NO_RATIO = "no interval of a ratio holds at a time that the answers chose"
 _NO_NORM = Estimate.unknown("the task has no length-normalised accuracy")
 
 
@@ -163,8 +162,6 @@ def _against(
         found = 100 * value / under + 100 - less
         if judged is None or isinstance(comparison, NoInterval):
             return Estimate(value=found, reason=difference.reason)
-        if judged.at_any_time:
-            return Estimate(value=found, reason=_NO_RATIO)
         limits: list[Interval] = []
         for level in judged.levels:
             one = _ratio_interval(score(level), baseline(level), comparison.interval(level), above)
@@ -304,7 +301,7 @@ def summarize_aggregates(
     if staging is None:
         judged = _judge_all(compared, baseline, margin_points)
     else:
-        judged = {rung: one.judged for rung, one in assessed.items()}
+        judged = {rung: one.judged for rung, one in assessed.items() if one.judged is not None}
     return {
         rung: _summarize_aggregate(counted, rung, missing[rung] or compared[rung], judged.get(rung)).model_copy(
             update={"stopping": assessed[rung].stopping if rung in assessed else None}
@@ -324,8 +321,7 @@ def _assess(
     if staging is None:
         return {}
     known = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, str)}
-    shares_documents = counted.correlations is not None
-    return assess(counted.rows, known, answered, staging, margin_points / 100, shares_documents=shares_documents)
+    return assess(counted.rows, known, answered, staging, margin_points / 100)
 
 
 def _correlations(rows: Sequence[Row]) -> Correlations | None:

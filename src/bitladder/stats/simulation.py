@@ -126,11 +126,11 @@ def wrong_verdict_share(rungs: Sequence[ChangeRates], margin: float, draws: int,
         pairs = zip(outcome[::2], outcome[1::2], rungs, strict=True)
         counts = {str(index): PairedCounts(gained=g, lost=b, n=one.n) for index, (g, b, one) in enumerate(pairs)}
         judged = judge(counts, margin, count_more=False)
-        wrong += any(_is_wrong(judged[str(index)].verdict, one, margin) for index, one in enumerate(rungs))
+        wrong += any(is_wrong(judged[str(index)].verdict, one, margin) for index, one in enumerate(rungs))
     return wrong / draws
 
 
-def _is_wrong(verdict: Verdict, rates: ChangeRates, margin: float) -> bool:
+def is_wrong(verdict: Verdict, rates: ChangeRates, margin: float) -> bool:
     truth = rates.gained - rates.lost
     on_margin = math.isclose(truth, -margin)
     if verdict == "beyond the margin":

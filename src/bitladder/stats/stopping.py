@@ -1,40 +1,40 @@
-"""Verdicts of a study that stops asking a rung when its verdict falls.
+"""Verdicts of a study that stops asking a rung when its verdict falls: a group-sequential test with few looks.
 
-Each side's 0.025 is spent in two parts. Bets (`betting`) on the aggregate may decide after any block of documents, with
-0.005 over the planned rungs each. What they leave open when all documents are asked is judged by the usual intervals,
-Holm's procedure at 0.020. So that no more than 0.025 a side is spent on all rungs together: a wrong verdict is a wrong
-bet, of all rungs together 0.005 at most, or a wrong last test, and Holm's procedure at 0.020 counts every rung whose
-hypothesis on that side no bet rejected, those that stopped on the other side too.
+Each side's 0.025 is spent over the looks, one after each stage: `EARLY_ALPHA` over those before the last, in equal
+parts, and the rest at the last. At each look the rungs that were asked so far and no further are judged by the usual
+intervals and Holm's procedure (`verdict`) at what that look may spend. The other planned rungs stay in the count,
+unless an earlier look rejected their hypothesis on that side. Then no more than 0.025 a side is spent on all rungs and
+looks together. Say t of the hypotheses on a side are true. Until the first of these is rejected all t are counted, so
+each look rejects it at no more than its own part over t: in all t times the sum of the parts over t. Nothing is
+assumed of how looks depend on each other, nor of what share of the information each has. That costs some power against
+the boundaries of Pocock or O'Brien and Fleming (Jennison and Turnbull 2000, Group Sequential Methods, chapters 2 and
+9), which need both.
 
-A rung that stopped is drawn between the limits that its bets leave: those hold at whatever time one looks, which an
-interval for a fixed number of documents at a time that the answers chose does not. Which rows count, and how much, is
-taken from the answers so far, and as given, as it is elsewhere.
+The limits that a rung stopped at are drawn: repeated confidence intervals (Jennison and Turnbull 1989, JRSS-B
+51:305-361), which hold at all looks together, whatever made the asking stop. Which rows count, and how much, is taken
+from the answers so far, and as given, as it is elsewhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
-from bitladder.records import AccuracyTask, StudyRecord, order_key
+from bitladder.records import AccuracyTask, StudyRecord
 from bitladder.stages import stage_count, staged_tasks
 from bitladder.stats.aggregate import combine
-from bitladder.stats.betting import EARLY_ALPHA, Draws, bet_interval, evenly
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.pots import ask_the_same
-from bitladder.stats.power import QuestionsToDecide, is_decided
+from bitladder.stats.power import QuestionsToDecide
 from bitladder.stats.row import Row
-from bitladder.stats.scores import RowComparison, paired_values
+from bitladder.stats.scores import RowComparison
 from bitladder.stats.summary import Stopping
-from bitladder.stats.verdict import Beside, Judged, Levels, judge, verdict_of
+from bitladder.stats.verdict import Beside, Judged, judge
 
-LAST_CONFIDENCE = CONFIDENCE + 2 * EARLY_ALPHA
-"""of the last test's intervals, where a single rung is left"""
+EARLY_ALPHA = 0.01
+"""of each side's 0.025, spent on all looks before the last"""
 HOPE_CONFIDENCE = 0.997
 """A rung is asked on unless not even the ends of an interval of this confidence, for what the remaining documents show,
 would decide it."""
@@ -76,8 +76,35 @@ def _padded(task: AccuracyTask, stages: int) -> AccuracyTask:
 
 @dataclass(frozen=True)
 class Assessed:
-    judged: Judged
+    judged: Judged | None
+    """None where its answers give no interval"""
     stopping: Stopping
+
+
+def look_confidence(look: int, looks: int) -> float:
+    """Two-sided confidence that all intervals of one look, counted from 1, have together."""
+    if looks == 1:
+        return CONFIDENCE
+    return 1 - 2 * EARLY_ALPHA / (looks - 1) if look < looks else CONFIDENCE + 2 * EARLY_ALPHA
+
+
+def judge_looks(
+    compared: Mapping[str, Comparison], answered: Mapping[str, int], looks: int, rungs: int, margin: float
+) -> dict[str, Judged]:
+    """The verdict on each rung at the last look that it was asked until, see the module.
+
+    ``answered``: looks by rung, at least 1. ``rungs``: all that are planned, those of which nothing is known too.
+    """
+    found: dict[str, Judged] = {}
+    for look in range(1, looks + 1):
+        here = {rung: one for rung, one in compared.items() if answered[rung] == look}
+        others = rungs - len(here)
+        beside = Beside(
+            low=others - sum(one.low > -margin for one in found.values()),
+            high=others - sum(one.high < -margin for one in found.values()),
+        )
+        found |= judge(here, margin, count_more=look == looks, confidence=look_confidence(look, looks), beside=beside)
+    return found
 
 
 def assess(
@@ -86,123 +113,40 @@ def assess(
     answered: Mapping[str, int],
     staging: Staging,
     margin: float,
-    *,
-    shares_documents: bool,
 ) -> dict[str, Assessed]:
     """The verdict on each rung whose aggregate over ``rows`` is compared with the baseline, and how far it was asked.
 
-    ``answered``: stages by rung. Rows that share documents are bet on nowhere: their draws are not independent.
+    ``answered``: stages by rung.
     """
-    bets = {
-        rung: bet_interval(
-            [] if shares_documents else list(_draws(rows, rung, staging)),
-            margin,
-            EARLY_ALPHA / staging.rungs,
-            one.value,
-        )
-        for rung, one in compared.items()
-    }
-    by_bets = {rung for rung, interval in bets.items() if is_decided(interval, margin)}
-    left = {
-        rung: one.comparison
-        for rung, one in compared.items()
-        if rung not in by_bets and answered[rung] == staging.stages and not isinstance(one.comparison, NoInterval)
-    }
-    others = compared.keys() - left.keys()
-    beside = Beside(
-        low=sum(bets[rung].low <= -margin for rung in others), high=sum(bets[rung].high >= -margin for rung in others)
-    )
-    last = judge(left, margin, confidence=LAST_CONFIDENCE, beside=beside)
-    return {
-        rung: _assessed(rung, rows, compared[rung], bets[rung], last.get(rung), answered[rung], staging, margin)
-        for rung in compared
-    }
+    known = {rung: one.comparison for rung, one in compared.items() if not isinstance(one.comparison, NoInterval)}
+    judged = judge_looks(known, answered, staging.stages, staging.rungs, margin)
+    return {rung: _assessed(rung, rows, judged.get(rung), answered[rung], staging, margin) for rung in compared}
 
 
 def _assessed(
-    rung: str,
-    rows: Sequence[Row],
-    compared: RowComparison,
-    bets: Interval,
-    last: Judged | None,
-    answered: int,
-    staging: Staging,
-    margin: float,
+    rung: str, rows: Sequence[Row], judged: Judged | None, answered: int, staging: Staging, margin: float
 ) -> Assessed:
-    def stopped(state: str) -> Stopping:
-        documents = staging.documents[answered - 1] if answered else 0
-        return Stopping.model_validate(
-            {"state": state, "documents": documents, "of": staging.documents[-1], "stages": answered}
-        )
-
-    if last is not None:
-        return Assessed(last, stopped("undecided" if last.verdict == "undecided" else "end"))
-    verdict = verdict_of(bets.low, bets.high, margin)
-    more: int | None = None
+    at_end = answered == staging.stages
+    decided = judged is not None and judged.verdict != "undecided"
     reason = None
-    if verdict != "undecided":
-        state, more = "early", 0
-    elif answered == staging.stages:
-        state, reason = "undecided", "its answers give no interval"
-    elif is_hopeless(rows, rung, margin):
+    if decided:
+        state = "end" if at_end else "early"
+    elif at_end:
+        state = "undecided"
+    elif is_hopeless(rows, rung, margin, look_confidence(staging.stages, staging.stages)):
         state, reason = "hopeless", "the questions that exist can't decide it"
     else:
         state, reason = "open", "the study is still asking it; run it again to go on"
-    levels = Levels(bets.confidence, bets.confidence)
-    to_decide = QuestionsToDecide(more=more, reason=reason)
-    judged = Judged(bets.low, bets.value, bets.high, levels, verdict, to_decide, at_any_time=True)
-    return Assessed(judged, stopped(state))
+    if judged is not None and reason is not None:
+        judged = replace(judged, to_decide=QuestionsToDecide(more=None, reason=reason))
+    documents = staging.documents[answered - 1] if answered else 0
+    stopping = {"state": state, "documents": documents, "of": staging.documents[-1], "stages": answered}
+    return Assessed(judged, Stopping.model_validate(stopping))
 
 
-def _draws(rows: Sequence[Row], rung: str, staging: Staging) -> Iterator[Draws]:
-    """What is bet on: in each stage as many blocks as the row with the fewest clusters has, each row's shared out."""
-    units = [(weight, stages) for row in rows for weight, stages in _units(row, rung, staging)]
-    blocks = [min(len(stages[stage]) for _, stages in units) for stage in range(staging.stages)]
-    for weight, stages in units:
-        values: list[float] = []
-        starts: list[int] = []
-        for stage, count in enumerate(blocks):
-            if count:
-                starts += (len(values) + evenly(len(stages[stage]), count)).tolist()
-                values += stages[stage]
-        yield Draws(np.asarray(values), np.asarray(starts, dtype=np.int64), weight)
-
-
-def _units(row: Row, rung: str, staging: Staging) -> Iterator[tuple[float, list[list[float]]]]:
-    """A row's differences by stage, in the order of their clusters, one a cluster, with their weight.
-
-    Parts with the same questions are one, a question's mean; others share the row's weight.
-    """
-    pots, baseline, outcomes = row.pots[rung], row.baselines[rung], row.outcomes(rung)
-    assert not isinstance(pots, str) and not isinstance(baseline, str) and not isinstance(outcomes, str)
-    answers = [paired_values(pot, other, pot.values, other.values) for pot, other in zip(pots, baseline, strict=True)]
-    places: list[tuple[int, str]] = []
-    for task, outcome in outcomes.items():
-        order = staging.tasks[task].order
-        assert order is not None
-        places += (
-            (order.stage_of(place), order_key(order.seed, one.cluster or one.doc_hash))
-            for place, one in enumerate(outcome.documents)
-        )
-    starts = np.cumsum([0, *(len(part) for part in answers)]).tolist()
-    parts = [places[start : start + len(part)] for start, part in zip(starts, answers, strict=False)]
-    together = len(pots) == 1 or ask_the_same(pots)
-    pairs = list(zip(parts, answers, strict=True))
-    for group in [pairs] if together else [[pair] for pair in pairs]:
-        clusters: dict[tuple[int, str], list[float]] = {}
-        for part, differences in group:
-            for place, difference in zip(part, differences, strict=True):
-                clusters.setdefault(place, []).append(difference)
-        stages: list[list[float]] = [[] for _ in range(staging.stages)]
-        for stage, key in sorted(clusters):
-            found = clusters[stage, key]
-            stages[stage].append(math.fsum(found) / len(found))
-        yield (row.weight or 0.0) / (1 if together else len(pots)), stages
-
-
-def is_hopeless(rows: Sequence[Row], rung: str, margin: float) -> bool:
-    """Whether the documents that are left could hardly decide a rung: not in a last test by itself, with the same
-    share of changed answers, and a difference as far either way as `HOPE_CONFIDENCE` lets the rest be."""
+def is_hopeless(rows: Sequence[Row], rung: str, margin: float, confidence: float) -> bool:
+    """Whether the documents that are left could hardly decide a rung: not in a last test of this confidence by itself,
+    with the same share of changed answers, and a difference as far either way as `HOPE_CONFIDENCE` lets the rest be."""
     now: list[Interval] = []
     best: list[Interval] = []
     for row in rows:
@@ -211,7 +155,7 @@ def is_hopeless(rows: Sequence[Row], rung: str, margin: float) -> bool:
         if isinstance(one, str) or isinstance(one.comparison, NoInterval) or questions is None or isinstance(pots, str):
             return False
         grown = questions / max(len(pot.questions) for pot in pots)
-        now.append(one.comparison.interval(LAST_CONFIDENCE, grown))
+        now.append(one.comparison.interval(confidence, grown))
         best.append(_reachable(one.comparison, 1 / grown))
     weights = [row.weight or 0.0 for row in rows]
     last, reachable = combine(now, weights), combine(best, weights)

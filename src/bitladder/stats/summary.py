@@ -99,9 +99,9 @@ class Stopping(Record):
     """How far one rung was asked, where asking stops when decided."""
 
     state: Literal["early", "end", "hopeless", "undecided", "open", "stopped"]
-    """decided by bets before the end or at it; decided by the test at the end; not asked on, since the documents that
-    are left could hardly decide it; undecided after all documents; still to be asked; decided, but against another
-    margin or baseline than this"""
+    """decided before the last stage; decided at the last; not asked on, since the documents that are left could hardly
+    decide it; undecided after all documents; still to be asked; decided, but against another margin or baseline than
+    this"""
     documents: int
     """that the rung was asked of the tasks in stages; a question in two tasks counts twice"""
     of: int

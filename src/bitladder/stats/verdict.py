@@ -57,12 +57,10 @@ class Judged:
     levels: Levels
     verdict: Verdict
     to_decide: QuestionsToDecide
-    at_any_time: bool = False
-    """whether the limits hold whenever one looks, see `betting`"""
 
 
 class Beside(NamedTuple):
-    """Rungs that are judged by other means and of which the side's hypothesis is not rejected, on either side."""
+    """Further rungs of which the side's hypothesis is not rejected, on either side: they share the error."""
 
     low: int = 0
     high: int = 0

@@ -34,7 +34,7 @@ from bitladder.records import (
     measurement_id,
 )
 from bitladder.results import not_measured_as, place_of, same_contents
-from bitladder.stages import first_stages, measured_items, stage_count, staged_tasks, stages_item
+from bitladder.stages import measured_items, stage_count, stage_item, staged_tasks
 from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.estimate import estimate_study
 from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
@@ -249,15 +249,15 @@ class _Run:
 
     def _measure_stages(self) -> None:
         """Ask stage after stage of those rungs whose verdict the records before leave open."""
-        stages, firsts = stage_count(staged_tasks(self._study)), self._first_stages()
-        for number, first in enumerate(firsts, 1):
-            asked = self._asked_by(first)
+        stages = stage_count(staged_tasks(self._study))
+        for stage in range(stages):
+            asked = self._asked_by(stage)
             if not asked:
                 break
-            items = self._items_of(firsts[:number])
+            items = self._items_until(stage)
             names = [record.rung for record in self._baseline_first() if record.rung in asked]
             if any(self._missing(self._rungs[name], items) for name in names):
-                self._progress.stage(min(first + firsts.step, stages), stages, names)
+                self._progress.stage(stage + 1, stages, names)
             for name in names:
                 record = self._rungs[name]
                 if record is not None and self._needs_weights(record, items):  # it had been decided, and is no longer
@@ -268,13 +268,9 @@ class _Run:
             self._left.decided()
             self._tell_plan(staged=False)
 
-    def _first_stages(self) -> range:
-        """Of all that are asked at once, the first; all tasks of a study have as many stages and one device."""
-        return next(map(first_stages, staged_tasks(self._study)), range(0))
-
-    def _items_of(self, firsts: range) -> tuple[Item, ...]:
-        """Of the stages that are asked and of those before, which a rung may lack that was decided for a while."""
-        parts = (stages_item(task, first) for first in firsts for task in staged_tasks(self._study))
+    def _items_until(self, stage: int) -> tuple[Item, ...]:
+        """Of this stage and of those before, which a rung may lack that was decided for a while."""
+        parts = (stage_item(task, one) for one in range(stage + 1) for task in staged_tasks(self._study))
         return tuple(part for part in parts if part is not None)
 
     def _asked_by(self, stage: int) -> frozenset[str]:
@@ -286,10 +282,9 @@ class _Run:
 
     def _asked_next(self) -> frozenset[str]:
         """Whom the first stage asks that isn't done."""
-        firsts = self._first_stages()
-        for number, first in enumerate(firsts, 1):
-            asked = self._asked_by(first)
-            if any(self._missing(self._rungs[name], self._items_of(firsts[:number])) for name in asked):
+        for stage in range(stage_count(staged_tasks(self._study))):
+            asked = self._asked_by(stage)
+            if any(self._missing(self._rungs[name], self._items_until(stage)) for name in asked):
                 return asked
         return frozenset()
 
