@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 KNOWN_FIELDS = {"hellaswag": "source_id"}
 """beginning of a task's name -> the field of its documents that is shared by those which resemble each other
@@ -53,27 +55,17 @@ def _shared_passages(docs: Sequence[Any]) -> list[str | None]:
     prints, owners = prints[order], owners[order]
     first = np.append(True, (prints[1:] != prints[:-1]) | (owners[1:] != owners[:-1]))
     prints, owners = prints[first], owners[first]  # each document once a fingerprint
-    starts = np.flatnonzero(np.append(True, prints[1:] != prints[:-1]))
-    sizes = np.diff(np.append(starts, len(prints)))
-    parents = list(range(len(docs)))
-    lowest: dict[int, int] = {}
-    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
-        if 2 <= size <= max(TEMPLATE_SHARE * len(docs), 2):
-            members = owners[start : start + size].tolist()
-            root = _root(parents, members[0])
-            label = min([int(prints[start]), *(lowest.pop(one, 2**64) for one in {_root(parents, m) for m in members})])
-            for member in members:
-                parents[_root(parents, member)] = root
-            lowest[root] = label
-    labels = [lowest.get(_root(parents, number)) for number in range(len(docs))]
-    return [None if label is None else f"passage {label:016x}" for label in labels]
-
-
-def _root(parents: list[int], number: int) -> int:
-    while parents[number] != number:
-        parents[number] = parents[parents[number]]
-        number = parents[number]
-    return number
+    _, passages, sizes = np.unique(prints, return_inverse=True, return_counts=True)
+    shared = (sizes >= 2) & (sizes <= max(TEMPLATE_SHARE * len(docs), 2))
+    kept = shared[passages]
+    prints, owners, passages = prints[kept], owners[kept], passages[kept]
+    size = len(docs) + len(sizes)
+    graph = coo_array((np.ones(len(owners), dtype=bool), (owners, len(docs) + passages)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    label = np.full(component.max() + 1, 2**64 - 1, dtype=np.uint64)
+    np.minimum.at(label, component[owners], prints)
+    sharing = set(owners.tolist())
+    return [f"passage {label[component[number]]:016x}" if number in sharing else None for number in range(len(docs))]
 
 
 def _fingerprints(docs: Sequence[Any]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
