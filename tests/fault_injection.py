@@ -179,7 +179,8 @@ def main() -> int:
         tasks.mkdir()
         arguments = study_arguments(model, write_tasks(tasks, 4))
         slots = [stack.enter_context(Slot(Path(work), number, library, arguments)) for number in range(given.jobs)]
-        traces = [slot.trace("finished", "new") for slot in slots][-1]
+        with ThreadPoolExecutor(len(slots)) as pool:
+            *_, traces = pool.map(lambda slot: slot.trace("finished", "new"), slots)
         points = [
             one
             for one in every_point(traces)
