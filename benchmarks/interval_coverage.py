@@ -41,9 +41,21 @@ SIZES = (
 CLUSTERS = {
     "30 templates of 8 to 26": (8, 10, 12, 14, 16, 18, 20, 22, 24, 26) * 3,
     "1,000 sources of 1 or 2": (1,) * 838 + (2,) * 162,
+    "8 passages of 50": (50,) * 8,
+    "60 passages of 16": (16,) * 60,
+    "200 passages of 10": (10,) * 200,
+    "300 of 2 and 5 of 120": (2,) * 300 + (120,) * 5,
 }
-CORRELATIONS = (0.0, 0.05, 0.2, 0.5)
-CLUSTERED_CHANGES = ((0.002, 0.002), (0.01, 0.01), (0.0, 0.02), (0.05, 0.05), (0.02, 0.1))
+CORRELATIONS = (0.0, 0.3, 0.6, 0.9)
+CLUSTERED_CHANGES = (
+    (0.002, 0.002, 1.0),
+    (0.0, 0.02, 1.0),
+    (0.05, 0.05, 1.0),
+    (0.0, 0.1, 1.0),
+    (0.0, 0.03, 0.5),
+    (0.0, 0.1, 0.5),
+)
+"""gained, lost, and by how much: half a point is a graded score's"""
 JUDGED = (
     ((0.0, 0.02),),
     ((0.0, 0.02),) * 4,
@@ -95,17 +107,18 @@ def print_clusters(draws: int, seed: int) -> None:
             "correlation within one",
             "gained, %",
             "lost, %",
-            "Tango's on the effective sample (ours)",
+            "by",
+            "on the effective sample (ours)",
             "cluster-robust t",
             "the wider of that and Tango's",
             "Tango's",
         ],
     )
     for name, sizes in CLUSTERS.items():
-        for correlation, (gained, lost) in product(CORRELATIONS, CLUSTERED_CHANGES):
-            found = clustered_coverage(ClusteredTask(sizes, gained, lost, correlation), draws, seed)
+        for correlation, (gained, lost, by) in product(CORRELATIONS, CLUSTERED_CHANGES):
+            found = clustered_coverage(ClusteredTask(sizes, gained, lost, correlation, by), draws, seed)
             shares = [f"{covered:.3f}" for covered in found]
-            print_row([name, correlation, f"{100 * gained:g}", f"{100 * lost:g}", *shares])
+            print_row([name, correlation, f"{100 * gained:g}", f"{100 * lost:g}", by, *shares])
 
 
 def print_wrong_verdicts(draws: int, seed: int) -> None:

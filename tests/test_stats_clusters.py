@@ -1,6 +1,7 @@
 """Documents that resemble each other count for less: the robust error, its degrees, and what intervals make of them."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from bitladder.stats.clusters import Clustering, cluster_spread, clustering_of, 
 from bitladder.stats.interval import Interval, NoInterval, wilson_interval
 from bitladder.stats.paired import PairedCounts, PairedMean, paired_difference, tango_interval
 from bitladder.stats.scores import score_interval
+from bitladder.stats.simulation import ClusteredTask, clustered_coverage
 
 UNEQUAL = [("a", 1.0), ("a", 0.0), ("a", 1.0), ("b", -1.0), ("b", 0.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]
 CLUSTERS, VALUES = [name for name, _ in UNEQUAL], [value for _, value in UNEQUAL]
@@ -69,7 +71,7 @@ def test_whole_clusters_that_flip_count_once() -> None:
     """Ten templates of ten questions, of which two flip as wholes: as if two of ten questions had flipped."""
     values = [-1.0] * 20 + [0.0] * 80
     counts = counts_of(values, [str(index // 10) for index in range(100)])
-    assert counts.design_effect == pytest.approx(10)
+    assert counts.design_effect == pytest.approx(10, rel=0.05)
     assert counts.degrees == pytest.approx(9)
     found, of_ten = counts.interval(), tango_interval(0, 2, 10, degrees=9)
     assert found.value == -0.2
@@ -102,10 +104,33 @@ def test_a_design_effect_below_1_is_luck() -> None:
     assert counts_of(spread_out, [str(index // 2) for index in range(80)]).design_effect == 1.0
 
 
-@pytest.mark.parametrize(("telling", "effect"), [(29, 4.0), (30, 1.0)])
-def test_few_clusters_with_a_change_dont_show_how_much_alike_they_are(telling: int, effect: float) -> None:
-    values = [-1.0 if index % 4 == 0 and index < 4 * telling else 0.0 for index in range(400)]
-    assert counts_of(values, [str(index // 4) for index in range(400)]).design_effect == pytest.approx(effect, abs=0.05)
+def test_no_number_of_changes_makes_a_step() -> None:
+    """300 passages of 10 questions, one question of each of the first so many gained or lost by turns."""
+    names = [str(index // 10) for index in range(3000)]
+    widths = []
+    for changed in range(91):
+        values = [0.0] * 3000
+        for passage in range(changed):
+            values[10 * passage] = 1.0 if passage % 2 else -1.0
+        found = counts_of(values, names).interval()
+        widths.append(found.high - found.low)
+    steps = [later / before for before, later in pairwise(widths)]
+    assert min(steps) > 0.97 and max(steps) < 1.03
+    assert min(widths) > 0.9 * widths[0], "hardly narrower than without any change, and that for what was seen"
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ClusteredTask((50,) * 8, 0.0, 0.03, 0.5),
+        ClusteredTask((2,) * 300 + (120,) * 5, 0.0, 0.1, 0.9),
+        ClusteredTask((20,) * 25, 0.0, 0.03, 0.5, by=0.5),
+        ClusteredTask((16,) * 60, 0.05, 0.05, 0.9),
+    ],
+)
+def test_clusters_keep_their_coverage(task: ClusteredTask) -> None:
+    """Few of them, of unequal size, graded: 93% but for the luck of 120 runs. Robust t's alone has 40 to 80%."""
+    assert clustered_coverage(task, 120, seed=1).effective_sample >= 0.93 - 0.04
 
 
 def test_scores_on_a_scale_take_the_robust_t_interval() -> None:
@@ -115,7 +140,7 @@ def test_scores_on_a_scale_take_the_robust_t_interval() -> None:
     assert isinstance(found, PairedMean) and not isinstance(spread, NoInterval)
     interval = found.interval()
     half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error
-    assert (interval.high - interval.low) / 2 == pytest.approx(half)
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.02)
 
 
 def test_a_clustered_score_is_wilsons_on_the_effective_sample() -> None:

@@ -63,7 +63,7 @@ def _tail(kl: Sequence[float], documents: Sequence[str]) -> Estimate:
     """
     value = float(np.quantile(kl, TAIL))
     # one token in a hundred lies above, so few documents hold one, and are not all alike for that
-    clustering = clustering_of([float(one <= value) for one in kl], documents, fewest=0)
+    clustering = clustering_of([float(one <= value) for one in kl], documents, unseen=0)
     if isinstance(clustering, NoInterval):
         return Estimate(value=value, reason=clustering.reason)
     effect, degrees = clustering or (1.0, len(kl) - 1)

@@ -150,6 +150,8 @@ class ClusteredTask(NamedTuple):
     gained: float
     lost: float
     correlation: float
+    by: float = 1.0
+    """how much of a right answer each changed document gains or loses"""
 
 
 def draw_clusters(
@@ -184,22 +186,22 @@ class ClusteredCoverage(NamedTuple):
 def clustered_coverage(task: ClusteredTask, draws: int, seed: int) -> ClusteredCoverage:
     gained, lost = draw_clusters(task, draws, np.random.default_rng(seed))
     clusters = [str(index) for index, size in enumerate(task.sizes) for _ in range(size)]
-    truth = task.gained - task.lost
+    truth = task.by * (task.gained - task.lost)
     covered = np.zeros(4)
     for up, down in zip(gained, lost, strict=True):
         rest = np.asarray(task.sizes) - up - down
         values = np.repeat(
-            np.tile([1.0, -1.0, 0.0], len(task.sizes)), np.stack([up, down, rest], axis=1).ravel()
+            np.tile([task.by, -task.by, 0.0], len(task.sizes)), np.stack([up, down, rest], axis=1).ravel()
         ).tolist()
-        counts = paired_difference(values, clusters)
+        compared = paired_difference(values, clusters)
         spread = cluster_spread(values, clusters)
-        assert isinstance(counts, PairedCounts) and not isinstance(spread, NoInterval)
+        assert not isinstance(spread, NoInterval)
         half = quantile(CONFIDENCE, spread.degrees) * spread.standard_error
-        mean = (counts.gained - counts.lost) / counts.n
-        tango = _remembering(tango_interval)(counts.gained, counts.lost, counts.n)
+        mean = float(np.mean(values))
+        tango = _remembering(tango_interval)(int(up.sum()), int(down.sum()), len(values))
         low, high = min(tango.low, mean - half), max(tango.high, mean + half)
         covered += [
-            counts.interval().contains(truth),
+            isinstance(compared, NoInterval) or compared.interval().contains(truth),
             abs(mean - truth) <= half,
             low <= truth <= high,
             tango.contains(truth),
