@@ -136,15 +136,15 @@ def print_wrong_verdicts(draws: int, seed: int) -> None:
 def print_task_weights(draws: int, seed: int) -> None:
     print_header(
         "Mean difference of a rung equal to the baseline, points, of a task with little above chance",
-        ["n", "above chance", "answers changed", "rungs", "other tasks", "by the best score", "by the baseline's"],
+        ["n", "above chance", "answers changed", "other tasks", "by the better score", "by the baseline's"],
     )
-    for n, above, changed, rungs, others in product((60, 200, 1000), (0.03, 0.06, 0.09), (0.05, 0.15), (1, 4), (0, 2)):
+    for n, above, changed, others in product((60, 200, 1000), (0.03, 0.06, 0.09), (0.05, 0.15), (0, 2)):
         task = WeighedTask(n, 0.25 + above, 0.25, changed)
-        by_best, by_baseline = (
-            weighed_difference_points(task, rungs, draws, seed, others=others, by_baseline=one) for one in (False, True)
+        by_better, by_baseline = (
+            weighed_difference_points(task, draws, seed, others=others, by_baseline=one) for one in (False, True)
         )
-        cells = [n, f"{100 * above:.0f} points", f"{changed:.0%}", rungs, others]
-        print_row([*cells, f"{by_best:+.2f}", f"{by_baseline:+.2f}"])
+        cells = [n, f"{100 * above:.0f} points", f"{changed:.0%}", others]
+        print_row([*cells, f"{by_better:+.2f}", f"{by_baseline:+.2f}"])
 
 
 def print_questions_to_decide(draws: int, seed: int) -> None:

@@ -11,7 +11,6 @@ from bitladder.stats.clusters import Clustering, cluster_spread, clustering_of, 
 from bitladder.stats.interval import Interval, NoInterval, wilson_interval
 from bitladder.stats.paired import PairedCounts, PairedMean, paired_difference, tango_interval
 from bitladder.stats.scores import score_interval
-from bitladder.stats.simulation import ClusteredTask, clustered_coverage
 
 UNEQUAL = [("a", 1.0), ("a", 0.0), ("a", 1.0), ("b", -1.0), ("b", 0.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]
 CLUSTERS, VALUES = [name for name, _ in UNEQUAL], [value for _, value in UNEQUAL]
@@ -74,7 +73,7 @@ def test_whole_clusters_that_flip_count_once() -> None:
     assert counts.design_effect == pytest.approx(10, rel=0.05)
     assert counts.degrees == pytest.approx(9)
     found, of_ten = counts.interval(), tango_interval(0, 2, 10, degrees=9)
-    assert found.value == -0.2
+    assert found.value == pytest.approx(-0.2)
     assert found.high - found.low == pytest.approx(of_ten.high - of_ten.low, rel=0.1)
 
 
@@ -117,20 +116,6 @@ def test_no_number_of_changes_makes_a_step() -> None:
     steps = [later / before for before, later in pairwise(widths)]
     assert min(steps) > 0.97 and max(steps) < 1.03
     assert min(widths) > 0.9 * widths[0], "hardly narrower than without any change, and that for what was seen"
-
-
-@pytest.mark.parametrize(
-    "task",
-    [
-        ClusteredTask((50,) * 8, 0.0, 0.03, 0.5),
-        ClusteredTask((2,) * 300 + (120,) * 5, 0.0, 0.1, 0.9),
-        ClusteredTask((20,) * 25, 0.0, 0.03, 0.5, by=0.5),
-        ClusteredTask((16,) * 60, 0.05, 0.05, 0.9),
-    ],
-)
-def test_clusters_keep_their_coverage(task: ClusteredTask) -> None:
-    """Few of them, of unequal size, graded: 93% but for the luck of 120 runs. Robust t's alone has 40 to 80%."""
-    assert clustered_coverage(task, 120, seed=1).effective_sample >= 0.93 - 0.04
 
 
 def test_scores_on_a_scale_take_the_robust_t_interval() -> None:

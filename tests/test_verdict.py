@@ -240,14 +240,29 @@ def test_a_task_that_the_model_cannot_do_changes_no_verdict(known: int, tmp_path
     assert "gsm8k is in no aggregate: the best of all scores" in shown
 
 
-def test_a_task_counts_by_any_rungs_score(tmp_path: Path) -> None:
-    """The baseline at 32% of four choices has a weight of 0.4; where another rung has 33.5%, it is 0.7 for all."""
+def test_a_task_counts_by_the_better_of_two_scores_and_no_third_changes_that(tmp_path: Path) -> None:
+    """The baseline at 32% of four choices has a weight of 0.4; beside a rung with 33.5%, it is 0.7."""
     for name, known in (("bf16", 640), ("nf4", 640), ("int8", 670)):
         write_logs(tmp_path / name, [LoggedTask("arc_easy", {("acc", "none"): right(known, 2000)})])
     paths = [str(tmp_path / name) for name in ("bf16", "nf4", "int8")]
     assert [rung.tasks[0].weight for rung in compared(*paths[:2]).rungs] == pytest.approx([0.4] * 2)
-    assert [rung.tasks[0].weight for rung in compared(*paths).rungs] == pytest.approx([0.7] * 3)
-    assert "mean of arc_easy (weight 0.70)" in run("verdict", *paths)
+    assert [rung.tasks[0].weight for rung in compared(*paths).rungs] == pytest.approx([0.7, 0.4, 0.7])
+    assert "mean of arc_easy (weight 0.40 to 0.70)" in run("verdict", *paths)
+
+
+def test_a_third_model_that_can_do_a_task_hides_no_loss_of_another(tmp_path: Path) -> None:
+    """Both compared can't do gsm8k, so that only arc_easy decides; a tuned model beside them can."""
+    for name, easy, hard in (("bf16", 1600, 26), ("nf4", 1530, 26), ("tuned", 1600, 400)):
+        logged = [
+            LoggedTask("arc_easy", {("acc", "none"): right(easy, 2376)}),
+            LoggedTask("gsm8k", {("exact_match", "strict-match"): right(hard, 1319)}, choices=None),
+        ]
+        write_logs(tmp_path / name, logged)
+    paths = [str(tmp_path / name) for name in ("bf16", "nf4", "tuned")]
+    for others in (paths[1:2], paths[1:]):
+        found = compared(paths[0], *others, "--max-drop", "1.5pt", code=1)
+        assert found.aggregate("nf4").difference_points.value == pytest.approx(-100 * 70 / 2376)
+        assert found.aggregate("nf4").verdict == "beyond the margin"
 
 
 def test_a_task_that_loses_more_by_itself_is_named_and_may_be_refused(tmp_path: Path) -> None:

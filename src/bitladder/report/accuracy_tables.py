@@ -89,8 +89,8 @@ def aggregate_note(summary: Summary) -> str:
     if not tasks:
         return "No aggregate: no task has signal."
     return (
-        f"{AGGREGATE}: mean of {tasks}; the same for every precision. A task counts from {NO_WEIGHT_POINTS:.0f} points "
-        f"above chance on, and wholly from {FULL_WEIGHT_POINTS:.0f} on, by the best of all scores."
+        f"{AGGREGATE}: mean of {tasks}. A task counts from {NO_WEIGHT_POINTS:.0f} points above chance on, and wholly "
+        f"from {FULL_WEIGHT_POINTS:.0f} on, by the better of the two scores that are compared."
     )
 
 

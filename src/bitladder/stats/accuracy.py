@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bitladder.stats import scores
 from bitladder.stats.aggregate import MeanOfTasks, combine
@@ -60,9 +61,9 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         score_norm=norm,
         chance_percent=None if row.chance is None else 100 * row.chance,
         chance_reason=row.chance_reason,
-        signal=row.no_signal_reason is None,
-        no_signal_reason=row.no_signal_reason,
-        weight=row.weight if row.group.in_aggregate else None,
+        signal=row.no_signal_reasons[rung] is None,
+        no_signal_reason=row.no_signal_reasons[rung],
+        weight=row.weights[rung] if row.group.in_aggregate else None,
         gained=None if isinstance(compared, str) else compared.gained,
         lost=None if isinstance(compared, str) else compared.lost,
         baseline_percent=_baseline_percent(row, rung),
@@ -72,7 +73,7 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         recovery_percent=against.recovery,
         recovery_above_chance_percent=against.recovery_above_chance,
         right_probability_points=_right_change(row, rung, confidence),
-        verdict="no signal" if row.is_share and row.no_signal_reason else judged.verdict if judged else None,
+        verdict="no signal" if row.is_share and row.no_signal_reasons[rung] else judged.verdict if judged else None,
         more_questions=judged.to_decide.more if judged else None,
         more_questions_reason=judged.to_decide.reason if judged else None,
     )
@@ -205,44 +206,48 @@ def _shift(interval: Interval | NoInterval, by: float) -> Interval | NoInterval:
 
 @dataclass(frozen=True)
 class _Counted:
-    """The rows with a weight in the aggregate."""
+    """The rows with a weight in one rung's aggregate."""
 
+    rung: str
     rows: Sequence[Row]
     left_out: Sequence[Row]
     correlations: Correlations | None
     """None where they share no documents"""
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> "_Counted":
-        counted = [row for row in rows if row.counts]
-        known = all(row.weight is not None for row in counted)
-        left_out = [row for row in rows if not row.counts]
-        return cls(counted, left_out, _correlations(counted) if known else None)
+    def of(cls, rung: str, rows: Sequence[Row], correlations: Correlations) -> "_Counted":
+        """``correlations``: of all rows."""
+        places = [place for place, row in enumerate(rows) if row.counts(rung)]
+        own = tuple(tuple(correlations[place][other] for other in places) for place in places)
+        left_out = [row for row in rows if not row.counts(rung)]
+        shares_documents = any(sum(line) > 1 for line in own)
+        return cls(rung, [rows[place] for place in places], left_out, own if shares_documents else None)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        return tuple(row.weight or 0.0 for row in self.rows)
+        return tuple(row.weights[self.rung] or 0.0 for row in self.rows)
 
-    def missing(self, rung: str) -> str | None:
+    @cached_property
+    def missing(self) -> str | None:
         """Why there is no mean over the rows."""
         if not self.rows:
             return "no task has signal" if self.left_out else "accuracy was not measured"
         for row in self.rows:
-            for who in (row.baseline, rung):
+            for who in (row.baseline, self.rung):
                 pots = row.pots[who]
                 if isinstance(pots, str):
                     return f"{who} has no {row.group.title}: {pots}"
         return None
 
-    def score_percent(self, rung: str) -> Estimate:
-        missing = self.missing(rung)
-        return self.score(rung).percent() if missing is None else Estimate.unknown(missing)
+    @property
+    def score_percent(self) -> Estimate:
+        return self.score().percent() if self.missing is None else Estimate.unknown(self.missing)
 
-    def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
-        return self._mean([row.score(rung, confidence) for row in self.rows])
+    def score(self, confidence: float = CONFIDENCE) -> Score:
+        return self._mean([row.score(self.rung, confidence) for row in self.rows])
 
-    def baseline_score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
-        return self._mean([row.baseline_score(rung, confidence) for row in self.rows])
+    def baseline_score(self, confidence: float = CONFIDENCE) -> Score:
+        return self._mean([row.baseline_score(self.rung, confidence) for row in self.rows])
 
     def _mean(self, parts: Sequence[Score]) -> Score:
         intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
@@ -261,11 +266,13 @@ class _Counted:
         unknown = next((row.chance_reason for row in self.rows if row.chance_reason), None)
         return unknown or self.mean([row.chance or 0.0 for row in self.rows])
 
-    def compare(self, rung: str) -> RowComparison | str:
+    def compare(self) -> RowComparison | str:
         """The mean difference, or why there is none."""
+        if self.missing is not None:
+            return self.missing
         found: list[RowComparison] = []
         for row in self.rows:
-            one = row.compared[rung]
+            one = row.compared[self.rung]
             if isinstance(one, str):
                 return f"{row.group.title}: {one}"
             found.append(one)
@@ -288,22 +295,22 @@ def summarize_aggregates(
     staging: Staging | None = None,
     answered: Mapping[str, int] | None = None,
 ) -> dict[str, AggregateSummary]:
-    """Weighted mean over the rows, the same rows and weights for every rung; unknown where a rung or the baseline lacks
-    one that counts.
+    """Weighted mean over the rows, whose weights are of each rung and the baseline alone; unknown where one of the two
+    lacks a row that counts.
 
     The rungs are judged together against the margin. ``staging``: where documents are asked until that is decided;
     ``answered`` then has the stages that each rung was asked.
     """
-    counted = _Counted.of(rows)
-    missing = {rung: counted.missing(rung) for rung in rungs}
-    compared = {rung: counted.compare(rung) for rung, reason in missing.items() if reason is None}
+    correlations = _correlations(rows)
+    counted = {rung: _Counted.of(rung, rows, correlations) for rung in rungs}
+    compared = {rung: one.compare() for rung, one in counted.items()}
     assessed = _assess(counted, compared, baseline, margin_points, staging, answered or {})
     if staging is None:
         judged = _judge_all(compared, baseline, margin_points)
     else:
         judged = {rung: one.judged for rung, one in assessed.items() if one.judged is not None}
     return {
-        rung: _summarize_aggregate(counted, rung, missing[rung] or compared[rung], judged.get(rung)).model_copy(
+        rung: _summarize_aggregate(counted[rung], baseline, compared[rung], judged.get(rung)).model_copy(
             update={"stopping": assessed[rung].stopping if rung in assessed else None}
         )
         for rung in rungs
@@ -311,7 +318,7 @@ def summarize_aggregates(
 
 
 def _assess(
-    counted: _Counted,
+    counted: Mapping[str, _Counted],
     compared: Mapping[str, RowComparison | str],
     baseline: str,
     margin_points: float,
@@ -321,15 +328,20 @@ def _assess(
     if staging is None:
         return {}
     known = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, str)}
-    return assess(counted.rows, known, answered, staging, margin_points / 100)
+    rows = {rung: counted[rung].rows for rung in known}
+    return assess(rows, known, answered, staging, margin_points / 100)
 
 
-def _correlations(rows: Sequence[Row]) -> Correlations | None:
-    """At most so much the rows' means are correlated by documents that they share; None where they share none."""
-    found = tuple(
-        tuple(1.0 if row is other else most_correlated(row.asked, other.asked) for other in rows) for row in rows
-    )
-    return found if any(sum(line) > 1 for line in found) else None
+def _correlations(rows: Sequence[Row]) -> Correlations:
+    """At most so much the rows' means are correlated by documents that they share; 0 where one is in no aggregate."""
+
+    def correlation(row: Row, other: Row) -> float:
+        if row is other:
+            return 1.0
+        both = row.group.in_aggregate and other.group.in_aggregate and row.asked and other.asked
+        return most_correlated(row.asked, other.asked) if both else 0.0
+
+    return tuple(tuple(correlation(row, other) for other in rows) for row in rows)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
@@ -338,18 +350,18 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 
 def _summarize_aggregate(
-    counted: _Counted, rung: str, compared: RowComparison | str, judged: Judged | None
+    counted: _Counted, baseline: str, compared: RowComparison | str, judged: Judged | None
 ) -> AggregateSummary:
     known = None if isinstance(compared, str) else compared
-    is_baseline = any(row.baseline == rung for row in counted.rows)
+    is_baseline = bool(counted.rows) and counted.rung == baseline
     if isinstance(compared, str):
         against = _unknown(compared)
     elif is_baseline:
         against = _SELF
     else:
         against = _against(
-            lambda confidence: counted.score(rung, confidence),
-            lambda confidence: counted.baseline_score(rung, confidence),
+            counted.score,
+            counted.baseline_score,
             compared.value,
             compared.comparison,
             judged,
@@ -359,7 +371,7 @@ def _summarize_aggregate(
     to_decide = decided or (judged.to_decide if judged else None)
     return AggregateSummary(
         tasks=tuple(row.group.name for row in counted.rows),
-        score_percent=counted.score_percent(rung),
+        score_percent=counted.score_percent,
         gained=known.gained if known else None,
         lost=known.lost if known else None,
         changed=known.changed if known else None,

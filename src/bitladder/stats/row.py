@@ -91,29 +91,47 @@ class Row:
         return sum(numbers) if self.group.pooling == "documents" else max(numbers)
 
     @cached_property
-    def weight(self) -> float | None:
-        """In the aggregate, see `weight_at`; None where it isn't known: no rung has answers in per cent."""
-        known = [pots for pots in self.pots.values() if not isinstance(pots, str)] if self.is_share else []
-        return weight_at(max(map(scores.above_chance, known))) if known else None
+    def weights(self) -> dict[str, float | None]:
+        """In each rung's aggregate: by the better of its score and the baseline's; the baseline's by the best.
+
+        None where neither has answers in per cent.
+        """
+        best = {rung: self._best(rung) for rung in self.leaves}
+        return {rung: None if one is None else weight_at(self._above_chance[one]) for rung, one in best.items()}
 
     @cached_property
-    def no_signal_reason(self) -> str | None:
-        """Why nothing is compared."""
+    def _above_chance(self) -> dict[str, float]:
+        if not self.is_share:
+            return {}
+        return {rung: scores.above_chance(pots) for rung, pots in self.pots.items() if not isinstance(pots, str)}
+
+    def _best(self, rung: str) -> str | None:
+        """Whose score a rung's weight is read from."""
+        compared = self.leaves if rung == self.baseline else (self.baseline, rung)
+        known = [one for one in compared if one in self._above_chance]
+        return max(known, key=self._above_chance.__getitem__, default=None)
+
+    @cached_property
+    def no_signal_reasons(self) -> dict[str, str | None]:
+        """Why nothing is compared, by rung."""
+        return {rung: self._no_signal_reason(rung) for rung in self.leaves}
+
+    def _no_signal_reason(self, rung: str) -> str | None:
         if not self.is_share:
             return "scored in a unit of its own: in no aggregate and no comparison"
-        if self.weight == 0:
-            best = max(scores.row_score(pots).value for pots in self.pots.values() if not isinstance(pots, str))
-            return weight_reason(best, self.chance)
+        if self.weights[rung] == 0:
+            best = self.pots[self._best(rung) or rung]
+            assert not isinstance(best, str)  # a weight is read from it
+            return weight_reason(scores.row_score(best).value, self.chance)
         baseline = self.pots[self.baseline]
         return f"{self.baseline} has no result to compare with: {baseline}" if isinstance(baseline, str) else None
 
-    @property
-    def counts(self) -> bool:
-        """Whether the row belongs to the aggregate.
+    def counts(self, rung: str) -> bool:
+        """Whether the row belongs to a rung's aggregate.
 
         One of which nothing is known does: leaving it out would quietly change the question.
         """
-        return self.group.in_aggregate and self.is_share and self.weight != 0
+        return self.group.in_aggregate and self.is_share and self.weights[rung] != 0
 
     @cached_property
     def asked(self) -> Pots:
@@ -149,8 +167,8 @@ class Row:
         return {rung: self._compare(rung) for rung in self.leaves}
 
     def _compare(self, rung: str) -> RowComparison | str:
-        if self.no_signal_reason is not None:
-            return self.no_signal_reason
+        if (no_signal := self.no_signal_reasons[rung]) is not None:
+            return no_signal
         pots, baseline = self.pots[rung], self.baselines[rung]
         if isinstance(pots, str):
             return pots

@@ -219,7 +219,7 @@ class WeighedTask(NamedTuple):
 
 
 def weighed_difference_points(
-    task: WeighedTask, rungs: int, draws: int, seed: int, *, others: int = 0, by_baseline: bool = False
+    task: WeighedTask, draws: int, seed: int, *, others: int = 0, by_baseline: bool = False
 ) -> float:
     """Mean difference of a rung that is the baseline's equal, over the runs in which the task counts at all.
 
@@ -227,14 +227,11 @@ def weighed_difference_points(
     baseline's score alone.
     """
     rng = np.random.default_rng(seed)
-    right = rng.binomial(task.n, task.score, draws)
-    answered = [right]
-    for _ in range(rungs):
-        lost = rng.binomial(right, task.changed / 2 / task.score)
-        gained = rng.binomial(task.n - right, task.changed / 2 / (1 - task.score))
-        answered.append(right - lost + gained)
-    best = right if by_baseline else np.max(answered, axis=0)
+    baseline = rng.binomial(task.n, task.score, draws)
+    lost = rng.binomial(baseline, task.changed / 2 / task.score)
+    rung = baseline - lost + rng.binomial(task.n - baseline, task.changed / 2 / (1 - task.score))
+    best = baseline if by_baseline else np.maximum(baseline, rung)
     weights = np.vectorize(weight_at)(best / task.n - task.chance)
-    differences = weights * (answered[1] - right) / task.n / np.maximum(weights + others, 1e-12)
+    differences = weights * (rung - baseline) / task.n / np.maximum(weights + others, 1e-12)
     counts = (weights > 0) | (others > 0)
     return float(100 * differences[counts].mean())

@@ -108,19 +108,19 @@ def judge_looks(
 
 
 def assess(
-    rows: Sequence[Row],
+    rows: Mapping[str, Sequence[Row]],
     compared: Mapping[str, RowComparison],
     answered: Mapping[str, int],
     staging: Staging,
     margin: float,
 ) -> dict[str, Assessed]:
-    """The verdict on each rung whose aggregate over ``rows`` is compared with the baseline, and how far it was asked.
+    """The verdict on each rung whose aggregate is compared with the baseline, and how far it was asked.
 
-    ``answered``: stages by rung.
+    ``rows``: that the aggregate is of, by rung. ``answered``: stages by rung.
     """
     known = {rung: one.comparison for rung, one in compared.items() if not isinstance(one.comparison, NoInterval)}
     judged = judge_looks(known, answered, staging.stages, staging.rungs, margin)
-    return {rung: _assessed(rung, rows, judged.get(rung), answered[rung], staging, margin) for rung in compared}
+    return {rung: _assessed(rung, rows[rung], judged.get(rung), answered[rung], staging, margin) for rung in compared}
 
 
 def _assessed(
@@ -157,7 +157,7 @@ def is_hopeless(rows: Sequence[Row], rung: str, margin: float, confidence: float
         grown = questions / max(len(pot.questions) for pot in pots)
         now.append(one.comparison.interval(confidence, grown))
         best.append(_reachable(one.comparison, 1 / grown))
-    weights = [row.weight or 0.0 for row in rows]
+    weights = [row.weights[rung] or 0.0 for row in rows]
     last, reachable = combine(now, weights), combine(best, weights)
     highest_low = reachable.high - (last.value - last.low)
     lowest_high = reachable.low + (last.high - last.value)

@@ -255,8 +255,9 @@ def _no_speedup(end: Ends, baseline: Ends | None, item: Scenario) -> Estimate:
 def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
     notes = [results.study.source.note] if results.study.source.note else []
     for row in rows:
-        if row.group.in_aggregate and not row.counts:
-            notes.append(f"{row.group.title} is in no aggregate: {row.no_signal_reason}.")
+        if row.group.in_aggregate and not any(map(row.counts, row.leaves)):
+            reason = row.no_signal_reasons.get(row.baseline) or next(iter(row.no_signal_reasons.values()))
+            notes.append(f"{row.group.title} is in no aggregate: {reason}.")
     for record in results.records:
         if isinstance(record.outcome, AccuracyOutcome) and isinstance(record.item, AccuracyTask):
             about = f"{record.rung}, {record.item.task}"

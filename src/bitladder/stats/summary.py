@@ -122,7 +122,7 @@ class Stopping(Record):
 
 
 class AggregateSummary(Record):
-    """Mean over the tasks by their weights, the same for all rungs."""
+    """Mean over the tasks by their weights, which are of the rung and the baseline alone."""
 
     tasks: tuple[str, ...]
     """those with a weight, or of which nothing is known"""
