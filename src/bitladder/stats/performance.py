@@ -81,6 +81,11 @@ class Timeline:
         """Indices of the batches without an empty row."""
         return [index for index, rows in enumerate(self.rows) if rows == self.outcome.batch_size]
 
+    @cached_property
+    def rate_error(self) -> float | NoInterval:
+        """Of requests/s, see `relative_error`."""
+        return relative_error(self.rows, self.cycle_s, serial=True)
+
     def batch(self, request: RequestSample) -> BatchSample:
         return self.outcome.batches[request.batch]
 
@@ -100,16 +105,15 @@ def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estima
     return _rates(line) | _latencies(line) | _token_times(line) | resources | derived
 
 
-def speedup(outcome: PerformanceOutcome, other: PerformanceOutcome, confidence: float = CONFIDENCE) -> Estimate:
+def speedup(ours: Timeline, theirs: Timeline, confidence: float = CONFIDENCE) -> Estimate:
     """Ratio of requests/s to the other's, the baseline's most of all.
 
     The interval is of the batches of these two runs: it holds nothing of what another hour or host would change.
     """
-    ours, theirs = Timeline(outcome), Timeline(other)
     if not ours.requests or not theirs.requests:
         return Estimate.unknown("no request ended well, here or on the baseline")
     value = (len(ours.requests) / ours.total_s) / (len(theirs.requests) / theirs.total_s)
-    errors = [relative_error(line.rows, line.cycle_s, serial=True) for line in (ours, theirs)]
+    errors = [ours.rate_error, theirs.rate_error]
     known = [error for error in errors if not isinstance(error, NoInterval)]
     for error in errors:
         if isinstance(error, NoInterval):
