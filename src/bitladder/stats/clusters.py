@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -36,10 +37,19 @@ def cluster_spread(values: Sequence[float], clusters: Sequence[str]) -> ClusterS
     clusters' shares of the values and b = p^2 / (1 - p), 1 / (sum p^2 + (sum b)^2 - sum b^2).
     None for a single cluster. The error is 0 where no cluster departs from the mean.
     """
-    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    return _spread(np.asarray(values, dtype=float), _numbered(clusters))
+
+
+def _numbered(clusters: Sequence[str]) -> NDArray[np.intp]:
+    """The number of each value's cluster, in the order in which they first appear."""
+    known: dict[str, int] = {}
+    return np.fromiter((known.setdefault(name, len(known)) for name in clusters), np.intp, len(clusters))
+
+
+def _spread(numbers: NDArray[np.float64], index: NDArray[np.intp]) -> ClusterSpread | NoInterval:
+    sizes = np.bincount(index)
     if len(sizes) < 2:
         return NoInterval(reason="all documents are in one cluster, so they show no spread")
-    numbers = np.asarray(values, dtype=float)
     shares = sizes / len(numbers)
     departures = np.bincount(index, weights=numbers - numbers.mean())
     variance = float(np.sum(departures**2 / (1 - shares))) / len(numbers) ** 2
@@ -69,20 +79,19 @@ def clustering_of(
     """
     if clusters is None or len(set(clusters)) == len(clusters):
         return None
-    spread = cluster_spread(values, clusters)
+    numbers, index = np.asarray(values, dtype=float), _numbered(clusters)
+    spread = _spread(numbers, index)
     if isinstance(spread, NoInterval):
         return spread
-    numbers, names = np.asarray(values, dtype=float), np.asarray(clusters)
     known, counts = np.unique(numbers, return_counts=True)
-    telling = len(np.unique(names[numbers != known[counts.argmax()]]))
+    telling = int(np.count_nonzero(np.bincount(index[numbers != known[counts.argmax()]])))
     if telling < fewest and {-1.0, 0.0, 1.0}.issuperset(known.tolist()):
-        shares = np.unique(names, return_counts=True)[1] / len(numbers)
+        shares = np.bincount(index) / len(numbers)
         return Clustering(len(numbers) * float(np.sum(shares**2)), spread.degrees)
     independent = float(np.var(numbers, ddof=1)) / len(numbers)
     effect = spread.standard_error**2 / independent if independent > 0 else 1.0
-    return Clustering(
-        max(effect, 1.0), min(spread.degrees, telling - 1) if telling >= FEWEST_CLUSTERS else spread.degrees
-    )
+    degrees = min(spread.degrees, telling - 1) if telling >= FEWEST_CLUSTERS else spread.degrees
+    return Clustering(max(effect, 1.0), degrees)
 
 
 def joined(*labels: Sequence[str]) -> list[str]:
