@@ -7,7 +7,7 @@ every interval.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -265,10 +265,20 @@ def _percentile_of_requests(line: Timeline, by_batch: Sequence[float], percent: 
     value = _percentile([by_batch[request.batch] for request in line.requests], percent)
     if len(set(line.rows)) > 1:
         return Estimate(value=value, reason="no interval: the batches have unequal rows")
-    limits: Any = stats.quantile_test(by_batch, p=percent / 100).confidence_interval(CONFIDENCE)
-    if math.isnan(limits.low) or math.isnan(limits.high):
+    places = _limits_of_percentile(len(by_batch), percent)
+    if places is None:
         return Estimate(value=value, reason=f"{len(by_batch)} batches are too few for an interval of p{percent}")
-    return Estimate(value=value, low=min(float(limits.low), value), high=max(float(limits.high), value))
+    low, high = (sorted(by_batch)[place] for place in places)
+    return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+@lru_cache(maxsize=1024)
+def _limits_of_percentile(n: int, percent: int) -> tuple[int, int] | None:
+    """Which of n values in order are the limits of a percentile's interval; None where n are too few for one."""
+    limits: Any = stats.quantile_test(np.arange(n), p=percent / 100).confidence_interval(CONFIDENCE)
+    if math.isnan(limits.low) or math.isnan(limits.high):
+        return None
+    return int(limits.low), int(limits.high)
 
 
 def _percentile(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]], percent: int) -> float:

@@ -88,7 +88,8 @@ def decided_share(
     decided = 0
     for outcome, count in zip(outcomes.tolist(), times.tolist(), strict=True):
         pairs = zip(outcome[::2], outcome[1::2], totals, strict=True)
-        decided += count * is_decided(combine([interval_of(gained, lost, total) for gained, lost, total in pairs]), margin)
+        combined = combine([interval_of(gained, lost, total) for gained, lost, total in pairs])
+        decided += count * is_decided(combined, margin)
     return decided / draws
 
 
