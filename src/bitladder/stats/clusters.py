@@ -99,7 +99,7 @@ def joined(*labels: Sequence[str]) -> list[str]:
 
     ``labels``: for each kind of label one a value, such as its source and its text.
     """
-    nodes = [np.unique(np.asarray(kind), return_inverse=True)[1] for kind in labels]
+    nodes = [_numbered(kind) for kind in labels]
     offsets = np.cumsum([0, *(kind.max(initial=-1) + 1 for kind in nodes)])
     pairs = [(nodes[0], nodes[kind] + offsets[kind]) for kind in range(1, len(nodes))]
     ends, others = (np.concatenate(side) for side in zip(*pairs, strict=True))

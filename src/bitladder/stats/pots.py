@@ -51,8 +51,10 @@ def choice_probabilities(loglikelihoods: Sequence[float]) -> tuple[float, ...]:
     """Of choices as if there were no others, the softmax of their log-likelihoods; of a single one its own."""
     if len(loglikelihoods) == 1:
         return (math.exp(loglikelihoods[0]),)
-    weights = [math.exp(one - max(loglikelihoods)) for one in loglikelihoods]
-    return tuple(weight / sum(weights) for weight in weights)
+    most = max(loglikelihoods)
+    weights = [math.exp(one - most) for one in loglikelihoods]
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)
 
 
 def likeliest(loglikelihoods: Sequence[float]) -> int:
