@@ -42,8 +42,8 @@ def cluster_spread(values: Sequence[float], clusters: Sequence[str]) -> ClusterS
 
 def _numbered(clusters: Sequence[str]) -> NDArray[np.intp]:
     """The number of each value's cluster, in the order in which they first appear."""
-    known: dict[str, int] = {}
-    return np.fromiter((known.setdefault(name, len(known)) for name in clusters), np.intp, len(clusters))
+    known = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    return np.fromiter(map(known.__getitem__, clusters), np.intp, len(clusters))
 
 
 def _spread(numbers: NDArray[np.float64], index: NDArray[np.intp]) -> ClusterSpread | NoInterval:
