@@ -11,7 +11,7 @@ from bitladder.records import AccuracyOutcome, BatchProbe, DocumentOutcome, Metr
 from bitladder.stats.accuracy import summarize_aggregates, summarize_tasks
 from bitladder.stats.metrics import METRICS
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.performance import derive_metrics, notes_on, speedup
+from bitladder.stats.performance import Timeline, derive_metrics, notes_on, speedup
 from bitladder.stats.published import published_study
 from bitladder.stats.row import Row
 from bitladder.stats.summarize import summarize
@@ -384,7 +384,7 @@ def test_speedup_is_the_ratio_of_request_rates(builtin: Summary) -> None:
     assert metric(builtin, "bf16", "batch1", "speedup") == 1.0
     single = performance_outcome(scenario_item("max-batch", batches=1), RUNGS["int8"])
     baseline = performance_outcome(scenario_item("max-batch"), RUNGS["bf16"])
-    found = speedup(single, baseline)
+    found = speedup(Timeline(single), Timeline(baseline))
     assert found.value is not None and found.low is None and found.reason
 
 

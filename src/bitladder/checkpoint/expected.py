@@ -150,7 +150,7 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parameters, largest = sum(sizes.values()), max(sizes.values())
     linear = {name: weight.numel() for name, weight in linear_weights(model).items()}
-    skipped = () if scheme.method == "plain" else skipped_modules(model)
+    skipped = () if scheme.method == "plain" else _skipped(directory, mark, trust_remote_code)
     config = quantization_config(scheme, skipped)
     if config is not None:
         _put_quantized_layers(model, config)
@@ -178,6 +178,12 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
     return Expected(
         sum(stored.values()) + header, parameters, largest, linear, left, skipped, packed_bytes, kept, converted
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _skipped(directory: Path, mark: object, trust_remote_code: bool) -> tuple[str, ...]:
+    """`skipped_modules`, which takes a forward and is the same for every scheme."""
+    return skipped_modules(build_skeleton(directory, trust_remote_code=trust_remote_code))
 
 
 def _converted(model: "PreTrainedModel") -> tuple[str, ...]:

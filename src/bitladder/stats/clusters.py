@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -37,10 +38,19 @@ def cluster_spread(values: Sequence[float], clusters: Sequence[str]) -> ClusterS
     clusters' shares of the values and b = p^2 / (1 - p), 1 / (sum p^2 + (sum b)^2 - sum b^2).
     None for a single cluster. The error is 0 where no cluster departs from the mean.
     """
-    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    return _spread(np.asarray(values, dtype=float), _numbered(clusters))
+
+
+def _numbered(clusters: Sequence[str]) -> NDArray[np.intp]:
+    """The number of each value's cluster, in the order in which they first appear."""
+    known = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    return np.fromiter(map(known.__getitem__, clusters), np.intp, len(clusters))
+
+
+def _spread(numbers: NDArray[np.float64], index: NDArray[np.intp]) -> ClusterSpread | NoInterval:
+    sizes = np.bincount(index)
     if len(sizes) < 2:
         return NoInterval(reason="all documents are in one cluster, so they show no spread")
-    numbers = np.asarray(values, dtype=float)
     shares = sizes / len(numbers)
     departures = np.bincount(index, weights=numbers - numbers.mean())
     variance = float(np.sum(departures**2 / (1 - shares))) / len(numbers) ** 2
@@ -73,11 +83,11 @@ def clustering_of(
     """
     if clusters is None or len(set(clusters)) == len(clusters):
         return None
-    spread = cluster_spread(values, clusters)
+    numbers, index = np.asarray(values, dtype=float), _numbered(clusters)
+    spread = _spread(numbers, index)
     if isinstance(spread, NoInterval):
         return spread
-    numbers = np.asarray(values, dtype=float)
-    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    sizes = np.bincount(index)
     departures = numbers - np.median(numbers)
     changed = departures != 0
     quiet = np.bincount(index, weights=changed) == 0
@@ -97,7 +107,7 @@ def joined(*labels: Sequence[str]) -> list[str]:
 
     ``labels``: for each kind of label one a value, such as its source and its text.
     """
-    nodes = [np.unique(np.asarray(kind), return_inverse=True)[1] for kind in labels]
+    nodes = [_numbered(kind) for kind in labels]
     offsets = np.cumsum([0, *(kind.max(initial=-1) + 1 for kind in nodes)])
     pairs = [(nodes[0], nodes[kind] + offsets[kind]) for kind in range(1, len(nodes))]
     ends, others = (np.concatenate(side) for side in zip(*pairs, strict=True))

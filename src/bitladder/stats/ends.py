@@ -2,6 +2,7 @@
 
 from bitladder.records import AccuracyOutcome, Item, MeasurementRecord, PerformanceOutcome, RungRecord, Scenario
 from bitladder.results import Results, item_name, not_measured_as, same_contents
+from bitladder.stats.performance import Timeline
 from bitladder.stats.row import Leaf
 from bitladder.stats.summary import End, describe_end
 
@@ -20,6 +21,7 @@ class Ends:
         self._records = {_key(record.item): record for record in results.of(rung)}
         self._elsewhere = results.elsewhere
         self._unplanned = results.unplanned
+        self._timelines: dict[str, Timeline] = {}
         self.same_as = None if self._records else same_contents(results.study, results.rungs).get(rung)
         """the rung whose content this one's is, where nothing was measured of this one"""
 
@@ -70,6 +72,13 @@ class Ends:
         if record is None or status != "ok" or not isinstance(record.outcome, PerformanceOutcome):
             return None
         return record.outcome
+
+    def timeline(self, scenario: Scenario) -> Timeline | None:
+        """Of `performance`; the same one each time, since every other rung is held against it."""
+        outcome = self.performance(scenario)
+        if outcome is None:
+            return None
+        return self._timelines.setdefault(scenario.scenario, Timeline(outcome))
 
 
 def _key(item: Item) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, Record, TaskDocuments
 from bitladder.stats.interval import Interval, NoInterval
@@ -143,14 +144,15 @@ def above_floor(flips: Sequence[bool], floor: Sequence[bool], clusters: Sequence
     surplus: Counter[Hashable] = Counter()
     for flip, own, cluster in zip(flips, floor, range(len(flips)) if clusters is None else clusters, strict=True):
         surplus[cluster] += flip - own
-    sizes = [abs(one) for one in surplus.values() if one]
+    sizes = Counter(abs(one) for one in surplus.values() if one)
     if not sizes:
         return 1.0
-    most = sum(sizes)
-    chances = np.zeros(2 * most + 1)  # of each sum from -most on
-    chances[most] = 1.0
-    for size in sizes:
-        chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
+    most = sum(sizes.elements())
+    chances = np.ones(1)  # of each sum from -most on
+    for size, count in sizes.items():
+        part = np.zeros(2 * size * count + 1)  # of those of one size, whose sum is binomial in steps of twice it
+        part[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, part)
     found = most + sum(surplus.values())
     return float(chances[found + 1 :].sum() + chances[found] / 2)
 

@@ -7,7 +7,7 @@ every interval.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,11 @@ class Timeline:
         """Indices of the batches without an empty row."""
         return [index for index, rows in enumerate(self.rows) if rows == self.outcome.batch_size]
 
+    @cached_property
+    def rate_error(self) -> float | NoInterval:
+        """Of requests/s, see `relative_error`."""
+        return relative_error(self.rows, self.cycle_s, serial=True)
+
     def batch(self, request: RequestSample) -> BatchSample:
         return self.outcome.batches[request.batch]
 
@@ -100,16 +105,15 @@ def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estima
     return _rates(line) | _latencies(line) | _token_times(line) | resources | derived
 
 
-def speedup(outcome: PerformanceOutcome, other: PerformanceOutcome, confidence: float = CONFIDENCE) -> Estimate:
+def speedup(ours: Timeline, theirs: Timeline, confidence: float = CONFIDENCE) -> Estimate:
     """Ratio of requests/s to the other's, the baseline's most of all.
 
     The interval is of the batches of these two runs: it holds nothing of what another hour or host would change.
     """
-    ours, theirs = Timeline(outcome), Timeline(other)
     if not ours.requests or not theirs.requests:
         return Estimate.unknown("no request ended well, here or on the baseline")
     value = (len(ours.requests) / ours.total_s) / (len(theirs.requests) / theirs.total_s)
-    errors = [relative_error(line.rows, line.cycle_s, serial=True) for line in (ours, theirs)]
+    errors = [ours.rate_error, theirs.rate_error]
     known = [error for error in errors if not isinstance(error, NoInterval)]
     for error in errors:
         if isinstance(error, NoInterval):
@@ -261,10 +265,20 @@ def _percentile_of_requests(line: Timeline, by_batch: Sequence[float], percent: 
     value = _percentile([by_batch[request.batch] for request in line.requests], percent)
     if len(set(line.rows)) > 1:
         return Estimate(value=value, reason="no interval: the batches have unequal rows")
-    limits: Any = stats.quantile_test(by_batch, p=percent / 100).confidence_interval(CONFIDENCE)
-    if math.isnan(limits.low) or math.isnan(limits.high):
+    places = _limits_of_percentile(len(by_batch), percent)
+    if places is None:
         return Estimate(value=value, reason=f"{len(by_batch)} batches are too few for an interval of p{percent}")
-    return Estimate(value=value, low=min(float(limits.low), value), high=max(float(limits.high), value))
+    low, high = (sorted(by_batch)[place] for place in places)
+    return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+@lru_cache(maxsize=1024)
+def _limits_of_percentile(n: int, percent: int) -> tuple[int, int] | None:
+    """Which of n values in order are the limits of a percentile's interval; None where n are too few for one."""
+    limits: Any = stats.quantile_test(np.arange(n), p=percent / 100).confidence_interval(CONFIDENCE)
+    if math.isnan(limits.low) or math.isnan(limits.high):
+        return None
+    return int(limits.low), int(limits.high)
 
 
 def _percentile(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]], percent: int) -> float:

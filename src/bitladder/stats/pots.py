@@ -11,7 +11,7 @@ them too, so the interval is at most a little too wide.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,8 +51,10 @@ def choice_probabilities(loglikelihoods: Sequence[float]) -> tuple[float, ...]:
     """Of choices as if there were no others, the softmax of their log-likelihoods; of a single one its own."""
     if len(loglikelihoods) == 1:
         return (math.exp(loglikelihoods[0]),)
-    weights = [math.exp(one - max(loglikelihoods)) for one in loglikelihoods]
-    return tuple(weight / sum(weights) for weight in weights)
+    most = max(loglikelihoods)
+    weights = [math.exp(one - most) for one in loglikelihoods]
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)
 
 
 def likeliest(loglikelihoods: Sequence[float]) -> int:
@@ -108,7 +110,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
     for task, outcome in outcomes.items():
         primary = primary_metric(outcome.metrics)
         own = metric_values(outcome, primary)
-        seen: Counter[tuple[str, str]] = Counter()
+        seen: defaultdict[tuple[str, str], int] = defaultdict(int)
         for document in outcome.documents:
             hashes = (document.doc_hash, document.prompt_hash)
             questions.append((task, *hashes, seen[hashes]))
@@ -161,7 +163,9 @@ def _chances(outcome: AccuracyOutcome, *, binary: bool) -> list[float | str]:
     return [NO_CHANCE if one.true_share is None else one.true_share for one in outcome.documents]
 
 
-def _clusters(doc_hashes: Sequence[str], sources: Sequence[str]) -> tuple[str, ...] | None:
+def _clusters(doc_hashes: list[str], sources: list[str]) -> tuple[str, ...] | None:
+    if doc_hashes == sources and len(set(doc_hashes)) == len(doc_hashes):
+        return None
     clusters = joined(doc_hashes, sources)
     return None if len(set(clusters)) == len(clusters) else tuple(clusters)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from bitladder.records import AccuracyTask, PerformanceOutcome, Record, Scenario
 from bitladder.results import Results
-from bitladder.stats.performance import speedup
+from bitladder.stats.performance import Timeline, speedup
 from bitladder.stats.summary import Estimate, Summary
 
 CONTROL = "fp32"
@@ -215,7 +215,7 @@ def _to_control(results: Results, scenario: str, rung: str) -> Estimate:
         return Estimate.unknown(f"{CONTROL if control is None else rung} has no {scenario}")
     if rung == CONTROL:
         return Estimate(value=1.0, reason="against itself")
-    return speedup(ours, control)
+    return speedup(Timeline(ours), Timeline(control))
 
 
 def _outcome(results: Results, scenario: str, rung: str) -> PerformanceOutcome | None:

@@ -26,6 +26,8 @@ class Row:
     leaves: Mapping[str, Mapping[str, Leaf]]
     staged: Mapping[str, AccuracyTask] = field(default_factory=dict)
     """of its tasks those that are asked in stages, so that the baseline may have answered more than a rung"""
+    _scores: dict[tuple[int, float], Score] = field(default_factory=dict, repr=False, compare=False)
+    """by the identity of pots that this row keeps, and confidence: most rungs have one baseline"""
 
     def outcomes(self, rung: str) -> dict[str, AccuracyOutcome] | str:
         """The outcomes of the row's tasks on one rung, or why one is missing."""
@@ -159,7 +161,10 @@ class Row:
     def _score(self, pots: Pots | str, rung: str, confidence: float) -> Score:
         if isinstance(pots, str):
             raise KeyError(f"{self.group.name} on {rung}: {pots}")
-        return scores.row_score(pots, confidence)
+        key = id(pots), confidence
+        if key not in self._scores:
+            self._scores[key] = scores.row_score(pots, confidence)
+        return self._scores[key]
 
     @cached_property
     def compared(self) -> dict[str, RowComparison | str]:

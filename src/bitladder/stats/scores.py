@@ -131,6 +131,8 @@ class RowComparison:
 def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
     """Why two rungs' answers cannot be paired: a document or a prompt that only one of them has."""
     for pot, other in zip(pots, baseline, strict=True):
+        if pot.questions == other.questions:  # in one order, as they mostly are
+            continue
         missing = len(set(other.questions) - set(pot.questions))
         added = len(set(pot.questions) - set(other.questions))
         if missing or added:
@@ -179,6 +181,8 @@ def _change(pots: Sequence[Pot], differences: Sequence[Sequence[float]]) -> Chan
 
 def paired_values(pot: Pot, other: Pot, values: Sequence[float], before: Sequence[float]) -> list[float]:
     """By question, this pot's values less the other's, in the order of this one's questions."""
+    if pot.questions == other.questions:
+        return [value - first for value, first in zip(values, before, strict=True)]
     known = dict(zip(other.questions, before, strict=True))
     return [value - known[question] for question, value in zip(pot.questions, values, strict=True)]
 

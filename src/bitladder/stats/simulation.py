@@ -84,10 +84,12 @@ def decided_share(
         rates = ChangeRates(task.gained / task.n, task.lost / task.n, total if redraw else total - task.n)
         grown.append(draw_changes(rates, draws, rng) + ([0, 0] if redraw else [task.gained, task.lost]))
     interval_of = _remembering(tango_interval)
+    outcomes, times = np.unique(np.hstack(grown), axis=0, return_counts=True)
     decided = 0
-    for outcome in np.hstack(grown).tolist():
+    for outcome, count in zip(outcomes.tolist(), times.tolist(), strict=True):
         pairs = zip(outcome[::2], outcome[1::2], totals, strict=True)
-        decided += is_decided(combine([interval_of(gained, lost, total) for gained, lost, total in pairs]), margin)
+        combined = combine([interval_of(gained, lost, total) for gained, lost, total in pairs])
+        decided += count * is_decided(combined, margin)
     return decided / draws
 
 
@@ -231,7 +233,7 @@ def weighed_difference_points(
     lost = rng.binomial(baseline, task.changed / 2 / task.score)
     rung = baseline - lost + rng.binomial(task.n - baseline, task.changed / 2 / (1 - task.score))
     best = baseline if by_baseline else np.maximum(baseline, rung)
-    weights = np.vectorize(weight_at)(best / task.n - task.chance)
+    weights = np.array([weight_at(count / task.n - task.chance) for count in range(task.n + 1)])[best]
     differences = weights * (rung - baseline) / task.n / np.maximum(weights + others, 1e-12)
     counts = (weights > 0) | (others > 0)
     return float(100 * differences[counts].mean())

@@ -193,8 +193,8 @@ def _failures(end: Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
 
 def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Scenario) -> ScenarioSummary:
     record, status, reason = end.measurement(item)
-    outcome = end.performance(item)
-    if record is None or outcome is None:
+    line = end.timeline(item)
+    if record is None or line is None:
         return ScenarioSummary(
             scenario=item.scenario,
             status=status,
@@ -208,10 +208,11 @@ def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Sce
             metrics={},
             notes=(),
         )
+    outcome = line.outcome
     metrics = derive_metrics(outcome, item.device)
-    others = {name: other.performance(item) for name, other in ends.items() if name != end.rung}
+    others = {name: other.timeline(item) for name, other in ends.items() if name != end.rung}
     measured = {name: theirs for name, theirs in others.items() if theirs is not None}
-    ratios = {name: speedup(outcome, theirs) for name, theirs in measured.items()}
+    ratios = {name: speedup(line, theirs) for name, theirs in measured.items()}
     confidence = shared_confidence(max(len(measured), 1))
     metrics["speedup"] = ratios.get(baseline) or _no_speedup(end, ends.get(baseline), item)
     return ScenarioSummary(
@@ -226,7 +227,7 @@ def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Sce
         stopped_by=outcome.stopped_by,
         metrics=metrics,
         ratios=ratios,
-        ratios_together={name: speedup(outcome, theirs, confidence) for name, theirs in measured.items()},
+        ratios_together={name: speedup(line, theirs, confidence) for name, theirs in measured.items()},
         notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap)
         + _other_host(record, ends[baseline].measurement(item)[0] if baseline in ends else None, baseline),
     )
