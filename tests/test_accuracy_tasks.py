@@ -384,3 +384,10 @@ def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled == ["{{a}}!"]
     assert [utils.apply_template("{{a}}!", {"a": number}) for number in range(2)] == ["0!", "1!"]
     assert len(compiled) == 3
+
+
+def test_a_cluster_that_no_document_has_is_refused(tasks: Path) -> None:
+    path = tasks / "tiny_choice.yaml"
+    path.write_text(path.read_text() + "\nmetadata:\n  cluster: passage_id\n")
+    with pytest.raises(UserError, match="tiny_choice: metadata: cluster: no document has the field passage_id; found "):
+        resolve(path)

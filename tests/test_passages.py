@@ -5,6 +5,7 @@ import string
 
 import pytest
 
+from bitladder.accuracy import passages
 from bitladder.accuracy.passages import cluster_field, cluster_labels
 
 
@@ -56,6 +57,13 @@ def test_what_over_a_fifth_shares_is_a_template() -> None:
     assert groups(cluster_labels("task", docs)) == [[0, 7, 9]]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_end_of_a_template_is_no_passage(seed: int) -> None:
+    """Each document goes on from it in its own way, so that few take the same part of it for theirs."""
+    docs = [{"question": prose(seed, 300) + prose(1000 * seed + 77 + number, 100)} for number in range(200)]
+    assert cluster_labels("task", docs) == [None] * 200
+
+
 def test_labels_are_the_texts_alone_whatever_else_is_asked() -> None:
     docs = [*unlike(30), *({"question": prose(1, 300) + prose(number, 50)} for number in range(2, 5))]
     whole = cluster_labels("task", docs)
@@ -70,4 +78,18 @@ def test_a_field_is_taken_at_its_word() -> None:
     assert groups(cluster_labels("hellaswag", docs, "passage")) == [[0, 1, 2, 3, 4, 5]]
     assert cluster_labels("task", docs[:1], "absent") == [None]
     assert cluster_field({"version": 1.0, "cluster": "passage"}) == "passage"
-    assert [cluster_field(one) for one in (None, {}, [1], {"cluster": 3})] == [None] * 4
+    assert [cluster_field(one) for one in (None, {}, [1], {"cluster": None})] == [None] * 4
+
+
+def test_of_few_documents_a_fifth_may_be_about_one_passage() -> None:
+    """60 passages of 16 questions, of which a limit asks the first 64: each is a quarter of them, and no template."""
+    docs = [{"question": prose(number // 16, 300) + prose(500 + number, 40)} for number in range(64)]
+    assert cluster_labels("task", docs) == [None] * 64
+    assert [len(one) for one in groups(cluster_labels("task", docs, whole=960))] == [16] * 4
+
+
+def test_texts_are_hashed_so_many_characters_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = [*unlike(20), *({"question": prose(1, 900) + prose(number, 50)} for number in range(2, 4))]
+    whole = cluster_labels("task", docs)
+    monkeypatch.setattr(passages, "_CHARACTERS_AT_ONCE", 500)
+    assert cluster_labels("task", docs) == whole and groups(whole) == [[20, 21]]

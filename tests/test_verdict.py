@@ -188,6 +188,27 @@ def test_questions_on_one_passage_are_not_independent(tmp_path: Path) -> None:
         run("verdict", *paths, "--cluster", "bok", code=2)
 
 
+def test_a_passage_that_two_tasks_quote_makes_both_depend_on_each_other(tmp_path: Path) -> None:
+    """The same answers as one task of 320 questions and as two of 160 each, on the same 40 passages."""
+    texts = [f"{number} ".join(["once", "upon", "a", "time", "there", "was", "a", "text"]) * 12 for number in range(40)]
+    docs = [{"passage": texts[index // 4 % 40], "question": f"Number {index}?"} for index in range(320)]
+    base = right(240, 320)
+    lost = [0.0 if index // 4 % 40 in (3, 17) else value for index, value in enumerate(base)]
+    limits = {}
+    for count, parts in (("one", [slice(0, 320)]), ("two", [slice(0, 160), slice(160, 320)])):
+        for name, values in (("bf16", base), ("nf4", lost)):
+            logged = [
+                LoggedTask(f"task{number}", {("acc", "none"): values[part]}, choices=2, docs=docs[part])
+                for number, part in enumerate(parts)
+            ]
+            write_logs(tmp_path / count / name, logged)
+        paths = [str(tmp_path / count / name) for name in ("bf16", "nf4")]
+        limits[count] = compared(*paths, code=1).others[0].aggregate.difference_points
+    width = {count: one.high - one.low for count, one in limits.items() if one.high is not None and one.low is not None}
+    assert limits["one"].value == pytest.approx(limits["two"].value)
+    assert width["two"] >= 0.99 * width["one"]
+
+
 def test_other_metrics_are_rows_of_their_own_and_in_no_aggregate(logs: Path) -> None:
     found = compared(str(logs / "bf16"), str(logs / "fp16"), "--tasks", "arc_easy,gsm8k", code=1).others[0]
     assert [(task.name, task.metric, task.weight) for task in found.tasks] == [

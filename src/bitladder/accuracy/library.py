@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from bitladder.accuracy.fingerprint import task_hash
 from bitladder.accuracy.harness import as_we_run_it, sandbox_templates
 from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
 from bitladder.accuracy.own_code import named_errors, require_trusted
-from bitladder.accuracy.passages import cluster_field, cluster_labels
+from bitladder.accuracy.passages import cluster_field, cluster_labels, has_field
 from bitladder.accuracy.samples import document_hash
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.home import expand_user
@@ -55,7 +55,7 @@ class TaskLibrary:
         self._trusted = trusted
         self._tasks: dict[str, Any] = {}
         self._hashes: dict[tuple[str, int | None], str] = {}
-        self._clusters: dict[tuple[str, int | None], dict[str, str]] = {}
+        self._clusters: dict[str, dict[str, str]] = {}
         self.requested: dict[str, tuple[Member, ...]] = {name: expand(name) for name in requested}
         self._leaves = _unique_leaves(itertools.chain.from_iterable(self.requested.values()))
         require_trusted(self._leaves.values(), trusted)
@@ -81,6 +81,8 @@ class TaskLibrary:
             task = _build(leaf, self._reader, self._seed)
             _set_fewshot(task, self._num_fewshot)
             _require_fewshot(task, leaf, self._reader.mirror)
+            with named_errors(leaf):
+                _require_cluster_field(task, leaf)
             self._tasks[name] = task
         return self._tasks[name]
 
@@ -98,14 +100,20 @@ class TaskLibrary:
             return [document_hash(doc) for doc in self.documents(name, limit)]
 
     def clusters(self, name: str, limit: int | None) -> dict[str, str]:
-        """Document hash -> what it shares with those that resemble it, see `cluster_labels`; others are absent."""
-        if (name, limit) not in self._clusters:
+        """Document hash -> what it shares with those that resemble it, see `cluster_labels`; others are absent.
+
+        Passages are looked for in the whole task: of few of its documents a fifth may well be about one.
+        """
+        if name not in self._clusters:
             with self.reading(name):
-                docs = list(self.documents(name, limit))
+                docs = list(self.documents(name, None))
                 labels = cluster_labels(name, docs, cluster_field(self.task(name).config.metadata))
-                labelled = zip(self.document_hashes(name, limit), labels, strict=True) if any(labels) else ()
-                self._clusters[name, limit] = {one: label for one, label in labelled if label}
-        return self._clusters[name, limit]
+                labelled = zip(self.document_hashes(name, None), labels, strict=True) if any(labels) else ()
+                self._clusters[name] = {one: label for one, label in labelled if label}
+        known = self._clusters[name]
+        if not known or limit is None:
+            return known
+        return {one: known[one] for one in self.document_hashes(name, limit) if one in known}
 
     def count(self, name: str, limit: int | None) -> int:
         available = len(self.task(name).eval_docs)
@@ -158,6 +166,15 @@ def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
                 f"task {leaf.name}: a template in {leaf.file} fails on its first document: {one_line(str(error))}"
             ) from None
     return task
+
+
+def _require_cluster_field(task: Any, leaf: Leaf) -> None:
+    """Raise UserError for a field of the task's metadata that no document has: questions would count as independent."""
+    field = cluster_field(task.config.metadata)
+    if field is not None and not has_field(task.eval_docs, field):
+        first = next(iter(task.eval_docs))
+        known = ", ".join(map(str, first)) if isinstance(first, Mapping) else type(first).__name__
+        raise UserError(f"task {leaf.name}: metadata: cluster: no document has the field {field}; found {known}")
 
 
 def _require_metrics(leaf: Leaf) -> None:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bitladder.accuracy.passages import cluster_field, cluster_labels
+from bitladder.accuracy.passages import cluster_field, cluster_labels, has_field
 from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.samples import Sample, document_outcome, harness_results, make_document, require_numbers
 from bitladder.accuracy.walk import walk
@@ -202,8 +202,11 @@ class LogFolder:
         with _as_logged(self._path(task)):
             docs = [filtered[0]["doc"] for filtered in samples]
             self._fields.update(str(key) for doc in docs if isinstance(doc, dict) for key in doc)
-            field = self._cluster or cluster_field(run["configs"][task].get("metadata"))
-            labels = cluster_labels(task, docs, field)
+            field = cluster_field(run["configs"][task].get("metadata"))
+            if self._cluster is None and field is not None and not has_field(docs, field):
+                self.notes += (f"{task}: its metadata names the cluster {field}, a field that no document has",)
+            original = int(run["n-samples"].get(task, {}).get("original", len(docs)))
+            labels = cluster_labels(task, docs, self._cluster or field, original)
             documents = tuple(
                 document_outcome(output_type, filtered, _target(output_type, filtered[0]), label)
                 for filtered, label in zip(samples, labels, strict=True)

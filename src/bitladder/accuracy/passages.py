@@ -3,16 +3,21 @@
 Questions about one passage (BoolQ, MMLU's history, reading comprehension) or from one source (HellaSwag) rise and fall
 together. A task's metadata may name the field that tells them apart, and so may a user; else what is looked for is text
 that documents share: 200 equal characters anywhere in a field, which only quotation makes. What more than a fifth of a
-task shares is its template, not a passage.
+whole task shares is its template, not a passage.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from bitladder.records import PASSAGE
+
+Text = tuple[str, int]
+"""and the number of its document"""
 
 KNOWN_FIELDS = {"hellaswag": "source_id"}
 """beginning of a task's name -> the field of its documents that is shared by those which resemble each other
@@ -25,69 +30,81 @@ _GRAM = 150
 _WINDOW = SHARED_CHARACTERS - _GRAM + 1
 _BASE = 0x9E3779B97F4A7C15
 """odd, so that it has an inverse modulo 2^64"""
-_TEXTS_AT_ONCE = 2000
+_CHARACTERS_AT_ONCE = 2_000_000
+"""of which each takes about 60 bytes while they are hashed"""
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
-def cluster_labels(name: str, docs: Sequence[Any], field: str | None = None) -> list[str | None]:
+def cluster_labels(
+    name: str, docs: Sequence[Any], field: str | None = None, whole: int | None = None
+) -> list[str | None]:
     """For each document of the task what it shares with those that resemble it; None where it is like no other.
 
-    ``field``: of the documents, whose value is the label.
+    ``field``: of the documents, whose value is the label. ``whole``: documents of the task, of which these are a part.
     """
     field = field or next((own for start, own in KNOWN_FIELDS.items() if name.startswith(start)), None)
-    if field is not None and any(isinstance(doc, Mapping) and doc.get(field) is not None for doc in docs):
+    if field is not None and has_field(docs, field):
         return [str(doc[field]) if isinstance(doc, Mapping) and doc.get(field) is not None else None for doc in docs]
-    return _shared_passages(docs)
+    return _shared_passages(docs, max(whole or 0, len(docs)))
+
+
+def has_field(docs: Iterable[Any], field: str) -> bool:
+    return any(isinstance(doc, Mapping) and doc.get(field) is not None for doc in docs)
 
 
 def cluster_field(metadata: Any) -> str | None:
     """The field that a task's metadata names as ``cluster``."""
     field = metadata.get("cluster") if isinstance(metadata, Mapping) else None
-    return field if isinstance(field, str) else None
+    return None if field is None else str(field)
 
 
-def _shared_passages(docs: Sequence[Any]) -> list[str | None]:
+def _shared_passages(docs: Sequence[Any], whole: int) -> list[str | None]:
     """Documents belong together that share a passage, or do so by way of others."""
-    prints, owners = _fingerprints(docs)
+    texts = [(text, number) for number, doc in enumerate(docs) for text in _texts(doc)]
+    most = max(TEMPLATE_SHARE * whole, 2)
+    prints, owners = _fingerprints(texts)
+    known, sizes = np.unique(prints, return_counts=True)
+    if (template := known[sizes > most]).size:
+        # Beside it, not with it: a template and the next letter are equal in some documents, and no passage.
+        prints, owners = _fingerprints(
+            [(piece, number) for batch in _batches(texts) for piece, number in _without(template, batch)]
+        )
+    _, passages, sizes = np.unique(prints, return_inverse=True, return_counts=True)
+    kept = ((sizes >= 2) & (sizes <= most))[passages]
+    prints, owners, passages = prints[kept], owners[kept], passages[kept]
     if not len(prints):
         return [None] * len(docs)
-    order = np.lexsort((owners, prints))
-    prints, owners = prints[order], owners[order]
-    first = np.append(True, (prints[1:] != prints[:-1]) | (owners[1:] != owners[:-1]))
-    prints, owners = prints[first], owners[first]  # each document once a fingerprint
-    _, passages, sizes = np.unique(prints, return_inverse=True, return_counts=True)
-    shared = (sizes >= 2) & (sizes <= max(TEMPLATE_SHARE * len(docs), 2))
-    kept = shared[passages]
-    prints, owners, passages = prints[kept], owners[kept], passages[kept]
     size = len(docs) + len(sizes)
     graph = coo_array((np.ones(len(owners), dtype=bool), (owners, len(docs) + passages)), shape=(size, size))
     _, component = connected_components(graph, directed=False)
     label = np.full(component.max() + 1, 2**64 - 1, dtype=np.uint64)
     np.minimum.at(label, component[owners], prints)
     sharing = set(owners.tolist())
-    return [f"passage {label[component[number]]:016x}" if number in sharing else None for number in range(len(docs))]
+    return [f"{PASSAGE}{label[component[number]]:016x}" if number in sharing else None for number in range(len(docs))]
 
 
-def _fingerprints(docs: Sequence[Any]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Hashes of parts of the documents' texts, and of which document each is.
+def _fingerprints(texts: Sequence[Text]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Each document's fingerprints, once each, and of which document they are."""
+    found = [(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)), *map(_winnow, _batches(texts))]
+    prints, owners = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((owners, prints))
+    prints, owners = prints[order], owners[order]
+    first = np.ones(len(prints), dtype=bool)
+    first[1:] = (prints[1:] != prints[:-1]) | (owners[1:] != owners[:-1])
+    return prints[first], owners[first]
 
-    Of every stretch of 200 characters at least one of its parts of 150 is taken, the same wherever it stands: the
-    smallest hash of each 51 that follow each other (Schleimer, Wilkerson and Aiken 2003, Winnowing).
-    """
-    found = [(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64))]
-    texts: list[str] = []
-    owners: list[int] = []
-    for number, doc in enumerate(docs):
-        for text in _texts(doc):
-            texts.append(text)
-            owners.append(number)
-        if len(texts) >= _TEXTS_AT_ONCE:
-            found.append(_winnow(texts, np.asarray(owners)))
-            texts, owners = [], []
-    if texts:
-        found.append(_winnow(texts, np.asarray(owners)))
-    prints, of = zip(*found, strict=True)
-    return np.concatenate(prints), np.concatenate(of)
+
+def _batches(texts: Sequence[Text]) -> Iterator[list[Text]]:
+    batch: list[Text] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text[0])
+        if characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -103,24 +120,57 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(one)
 
 
-def _winnow(texts: Sequence[str], owners: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Of texts laid end to end; what reaches over an end is none's.
+def _winnow(texts: Sequence[Text]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes of parts of texts, and of which document each is.
+
+    Of every stretch of 200 characters at least one of its parts of 150 is taken, the same wherever it stands: the
+    smallest hash of each 51 that follow each other (Schleimer, Wilkerson and Aiken 2003, Winnowing).
+    """
+    parts, text = _parts(texts)
+    smallest = np.lib.stride_tricks.sliding_window_view(parts, _WINDOW).min(axis=1)
+    whole = text[: len(smallest)] == text[SHARED_CHARACTERS - 1 :]
+    owners = np.asarray([number for _, number in texts])
+    smallest, of = smallest[whole], owners[text[: len(whole)][whole]]
+    new = np.append(True, (smallest[1:] != smallest[:-1]) | (of[1:] != of[:-1]))
+    return smallest[new], of[new]
+
+
+def _without(prints: NDArray[np.uint64], texts: Sequence[Text]) -> Iterator[Text]:
+    """What is left of texts, as far as it is long, where parts with these sorted hashes are cut out."""
+    parts, text = _parts(texts)
+    found = prints[np.searchsorted(prints, parts).clip(max=len(prints) - 1)] == parts
+    starts = np.flatnonzero(found & (text[: len(parts)] == text[_GRAM - 1 :]))
+    ends = np.zeros(len(text) + 1, dtype=np.int64)
+    np.add.at(ends, starts, 1)
+    np.add.at(ends, starts + _GRAM, -1)
+    covered = np.cumsum(ends[:-1]) > 0
+    begin = 0
+    for one, number in texts:
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], covered[begin : begin + len(one)], [True]])))
+        yield from (
+            (one[start:stop], number)
+            for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+            if stop - start >= SHARED_CHARACTERS
+        )
+        begin += len(one)
+
+
+def _parts(texts: Sequence[Text]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The hash of every part of texts laid end to end, and of which text each letter is; what reaches over an end is
+    none's.
 
     Unsigned numbers wrap, as the hash wants: the sum of letter * base^place over a part, over base^(its place).
     """
-    letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    text = np.repeat(np.arange(len(texts)), [len(one) for one in texts])
+    letters = np.frombuffer("".join(one for one, _ in texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    text = np.repeat(np.arange(len(texts)), [len(one) for one, _ in texts])
     count = len(letters) - _GRAM + 1
-    sums = np.append(np.uint64(0), np.cumsum(letters * _powers(_BASE, len(letters)), dtype=np.uint64))
+    weighed = letters.astype(np.uint64) * _powers(_BASE, len(letters))
+    sums = np.append(np.uint64(0), np.cumsum(weighed, dtype=np.uint64))
     parts = (sums[_GRAM:] - sums[:-_GRAM]) * _powers(pow(_BASE, -1, 2**64), count)
     parts ^= parts >> np.uint64(29)
     parts *= _MIX
     parts ^= parts >> np.uint64(32)
-    smallest = np.lib.stride_tricks.sliding_window_view(parts, _WINDOW).min(axis=1)
-    whole = text[: len(smallest)] == text[SHARED_CHARACTERS - 1 :]
-    smallest, of = smallest[whole], owners[text[: len(whole)][whole]]
-    new = np.append(True, (smallest[1:] != smallest[:-1]) | (of[1:] != of[:-1]))
-    return smallest[new], of[new]
+    return parts, text
 
 
 def _powers(base: int, count: int) -> NDArray[np.uint64]:

@@ -38,11 +38,12 @@ from bitladder.records.measurement import (
     WindowDivergence,
     measurement_id,
 )
-from bitladder.records.order import Order, order_key
+from bitladder.records.order import PASSAGE, Order, order_key
 from bitladder.records.scoring import ProductKernel, Scoring, join_kernels, join_scorings
 from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup
 
 __all__ = [
+    "PASSAGE",
     "SCHEMA_VERSION",
     "AccuracyOutcome",
     "AccuracyTask",

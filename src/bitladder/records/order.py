@@ -28,6 +28,10 @@ class Order(Record):
         return next(stage for stage, stop in enumerate(self.stops) if place < stop)
 
 
+PASSAGE = "passage "
+"""begins the label of a cluster that is known by a text, which is the same in every task that quotes it"""
+
+
 def order_key(seed: int, label: str) -> str:
     """What documents are sorted by; ``label`` is that of their cluster, else their hash."""
     return hashlib.sha256(f"{seed} {label}".encode()).hexdigest()

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bitladder.records import AccuracyOutcome, MetricInfo, TaskGroup
+from bitladder.records import PASSAGE, AccuracyOutcome, MetricInfo, TaskGroup
 from bitladder.stats.clusters import joined
 
 Question = tuple[str, str, str, int]
@@ -77,6 +77,8 @@ class Pot:
     """why it is not known though there are choices"""
     clusters: tuple[str, ...] | None = None
     """by question; None where no two resemble each other"""
+    passages: tuple[str | None, ...] = ()
+    """by question, what text it is about that others are about too"""
     choices: tuple[int, ...] | None = None
     """of ``acc`` the likeliest of each question's answers; None where another metric chooses, or nothing is chosen"""
     right: tuple[float, ...] | None = None
@@ -88,8 +90,8 @@ class Pot:
 
     @cached_property
     def documents(self) -> frozenset[str]:
-        """Hashes of what was asked about."""
-        return frozenset(doc_hash for _, doc_hash, _, _ in self.questions)
+        """Hashes of what was asked about, and the passages that several tasks may quote."""
+        return frozenset(doc_hash for _, doc_hash, _, _ in self.questions).union(filter(None, self.passages))
 
 
 def make_pots(group: TaskGroup, outcomes: Mapping[str, AccuracyOutcome]) -> tuple[Pot, ...]:
@@ -105,6 +107,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
     norm_values: list[float] = []
     chances: list[float | str] = []
     sources: list[str] = []
+    passages: list[str | None] = []
     choices: list[int] = []
     right: list[float] = []
     for task, outcome in outcomes.items():
@@ -115,7 +118,10 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
             hashes = (document.doc_hash, document.prompt_hash)
             questions.append((task, *hashes, seen[hashes]))
             seen[hashes] += 1
-            sources.append(f"{task} {document.cluster}" if document.cluster else document.doc_hash)
+            passage = document.cluster if document.cluster and document.cluster.startswith(PASSAGE) else None
+            passages.append(passage)
+            source = f"{task} {document.cluster}" if document.cluster else document.doc_hash
+            sources.append(passage or source)
             answers = document.loglikelihoods
             if answers and outcome.output_type == "multiple_choice":
                 if primary.name == "acc":
@@ -135,6 +141,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
         chance=sum(known) / len(known) if len(known) == len(values) else None,
         chance_reason=next((chance for chance in chances if isinstance(chance, str)), None),
         clusters=_clusters([doc_hash for _, doc_hash, _, _ in questions], sources),
+        passages=tuple(passages),
         choices=tuple(choices) if len(choices) == len(values) else None,
         right=tuple(right) if len(right) == len(values) else None,
     )
@@ -212,6 +219,10 @@ def _share(pots: Sequence[Pot], documents: frozenset[str]) -> float:
     for pot in pots:
         hashes = [doc_hash for _, doc_hash, _, _ in pot.questions]
         clusters = pot.clusters or hashes
-        shared = {cluster for cluster, doc_hash in zip(clusters, hashes, strict=True) if doc_hash in documents}
+        shared = {
+            cluster
+            for cluster, doc_hash, passage in zip(clusters, hashes, pot.passages, strict=True)
+            if doc_hash in documents or passage in documents
+        }
         shares.append(sum(cluster in shared for cluster in clusters) / len(clusters))
     return max(shares)
