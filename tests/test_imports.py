@@ -68,7 +68,9 @@ MAY_IMPORT = {
     "tradeoffs": FOUNDATION | {"stats"},
     "recommendation": FOUNDATION | {"stats"},
     "evidence": FOUNDATION | {"stats", "objections", "recommendation"},
-    "decide": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "tradeoffs"},
+    "ranking": FOUNDATION | {"stats", "recommendation"},
+    "sentence": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "ranking"},
+    "decide": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "tradeoffs", "ranking", "sentence"},
     "report": FOUNDATION | {"stats", "decide", "recommendation"},
     "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }
