@@ -4,10 +4,10 @@ Nothing is computed here. A limit is held against the unfavourable end of an int
 is never picked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bitladder.errors import UserError
-from bitladder.evidence import unsettled
+from bitladder.evidence import open_rungs, unsettled, why_open
 from bitladder.objections import (
     Objection,
     accuracy_verdict,
@@ -17,7 +17,7 @@ from bitladder.objections import (
     objections_to,
     peak_memory,
 )
-from bitladder.ranking import make_pick, way_of
+from bitladder.ranking import is_ahead, make_pick, way_of
 from bitladder.recommendation import Limits, Pick, Recommendation, RungVerdict
 from bitladder.sentence import compose_sentence, emulated, find_blame
 from bitladder.stats.goals import CRITERIA, Criterion, Goal, criteria_of
@@ -44,11 +44,18 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     criteria = criteria_of(summary)
     wanted = [limits.optimize] if limits.optimize else [goal for goal in CRITERIA if _is_planned(summary, goal)]
     blame = unsettled(summary, objections, within, limits.max_drop_points)
-    picks = () if blame else tuple(pick for goal in wanted if (pick := make_pick(summary, within, criteria[goal])))
+    made = () if blame else tuple(pick for goal in wanted if (pick := make_pick(summary, within, criteria[goal])))
+    still_open = open_rungs(summary, objections)
+    waits = {pick.goal: ahead for pick in made if (ahead := _open_ahead(summary, pick, criteria, still_open))}
+    picks = tuple(pick for pick in made if pick.goal not in waits)
+    if waits and not picks and limits.max_drop_points is not None:
+        ahead = [rung for rung in still_open if any(rung in rungs for rungs in waits.values())]
+        why = why_open(summary, ahead, summary.rungs, limits.max_drop_points)
+        blame = f"{why}; until then stay with {summary.baseline}"
     if blame:
         sentence = f"Nothing is settled: {blame}."
     elif picks:
-        sentence = compose_sentence(summary, limits, picks, within, objections)
+        sentence = compose_sentence(summary, limits, picks, within, [rung.rung for rung in still_open], waits)
     else:
         blame = find_blame(summary, limits, objections, within, wanted)
         sentence = f"No rung is left: {blame}"
@@ -65,6 +72,16 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         ),
         blame=blame,
     )
+
+
+def _open_ahead(
+    summary: Summary, pick: Pick, criteria: Mapping[Goal, Criterion], still_open: Sequence[RungSummary]
+) -> list[RungSummary]:
+    """Where the baseline is picked: the undecided rungs that are better than it, which more questions may admit."""
+    baseline = summary.rung(pick.rung)
+    if baseline is None or pick.rung != summary.baseline:
+        return []
+    return [rung for rung in still_open if is_ahead(criteria[pick.goal], rung, baseline)]
 
 
 def _is_planned(summary: Summary, goal: Goal) -> bool:

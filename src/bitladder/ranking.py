@@ -117,6 +117,14 @@ def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
     return ratio.low <= 1 <= ratio.high
 
 
+def is_ahead(criterion: Criterion, rung: RungSummary, other: RungSummary) -> bool:
+    """Whether both figures are known, and the rung's is distinguishably better."""
+    ours, theirs = criterion.of(rung), criterion.of(other)
+    if ours.value is None or theirs.value is None or ours.value == theirs.value:
+        return False
+    return way_of(criterion, ours, theirs) == criterion.better and not _alike(criterion, other, rung)
+
+
 def _together(criterion: Criterion, best: RungSummary, other: RungSummary) -> str:
     """Why two are not told apart whose own interval tells them apart, which tables show."""
     scenario = best.scenario(criterion.scenario) if criterion.scenario and criterion.sampled else None

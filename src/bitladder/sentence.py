@@ -27,12 +27,16 @@ def compose_sentence(
     limits: Limits,
     picks: Sequence[Pick],
     within: Sequence[RungSummary],
-    objections: Mapping[str, Sequence[Objection]],
+    still_open: Sequence[str],
+    waits: Mapping[Goal, Sequence[RungSummary]],
 ) -> str:
+    """``still_open``: the rungs that too few questions were asked of; ``waits``: of a goal for which the baseline is
+    only kept, those that are better at it."""
     bounds = _bounds(summary, limits)
     alone = _alone(summary, within, bounds)
-    ends = _requests(summary, picks) + _peaks(limits, picks, within) + _open(objections) + _unmeasured(summary, picks)
-    ends += rests_on(summary, picks)
+    ends = _requests(summary, picks) + _peaks(limits, picks, within)
+    ends = _waits(summary, waits) + ends + (f"; {list_words(still_open)} undecided" if still_open else "")
+    ends += _unmeasured(summary, picks) + rests_on(summary, picks)
     if len(picks) == 1:
         pick, criterion = picks[0], criteria_of(summary)[picks[0].goal]
         rank = alone or describe_rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
@@ -75,14 +79,17 @@ def _alone(summary: Summary, within: Sequence[RungSummary], bounds: str) -> str:
     return f"the only rung shown to be within {bounds}"
 
 
-def _open(objections: Mapping[str, Sequence[Objection]]) -> str:
-    """The rungs of which more questions may tell."""
-    found = [
-        rung
-        for rung, own in objections.items()
-        if own and all(objection.undecided and objection.cause == "drop" for objection in own)
-    ]
-    return f"; {list_words(found)} undecided" if found else ""
+def _waits(summary: Summary, waits: Mapping[Goal, Sequence[RungSummary]]) -> str:
+    """The goals for which nothing is settled, beside those for which a rung is picked."""
+    parts = []
+    for goal, rungs in waits.items():
+        names = list_words([rung.rung for rung in rungs])
+        are = "is" if len(rungs) == 1 else "are"
+        better = criteria_of(summary)[goal].better
+        parts.append(
+            f"; for {goal} stay with {summary.baseline} until more questions decide on {names}, which {are} {better}"
+        )
+    return "".join(parts)
 
 
 def _unmeasured(summary: Summary, picks: Sequence[Pick]) -> str:
