@@ -101,12 +101,12 @@ def test_short_runs_are_judged() -> None:
 @pytest.mark.parametrize(
     "outcome",
     [
-        run_of([0.005] * 20, prefills_s=[0.01], waited_s=0.09),
-        run_of([0.002] * 3, [0.03] * 3, [0.002] * 3, prefills_s=[0.01, 0.06, 0.01]),
+        run_of([0.02] * 20, prefills_s=[0.1], waited_s=0.45),
+        run_of([0.02] * 3, [0.2] * 3, [0.02] * 3, prefills_s=[0.1, 0.5, 0.1]),
     ],
 )
 def test_a_few_turns_of_the_scheduler_are_no_disturbance(outcome: PerformanceOutcome) -> None:
-    """Of a run of a tenth of a second they are most of it."""
+    """Of a run of half a second they are most of it."""
     assert find_disturbance(outcome, "cpu") is None
 
 

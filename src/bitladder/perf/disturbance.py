@@ -12,9 +12,9 @@ import numpy as np
 
 from bitladder.records import BatchSample, PerformanceOutcome
 
-LEAST_LOST_S = 0.25
-"""that a disturbance has to take of the run: about ten turns of the scheduler, since one turn is a large share of a run
-of a tenth of a second, and says nothing"""
+LEAST_LOST_S = 1.0
+"""that a disturbance has to take of the run: the clocks count nanoseconds, but a run of half a second beside any other
+program waits for some turns of the scheduler, which are a large share of it and say nothing"""
 FEWEST_TIMES = 3
 MOST_WAITING = 0.1
 """share of the run that a thread may wait for a processor: on an idle machine it is 0.00 to 0.02"""
