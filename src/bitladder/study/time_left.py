@@ -3,13 +3,18 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bitladder.errors import UserError
-from bitladder.records import AccuracyTask, Divergence, Item, Scenario, StudyRecord
+from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord
 from bitladder.rungs import BASELINE
 from bitladder.stages import measured_items
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
 from bitladder.units import format_left
 
 _ROUND_NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+TASK_START_S = 1.0
+"""of each task, however few its questions: prompts, plan, and the first batch, which is slower than all others"""
+_PLANNED_SHARE = 0.1
+"""of all that is planned: as much of it as if it had been measured to take what is planned, so that a first measurement
+that takes long says little, and at most ten times what it took is added"""
 _ADVISED_SHARE = 0.3
 """of the time from which a study asks, for each half: within it a plan is not asked about again"""
 
@@ -30,7 +35,8 @@ class TimeLeft:
                     if part in missing[one.rung]:
                         self._left_s[one.rung, _unbound(part)] = (item_s or 0.0) * share
         self._unmade_s: dict[str, float] = {}
-        self._expected_s = self._taken_s = 0.0
+        self._taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+        """of the scenarios, and of all else: seconds that were expected, and taken"""
 
     def to_make(self, rungs: Collection[str]) -> None:
         """Checkpoints that have to be made, or only audited."""
@@ -40,11 +46,10 @@ class TimeLeft:
         self._unmade_s.pop(rung, None)
 
     def measured(self, rung: str, item: Item, taken_s: float) -> None:
-        """Scales what is left by how long what was measured took."""
-        expected_s = self._left_s.pop((rung, _unbound(item)), None)
-        if expected_s is not None:
-            self._expected_s += expected_s
-            self._taken_s += taken_s
+        """Scales what is left of its kind by how long what was measured took."""
+        planned_s = self._left_s.pop((rung, _unbound(item)), None)
+        if planned_s is not None:
+            self._taken[isinstance(item, Scenario)].append((planned_s + _start_s(item), taken_s))
 
     def decided(self) -> None:
         """No more stages are asked."""
@@ -56,8 +61,14 @@ class TimeLeft:
 
     @property
     def seconds(self) -> float:
-        pace = self._taken_s / self._expected_s if self._expected_s else 1.0
-        return pace * sum(self._left_s.values()) + sum(self._unmade_s.values())
+        return self._kind_s(performance=False) + self._kind_s(performance=True) + sum(self._unmade_s.values())
+
+    def _kind_s(self, *, performance: bool) -> float:
+        left = {key: s for key, s in self._left_s.items() if isinstance(key[1], Scenario) == performance}
+        left_s = sum(seconds + _start_s(item) for (_, item), seconds in left.items())
+        expected_s, taken_s = (sum(one) for one in zip((0.0, 0.0), *self._taken[performance], strict=True))
+        as_planned_s = _PLANNED_SHARE * (expected_s + left_s)
+        return left_s * (taken_s + as_planned_s) / (expected_s + as_planned_s) if left_s else 0.0
 
     def half_s(self, *, performance: bool) -> float:
         """Of the scenarios, or of all else that is measured."""
@@ -70,6 +81,11 @@ class TimeLeft:
             if isinstance(item, AccuracyTask):
                 found[item.task] = found.get(item.task, 0.0) + seconds
         return found
+
+
+def _start_s(item: Item) -> float:
+    """What is not in its estimate."""
+    return TASK_START_S if isinstance(item, AccuracyTask | Rescoring) else 0.0
 
 
 def _unbound(item: Item) -> Item:
