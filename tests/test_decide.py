@@ -14,6 +14,7 @@ from bitladder.decide import recommend
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.recommendation import Limits, Recommendation, RungVerdict
 from bitladder.records import AccuracyTask, Finding, RungRecord, Status
+from bitladder.stats.margin import recovery_margin_points
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
@@ -358,6 +359,27 @@ def test_drop_is_to_blame(summary: Summary) -> None:
         "Nothing is settled: 420 questions cannot settle a drop of 0.5 points for int8 and nf4; fp4 loses more; and "
         "bf16 is out: 661.5 MiB of peak memory at batch 1, more than 600.0 MiB."
     )
+
+
+def test_a_recovery_is_named_as_it_was_given(summary: Summary) -> None:
+    lost = {"difference_points": Estimate(value=-8.0, low=-9.0, high=-7.0)}
+    worse = with_rung(with_rung(summary, "int8", aggregate=lost), "nf4", aggregate=lost)
+    score = summary.baseline_score.value
+    assert score == pytest.approx(70.0)
+    answer = recommend(worse, Limits(max_memory_bytes=600 * MIB, min_recovery_percent=95.0))
+    assert answer.limits.max_drop_points == 3.5, "5% of 70%"
+    assert answer.blame == "--min-recovery 95% is to blame, without it int8, fp4 and nf4 would do."
+    nf4 = recommend(summary, Limits(min_recovery_percent=93.0, optimize="memory"))
+    assert "rungs within 4.9 points of bf16 (93% of its score)" in nf4.sentence
+    assert any(reason.endswith("] of its score is kept") and " rules out a drop of" in reason for reason in nf4.reasons)
+
+
+@pytest.mark.parametrize(
+    ("score", "kept", "points"),
+    [(50.0, 99.9, 0.05), (50.0, 99.7, 0.15), (50.0, 99.0, 0.5), (80.0, 99.5, 0.4), (33.33, 99.0, 0.33)],
+)
+def test_what_a_recovery_leaves_to_lose_is_not_rounded_twice(score: float, kept: float, points: float) -> None:
+    assert recovery_margin_points(kept, "bf16", Estimate(value=score)) == points
 
 
 def test_both_limits_are_to_blame(summary: Summary) -> None:

@@ -273,6 +273,10 @@ def test_a_recovery_is_of_the_baselines_own_score(tmp_path: Path) -> None:
     assert nf4.recovery_percent.value == pytest.approx(100 * 1588 / 1600)
     assert nf4.recovery_above_chance_percent.value == pytest.approx(100 * (1588 - 500) / (1600 - 500))
     assert compared(*paths, "--min-recovery", "99.5", code=1).margin_points == 0.4
+    shown = run("verdict", *paths, "--min-recovery", "98%")
+    assert "Verdicts against bf16, margin 1.6 points, 98% of its score kept" in shown
+    assert " Recovery (%) " in shown and "| 99.25 [" in shown
+    assert "Recovery" not in run("verdict", *paths, "--max-drop", "1.6pt")
     for flags, said in (
         (["--min-recovery", "98%", "--max-drop", "1pt"], "give one of them"),
         (["--min-recovery", "100%"], "leaves nothing to lose"),

@@ -14,6 +14,7 @@ from bitladder.objections import (
     after_questions,
     describe_difference,
     describe_peak,
+    describe_recovery,
     objections_to,
     peak_memory,
 )
@@ -21,6 +22,7 @@ from bitladder.ranking import is_ahead, make_pick, way_of
 from bitladder.recommendation import Limits, Pick, Recommendation, RungVerdict
 from bitladder.sentence import compose_sentence, emulated, find_blame
 from bitladder.stats.goals import CRITERIA, Criterion, Goal, criteria_of
+from bitladder.stats.margin import recovery_margin_points
 from bitladder.stats.summary import RungSummary, Summary
 from bitladder.stats.weights import counted_tasks, weighted_titles
 from bitladder.tradeoffs import longer_answers, run_memory
@@ -34,6 +36,9 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
     """
     limits = limits or Limits()
     _require_measured(summary, limits)
+    if limits.min_recovery_percent is not None and limits.max_drop_points is None:
+        points = recovery_margin_points(limits.min_recovery_percent, summary.baseline, summary.baseline_score)
+        limits = limits.model_copy(update={"max_drop_points": points})
     if summary.has_accuracy and limits.max_drop_points is None:
         limits = limits.model_copy(update={"max_drop_points": summary.margin_points})
     objections = {
@@ -152,6 +157,8 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
             verdict = accuracy_verdict(summary, rung, limits.max_drop_points)
             after = after_questions(summary, rungs[name], limits.max_drop_points)
             ruled_out = f"rules out a drop of {margin}{after}"
+            if limits.min_recovery_percent is not None:
+                ruled_out += f"; {describe_recovery(rung.aggregate.recovery_percent)} of its score is kept"
             reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} {ruled_out}")
         if limits.max_memory_bytes is not None:
             reasons.append(f"{name}: {describe_peak(peak_memory(rung))}")

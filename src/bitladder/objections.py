@@ -8,7 +8,7 @@ from bitladder.results import not_measured_as
 from bitladder.stats.goals import MEMORY_TIE, same_memory
 from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
-from bitladder.units import format_bytes, format_count, format_points, points_text, two_digits
+from bitladder.units import format_bytes, format_count, format_percent, format_points, points_text, two_digits
 
 Cause = Literal["missing", "unscored", "memory", "drop"]
 
@@ -120,6 +120,11 @@ def describe_difference(difference: Estimate) -> str:
     """A difference in points with its interval, for people."""
     low, high = format_points(difference.low), format_points(difference.high)
     return f"{format_points(difference.value)} points [{low}, {high}]"
+
+
+def describe_recovery(recovery: Estimate) -> str:
+    """A share of the baseline's score with its interval, for people."""
+    return f"{format_percent(recovery.value)}% [{format_percent(recovery.low)}, {format_percent(recovery.high)}]"
 
 
 def _more_questions(summary: Summary, rung: RungSummary, margin: float) -> str:

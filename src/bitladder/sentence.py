@@ -16,7 +16,8 @@ from bitladder.wording import list_words
 def _bounds(summary: Summary, limits: Limits) -> str:
     bounds = []
     if limits.max_drop_points is not None:
-        bounds.append(f"{points_text(limits.max_drop_points)} of {summary.baseline}")
+        of_score = "" if limits.min_recovery_percent is None else f" ({limits.min_recovery_percent:g}% of its score)"
+        bounds.append(f"{points_text(limits.max_drop_points)} of {summary.baseline}{of_score}")
     if limits.max_memory_bytes is not None:
         bounds.append(describe_peak(Estimate(value=limits.max_memory_bytes)))
     return " and ".join(bounds)
@@ -148,7 +149,7 @@ def find_blame(
     }
     flags = {
         "memory": f"--max-memory {format_bytes(limits.max_memory_bytes)}",
-        "drop": f"--max-drop {limits.max_drop_points:g}pt" if limits.max_drop_points is not None else "",
+        "drop": _drop_flag(limits),
     }
     most = max(len(names) for names in admitted.values())
     if most:
@@ -168,3 +169,10 @@ def find_blame(
             return "no rung has all that the limits need yet; run the study again to go on."
         return "every rung failed or lacks a measurement that the limits need; run the study again."
     return f"lifting one limit would admit none; {flags['memory']} and {flags['drop']} are both in the way."
+
+
+def _drop_flag(limits: Limits) -> str:
+    """As it was given."""
+    if limits.min_recovery_percent is not None:
+        return f"--min-recovery {limits.min_recovery_percent:g}%"
+    return "" if limits.max_drop_points is None else f"--max-drop {limits.max_drop_points:g}pt"

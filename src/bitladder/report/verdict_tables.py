@@ -50,9 +50,11 @@ def verdict_text(found: TaskSummary | AggregateSummary) -> str | None:
 
 
 def _primary(compared: Compared) -> Table:
+    recovery = compared.min_recovery_percent
     columns = (
         Column("Precision", numeric=False),
         Column("Difference", "points"),
+        *((Column("Recovery", "%"),) if recovery is not None else ()),
         *_COUNTS,
         Column("Verdict", numeric=False),
     )
@@ -60,6 +62,7 @@ def _primary(compared: Compared) -> Table:
         (
             text_cell(rung.rung),
             estimate_cell(rung.aggregate.difference_points, format_points),
+            *((estimate_cell(rung.aggregate.recovery_percent, format_percent),) if recovery is not None else ()),
             *_counts(rung.aggregate),
             _verdict_cell(rung.aggregate),
         )
@@ -79,7 +82,8 @@ def _primary(compared: Compared) -> Table:
         f"Beyond the margin: the upper limit is below -{margin}. Undecided: neither.",
         _limits_note(compared),
     )
-    return Table("verdicts", f"Verdicts against {compared.baseline}, margin {margin}", columns, rows, notes)
+    kept = f", {recovery:g}% of its score kept" if recovery is not None else ""
+    return Table("verdicts", f"Verdicts against {compared.baseline}, margin {margin}{kept}", columns, rows, notes)
 
 
 def _limits_note(compared: Compared) -> str:
