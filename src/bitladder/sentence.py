@@ -7,7 +7,7 @@ from bitladder.objections import PEAK, Objection, describe_peak, peak_memory
 from bitladder.ranking import count_rungs, describe_rank
 from bitladder.recommendation import Limits, Pick
 from bitladder.records import Finding
-from bitladder.stats.goals import CRITERIA, Goal, criteria_of
+from bitladder.stats.goals import CRITERIA, MEMORY_TIE, Goal, criteria_of
 from bitladder.stats.summary import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes, points_text
 from bitladder.wording import list_words
@@ -19,7 +19,7 @@ def _bounds(summary: Summary, limits: Limits) -> str:
         of_score = "" if limits.min_recovery_percent is None else f" ({limits.min_recovery_percent:g}% of its score)"
         bounds.append(f"{points_text(limits.max_drop_points)} of {summary.baseline}{of_score}")
     if limits.max_memory_bytes is not None:
-        bounds.append(describe_peak(Estimate(value=limits.max_memory_bytes)))
+        bounds.append(f"{describe_peak(Estimate(value=limits.max_memory_bytes))} ({MEMORY_TIE:.0%} to spare)")
     return " and ".join(bounds)
 
 
