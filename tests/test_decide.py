@@ -19,7 +19,7 @@ from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
-from replay import RUNGS, write_broken_replay, write_replay
+from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay
 
 
 @pytest.fixture(scope="module")
@@ -292,21 +292,38 @@ def test_a_copy_of_the_baseline_is_no_open_question(summary: Summary) -> None:
     assert picked(recommend(summary))["memory"] == "bf16"
 
 
-@pytest.mark.parametrize(
-    ("aggregate", "said"),
-    [
-        ({"verdict": "no signal"}, "no task can tell precisions apart"),
-        ({}, "no drop is known: int8 has no Language: timeout"),
-    ],
-)
-def test_accuracy_that_is_not_known_recommends_nothing(summary: Summary, aggregate: dict[str, Any], said: str) -> None:
+def test_accuracy_that_is_not_known_recommends_nothing(summary: Summary) -> None:
     for name in ("fp16", "int8", "nf4", "fp4"):
         unknown = Estimate.unknown("int8 has no Language: timeout")
-        summary = with_rung(summary, name, aggregate={"difference_points": unknown, **aggregate})
+        summary = with_rung(summary, name, aggregate={"difference_points": unknown})
     answer = recommend(summary)
     assert not answer.picks
-    assert answer.sentence.startswith(f"Nothing is settled: {said}")
-    assert answer.sentence.endswith("until then stay with bf16.")
+    assert answer.sentence == (
+        "Nothing is settled: no drop is known: int8 has no Language: timeout; until then stay with bf16."
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        (
+            0.25,
+            "no task can tell precisions apart: Knowledge: the best of all scores, 25.0%, is less than 5 points above",
+        ),
+        (None, "no task is scored by right and wrong answers; take such tasks; until then stay with bf16."),
+    ],
+)
+def test_only_tasks_that_the_model_fails_are_too_hard(tmp_path: Path, right: float | None, said: str) -> None:
+    """Prose has no right answers."""
+    prose = [task for task in BUILTIN_TASKS if task.kind == "rolling"]
+    others = [] if right is None else [replace(BUILTIN_TASKS[0], right=right)]
+    names = {task.name for task in (*others, *prose)}
+    groups = tuple(group for group in BUILTIN_GROUPS if group.name in names)
+    rungs = {name: RUNGS[name] for name in ("bf16", "fp16")}
+    replay = write_replay(tmp_path, tasks=(*others, *prose), groups=groups, rungs=rungs)
+    sentence = recommend(summarize(load_results(replay))).sentence
+    assert sentence.startswith(f"Nothing is settled: {said}")
+    assert "Prose" not in sentence
 
 
 def test_another_margin_than_the_summarys_has_no_count(summary: Summary) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bitladder.report.stamp import _code
+
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
@@ -116,6 +118,11 @@ def test_no_heavy_import_at_start(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_report_is_made_anew_where_anything_changed_that_decides() -> None:
+    deciding = MAY_IMPORT["decide"] - FOUNDATION - {"stats"} | {"decide"}
+    assert {f"{name}.py" for name in deciding} <= {path.name for path in _code()}
 
 
 def test_help_imports_no_records() -> None:

@@ -5,8 +5,9 @@ from typing import Literal
 
 from bitladder.objections import Objection, describe_difference
 from bitladder.recommendation import Pick
+from bitladder.stats.losses import losses_text
 from bitladder.stats.summary import RungSummary, Summary
-from bitladder.stats.weights import tasks_beyond, weights_text
+from bitladder.stats.weights import left_out, weights_text
 from bitladder.units import counted, format_count, points_text, two_digits
 from bitladder.wording import list_words
 
@@ -112,7 +113,7 @@ def _why_not_compared(
         names = list_words([rung.rung for rung in left])
         return f"nothing was compared with {summary.baseline}: {names} could not be made or measured"
     if all(rung.aggregate.verdict == "no signal" for rung in unknown):
-        return f"no task can tell precisions apart: {_no_signal(unknown)}; take tasks that the model can do"
+        return _no_signal(unknown)
     return _no_drop(unknown)
 
 
@@ -125,9 +126,12 @@ def _questions(rung: RungSummary) -> int:
     return sum(task.questions for task in rung.tasks if task.name in rung.aggregate.tasks)
 
 
-def _no_signal(others: Sequence[RungSummary]) -> str:
-    found = {task.title: task.no_signal_reason for rung in others for task in rung.tasks if task.no_signal_reason}
-    return "; ".join(f"{title}: {reason}" for title, reason in found.items())
+def _no_signal(rungs: Sequence[RungSummary]) -> str:
+    """Tasks that might count are too hard; there may be none, only such as are scored in a unit of their own."""
+    hard = [f"{task.title}: {task.no_signal_reason}" for task in left_out(rungs)]
+    if hard:
+        return f"no task can tell precisions apart: {'; '.join(hard)}; take tasks that the model can do"
+    return "no task is scored by right and wrong answers; take such tasks"
 
 
 def rests_on(summary: Summary, picks: Sequence[Pick]) -> str:
@@ -136,8 +140,8 @@ def rests_on(summary: Summary, picks: Sequence[Pick]) -> str:
     text = f"; drops are of the {weights}" if weights else ""
     picked = [rung for rung in summary.rungs if any(pick.rung == rung.rung for pick in picks)]
     beyond = [
-        f"{rung.rung} by itself loses more on {task.title}, {describe_difference(task.difference_points)}"
+        f"{rung.rung} by itself loses more on {what}, {describe_difference(task.difference_points)}"
         for rung in picked
-        for task in tasks_beyond(rung)
+        for what, task in losses_text(rung)
     ]
     return "; ".join([text, *beyond]) if beyond else text

@@ -18,7 +18,8 @@ def verdict_command(
     max_drop: MaxDrop = None,
     min_recovery: MinRecovery = None,
     per_task: Annotated[
-        bool, typer.Option("--per-task", help="Exit 1 also where a RUNG is shown to lose more on one task by itself.")
+        bool,
+        typer.Option("--per-task", help="Exit 1 also where a RUNG is shown to lose more on one task of the aggregate."),
     ] = False,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks or groups of the logs, comma-separated; default all.")
@@ -40,10 +41,10 @@ def verdict_command(
     from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
     from bitladder.stats.compare import compare_answers
+    from bitladder.stats.losses import counted_losses
     from bitladder.stats.margin import Recovery, default_margin_points, study_margin_points
     from bitladder.stats.stopping import Staging
     from bitladder.stats.verdict import all_acceptable
-    from bitladder.stats.weights import tasks_beyond
 
     limits = parse_limits(None, max_drop, None, min_recovery)
     with uncollected():
@@ -68,6 +69,6 @@ def verdict_command(
             typer.echo(f"note: {note}", err=True)
         for table in verdict_tables(compared):
             typer.echo(f"{table.title}\n\n{table_to_text(table)}\n")
-    refused = per_task and any(tasks_beyond(rung) for rung in compared.others)
+    refused = per_task and any(counted_losses(rung) for rung in compared.others)
     if refused or not all_acceptable(rung.aggregate.verdict for rung in compared.others):
         raise typer.Exit(1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, number_cell, text_cell
 from bitladder.stats.compare import Compared
+from bitladder.stats.losses import losses_text
 from bitladder.stats.summary import AggregateSummary, TaskSummary
 from bitladder.stats.verdict import Verdict
-from bitladder.stats.weights import counted_tasks, left_out, tasks_beyond, weighted_titles
+from bitladder.stats.weights import counted_tasks, left_out, weighted_titles
 from bitladder.units import counted, format_count, format_percent, format_points, points_text, two_digits
 
 MARKS: dict[Verdict | None, Mark] = {
@@ -74,9 +75,9 @@ def _primary(compared: Compared) -> Table:
         f"Aggregate: mean of {tasks}." if tasks else "No task has signal.",
         *(f"{task.title} is in no aggregate: {task.no_signal_reason}." for task in left_out(compared.rungs)),
         *(
-            f"{rung.rung} by itself loses more than {margin} on {task.title}, whatever the aggregate says."
+            f"{rung.rung} by itself loses more than {margin} on {what}, whatever the aggregate says."
             for rung in compared.others
-            for task in tasks_beyond(rung)
+            for what, _ in losses_text(rung)
         ),
         f"Within the margin: the lower limit is above -{margin}; lower but within: and the upper limit is below 0. "
         f"Beyond the margin: the upper limit is below -{margin}. Undecided: neither.",
