@@ -15,6 +15,7 @@ from bitladder.records import (
     Settings,
     Source,
     StudyRecord,
+    TaskGroup,
 )
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
 from bitladder.study.plan import plan_study
@@ -143,6 +144,40 @@ def test_only_a_cpu_is_asked_about_and_the_half_that_takes_long_is_named() -> No
         "about 67 min of work on this CPU, and more than 30 min has to be meant; give --requests 20 to measure less, "
         "or --yes to go on"
     )
+
+
+@pytest.mark.parametrize(
+    ("documents", "max_drop", "said"),
+    [
+        (
+            60,
+            1.0,
+            "give fewer --rungs and --requests 1 to measure less (fewer questions would settle nothing), or --yes",
+        ),
+        (
+            10_000,
+            1.0,
+            "give --limit 100 and --requests 1 to measure less (so few questions settle no drop of 1 point), or",
+        ),
+        (10_000, 20.0, "give --limit 100 and --requests 1 to measure less, or --yes to go on"),
+    ],
+)
+def test_no_plan_is_told_to_ask_more_and_less_at_once(
+    documents: int, max_drop: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        def count(self, task: str, limit: int | None) -> int:
+            return min(documents, limit or documents)
+
+    monkeypatch.setattr("bitladder.accuracy.library.task_library", lambda _: Library())
+    study = plan(make_task("a"))
+    group = TaskGroup(name="a", title="A", tasks=("a",), pooling="documents", in_aggregate=True)
+    settings = study.settings.model_copy(update={"max_drop": max_drop})
+    study = study.model_copy(update={"groups": (group,), "settings": settings})
+    everything = dict.fromkeys(study.rungs, study.items)
+    seconds = (0.0, 50_000.0, 200_000.0)
+    left = left_of(study, everything, estimate("bf16", *seconds), estimate("nf4", *seconds))
+    assert said in (advise(study, left, 3600.0) or "")
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord
 from bitladder.rungs import BASELINE
 from bitladder.stages import measured_items
+from bitladder.stats.margin import study_margin_points
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
-from bitladder.units import format_left
+from bitladder.study.resolution import too_few_questions
+from bitladder.units import format_left, points_text
 
 _ROUND_NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 TASK_START_S = 1.0
@@ -114,17 +116,32 @@ def advise(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> st
     """What `require_meant` has against a study; None where it has nothing."""
     if asked_from_s is None or study.calibration.device != "cpu" or left.seconds <= asked_from_s:
         return None
-    halves = (
-        ("--limit", _advised_limit(study, left, asked_from_s), left.half_s(performance=False)),
-        ("--requests", _advised_requests(study, left, asked_from_s), left.half_s(performance=True)),
-    )
     most_s = _ADVISED_SHARE * asked_from_s
-    flags = [f"{flag} {number}" for flag, number, seconds in halves if number is not None and seconds > most_s]
+    flags, note = [], ""
+    if left.half_s(performance=False) > most_s and (limit := _advised_limit(study, left, asked_from_s)) is not None:
+        if too_few_questions(study) is not None:
+            flags, note = ["fewer --rungs"], " (fewer questions would settle nothing)"
+        else:
+            flags = [f"--limit {limit}"]
+            if too_few_questions(_limited(study, limit)) is not None:
+                note = f" (so few questions settle no drop of {points_text(study_margin_points(study))})"
+    requests = _advised_requests(study, left, asked_from_s)
+    if left.half_s(performance=True) > most_s and requests is not None:
+        flags.append(f"--requests {requests}")
     less = " and ".join(flags) or "fewer --rungs"
     return (
         f"about {format_left(left.seconds)} of work on this CPU, and more than {format_left(asked_from_s)} has to be "
-        f"meant; give {less} to measure less, or --yes to go on"
+        f"meant; give {less} to measure less{note}, or --yes to go on"
     )
+
+
+def _limited(study: StudyRecord, limit: int) -> StudyRecord:
+    """As it would be planned with such a ``--limit``."""
+    items = (
+        item.model_copy(update={"limit": min(limit, item.limit or limit)}) if isinstance(item, AccuracyTask) else item
+        for item in study.items
+    )
+    return study.model_copy(update={"items": tuple(items)})
 
 
 def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int | None:
