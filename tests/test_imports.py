@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bitladder.report.stamp import _code
+
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
@@ -66,7 +68,9 @@ MAY_IMPORT = {
     "tradeoffs": FOUNDATION | {"stats"},
     "recommendation": FOUNDATION | {"stats"},
     "evidence": FOUNDATION | {"stats", "objections", "recommendation"},
-    "decide": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "tradeoffs"},
+    "ranking": FOUNDATION | {"stats", "recommendation"},
+    "sentence": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "ranking"},
+    "decide": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "tradeoffs", "ranking", "sentence"},
     "report": FOUNDATION | {"stats", "decide", "recommendation"},
     "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }
@@ -114,6 +118,11 @@ def test_no_heavy_import_at_start() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.splitlines() == [f"{module} []" for module in modules]
+
+
+def test_a_report_is_made_anew_where_anything_changed_that_decides() -> None:
+    deciding = MAY_IMPORT["decide"] - FOUNDATION - {"stats"} | {"decide"}
+    assert {f"{name}.py" for name in deciding} <= {path.name for path in _code()}
 
 
 def test_help_imports_no_records() -> None:

@@ -20,14 +20,19 @@ from test_h100_records import ARCHIVES, unpacked
 from test_study_run import job_for
 
 
-def run_of(*batches: Sequence[float], waited_s: float | None = 0.0, **fields: object) -> PerformanceOutcome:
-    """A run whose batches' steps took these times, after a prefill of one second each."""
+def run_of(
+    *batches: Sequence[float],
+    prefills_s: Sequence[float] = (),
+    waited_s: float | None = 0.0,
+    **fields: object,
+) -> PerformanceOutcome:
+    """A run whose batches' steps took these times, each after a prefill, of one second where nothing is said."""
     item = scenario_items(batches=3)[1]
     assert isinstance(item, Scenario)
     outcome = performance_outcome(item, RUNGS["int8"])
     samples, now_s = [], 0.0
-    for steps_s in batches:
-        ends_s = tuple(accumulate(steps_s, initial=now_s + 1.0))
+    for steps_s, prefill_s in zip(batches, prefills_s or [1.0] * len(batches), strict=True):
+        ends_s = tuple(accumulate(steps_s, initial=now_s + prefill_s))
         samples.append(BatchSample(batch_size=outcome.batch_size, started_s=now_s, step_end_s=ends_s))
         now_s = ends_s[-1]
     return outcome.model_copy(update={"batches": tuple(samples), "waited_s": waited_s, **fields})
@@ -82,9 +87,56 @@ def test_a_processor_that_others_had_is_told(
     assert told is None or told in (found or "")
 
 
-def test_a_run_too_short_to_tell_is_not_judged() -> None:
-    assert find_disturbance(run_of([0.005] * 40, waited_s=0.9), "cpu") is None
-    assert find_disturbance(run_of([0.5, 9.0, 9.0]), "cpu") is None, "of three steps nobody knows the usual one"
+def test_short_runs_are_judged() -> None:
+    """3.3 s of 3.9 that it waited made a speed-up of 1.9 of one."""
+    short = run_of([0.3] * 3, [0.3] * 3, prefills_s=[0.5, 0.5], waited_s=2.3)
+    assert short.batches[-1].step_end_s[-1] < 3
+    for device in ("cpu", "cuda:0"):
+        assert "for 82% of the time" in (find_disturbance(short, device) or "")
+    assert "took 4.2 times" in (
+        find_disturbance(run_of(*[[0.02] * 10 + [0.2] * 6] * 3, prefills_s=[0.1] * 3), "cpu") or ""
+    )
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        run_of([0.02] * 20, prefills_s=[0.1], waited_s=0.45),
+        run_of([0.02] * 3, [0.2] * 3, [0.02] * 3, prefills_s=[0.1, 0.5, 0.1]),
+    ],
+)
+def test_a_few_turns_of_the_scheduler_are_no_disturbance(outcome: PerformanceOutcome) -> None:
+    """Of a run of half a second they are most of it."""
+    assert find_disturbance(outcome, "cpu") is None
+
+
+def test_of_two_times_nobody_knows_the_usual_one() -> None:
+    assert find_disturbance(run_of([0.5, 9.0]), "cpu") is None
+    assert find_disturbance(run_of(CLEAN, CLEAN, prefills_s=[0.5, 9.0]), "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("batches", "prefills_s", "told"),
+    [
+        ([CLEAN] * 12, [3.0, 0.3] * 6, "a prefill took 5.5 times as long"),
+        ([[]] * 20, [3.0, 0.3] * 10, "a prefill took 5.5 times as long"),
+        ([[0.05]] * 5 + [[2.5]] * 14, [0.3] * 19, "a step took 37.1 times as long"),
+        ([[0.14] * 16] * 6 + [[0.05] * 16] * 6, [0.3] * 12, "a step took 1.9 times as long"),
+        ([[1.0] * 16] * 31 + [[0.05] * 16], [0.3] * 32, "one in twenty 20.0 times as long"),
+    ],
+)
+def test_whatever_part_of_a_run_is_held_up_is_told(
+    batches: list[list[float]], prefills_s: list[float], told: str
+) -> None:
+    """Where nobody counts what it waited."""
+    outcome = run_of(*batches, prefills_s=prefills_s, waited_s=None)
+    assert told in (find_disturbance(outcome, "cpu") or "")
+
+
+def test_a_gpus_host_may_be_late() -> None:
+    outcome = run_of(*[[0.14] * 16] * 6, *[[0.05] * 16] * 6)
+    assert find_disturbance(outcome, "cpu") is not None
+    assert find_disturbance(outcome, "cuda:0") is None
 
 
 @pytest.mark.slow

@@ -107,6 +107,9 @@ def test_a_suite_and_tasks_are_one_too_many_in_one_place(tmp_path: Path) -> None
     [
         ({"only": "performance", "limit": 5}, "--limit: found --only performance, which asks no questions"),
         ({"only": "performance", "tasks": "arc_easy"}, "--tasks: found --only performance"),
+        ({"only": "performance", "num_fewshot": 0}, "--num-fewshot: found --only performance"),
+        ({"only": "performance", "max_drop": "1pt"}, "--max-drop: found --only performance"),
+        ({"only": "performance", "divergence": True}, "--divergence: found --only performance"),
         ({"only": "accuracy", "requests": 5}, "--requests: found --only accuracy, which runs no scenario"),
         ({"divergence": False, "divergence_windows": 9}, "--divergence-windows: found --no-divergence"),
         ({"scenarios": "batch1", "max_batch_cap": 4}, "--max-batch-cap: found --scenarios without max-batch"),

@@ -299,6 +299,39 @@ def test_a_task_that_loses_more_by_itself_is_named_and_may_be_refused(tmp_path: 
     run("verdict", *paths, "--max-drop", "3.1pt", "--per-task", code=1)
 
 
+@pytest.mark.parametrize(
+    ("acc", "acc_norm", "told"),
+    [
+        (60, 60, ["arc_easy by acc_norm (in no aggregate)"]),
+        (0, 60, ["arc_easy by acc_norm (in no aggregate)"]),
+        (60, 0, []),
+    ],
+)
+def test_what_is_no_task_of_the_aggregate_is_named_with_its_metric_and_fails_nothing(
+    tmp_path: Path, acc: int, acc_norm: int, told: list[str]
+) -> None:
+    """Nor is the one task that the aggregate is of named beside it."""
+    for name, lost, lost_norm in (("bf16", 0, 0), ("nf4", acc, acc_norm)):
+        scores = {("acc", "none"): right(1600 - lost, 2376), ("acc_norm", "none"): right(1600 - lost_norm, 2376)}
+        write_logs(tmp_path / name, [LoggedTask("arc_easy", scores)])
+    paths = [str(tmp_path / name) for name in ("bf16", "nf4")]
+    shown = run("verdict", *paths, "--max-drop", "1.5pt", "--per-task", code=1 if acc else 0)
+    lines = [line for line in shown.splitlines() if " by itself loses more" in line]
+    assert [line.split(" on ")[1].split(", whatever")[0] for line in lines] == told
+
+
+def test_a_task_without_weight_fails_nothing(tmp_path: Path) -> None:
+    for name, lost in (("bf16", 0), ("nf4", 60)):
+        solved = {
+            ("exact_match", "strict-match"): right(20, 1319),
+            ("exact_match", "flexible-extract"): right(528 - lost, 1319),
+        }
+        logged = [LoggedTask("arc_easy", {("acc", "none"): right(1600, 2376)})]
+        write_logs(tmp_path / name, [*logged, LoggedTask("gsm8k", solved, choices=None)])
+    shown = run("verdict", *(str(tmp_path / name) for name in ("bf16", "nf4")), "--per-task", "--max-drop", "1.5pt")
+    assert "nf4 by itself loses more than 1.5 points on gsm8k by exact_match" in shown
+
+
 def test_a_recovery_is_of_the_baselines_own_score(tmp_path: Path) -> None:
     for name, lost in (("bf16", 0), ("nf4", 12)):
         write_logs(tmp_path / name, [LoggedTask("arc_easy", {("acc", "none"): right(1600 - lost, 2000)})])
@@ -309,6 +342,10 @@ def test_a_recovery_is_of_the_baselines_own_score(tmp_path: Path) -> None:
     assert nf4.recovery_percent.value == pytest.approx(100 * 1588 / 1600)
     assert nf4.recovery_above_chance_percent.value == pytest.approx(100 * (1588 - 500) / (1600 - 500))
     assert compared(*paths, "--min-recovery", "99.5", code=1).margin_points == 0.4
+    shown = run("verdict", *paths, "--min-recovery", "98%")
+    assert "Verdicts against bf16, margin 1.6 points, 98% of its score kept" in shown
+    assert " Recovery (%) " in shown and "| 99.25 [" in shown
+    assert "Recovery" not in run("verdict", *paths, "--max-drop", "1.6pt")
     for flags, said in (
         (["--min-recovery", "98%", "--max-drop", "1pt"], "give one of them"),
         (["--min-recovery", "100%"], "leaves nothing to lose"),

@@ -5,9 +5,11 @@ from typing import Literal
 
 from bitladder.objections import Objection, describe_difference
 from bitladder.recommendation import Pick
+from bitladder.stats.losses import losses_text
 from bitladder.stats.summary import RungSummary, Summary
-from bitladder.stats.weights import tasks_beyond, weights_text
+from bitladder.stats.weights import left_out, weights_text
 from bitladder.units import counted, format_count, points_text, two_digits
+from bitladder.wording import list_words
 
 
 def unsettled(
@@ -18,43 +20,105 @@ def unsettled(
 ) -> str | None:
     """Why the answers recommend no rung over another; None where they settle at least one, either way.
 
-    A study that can't tell whether any other rung is worse has found nothing: that the baseline alone is left is no
-    reason to deploy it, only to stay with it.
+    That the baseline alone is left is no reason to deploy it, only to stay with it, while one of the others that the
+    limits of memory leave may turn out to be as good. One that is shown to lose more, is out by its memory or failed
+    settles nothing of the rest.
     """
     baseline = summary.rung(summary.baseline)
-    others = [rung for rung in summary.rungs if rung.rung != summary.baseline and rung.same_as is None]
-    if margin_points is None or baseline is None or not others or any(rung is not baseline for rung in within):
+    if baseline is None or any(rung is not baseline for rung in within):
         return None
-    kinds = [_kind(objections[rung.rung]) for rung in others]
-    if "settled" in kinds or "open" not in kinds:
-        return None
+    others = [rung for rung in summary.rungs if rung is not baseline and rung.same_as is None]
+    left = _within_memory(others, objections)
+    standings = {rung.rung: _standing(objections[rung.rung]) for rung in left}
     against = objections[summary.baseline]
-    if any(one.cause != "memory" for one in against):
+    if "open" in standings.values() and margin_points is not None:
+        if any(one.undecided for one in against):  # it has to be measured first
+            return None
+        still_open = [rung for rung in left if standings[rung.rung] == "open"]
+        why = why_open(summary, still_open, others, margin_points)
+        lost = [name for name, standing in standings.items() if standing == "beyond"]
+        if lost:
+            why += f"; {list_words(lost)} {'loses' if len(lost) == 1 else 'lose'} more"
+        if against:
+            return f"{why}; and {summary.baseline} is out: {'; '.join(one.reason for one in against)}"
+        return f"{why}; until then stay with {summary.baseline}"
+    if against or not set(standings.values()) <= {"failed", "unknown"}:
         return None
-    why = _why(summary, others, margin_points)
-    if against:
-        return f"{why}, and {summary.baseline} is out: {'; '.join(one.reason for one in against)}"
-    return f"{why}; until then stay with {summary.baseline}"
+    uncompared = _why_not_compared(summary, others, left, standings)
+    return f"{uncompared}; until then stay with {summary.baseline}" if uncompared else None
 
 
-def _kind(objections: Sequence[Objection]) -> Literal["open", "settled", "failed"]:
-    """Whether more answers may admit a rung."""
-    if any(one.cause == "memory" or (one.cause == "drop" and not one.undecided) for one in objections):
-        return "settled"
-    return "failed" if any(one.cause == "missing" and not one.undecided for one in objections) else "open"
+def _within_memory(rungs: Sequence[RungSummary], objections: Mapping[str, Sequence[Objection]]) -> list[RungSummary]:
+    return [rung for rung in rungs if all(one.cause != "memory" for one in objections[rung.rung])]
 
 
-def _why(summary: Summary, others: Sequence[RungSummary], margin_points: float) -> str:
+def _standing(objections: Sequence[Objection]) -> Literal["open", "beyond", "failed", "unknown"]:
+    """Whether more answers may admit a rung; unknown: its drop, for good."""
+    if any(one.cause == "drop" and not one.undecided for one in objections):
+        return "beyond"
+    if any(one.cause == "missing" and not one.undecided for one in objections):
+        return "failed"
+    return "open" if all(one.undecided for one in objections) else "unknown"
+
+
+def open_rungs(summary: Summary, objections: Mapping[str, Sequence[Objection]]) -> list[RungSummary]:
+    """The rungs that nothing speaks against but that too few questions were asked."""
+    return [
+        rung
+        for rung in summary.rungs
+        if (own := objections[rung.rung]) and all(one.undecided and one.cause == "drop" for one in own)
+    ]
+
+
+def why_open(
+    summary: Summary, still_open: Sequence[RungSummary], others: Sequence[RungSummary], margin_points: float
+) -> str:
+    """What the questions can't settle of some of the others, and how many would."""
     margin = points_text(margin_points)
-    asked = max((_questions(rung) for rung in others), default=0)
-    compared = [rung.aggregate for rung in others if rung.aggregate.difference_points.low is not None]
-    if compared:
-        more = [one.more_questions for one in compared if margin_points == summary.margin_points and one.more_questions]
-        enough = f" (about {format_count(two_digits(asked + max(more)))} would)" if more else ""
-        return f"{counted(asked, 'question')} cannot settle a drop of {margin}{enough}"
-    if all(one.verdict == "no signal" for one in (rung.aggregate for rung in others)):
-        return f"no task can tell precisions apart: {_no_signal(others)}; take tasks that the model can do"
-    reasons = dict.fromkeys(rung.aggregate.difference_points.reason for rung in others)
+    compared = [rung for rung in still_open if rung.aggregate.difference_points.low is not None]
+    if not compared:
+        return _no_drop(still_open)
+    asked = max(map(_questions, compared))
+    whose = "" if len(compared) == len(others) else f" for {list_words([rung.rung for rung in compared])}"
+    enough = _enough(compared, asked) if margin_points == summary.margin_points else ""
+    return f"{counted(asked, 'question')} cannot settle a drop of {margin}{whose}{enough}"
+
+
+def _enough(rungs: Sequence[RungSummary], asked: int) -> str:
+    """How many questions would settle all of them, and of which none would."""
+    more = [rung.aggregate.more_questions for rung in rungs if rung.aggregate.more_questions]
+    parts = [f"about {format_count(two_digits(asked + max(more)))} would"] if more else []
+    never: dict[str, list[str]] = {}
+    for rung in rungs:
+        if rung.aggregate.more_questions is None and rung.aggregate.more_questions_reason:
+            never.setdefault(rung.aggregate.more_questions_reason, []).append(rung.rung)
+    parts += [f"of {list_words(names)} {reason}" for reason, names in never.items()]
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _why_not_compared(
+    summary: Summary,
+    others: Sequence[RungSummary],
+    left: Sequence[RungSummary],
+    standings: Mapping[str, str],
+) -> str | None:
+    """Why nothing can be held against the baseline; None where a limit or a copy leaves it alone."""
+    if not others:
+        copied = len(summary.rungs) > 1
+        return None if copied else f"nothing was compared with {summary.baseline}, the only rung of the study"
+    if not left:
+        return None
+    unknown = [rung for rung in left if standings[rung.rung] == "unknown"]
+    if not unknown:
+        names = list_words([rung.rung for rung in left])
+        return f"nothing was compared with {summary.baseline}: {names} could not be made or measured"
+    if all(rung.aggregate.verdict == "no signal" for rung in unknown):
+        return _no_signal(unknown)
+    return _no_drop(unknown)
+
+
+def _no_drop(rungs: Sequence[RungSummary]) -> str:
+    reasons = dict.fromkeys(rung.aggregate.difference_points.reason for rung in rungs)
     return f"no drop is known: {'; '.join(filter(None, reasons))}"
 
 
@@ -62,9 +126,12 @@ def _questions(rung: RungSummary) -> int:
     return sum(task.questions for task in rung.tasks if task.name in rung.aggregate.tasks)
 
 
-def _no_signal(others: Sequence[RungSummary]) -> str:
-    found = {task.title: task.no_signal_reason for rung in others for task in rung.tasks if task.no_signal_reason}
-    return "; ".join(f"{title}: {reason}" for title, reason in found.items())
+def _no_signal(rungs: Sequence[RungSummary]) -> str:
+    """Tasks that might count are too hard; there may be none, only such as are scored in a unit of their own."""
+    hard = [f"{task.title}: {task.no_signal_reason}" for task in left_out(rungs)]
+    if hard:
+        return f"no task can tell precisions apart: {'; '.join(hard)}; take tasks that the model can do"
+    return "no task is scored by right and wrong answers; take such tasks"
 
 
 def rests_on(summary: Summary, picks: Sequence[Pick]) -> str:
@@ -73,8 +140,8 @@ def rests_on(summary: Summary, picks: Sequence[Pick]) -> str:
     text = f"; drops are of the {weights}" if weights else ""
     picked = [rung for rung in summary.rungs if any(pick.rung == rung.rung for pick in picks)]
     beyond = [
-        f"{rung.rung} by itself loses more on {task.title}, {describe_difference(task.difference_points)}"
+        f"{rung.rung} by itself loses more on {what}, {describe_difference(task.difference_points)}"
         for rung in picked
-        for task in tasks_beyond(rung)
+        for what, task in losses_text(rung)
     ]
     return "; ".join([text, *beyond]) if beyond else text

@@ -17,6 +17,8 @@ class Limits(Record):
     """peak of batch1: device minus idle, on a CPU resident"""
     max_drop_points: float | None = Field(default=None, gt=0)
     """points of the aggregate below the baseline; None: the summary's margin"""
+    min_recovery_percent: float | None = Field(default=None, gt=0)
+    """of the baseline's own aggregate, which ``max_drop_points`` then stands for"""
     optimize: Goal | None = None
     """None: each goal by itself"""
 

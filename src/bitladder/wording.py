@@ -41,3 +41,8 @@ def first_line(error: BaseException, most: int = 200) -> str:
     """What an exception says in its first line, cut to ``most`` characters; its name where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(": ")[:most] if lines else type(error).__name__
+
+
+def list_words(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

@@ -28,29 +28,25 @@ OnMachine = Annotated[
 Optimize = Annotated[str | None, typer.Option(help="latency, throughput or memory (peak at batch 1); by default each.")]
 
 
-def parse_recovery(min_recovery: str | None, max_drop: str | None) -> float | None:
-    """Per cent. Raises UserError for a flag that is no number of per cent, or beside --max-drop."""
-    from bitladder.errors import UserError
-    from bitladder.units import parse_percent
-
-    if min_recovery is not None and max_drop is not None:
-        raise UserError("--min-recovery and --max-drop both say how much may be lost; give one of them")
-    return _parsed("--min-recovery", min_recovery, parse_percent)
-
-
-def parse_limits(max_memory: str | None, max_drop: str | None, optimize: str | None) -> "Limits":
-    """Raises UserError for a flag that is no size, no number of points or no goal."""
-    from bitladder.errors import UnknownNameError
+def parse_limits(
+    max_memory: str | None, max_drop: str | None, optimize: str | None, min_recovery: str | None = None
+) -> "Limits":
+    """Raises UserError for a flag that is no size, no number of points, no number of per cent or no goal, and for two
+    that say how much may be lost."""
+    from bitladder.errors import UnknownNameError, UserError
     from bitladder.recommendation import Limits
     from bitladder.stats.goals import CRITERIA
-    from bitladder.units import parse_bytes, parse_points
+    from bitladder.units import parse_bytes, parse_percent, parse_points
 
     goals = {str(goal): goal for goal in CRITERIA}
     if optimize is not None and optimize not in goals:
         raise UnknownNameError("goal", optimize, goals)
+    if min_recovery is not None and max_drop is not None:
+        raise UserError("--min-recovery and --max-drop both say how much may be lost; give one of them")
     return Limits(
         max_memory_bytes=_parsed("--max-memory", max_memory, parse_bytes),
         max_drop_points=_parsed("--max-drop", max_drop, parse_points),
+        min_recovery_percent=_parsed("--min-recovery", min_recovery, parse_percent),
         optimize=None if optimize is None else goals[optimize],
     )
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitladder.cli.limits import MaxDrop, MaxMemory, MinRecovery, OnMachine, Optimize, parse_limits, parse_recovery
+from bitladder.cli.limits import MaxDrop, MaxMemory, MinRecovery, OnMachine, Optimize, parse_limits
 
 if TYPE_CHECKING:
     from bitladder.recommendation import Recommendation
@@ -26,13 +26,11 @@ def recommend_command(
     from bitladder.stats.summarize import summarize
     from bitladder.store import load_results
 
-    limits = parse_limits(max_memory, max_drop, optimize)
-    least_percent = parse_recovery(min_recovery, max_drop)
+    limits = parse_limits(max_memory, max_drop, optimize, min_recovery)
     results = load_results(directory)
     summary = summarize(results, limits.max_drop_points, machine)
-    if least_percent is not None:
-        points = recovery_margin_points(least_percent, summary.baseline, summary.baseline_score)
-        limits = limits.model_copy(update={"max_drop_points": points})
+    if limits.min_recovery_percent is not None:
+        points = recovery_margin_points(limits.min_recovery_percent, summary.baseline, summary.baseline_score)
         summary = summarize(results, points, machine)
     answer = recommend(summary, limits)
     if json_output:

@@ -18,7 +18,8 @@ def verdict_command(
     max_drop: MaxDrop = None,
     min_recovery: MinRecovery = None,
     per_task: Annotated[
-        bool, typer.Option("--per-task", help="Exit 1 also where a RUNG is shown to lose more on one task by itself.")
+        bool,
+        typer.Option("--per-task", help="Exit 1 also where a RUNG is shown to lose more on one task of the aggregate."),
     ] = False,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks or groups of the logs, comma-separated; default all.")
@@ -35,35 +36,30 @@ def verdict_command(
     Exit 1 unless every RUNG is shown to be within the margin, --max-drop: by default 1 point, or a study's own.
     """
     from bitladder.accuracy.answers import read_all, require_comparable, take_tasks
-    from bitladder.cli.limits import parse_limits, parse_recovery
+    from bitladder.cli.limits import parse_limits
     from bitladder.collector import uncollected
     from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
     from bitladder.stats.compare import compare_answers
-    from bitladder.stats.margin import default_margin_points, recovery_margin_points, study_margin_points
+    from bitladder.stats.losses import counted_losses
+    from bitladder.stats.margin import Recovery, default_margin_points, study_margin_points
     from bitladder.stats.stopping import Staging
     from bitladder.stats.verdict import all_acceptable
-    from bitladder.stats.weights import tasks_beyond
 
-    margin_points = parse_limits(None, max_drop, None).max_drop_points
-    least_percent = parse_recovery(min_recovery, max_drop)
+    limits = parse_limits(None, max_drop, None, min_recovery)
     with uncollected():
         names = [name.strip() for name in tasks.split(",")] if tasks else None
         first, *others = read_all([base, *rungs], names, cluster)
         if names:
             first = take_tasks(first, names)
         require_comparable(first, others)
-        if margin_points is None:
-            margin_points = study_margin_points(first.study) if first.study else default_margin_points(None)
+        own_points = study_margin_points(first.study) if first.study else default_margin_points(None)
+        kept = limits.min_recovery_percent
+        margin = (limits.max_drop_points or own_points) if kept is None else Recovery(kept)
         answers = {one.name: {task: one.outcomes.get(task) for task in first.outcomes} for one in (first, *others)}
         staged = bool(first.study) and all(one.staged == first.staged for one in others)
         staging = Staging.of(first.study) if first.study and staged else None
-        compared = compare_answers(first.groups, answers, first.name, margin_points, staging)
-        if least_percent is not None:
-            margin_points = recovery_margin_points(
-                least_percent, first.name, compared.aggregate(first.name).score_percent
-            )
-            compared = compare_answers(first.groups, answers, first.name, margin_points, staging)
+        compared = compare_answers(first.groups, answers, first.name, margin, staging)
     found = (note for one in (first, *others) for note in one.notes)
     compared = compared.model_copy(update={"notes": tuple(dict.fromkeys((*found, *compared.notes)))})
     if json_output:
@@ -73,6 +69,6 @@ def verdict_command(
             typer.echo(f"note: {note}", err=True)
         for table in verdict_tables(compared):
             typer.echo(f"{table.title}\n\n{table_to_text(table)}\n")
-    refused = per_task and any(tasks_beyond(rung) for rung in compared.others)
+    refused = per_task and any(counted_losses(rung) for rung in compared.others)
     if refused or not all_acceptable(rung.aggregate.verdict for rung in compared.others):
         raise typer.Exit(1)

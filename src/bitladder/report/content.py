@@ -133,7 +133,7 @@ def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
 
 _OUTCOMES: dict[str, tuple[str, Mark]] = {
     "picked": ("deploy", "good"),
-    "within": ("within limits, not best", "plain"),
+    "within": ("within limits", "plain"),
     "undecided": ("undecided", "warning"),
     "unmeasured": ("not measured", "warning"),
     "out": ("out", "bad"),
@@ -145,6 +145,8 @@ def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for verdict in recommendation.verdicts:
         goals = f" for {', '.join(verdict.goals)}" if verdict.goals else ""
+        if verdict.outcome == "within" and recommendation.picks:
+            goals = ", not best"
         rows.append(
             (
                 text_cell(verdict.rung),

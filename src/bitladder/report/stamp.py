@@ -73,11 +73,23 @@ def write_stamp(out: Path, source: str, paths: list[Path]) -> None:
     write_atomically(out / STAMP, stamp.model_dump_json(indent=1) + "\n")
 
 
+_DECIDING = (
+    "decide.py",
+    "evidence.py",
+    "objections.py",
+    "ranking.py",
+    "recommendation.py",
+    "sentence.py",
+    "tradeoffs.py",
+)
+"""what a recommendation is made by"""
+
+
 def _code() -> list[Path]:
     package = Path(bitladder.__file__).parent
     return sorted(
         path
-        for part in ("stats", "report", "decide.py", "results.py", "units.py", "rungs.py")
+        for part in ("stats", "report", *_DECIDING, "results.py", "units.py", "rungs.py")
         for path in ([package / part] if part.endswith(".py") else (package / part).rglob("*"))
         if path.is_file() and path.suffix != ".pyc"
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, number_cell, text_cell
 from bitladder.stats.compare import Compared
+from bitladder.stats.losses import losses_text
 from bitladder.stats.summary import AggregateSummary, TaskSummary
 from bitladder.stats.verdict import Verdict
-from bitladder.stats.weights import counted_tasks, left_out, tasks_beyond, weighted_titles
+from bitladder.stats.weights import counted_tasks, left_out, weighted_titles
 from bitladder.units import counted, format_count, format_percent, format_points, points_text, two_digits
 
 MARKS: dict[Verdict | None, Mark] = {
@@ -50,9 +51,11 @@ def verdict_text(found: TaskSummary | AggregateSummary) -> str | None:
 
 
 def _primary(compared: Compared) -> Table:
+    recovery = compared.min_recovery_percent
     columns = (
         Column("Precision", numeric=False),
         Column("Difference", "points"),
+        *((Column("Recovery", "%"),) if recovery is not None else ()),
         *_COUNTS,
         Column("Verdict", numeric=False),
     )
@@ -60,6 +63,7 @@ def _primary(compared: Compared) -> Table:
         (
             text_cell(rung.rung),
             estimate_cell(rung.aggregate.difference_points, format_points),
+            *((estimate_cell(rung.aggregate.recovery_percent, format_percent),) if recovery is not None else ()),
             *_counts(rung.aggregate),
             _verdict_cell(rung.aggregate),
         )
@@ -71,15 +75,16 @@ def _primary(compared: Compared) -> Table:
         f"Aggregate: mean of {tasks}." if tasks else "No task has signal.",
         *(f"{task.title} is in no aggregate: {task.no_signal_reason}." for task in left_out(compared.rungs)),
         *(
-            f"{rung.rung} by itself loses more than {margin} on {task.title}, whatever the aggregate says."
+            f"{rung.rung} by itself loses more than {margin} on {what}, whatever the aggregate says."
             for rung in compared.others
-            for task in tasks_beyond(rung)
+            for what, _ in losses_text(rung)
         ),
         f"Within the margin: the lower limit is above -{margin}; lower but within: and the upper limit is below 0. "
         f"Beyond the margin: the upper limit is below -{margin}. Undecided: neither.",
         _limits_note(compared),
     )
-    return Table("verdicts", f"Verdicts against {compared.baseline}, margin {margin}", columns, rows, notes)
+    kept = f", {recovery:g}% of its score kept" if recovery is not None else ""
+    return Table("verdicts", f"Verdicts against {compared.baseline}, margin {margin}{kept}", columns, rows, notes)
 
 
 def _limits_note(compared: Compared) -> str:

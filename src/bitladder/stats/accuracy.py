@@ -287,6 +287,12 @@ class _Counted:
         )
 
 
+def aggregate_score(rows: Sequence[Row], rung: str) -> Estimate:
+    """In per cent, over all that the rung was asked."""
+    counts = [row for row in rows if row.counts]
+    return _Counted(counts, [row for row in rows if not row.counts], None).score_percent(rung)
+
+
 def summarize_aggregates(
     rows: Sequence[Row],
     rungs: Sequence[str],

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, MetricInfo, Record, TaskGroup
 from bitladder.stats import scores
-from bitladder.stats.accuracy import summarize_aggregates, summarize_tasks
+from bitladder.stats.accuracy import aggregate_score, summarize_aggregates, summarize_tasks
 from bitladder.stats.answered import Leaves, not_asked_on, whole_stages
+from bitladder.stats.margin import Recovery, recovery_margin_points
 from bitladder.stats.pots import primary_metric
 from bitladder.stats.row import Leaf, Row
 from bitladder.stats.stopping import Staging
@@ -26,6 +27,8 @@ class Compared(Record):
     baseline: str
     margin_points: float
     """how many points of the aggregate a rung may lose"""
+    min_recovery_percent: float | None = None
+    """of the baseline's aggregate, where the margin was given so"""
     rungs: tuple[ComparedRung, ...]
     notes: tuple[str, ...] = ()
 
@@ -47,12 +50,13 @@ def compare_answers(
     groups: Sequence[TaskGroup],
     answers: Leaves,
     baseline: str,
-    margin_points: float,
+    margin: float | Recovery,
     staging: Staging | None = None,
 ) -> Compared:
     """Verdicts from answers by rung and leaf task; every task of `groups` has to be there for each rung.
 
     Beside each group's primary metric, which alone enters the aggregate, its others are rows of their own.
+    ``margin``: in points. Raises UserError for a recovery of a baseline without an aggregate.
     ``staging``: of rungs of one study that were asked until each was decided, and are compared on what both answered.
     """
     stages: dict[str, int] = {}
@@ -64,12 +68,19 @@ def compare_answers(
         for group in groups
         for row in (Row(group, baseline, answers, staged), *_other_rows(group, answers, baseline, staged))
     ]
+    least_percent = margin.min_percent if isinstance(margin, Recovery) else None
+    margin_points = (
+        recovery_margin_points(margin.min_percent, baseline, aggregate_score(rows, baseline))
+        if isinstance(margin, Recovery)
+        else margin
+    )
     tasks = [summarize_tasks(row, margin_points) for row in rows]
     found = summarize_aggregates(rows, tuple(answers), baseline, margin_points, staging, stages)
     aggregates = {rung: not_asked_on(one) for rung, one in found.items()}
     return Compared(
         baseline=baseline,
         margin_points=margin_points,
+        min_recovery_percent=least_percent,
         rungs=tuple(
             ComparedRung(rung=rung, aggregate=aggregates[rung], tasks=tuple(row[rung] for row in tasks))
             for rung in answers

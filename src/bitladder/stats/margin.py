@@ -1,6 +1,7 @@
 """How many points of the aggregate a rung may lose: where nobody says so, and for a recovery."""
 
 import math
+from typing import NamedTuple
 
 from bitladder.errors import UserError
 from bitladder.records import StudyRecord
@@ -22,6 +23,12 @@ def study_margin_points(study: StudyRecord) -> float:
     return default_margin_points(study.suite) if own is None else own
 
 
+class Recovery(NamedTuple):
+    """A margin by what has to be kept of the baseline's own aggregate, whatever that is found to be."""
+
+    min_percent: float
+
+
 def recovery_margin_points(min_recovery_percent: float, baseline: str, score_percent: Estimate) -> float:
     """What a rung may lose that has to keep such a share of the baseline's aggregate, as it was observed.
 
@@ -30,7 +37,8 @@ def recovery_margin_points(min_recovery_percent: float, baseline: str, score_per
     """
     if score_percent.value is None:
         raise UserError(f"--min-recovery is of {baseline}'s aggregate, which is not known: {score_percent.reason}")
-    points = math.floor((100 - min_recovery_percent) * score_percent.value) / 100
+    hundredths = round((100 - min_recovery_percent) * score_percent.value, 6)  # a float of 99.9 isn't quite that
+    points = math.floor(hundredths) / 100
     if points <= 0:
         raise UserError(
             f"--min-recovery: found {min_recovery_percent:g}%, which leaves nothing to lose; expected less, such as 99%"

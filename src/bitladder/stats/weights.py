@@ -87,8 +87,3 @@ def weights_text(rungs: Sequence[Judged]) -> str:
     parts = [f"mean of {weighted_titles(counted)}"]
     parts += [f"left out {task.title}: {task.no_signal_reason}" for task in without]
     return "; ".join(parts)
-
-
-def tasks_beyond(rung: Judged) -> list[TaskSummary]:
-    """The tasks that are shown to have lost more than the margin by themselves, whatever the mean of all says."""
-    return [task for task in rung.tasks if task.verdict == "beyond the margin"]

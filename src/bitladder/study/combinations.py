@@ -9,7 +9,7 @@ from bitladder.errors import UserError
 
 _ASKING = (
     *("suite", "tasks", "limit", "limits", "num_fewshot", "batch_size", "backend", "token_budget", "chat_template"),
-    *("divergence_windows", "until_decided", "batch_dependence"),
+    *("max_drop", "divergence", "divergence_windows", "until_decided", "batch_dependence"),
 )
 _RUNNING = (
     *("scenarios", "requests", "prompt_tokens", "new_tokens", "max_batch_cap", "half_width_target", "time_limit_s"),
@@ -65,5 +65,6 @@ def require_use(named: Mapping[str, Any], values: Mapping[str, Any], where: Call
         if beside is None or not idle.is_such(beside):
             continue
         for name in idle.settings:
-            if named.get(name):
+            value = named.get(name)
+            if value is not None and value is not False:  # what is switched off asks for nothing; 0 is a number
                 raise UserError(f"{where(name)}: found {idle.why}; leave out one of the two")

@@ -3,13 +3,20 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bitladder.errors import UserError
-from bitladder.records import AccuracyTask, Divergence, Item, Scenario, StudyRecord
+from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord
 from bitladder.rungs import BASELINE
 from bitladder.stages import measured_items
+from bitladder.stats.margin import study_margin_points
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
-from bitladder.units import format_left
+from bitladder.study.resolution import too_few_questions
+from bitladder.units import format_left, points_text
 
 _ROUND_NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+TASK_START_S = 1.0
+"""of each task, however few its questions: prompts, plan, and the first batch, which is slower than all others"""
+_PLANNED_SHARE = 0.1
+"""of all that is planned: as much of it as if it had been measured to take what is planned, so that a first measurement
+that takes long says little, and at most ten times what it took is added"""
 _ADVISED_SHARE = 0.3
 """of the time from which a study asks, for each half: within it a plan is not asked about again"""
 
@@ -30,7 +37,8 @@ class TimeLeft:
                     if part in missing[one.rung]:
                         self._left_s[one.rung, _unbound(part)] = (item_s or 0.0) * share
         self._unmade_s: dict[str, float] = {}
-        self._expected_s = self._taken_s = 0.0
+        self._taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+        """of the scenarios, and of all else: seconds that were expected, and taken"""
 
     def to_make(self, rungs: Collection[str]) -> None:
         """Checkpoints that have to be made, or only audited."""
@@ -40,11 +48,10 @@ class TimeLeft:
         self._unmade_s.pop(rung, None)
 
     def measured(self, rung: str, item: Item, taken_s: float) -> None:
-        """Scales what is left by how long what was measured took."""
-        expected_s = self._left_s.pop((rung, _unbound(item)), None)
-        if expected_s is not None:
-            self._expected_s += expected_s
-            self._taken_s += taken_s
+        """Scales what is left of its kind by how long what was measured took."""
+        planned_s = self._left_s.pop((rung, _unbound(item)), None)
+        if planned_s is not None:
+            self._taken[isinstance(item, Scenario)].append((planned_s + _start_s(item), taken_s))
 
     def decided(self) -> None:
         """No more stages are asked."""
@@ -56,8 +63,14 @@ class TimeLeft:
 
     @property
     def seconds(self) -> float:
-        pace = self._taken_s / self._expected_s if self._expected_s else 1.0
-        return pace * sum(self._left_s.values()) + sum(self._unmade_s.values())
+        return self._kind_s(performance=False) + self._kind_s(performance=True) + sum(self._unmade_s.values())
+
+    def _kind_s(self, *, performance: bool) -> float:
+        left = {key: s for key, s in self._left_s.items() if isinstance(key[1], Scenario) == performance}
+        left_s = sum(seconds + _start_s(item) for (_, item), seconds in left.items())
+        expected_s, taken_s = (sum(one) for one in zip((0.0, 0.0), *self._taken[performance], strict=True))
+        as_planned_s = _PLANNED_SHARE * (expected_s + left_s)
+        return left_s * (taken_s + as_planned_s) / (expected_s + as_planned_s) if left_s else 0.0
 
     def half_s(self, *, performance: bool) -> float:
         """Of the scenarios, or of all else that is measured."""
@@ -70,6 +83,11 @@ class TimeLeft:
             if isinstance(item, AccuracyTask):
                 found[item.task] = found.get(item.task, 0.0) + seconds
         return found
+
+
+def _start_s(item: Item) -> float:
+    """What is not in its estimate."""
+    return TASK_START_S if isinstance(item, AccuracyTask | Rescoring) else 0.0
 
 
 def _unbound(item: Item) -> Item:
@@ -98,17 +116,32 @@ def advise(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> st
     """What `require_meant` has against a study; None where it has nothing."""
     if asked_from_s is None or study.calibration.device != "cpu" or left.seconds <= asked_from_s:
         return None
-    halves = (
-        ("--limit", _advised_limit(study, left, asked_from_s), left.half_s(performance=False)),
-        ("--requests", _advised_requests(study, left, asked_from_s), left.half_s(performance=True)),
-    )
     most_s = _ADVISED_SHARE * asked_from_s
-    flags = [f"{flag} {number}" for flag, number, seconds in halves if number is not None and seconds > most_s]
+    flags, note = [], ""
+    if left.half_s(performance=False) > most_s and (limit := _advised_limit(study, left, asked_from_s)) is not None:
+        if too_few_questions(study) is not None:
+            flags, note = ["fewer --rungs"], " (fewer questions would settle nothing)"
+        else:
+            flags = [f"--limit {limit}"]
+            if too_few_questions(_limited(study, limit)) is not None:
+                note = f" (so few questions settle no drop of {points_text(study_margin_points(study))})"
+    requests = _advised_requests(study, left, asked_from_s)
+    if left.half_s(performance=True) > most_s and requests is not None:
+        flags.append(f"--requests {requests}")
     less = " and ".join(flags) or "fewer --rungs"
     return (
         f"about {format_left(left.seconds)} of work on this CPU, and more than {format_left(asked_from_s)} has to be "
-        f"meant; give {less} to measure less, or --yes to go on"
+        f"meant; give {less} to measure less{note}, or --yes to go on"
     )
+
+
+def _limited(study: StudyRecord, limit: int) -> StudyRecord:
+    """As it would be planned with such a ``--limit``."""
+    items = (
+        item.model_copy(update={"limit": min(limit, item.limit or limit)}) if isinstance(item, AccuracyTask) else item
+        for item in study.items
+    )
+    return study.model_copy(update={"items": tuple(items)})
 
 
 def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int | None:
