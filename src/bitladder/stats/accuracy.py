@@ -289,8 +289,7 @@ class _Counted:
 
 def aggregate_score(rows: Sequence[Row], rung: str) -> Estimate:
     """In per cent, over all that the rung was asked."""
-    counts = [row for row in rows if row.counts]
-    return _Counted(counts, [row for row in rows if not row.counts], None).score_percent(rung)
+    return _Counted.of(rung, rows, _correlations(rows)).score_percent
 
 
 def summarize_aggregates(
