@@ -308,7 +308,7 @@ def test_accuracy_that_is_not_known_recommends_nothing(summary: Summary) -> None
     [
         (
             0.25,
-            "no task can tell precisions apart: Knowledge: the best of all scores, 25.0%, is less than 5 points above",
+            "no task can tell precisions apart: Knowledge: the better score, 25.0%, is less than 5 points above",
         ),
         (None, "no task is scored by right and wrong answers; take such tasks; until then stay with bf16."),
     ],

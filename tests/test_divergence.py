@@ -253,7 +253,8 @@ def test_figures_of_known_tokens() -> None:
 
 
 def test_intervals_hold_the_truth_where_documents_differ() -> None:
-    """In about 95 of 100 samples, the quantile's in somewhat fewer."""
+    """In about 95 of 100 samples, the quantile's in somewhat fewer, and the agreement's in more: some documents hold no
+    disagreement, and may hide one that is all of it."""
     random = np.random.default_rng(3)
     draws = np.concatenate([clustered(random, 50) for _ in range(40_000)])
     truth = {
@@ -269,4 +270,4 @@ def test_intervals_hold_the_truth_where_documents_differ() -> None:
         for name, value in truth.items():
             estimate = getattr(found, name)
             held[name] += estimate.low <= value <= estimate.high
-    assert all(0.88 <= count / runs <= 0.99 for count in held.values()), held
+    assert all(0.88 <= count / runs < 1 for count in held.values()), held

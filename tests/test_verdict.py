@@ -258,7 +258,7 @@ def test_a_task_that_the_model_cannot_do_changes_no_verdict(known: int, tmp_path
     assert alone.difference_points == both.difference_points
     assert alone.difference_points.value == pytest.approx(-100 * 48 / n)
     shown = run("verdict", *(str(tmp_path / f"{name}2") for name in ("bf16", "nf4")), code=1)
-    assert "gsm8k is in no aggregate: the best of all scores" in shown
+    assert "gsm8k is in no aggregate: the better score" in shown
 
 
 def test_a_task_counts_by_the_better_of_two_scores_and_no_third_changes_that(tmp_path: Path) -> None:
