@@ -44,6 +44,12 @@ class Source(Record):
     origin: "Source | None" = None
     """what a checkpoint of bitladder's that is taken for a model was made from"""
 
+    @property
+    def title(self) -> str:
+        """The model, its revision and the beginning of its hash."""
+        revision = f" at {self.revision}" if self.revision else ""
+        return f"{self.model}{revision} (content {self.content_hash[:12]})"
+
 
 class ManifestFile(Record):
     sha256: str

@@ -13,7 +13,6 @@ from bitladder.records import (
     ProductKernel,
     Scenario,
     Scoring,
-    Source,
     StudyRecord,
     join_scorings,
 )
@@ -190,7 +189,7 @@ def settings_table(study: StudyRecord) -> Table:
     source = study.source
     values: dict[str, Any] = {
         **study.settings.model_dump(mode="json"),
-        "add": [_describe_source(name, added) for name, added in study.added.items()],
+        "add": [f"{name}: {added.title}" for name, added in study.added.items()],
         "suite": study.suite,
         "revision": source.revision,
         "device": device_title(study.calibration),
@@ -201,11 +200,6 @@ def settings_table(study: StudyRecord) -> Table:
         "source_content_hash": source.content_hash,
     }
     return _pairs("settings", "Effective settings", {name: _plain(value) for name, value in values.items()})
-
-
-def _describe_source(name: str, source: Source) -> str:
-    revision = f" at {source.revision}" if source.revision else ""
-    return f"{name}: {source.model}{revision} (content {source.content_hash[:12]})"
 
 
 def _plain(value: Any) -> str:
