@@ -104,6 +104,45 @@ def test_altered_weights_are_a_finding_and_not_loaded(copy_rung: CopyRung) -> No
     assert any("aren't those of its manifest" in finding.message for finding in found.findings)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [
+        ("lamma", "unknown architecture in .*config.json 'lamma'; nearest: llama"),
+        (None, "config.json: model_type: found None, expected an architecture's name"),
+    ],
+)
+def test_an_architecture_that_nobody_can_load_is_no_pass(architecture: str | None, says: str, tiny_copy: Path) -> None:
+    edit_config(tiny_copy, model_type=architecture)
+    for flag in ("--load", "--no-load"):
+        with pytest.raises(UserError, match=says):
+            run(str(tiny_copy), flag)
+
+
+def test_weights_that_do_not_load_are_no_pass(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the checks of the files let through."""
+
+    def load_model(directory: Path, device: str, **_: object) -> None:
+        raise BrokenFileError(f"{directory}: 2 tensors that config.json asks for are missing")
+
+    monkeypatch.setattr("bitladder.checkpoint.audit.load_model", load_model)
+    with pytest.raises(BrokenFileError, match="2 tensors"):
+        run(str(tiny_copy))
+
+
+def test_a_checkpoint_whose_tokenizer_does_not_fit_warns(tiny_copy: Path) -> None:
+    assert not of_check(audit(tiny_copy, load=False), "tokenizer")
+    rules = json.loads((tiny_copy / "tokenizer.json").read_text())
+    rules["model"]["vocab"]["far"] = 700
+    (tiny_copy / "tokenizer.json").write_text(json.dumps(rules))
+    assert "'far' is 700, vocab_size 512" in of_check(audit(tiny_copy, load=False), "tokenizer")[0].message
+    for path in tiny_copy.glob("tokenizer*"):
+        path.unlink()
+    code, output = run(str(tiny_copy))
+    assert code == 0 and output.splitlines()[-1].startswith("PASS") and "; warnings: tokenizer" in output
+    (finding,) = of_check(audit(tiny_copy), "tokenizer")
+    assert finding.severity == "warning" and finding.message.startswith("no tokenizer that transformers can load (")
+
+
 def test_a_model_too_large_for_memory_is_audited_unloaded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "available_bytes", lambda device: 1000)
     found = audit(tiny_llama)
