@@ -62,7 +62,9 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         overhead_bytes = measure_overhead(server, study.calibration.device, (study.baseline, *study.settings.rungs))
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
-        resolved = plan_resolutions(study)
+        known = Kept(Store(out), study)
+        same = same_contents(study, {name: known.rung(name) for name in study.rungs})
+        resolved = plan_resolutions(study, len(same))
         advice = _advice(study, estimates, Store(out))
     if json_output:
         plan = {
@@ -74,8 +76,6 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         }
         print(json.dumps(plan, indent=2))
     else:
-        known = Kept(Store(out), study)
-        same = same_contents(study, {name: known.rung(name) for name in study.rungs})
         show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)), same=same)
         if advice is not None:
             print(f"without --yes the study won't begin: {advice}")

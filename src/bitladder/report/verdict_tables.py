@@ -83,19 +83,19 @@ def _primary(compared: Compared) -> Table:
 
 
 def _limits_note(compared: Compared) -> str:
-    others = len(compared.others)
+    judged = sum(rung.aggregate.verdict is not None for rung in compared.others)
     if is_staged(compared):
-        verdicts = f"the {others} verdicts hold together" if others > 1 else "the verdict holds"
+        verdicts = f"the {judged} verdicts hold together" if judged > 1 else "the verdict holds"
         return (
             f"Limits: {verdicts} with 95%, though one looks after every stage (repeated confidence intervals, "
             "Jennison and Turnbull 1989). Of each side's 0.025 the looks before the last have 0.01 in equal parts, the "
             "last the rest, each shared by Holm's procedure. The limits of a precision are those of the look it "
             "stopped at: wider than an interval for so many questions, since the answers chose the number."
         )
-    if others == 1:
+    if judged <= 1:
         return "Limits: 95%, of one precision by itself; judged together with others it would have wider ones."
     return (
-        f"Limits: the {others} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
+        f"Limits: the {judged} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
         "at the level it was judged at, Bonferroni's over the precisions still open then, so none contradicts its "
         "verdict."
     )
