@@ -406,14 +406,14 @@ def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     for path in sorted((directory / "records").iterdir())[:7]:
         path.unlink()
     answer = recommend(summarize(load_results(directory)))
-    assert answer.sentence.startswith(f"Unfinished, {planned - 7} of {planned} measurements so far: ")
+    assert answer.sentence.startswith(f"Unfinished, {planned - 7} of {planned} measurements so far. ")
     for path in (*(directory / "records").iterdir(), *(directory / "rungs").iterdir()):
         path.unlink()
     answer = recommend(summarize(load_results(directory)))
     assert {found.outcome for found in answer.verdicts} == {"unmeasured"}
     assert verdict(answer, "nf4").reasons == ("not made yet; run the study again to go on",)
     assert answer.sentence == (
-        f"Unfinished, 0 of {planned} measurements so far: No rung is left: no rung has all that the limits need yet; "
+        f"Unfinished, 0 of {planned} measurements so far. No rung is left: no rung has all that the limits need yet; "
         "run the study again to go on."
     )
 

@@ -55,7 +55,7 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         blame = _blame(summary, limits, objections, within, wanted)
         sentence = f"No rung is left: {blame}"
     return Recommendation(
-        sentence=": ".join(filter(None, (summary.unfinished, sentence))),
+        sentence=". ".join(filter(None, (summary.unfinished, sentence))),
         limits=limits,
         picks=picks,
         reasons=_reasons(summary, limits, picks, within),
