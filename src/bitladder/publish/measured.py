@@ -109,7 +109,7 @@ def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...
     no_signal = "no signal" if baseline else f"no signal: {task.no_signal_reason}"  # the difference says why
     row = [
         name if task.signal or task.unit == "raw" else f"{name} ({no_signal})",
-        format_count(task.questions),
+        format_count(task.questions or None),
         _estimate(task.score, format_score),
     ]
     if baseline:

@@ -135,7 +135,7 @@ def _secondary(compared: Compared) -> Table:
                 (
                     text_cell(task.title),
                     text_cell(found.metric),
-                    number_cell(found.questions, format_count),
+                    questions_cell(found),
                     text_cell(rung.rung),
                     _baseline_cell(found, baseline.get((task.name, task.metric))),
                     _score_cell(found),
@@ -155,6 +155,11 @@ def _secondary(compared: Compared) -> Table:
         *((STAGED_TASKS,) if is_staged(compared) else ()),
     )
     return Table("verdicts-tasks", "Verdicts by task", columns, tuple(rows), notes, secondary=True)
+
+
+def questions_cell(task: TaskSummary) -> Cell:
+    """How many were answered; of a task without an answer, why."""
+    return number_cell(task.questions or None, format_count, None if task.questions else task.score.reason)
 
 
 def _baseline_cell(task: TaskSummary, baseline: TaskSummary | None) -> Cell:

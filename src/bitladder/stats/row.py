@@ -98,14 +98,13 @@ class Row:
 
     @cached_property
     def no_signal_reason(self) -> str | None:
-        """Why nothing is compared."""
+        """Why nothing is compared, whatever the baseline answers."""
         if not self.is_share:
             return "scored in a unit of its own: in no aggregate and no comparison"
         if self.weight == 0:
             best = max(scores.row_score(pots).value for pots in self.pots.values() if not isinstance(pots, str))
             return weight_reason(best, self.chance)
-        baseline = self.pots[self.baseline]
-        return f"{self.baseline} has no result to compare with: {baseline}" if isinstance(baseline, str) else None
+        return None
 
     @property
     def counts(self) -> bool:
@@ -151,10 +150,12 @@ class Row:
     def _compare(self, rung: str) -> RowComparison | str:
         if self.no_signal_reason is not None:
             return self.no_signal_reason
+        if isinstance(whole := self.pots[self.baseline], str):
+            return f"{self.baseline} has no result to compare with: {whole}"
         pots, baseline = self.pots[rung], self.baselines[rung]
         if isinstance(pots, str):
             return pots
-        assert not isinstance(baseline, str)  # it would have no signal
+        assert not isinstance(baseline, str)  # it has a result, and the rung was asked
         return scores.unpaired_reason(pots, baseline) or scores.compare(pots, baseline)
 
 
