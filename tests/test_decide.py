@@ -393,6 +393,15 @@ def test_a_goal_that_nobody_within_the_limits_has(tmp_path: Path) -> None:
     assert answer.blame == "throughput is known of none of the rungs within the limits (bf16, fp16, int8, nf4)."
 
 
+def test_what_is_unknown_for_one_reason_is_told_once(tmp_path: Path) -> None:
+    ends = {("nf4", "batch1"): ("failed", "disturbed: by others"), ("nf4", "max-batch"): ("timeout", "no answer")}
+    found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
+    assert verdict(recommend(found), "nf4").reasons == (
+        "latency and memory are unknown: failed: disturbed: by others",
+        "throughput is unknown: timeout: no answer",
+    )
+
+
 def test_unknown_memory_is_not_within_a_limit(tmp_path: Path) -> None:
     ends = {("bf16", "batch1"): ("timeout", "no answer")}
     found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]

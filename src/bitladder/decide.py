@@ -233,7 +233,7 @@ def _verdict(
         return RungVerdict(rung=rung.rung, outcome="undecided" if judged else "unmeasured", goals=(), reasons=reasons)
     goals = tuple(pick.goal for pick in picks if pick.rung == rung.rung)
     best = {pick.goal: pick for pick in picks}
-    reasons = tuple(_against(criterion, rung, best.get(criterion.goal)) for criterion in wanted)
+    reasons = _all_against(wanted, rung, best)
     if goals:
         return RungVerdict(rung=rung.rung, outcome="picked", goals=goals, reasons=reasons)
     if any(criterion.of(rung).value is not None for criterion in wanted):
@@ -241,11 +241,24 @@ def _verdict(
     return RungVerdict(rung=rung.rung, outcome="unmeasured" if rung.missing else "out", goals=(), reasons=reasons)
 
 
-def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
+def _all_against(wanted: Sequence[Criterion], rung: RungSummary, best: Mapping[Goal, Pick]) -> tuple[str, ...]:
+    """How a rung within the limits does in each goal; those that are unknown for one reason in one line."""
+    known: list[str] = []
+    unknown: dict[str | None, list[str]] = {}
+    for criterion in wanted:
+        estimate = criterion.of(rung)
+        if estimate.value is None:
+            unknown.setdefault(estimate.reason, []).append(criterion.goal)
+        else:
+            known.append(_against(criterion, estimate, rung, best.get(criterion.goal)))
+    lines = (
+        f"{_list(goals)} {'is' if len(goals) == 1 else 'are'} unknown: {reason}" for reason, goals in unknown.items()
+    )
+    return (*known, *lines)
+
+
+def _against(criterion: Criterion, estimate: Estimate, rung: RungSummary, best: Pick | None) -> str:
     """How a rung within the limits does in one goal, and against the best."""
-    estimate = criterion.of(rung)
-    if estimate.value is None:
-        return f"{criterion.goal} is unknown: {estimate.reason}"
     text = f"{criterion.goal}: {criterion.describe(estimate, rung)}"
     if best is None or best.rung == rung.rung:
         return text
