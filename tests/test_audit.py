@@ -15,11 +15,14 @@ from typer.testing import CliRunner
 from audit_checkpoints import WEIGHTS, CopyRung, edit_config, edit_weights
 from bitladder.checkpoint import loading
 from bitladder.checkpoint.audit import audit
+from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.manifest import MANIFEST_NAME
 from bitladder.cli.audit import audit_command
+from bitladder.cli.main import app as main
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.records import Audit, Finding, parse_record
 from bitladder.rungs import RUNGS
+from bitladder.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +64,18 @@ def test_every_rung_is_what_it_says(made_rungs: CopyRung, rung: str) -> None:
         assert found.loaded_bytes == pytest.approx(found.stored_bytes, rel=0.03)
     assert {"bytes", "size", "memory", "operators", "hardware"} <= {finding.check for finding in found.findings}
     assert parse_record(Audit, found.model_dump_json(), Path("audit"), "") == found
+
+
+@pytest.mark.parametrize("rung", ["bf16", "nf4"])
+def test_weights_on_disk_are_one_number(made_rungs: CopyRung, tmp_path: Path, rung: str) -> None:
+    """Each finding, and what is planned and made, of all tensors: the files' headers are in none of them."""
+    found = audit(made_rungs(rung))
+    (size,), (memory,) = of_check(found, "size"), of_check(found, "memory")
+    assert size.data["found_bytes"] == memory.data["stored_bytes"] == found.stored_bytes
+    assert expect(made_rungs(rung), RUNGS[rung].scheme).tensor_bytes == pytest.approx(found.stored_bytes, rel=1e-3)
+    made = CliRunner().invoke(main, ["quantize", str(made_rungs("bf16")), "--rung", rung, "--out", str(tmp_path / "x")])
+    files = sum(path.stat().st_size for path in (tmp_path / "x").glob("*.safetensors"))
+    assert f"{format_bytes(found.stored_bytes)} ({files:,} bytes of files)" in made.stdout
 
 
 def test_a_tampered_dtype_loads_another_type_and_fails(tiny_copy: Path) -> None:

@@ -100,6 +100,7 @@ class Audit(Record):
     declared_by: Literal["manifest", "config", "--as"]
     found: Scheme | None
     stored_bytes: int
+    """of all tensors, as every figure of weights on disk; the files' headers are not counted"""
     loaded_bytes: int | None
     """bytes of parameters, buffers and quantization state in memory after one forward; None where not loaded"""
     findings: tuple[Finding, ...]
