@@ -74,7 +74,7 @@ def test_a_folder_takes_no_second_model(change: Callable[[Path], None], tiny_cop
     moved = Path(shutil.copytree(tiny_copy, tmp_path / "moved"))
     assert prepare(settings_for(moved), store).study.source.model == str(moved), "equal files, wherever they lie"
     change(tiny_copy)
-    named = rf"{tiny_copy} \(content .{{12}}\)"
+    named = rf"{tiny_copy} \(files .{{12}}\)"
     says = f"^{out}: holds a study of {named}, found {named}; name another --out$"
     with pytest.raises(UserError, match=says):
         run_study(settings, out)

@@ -324,7 +324,7 @@ def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, task
     page = to_markdown(compose(results, summary, recommend(summary)))
     assert "NF4 (bnb-4bit)" in page
     assert record.source is not None
-    assert f"theirs: {theirs} (content {record.source.content_hash[:12]})" in page
+    assert f"theirs: {theirs} (files {record.source.content_hash[:12]})" in page
 
     edit_weights(theirs, scale_first_absmax)
     again = _Run(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))

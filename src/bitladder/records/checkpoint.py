@@ -48,7 +48,7 @@ class Source(Record):
     def title(self) -> str:
         """The model, its revision and the beginning of its hash."""
         revision = f" at {self.revision}" if self.revision else ""
-        return f"{self.model}{revision} (content {self.content_hash[:12]})"
+        return f"{self.model}{revision} (files {self.content_hash[:12]})"
 
 
 class ManifestFile(Record):

@@ -36,7 +36,10 @@ def checkpoint_table(summary: Summary) -> Table:
         Column("Content hash", numeric=False),
     )
     rows = tuple(_checkpoint_row(rung) for rung in summary.rungs)
-    notes = ("The rest: embedding, norms and head, which are never quantized. Weights in memory: after one forward.",)
+    notes = (
+        "The rest: embedding, norms and head, which are never quantized. Weights in memory: after one forward. "
+        "Content hash: of the tensors alone, whatever else is in the files whose hash the settings name.",
+    )
     return Table("checkpoints", "Checkpoints", columns, rows, notes)
 
 
@@ -197,7 +200,7 @@ def settings_table(study: StudyRecord) -> Table:
         "max_batch_cap": study.calibration.max_batch_cap,
         "requests": [f"{item.scenario} {item.requests}" for item in study.items if isinstance(item, Scenario)],
         "baseline": study.baseline,
-        "source_content_hash": source.content_hash,
+        "source_files_hash": source.content_hash,
     }
     return _pairs("settings", "Effective settings", {name: _plain(value) for name, value in values.items()})
 
