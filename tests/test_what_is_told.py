@@ -31,6 +31,53 @@ from test_verdict import GROUPS, app
 from test_verdict import tasks as logged_tasks
 
 
+def test_where_no_checkpoint_can_be_made_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("bitladder.checkpoint.quantize.resolve_model", resolve)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^/proc/x: can't be made; expected a place to read and write in$"):
+        quantize("m", "nf4", Path("/proc/x"))
+    with pytest.raises(UserError, match="file: a file, expected a folder"):
+        quantize("m", "nf4", tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        quantize("m", "nf4", tmp_path / "file" / "x")
+    with pytest.raises(AssertionError, match="work has begun"):
+        quantize("m", "nf4", tmp_path / "new" / "one")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_told_before_anything_is_quantized(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the checkpoint can't be linked from the cache."""
+    monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("bitladder.checkpoint.quantize._make", None)
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("one file system alone")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match=r"/dev/shm: 0\.0 KiB free, .* needed; free some space, or name an --out on"):
+        quantize(str(tiny_llama), "bf16", other / "bitladder-test")
+
+
+def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITLADDER_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/proc/nonexist")
+    with pytest.raises(UserError, match=r"can't be made; .*; put the cache elsewhere with BITLADDER_CACHE"):
+        make_folder(Path("/proc/nonexist/.cache/bitladder/models"))
+    with pytest.raises(UserError, match=r"can't be made; expected a place to read and write in$"):
+        make_folder(Path("/proc/other"))
+    (tmp_path / ".cache").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"not a directory; .*; put the cache elsewhere with BITLADDER_CACHE"):
+        make_folder(tmp_path / ".cache" / "bitladder" / "models")
+
+
 def estimate(rung: str, accuracy_s: float | None = 60.0) -> RungEstimate:
     times: dict[str, Any] = {"quantize_s": 1.0, "accuracy_s": accuracy_s, "performance_s": 0.0, "item_s": ()}
     return RungEstimate(rung=rung, disk_bytes=1, peak_memory_bytes=1, **times)
