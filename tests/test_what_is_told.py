@@ -31,6 +31,24 @@ from test_verdict import GROUPS, app
 from test_verdict import tasks as logged_tasks
 
 
+def test_a_study_given_for_a_model_names_its_checkpoints(tmp_path: Path) -> None:
+    study = write_replay(tmp_path / "study", rungs={"bf16": RUNGS["bf16"]})
+    says = "a study's folder, expected a model or one of its checkpoints "
+    asked: tuple[Callable[[], object], ...] = (
+        lambda: resolve_model(str(study)),
+        lambda: audit(study),
+        lambda: quantize(str(study), "nf4"),
+    )
+    for find in asked:
+        with pytest.raises(UserError, match=rf"{says}\(none is made yet\)"):
+            find()
+    made = study / "checkpoints" / "nf4"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"{says}\({made}\)"):
+        resolve_model(str(study))
+
+
 def test_where_no_checkpoint_can_be_made_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
