@@ -49,6 +49,26 @@ def test_a_study_given_for_a_model_names_its_checkpoints(tmp_path: Path) -> None
         resolve_model(str(study))
 
 
+@pytest.mark.parametrize("tasks", ["''", "arc_easy,''", ["", "arc_easy"]])
+def test_an_empty_name_is_called_one(tasks: object) -> None:
+    with pytest.raises(UserError, match="--tasks: found an empty name, expected one name or several"):
+        load_settings(None, {"model": "m", "tasks": tasks})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prompt-tokens: many", "study.yaml: prompt-tokens: found 'many'"),
+        ("time_limit_s: -1", "study.yaml: time-limit-s: found -1"),
+        ("prompt-token: 5", "'prompt-token'; nearest: prompt-tokens"),
+    ],
+)
+def test_keys_of_the_file_are_named_as_the_help_names_them(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(f"model: m\n{text}\n")
+    with pytest.raises(UserError, match=says):
+        load_command(tmp_path / "study.yaml", {})
+
+
 def test_where_no_checkpoint_can_be_made_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
