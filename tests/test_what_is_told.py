@@ -116,6 +116,23 @@ def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypa
         make_folder(tmp_path / ".cache" / "bitladder" / "models")
 
 
+def test_an_exception_is_not_cut_where_it_goes_on(tiny_llama: Path, tmp_path: Path) -> None:
+    assert first_line(ValueError("one of: \n(1) this,\n(2) that")) == "one of: (1) this,"
+    assert first_line(ValueError("only:\n")) == "only"
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("x" * 300)) == "x" * 199 + "…"
+    copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(UserError) as raised:
+        load_tokenizer(copy)
+    assert "from one of)" not in str(raised.value)
+
+
+def test_a_missing_quote_is_called_one() -> None:
+    with pytest.raises(BrokenFileError, match=r"x: not JSON \(a text that no quote ends in its line, .* at line 2"):
+        parse_json('{"model_type": "llama,\n"hidden_size": 64}', "x", "mend it")
+
+
 def estimate(rung: str, accuracy_s: float | None = 60.0) -> RungEstimate:
     times: dict[str, Any] = {"quantize_s": 1.0, "accuracy_s": accuracy_s, "performance_s": 0.0, "item_s": ()}
     return RungEstimate(rung=rung, disk_bytes=1, peak_memory_bytes=1, **times)
