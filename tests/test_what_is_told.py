@@ -150,3 +150,12 @@ def test_the_advice_names_what_its_time_has_more_of(tmp_path: Path) -> None:
     untimed = [estimate("bf16"), estimate("i8", accuracy_s=None)]
     assert dry_run._counted_as(study, untimed, {}) == "; i8, not timed, counts there as bf16 does"
     assert dry_run._counted_as(study, untimed, {"i8": "bf16"}) == ""
+
+
+def test_a_title_is_no_wider_than_its_panel() -> None:
+    title = "(score - baseline) / baseline (%), negative is a loss"
+    for width in (150, 300, 800):
+        found = panel("x", width, 100, title).to_dict(validate=False)["title"]
+        lines = [found] if isinstance(found, str) else found
+        assert " ".join(lines) == title
+        assert max(map(len, lines)) * CHARACTER_PX <= max(width, 32 * CHARACTER_PX)
