@@ -159,3 +159,15 @@ def test_a_title_is_no_wider_than_its_panel() -> None:
         lines = [found] if isinstance(found, str) else found
         assert " ".join(lines) == title
         assert max(map(len, lines)) * CHARACTER_PX <= max(width, 32 * CHARACTER_PX)
+
+
+def test_another_metric_repeats_no_probability_and_says_what_is_counted(tmp_path: Path) -> None:
+    for name in ("bf16", "fp16"):
+        write_logs(tmp_path / name, logged_tasks(), GROUPS)
+    ran = CliRunner().invoke(app, ["verdict", str(tmp_path / "bf16"), str(tmp_path / "fp16"), "--json"])
+    by_task = verdict_tables(Compared.model_validate(json.loads(ran.stdout)))[1]
+    cells = {(row[0].text, row[1].text): row for row in by_task.rows}
+    assert [cells["arc_easy", metric][-2].text for metric in ("acc", "acc_norm")] == ["+0.00", ""]
+    changed = cells["arc_easy", "acc_norm"][9]
+    reason = "known of tasks scored by acc alone, where an answer is the choice that is likeliest"
+    assert (changed.text, changed.reason) == (UNKNOWN, reason)

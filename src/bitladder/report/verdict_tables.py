@@ -18,6 +18,7 @@ STAGED_TASKS = (
     "A precision that stopped early answered only some of the questions of a task, and is held against the baseline on "
     "the same ones; a task's own limits are as if their number had been fixed before."
 )
+_NOT_CHOSEN = "known of tasks scored by acc alone, where an answer is the choice that is likeliest"
 _COUNTS = (
     Column("Gained", interval=False, help="right here, wrong on the baseline"),
     Column("Lost", interval=False, help="wrong here, right on the baseline"),
@@ -126,7 +127,9 @@ def _secondary(compared: Compared) -> Table:
         for task in rung.tasks
     }
     rows = []
+    names = [task.name for task in compared.others[0].tasks]
     for index, task in enumerate(compared.others[0].tasks):
+        again = task.name in names[:index]  # by another metric, which changes no probability
         if task.unit == "raw":
             continue  # nothing is compared, and the table of scores says why
         for rung in compared.others:
@@ -141,7 +144,7 @@ def _secondary(compared: Compared) -> Table:
                     _score_cell(found),
                     estimate_cell(found.difference_points, format_points),
                     *_counts(found),
-                    estimate_cell(found.right_probability_points, format_points),
+                    text_cell("") if again else estimate_cell(found.right_probability_points, format_points),
                     _verdict_cell(found),
                 )
             )
@@ -177,7 +180,7 @@ def _score_cell(task: TaskSummary | None) -> Cell:
 
 def _counts(found: TaskSummary | AggregateSummary) -> tuple[Cell, ...]:
     absent = found.difference_points.reason
-    known = absent or "answers are not just right or wrong", absent or "not all chosen by acc"
+    known = absent or "answers are not just right or wrong", absent or _NOT_CHOSEN
     return (
         number_cell(found.gained, format_count, known[0] if found.gained is None else None),
         number_cell(found.lost, format_count, known[0] if found.lost is None else None),
