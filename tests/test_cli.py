@@ -223,15 +223,13 @@ def test_a_study_keeps_its_answer_without_what_draws_the_report(
 def test_a_study_that_was_disturbed_says_what_to_do(
     reason: str, told: bool, tmp_path: Path, bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = write_replay(
-        tmp_path, rungs={"bf16": RUNGS["bf16"]}, ends={("bf16", "batch1"): ("failed", reason)}
-    )
+    directory = write_replay(tmp_path, rungs={"bf16": RUNGS["bf16"]}, ends={("bf16", "batch1"): ("failed", reason)})
     monkeypatch.setattr("bitladder.study.run.run_study", lambda *_, **__: load_results(directory))
     monkeypatch.setattr("bitladder.report.write_report", Mock(side_effect=UserError("no room")))
     ran = bitladder("study", "builtin:smollm2-135m", "--out", str(directory))
     assert ran.returncode == 1
     assert f"not measured: bf16, batch1: failed: {reason}\n" in ran.stderr
-    advice = "measured again by the same command, where the machine is otherwise idle; where it can't be, --only accuracy"
+    advice = "by the same command, where the machine is otherwise idle; where it can't be, --only accuracy"
     assert (advice in ran.stderr) == told
 
 

@@ -201,8 +201,8 @@ def _require_one_model(parts: Sequence[Results]) -> None:
 
 
 def same_model(one: Source, other: Source) -> bool:
-    """Equal files; of a built-in model an equal name, since each version of transformers writes its configuration and its
-    tokenizer in other words, while its tensors are held to one hash when it is made."""
+    """Equal files; of a built-in model an equal name, since each version of transformers writes its configuration and
+    its tokenizer in other words, while its tensors are held to one hash when it is made."""
     builtin = one.kind == other.kind == "builtin" and one.model == other.model
     return builtin or one.content_hash == other.content_hash
 

@@ -93,7 +93,9 @@ def _limits_note(compared: Compared) -> str:
             "last the rest, each shared by Holm's procedure. The limits of a precision are those of the look it "
             "stopped at: wider than an interval for so many questions, since the answers chose the number."
         )
-    if judged <= 1:
+    if not judged:
+        return "Limits: none, since no precision could be judged."
+    if judged == 1:
         return "Limits: 95%, of one precision by itself; judged together with others it would have wider ones."
     return (
         f"Limits: the {judged} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
