@@ -15,11 +15,14 @@ from typer.testing import CliRunner
 from audit_checkpoints import WEIGHTS, CopyRung, edit_config, edit_weights
 from bitladder.checkpoint import loading
 from bitladder.checkpoint.audit import audit
+from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.manifest import MANIFEST_NAME
 from bitladder.cli.audit import audit_command
+from bitladder.cli.main import app as main
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.records import Audit, Finding, parse_record
 from bitladder.rungs import RUNGS
+from bitladder.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +66,18 @@ def test_every_rung_is_what_it_says(made_rungs: CopyRung, rung: str) -> None:
     assert parse_record(Audit, found.model_dump_json(), Path("audit"), "") == found
 
 
+@pytest.mark.parametrize("rung", ["bf16", "nf4"])
+def test_weights_on_disk_are_one_number(made_rungs: CopyRung, tmp_path: Path, rung: str) -> None:
+    """Each finding, and what is planned and made, of all tensors: the files' headers are in none of them."""
+    found = audit(made_rungs(rung))
+    (size,), (memory,) = of_check(found, "size"), of_check(found, "memory")
+    assert size.data["found_bytes"] == memory.data["stored_bytes"] == found.stored_bytes
+    assert expect(made_rungs(rung), RUNGS[rung].scheme).tensor_bytes == pytest.approx(found.stored_bytes, rel=1e-3)
+    made = CliRunner().invoke(main, ["quantize", str(made_rungs("bf16")), "--rung", rung, "--out", str(tmp_path / "x")])
+    files = sum(path.stat().st_size for path in (tmp_path / "x").glob("*.safetensors"))
+    assert f"{format_bytes(found.stored_bytes)} ({files:,} bytes of files)" in made.stdout
+
+
 def test_a_tampered_dtype_loads_another_type_and_fails(tiny_copy: Path) -> None:
     edit_config(tiny_copy, dtype="float32")
     found = audit(tiny_copy)
@@ -102,6 +117,45 @@ def test_altered_weights_are_a_finding_and_not_loaded(copy_rung: CopyRung) -> No
     found = audit(directory)
     assert {finding.check for finding in found.errors} >= {"manifest"}
     assert any("aren't those of its manifest" in finding.message for finding in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [
+        ("lamma", "unknown architecture in .*config.json 'lamma'; nearest: llama"),
+        (None, "config.json: model_type: found None, expected an architecture's name"),
+    ],
+)
+def test_an_architecture_that_nobody_can_load_is_no_pass(architecture: str | None, says: str, tiny_copy: Path) -> None:
+    edit_config(tiny_copy, model_type=architecture)
+    for flag in ("--load", "--no-load"):
+        with pytest.raises(UserError, match=says):
+            run(str(tiny_copy), flag)
+
+
+def test_weights_that_do_not_load_are_no_pass(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the checks of the files let through."""
+
+    def load_model(directory: Path, device: str, **_: object) -> None:
+        raise BrokenFileError(f"{directory}: 2 tensors that config.json asks for are missing")
+
+    monkeypatch.setattr("bitladder.checkpoint.audit.load_model", load_model)
+    with pytest.raises(BrokenFileError, match="2 tensors"):
+        run(str(tiny_copy))
+
+
+def test_a_checkpoint_whose_tokenizer_does_not_fit_warns(tiny_copy: Path) -> None:
+    assert not of_check(audit(tiny_copy, load=False), "tokenizer")
+    rules = json.loads((tiny_copy / "tokenizer.json").read_text())
+    rules["model"]["vocab"]["far"] = 700
+    (tiny_copy / "tokenizer.json").write_text(json.dumps(rules))
+    assert "'far' is 700, vocab_size 512" in of_check(audit(tiny_copy, load=False), "tokenizer")[0].message
+    for path in tiny_copy.glob("tokenizer*"):
+        path.unlink()
+    code, output = run(str(tiny_copy))
+    assert code == 0 and output.splitlines()[-1].startswith("PASS") and "; warnings: tokenizer" in output
+    (finding,) = of_check(audit(tiny_copy), "tokenizer")
+    assert finding.severity == "warning" and finding.message.startswith("no tokenizer that transformers can load (")
 
 
 def test_a_model_too_large_for_memory_is_audited_unloaded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,11 +315,12 @@ def test_four_bit_weights_of_another_size_are_an_error(copy_rung: CopyRung) -> N
     assert (finding.severity, len(finding.data["tensors"])) == ("error", 1)
 
 
-def test_an_architecture_that_transformers_lacks_is_said_not_judged(tiny_copy: Path) -> None:
-    edit_config(tiny_copy, model_type="llama-from-the-future")
+def test_an_architecture_that_comes_with_code_of_its_own_is_said_not_judged(tiny_copy: Path) -> None:
+    edit_config(tiny_copy, model_type="llama-of-mine", auto_map={"AutoConfig": "mine.Config"})
+    (tiny_copy / "mine.py").write_text("")
     (finding,) = run_check(check_config, tiny_copy)
     assert finding.severity == "warning"
-    assert "llama-from-the-future" in finding.message
+    assert "needs Python code that comes with the model" in finding.message
     for check in (check_layers, check_head, check_size):
         assert run_check(check, tiny_copy) == []
 

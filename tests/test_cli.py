@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -216,6 +217,20 @@ def test_a_study_keeps_its_answer_without_what_draws_the_report(
     assert ran.stderr == f"no report: {said}; then run `bitladder report {directory}`\n"
     ran = bitladder("report", str(directory))
     assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", f"error: {said}\n")
+
+
+@pytest.mark.parametrize(("reason", "told"), [("disturbed: a step took long", True), ("killed", False)])
+def test_a_study_that_was_disturbed_says_what_to_do(
+    reason: str, told: bool, tmp_path: Path, bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_replay(tmp_path, rungs={"bf16": RUNGS["bf16"]}, ends={("bf16", "batch1"): ("failed", reason)})
+    monkeypatch.setattr("bitladder.study.run.run_study", lambda *_, **__: load_results(directory))
+    monkeypatch.setattr("bitladder.report.write_report", Mock(side_effect=UserError("no room")))
+    ran = bitladder("study", "builtin:smollm2-135m", "--out", str(directory))
+    assert ran.returncode == 1
+    assert f"not measured: bf16, batch1: failed: {reason}\n" in ran.stderr
+    advice = "by the same command, where the machine is otherwise idle; where it can't be, --only accuracy"
+    assert (advice in ran.stderr) == told
 
 
 def test_a_closed_output_is_no_bug(tmp_path: Path) -> None:

@@ -440,6 +440,15 @@ def test_a_goal_that_nobody_within_the_limits_has(tmp_path: Path) -> None:
     assert answer.blame == "throughput is known of none of the rungs within the limits (bf16, fp16, int8, nf4)."
 
 
+def test_what_is_unknown_for_one_reason_is_told_once(tmp_path: Path) -> None:
+    ends = {("nf4", "batch1"): ("failed", "disturbed: by others"), ("nf4", "max-batch"): ("timeout", "no answer")}
+    found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
+    assert verdict(recommend(found), "nf4").reasons == (
+        "latency and memory are unknown: failed: disturbed: by others",
+        "throughput is unknown: timeout: no answer",
+    )
+
+
 def test_unknown_memory_is_not_within_a_limit(tmp_path: Path) -> None:
     ends = {("bf16", "batch1"): ("timeout", "no answer")}
     found = summarize(load_results(write_replay(tmp_path, ends=ends)))  # type: ignore[arg-type]
@@ -453,14 +462,14 @@ def test_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     for path in sorted((directory / "records").iterdir())[:7]:
         path.unlink()
     answer = recommend(summarize(load_results(directory)))
-    assert answer.sentence.startswith(f"Unfinished, {planned - 7} of {planned} measurements so far: ")
+    assert answer.sentence.startswith(f"Unfinished, {planned - 7} of {planned} measurements so far. ")
     for path in (*(directory / "records").iterdir(), *(directory / "rungs").iterdir()):
         path.unlink()
     answer = recommend(summarize(load_results(directory)))
     assert {found.outcome for found in answer.verdicts} == {"unmeasured"}
     assert verdict(answer, "nf4").reasons == ("not made yet; run the study again to go on",)
     assert answer.sentence == (
-        f"Unfinished, 0 of {planned} measurements so far: No rung is left: no rung has all that the limits need yet; "
+        f"Unfinished, 0 of {planned} measurements so far. No rung is left: no rung has all that the limits need yet; "
         "run the study again to go on."
     )
 

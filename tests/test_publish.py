@@ -255,7 +255,7 @@ def test_repository_with_something_else(hub: Hub, nf4: Path, made_rungs: CopyRun
         ({MANIFEST_NAME: bf16.model_dump_json()}, "holds bf16 of "),
         (
             {MANIFEST_NAME: manifest.model_copy(update={"source": other_source}).model_dump_json()},
-            "holds nf4 of another (content abababababab), and this is nf4 of",
+            "holds nf4 of another (files abababababab), and this is nf4 of",
         ),
         (
             {MANIFEST_NAME: manifest.model_dump_json(), **mine, "adapter_config.json": "{}"},

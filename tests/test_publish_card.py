@@ -92,6 +92,20 @@ def test_the_card_of_an_unfinished_study_says_so_first(tmp_path: Path) -> None:
     assert "failed" not in card
 
 
+def test_what_was_not_measured_well_is_a_line_and_no_column(tmp_path: Path) -> None:
+    """It filled a table with its reason, under the machine that it was said to be measured on."""
+    reason = "disturbed: it waited for a processor"
+    ends = {("nf4", "batch1"): ("failed", reason), ("bf16", "max-batch"): ("does_not_fit", "needs 9 GiB")}
+    study = write_replay(tmp_path, ends=ends)  # type: ignore[arg-type]
+    manifest, audit, measured = checkpoint(study, "nf4")
+    card = to_card("lab/nf4", manifest, audit, Origin(None), measured)
+    alone = card.partition("## Performance: batch size 1\n")[2].partition("\n## ")[0].strip()
+    assert alone == f"- nf4: failed: {reason}."
+    largest = card.partition("## Performance: largest batch\n")[2].partition("\n## ")[0].strip()
+    assert largest.startswith("|  | nf4 |\n| --- | --- |\n| Batch size | ")
+    assert "\n- bf16: does not fit: needs 9 GiB.\n" in largest and "\n- Measured on Replayed CPU.\n" in largest
+
+
 def test_text_from_outside_is_inert(study: Path) -> None:
     manifest, audit, _ = checkpoint(study, "nf4")
     source = Source(model=EVIL, kind="hub", revision=EVIL, content_hash=EVIL, note=EVIL)

@@ -19,6 +19,7 @@ from bitladder.report.content import Report, compose
 from bitladder.report.markdown import to_markdown
 from bitladder.report.provenance_tables import checkpoint_table
 from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
+from bitladder.stats.ends import NOT_MEASURED
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, Summary
 from bitladder.store import load_results
@@ -148,6 +149,24 @@ def test_a_task_without_signal_says_so_and_is_compared_nowhere(tmp_path: Path) -
     for name in ("table2", "table2-points", "table2-recovery"):
         assert cell(table(report, name), "Knowledge (no signal)", table(report, name).columns[1].header).value is None
     assert "mean of Language, Arithmetic." in " ".join(table(report, "table1").notes)
+
+
+def test_a_task_that_is_not_asked_yet_is_not_called_one_without_signal(tmp_path: Path) -> None:
+    """Nor one that the baseline alone has yet to answer."""
+    names = [task.name for task in BUILTIN_TASKS]
+    absent = {("bf16", names[0]), *((rung, names[1]) for rung in RUNGS)}
+    summary, report = read(write_replay(tmp_path, absent=absent))
+    for rung in summary.rungs:
+        assert [task.signal for task in rung.tasks] == [True, True, True, False], "Prose has a unit of its own"
+        assert {task.verdict for task in rung.tasks[:2]} == {None}
+    scores = table(report, "table1")
+    assert [row[0].text for row in scores.rows[:3]] == ["Knowledge", "Language", "Arithmetic"]
+    unasked = cell(scores, "Language", "Questions")
+    assert (unasked.text, unasked.reason) == ("n/a", NOT_MEASURED)
+    assert cell(scores, "Knowledge", "Questions").value == 140
+    difference = cell(table(report, "table2-points"), "Knowledge", "nf4 (points)")
+    assert difference.reason == f"bf16 has no result to compare with: {NOT_MEASURED}"
+    assert "no signal" not in to_markdown(report)
 
 
 def test_scores_with_a_unit_of_their_own_have_columns_of_their_own(tmp_path: Path) -> None:

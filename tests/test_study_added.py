@@ -34,6 +34,7 @@ from bitladder.study.added import find_added, require_same_prompts
 from bitladder.study.estimate import estimate_study
 from bitladder.study.job import Job, RungMade
 from bitladder.study.prepare import prepare
+from bitladder.study.resolution import plan_resolutions
 from bitladder.study.run import _Run, run_study
 from bitladder.study.settings import _added, load_settings
 from conftest import MakeTinyLlama
@@ -323,7 +324,7 @@ def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, task
     page = to_markdown(compose(results, summary, recommend(summary)))
     assert "NF4 (bnb-4bit)" in page
     assert record.source is not None
-    assert f"theirs: {theirs} (content {record.source.content_hash[:12]})" in page
+    assert f"theirs: {theirs} (files {record.source.content_hash[:12]})" in page
 
     edit_weights(theirs, scale_first_absmax)
     again = _Run(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))
@@ -541,3 +542,7 @@ def test_the_plan_leaves_out_what_is_known_to_be_the_same(
     shown = capsys.readouterr().out
     assert "1 rung x " in shown and "same: same content as bf16, not measured" in shown
     assert "whose formats were not timed" not in shown
+
+    study = prepared.study.with_rungs(["bf16", "nf4"], prepared.study.added)
+    of_one, of_two = plan_resolutions(study, unmeasured=1)[0], plan_resolutions(study)[0]
+    assert of_one.resolvable_margin < of_two.resolvable_margin, "which is judged with no other"

@@ -34,7 +34,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("model: m\nrungs: []\n", "rungs: found none, expected one name or several"),
         ("model: m\nsuite: papr\n", "unknown suite 'papr'; nearest: paper"),
         ("model: m\ndevice: gpu\n", "device: found 'gpu', expected auto, cpu"),
-        ("model: m\nmemory_limit: 15\n", "memory_limit: found '15', expected a size with its unit such as 2GiB"),
+        ("model: m\nmemory_limit: 15\n", "memory-limit: found '15', expected a size with its unit such as 2GiB"),
         ("limit: 5\n", "no model"),
         ("model: m\nlimits: {a: x}\n", "limits.a: found 'x', expected a whole number"),
         ("model: m\nseed: 1.5\n", "seed: found 1.5, expected a whole number"),

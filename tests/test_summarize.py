@@ -268,7 +268,8 @@ def test_other_questions_than_the_baselines_are_not_compared(tmp_path: Path) -> 
 def test_without_baseline_nothing_is_compared(broken: Summary) -> None:
     assert rung_of(broken, "bf16").status == "failed"
     task = task_of(broken, "fp4", "bitladder_knowledge")
-    assert task.score.value is not None and not task.signal
+    assert task.score.value is not None and task.signal and task.verdict is None
+    assert task.difference_points.reason == "bf16 has no result to compare with: failed: No space left on device"
     reason = rung_of(broken, "fp4").aggregate.difference_points.reason
     assert reason == "bf16 has no Knowledge: failed: No space left on device"
     scenario = rung_of(broken, "int8").scenario("batch1")

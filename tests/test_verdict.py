@@ -18,9 +18,12 @@ from bitladder.accuracy.answers import Answers, read_all, read_answers, require_
 from bitladder.cli.diff import diff_command
 from bitladder.cli.verdict import verdict_command
 from bitladder.errors import UserError
-from bitladder.stats.compare import Compared
+from bitladder.records import Status
+from bitladder.report.verdict_tables import verdict_tables
+from bitladder.stats.compare import Compared, compared_rungs
 from bitladder.stats.flips import Flip
 from bitladder.stats.paired import tango_interval
+from bitladder.stats.summarize import summarize
 from bitladder.store import Store
 from lm_eval_logs import DATE, LoggedTask, write_logs
 from replay import RUNGS, write_replay
@@ -631,3 +634,18 @@ def test_a_log_of_mc2_says_what_guessing_scores(tmp_path: Path) -> None:
     found = compared(str(tmp_path / "bf16"), str(tmp_path / "fp16"), "--max-drop", "10pt").others[0].tasks[0]
     assert (found.chance_percent, found.chance_reason) == (25.0, None)
     assert found.verdict == "within the margin"  # all equal, of 50
+
+
+def test_the_limits_hold_for_those_that_are_judged(tmp_path: Path) -> None:
+    """Not for a rung that could not be made, or has another's content."""
+    ended: dict[str, tuple[Status, str]] = {"int8": ("refused", "it is FP4"), "fp4": ("failed", "no room")}
+    one = {"int8": ended["int8"]}
+    for broken, says in ((None, "the 4 verdicts hold"), (one, "the 3 verdicts hold")):
+        summary = summarize(Store(write_replay(tmp_path / says, broken_rungs=broken)).load())
+        assert says in verdict_tables(compared_rungs(summary))[0].notes[-1]
+    ended["fp16"] = ended["fp4"]
+    summary = summarize(Store(write_replay(tmp_path / "one", broken_rungs=ended)).load())
+    assert verdict_tables(compared_rungs(summary))[0].notes[-1].startswith("Limits: 95%, of one precision by itself")
+    ended["nf4"] = ended["fp4"]
+    summary = summarize(Store(write_replay(tmp_path / "none", broken_rungs=ended)).load())
+    assert verdict_tables(compared_rungs(summary))[0].notes[-1] == "Limits: none, since no precision could be judged."

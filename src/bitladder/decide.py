@@ -23,10 +23,11 @@ from bitladder.recommendation import Limits, Pick, Recommendation, RungVerdict
 from bitladder.sentence import compose_sentence, emulated, find_blame
 from bitladder.stats.goals import CRITERIA, Criterion, Goal, criteria_of
 from bitladder.stats.margin import recovery_margin_points
-from bitladder.stats.summary import RungSummary, Summary
+from bitladder.stats.summary import Estimate, RungSummary, Summary
 from bitladder.stats.weights import counted_tasks, weighted_titles
 from bitladder.tradeoffs import longer_answers, run_memory
 from bitladder.units import points_text
+from bitladder.wording import list_words
 
 
 def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
@@ -65,7 +66,7 @@ def recommend(summary: Summary, limits: Limits | None = None) -> Recommendation:
         blame = find_blame(summary, limits, objections, within, wanted)
         sentence = f"No rung is left: {blame}"
     return Recommendation(
-        sentence=": ".join(filter(None, (summary.unfinished, sentence))),
+        sentence=". ".join(filter(None, (summary.unfinished, sentence))),
         limits=limits,
         picks=picks,
         reasons=_reasons(summary, limits, picks, within),
@@ -123,7 +124,7 @@ def _verdict(
         return RungVerdict(rung=rung.rung, outcome="undecided" if judged else "unmeasured", goals=(), reasons=reasons)
     goals = tuple(pick.goal for pick in picks if pick.rung == rung.rung)
     best = {pick.goal: pick for pick in picks}
-    reasons = tuple(_against(criterion, rung, best.get(criterion.goal)) for criterion in wanted)
+    reasons = _all_against(wanted, rung, best)
     if goals:
         return RungVerdict(rung=rung.rung, outcome="picked", goals=goals, reasons=reasons)
     if any(criterion.of(rung).value is not None for criterion in wanted):
@@ -131,11 +132,24 @@ def _verdict(
     return RungVerdict(rung=rung.rung, outcome="unmeasured" if rung.missing else "out", goals=(), reasons=reasons)
 
 
-def _against(criterion: Criterion, rung: RungSummary, best: Pick | None) -> str:
+def _all_against(wanted: Sequence[Criterion], rung: RungSummary, best: Mapping[Goal, Pick]) -> tuple[str, ...]:
+    """How a rung within the limits does in each goal; those that are unknown for one reason in one line."""
+    known: list[str] = []
+    unknown: dict[str | None, list[str]] = {}
+    for criterion in wanted:
+        estimate = criterion.of(rung)
+        if estimate.value is None:
+            unknown.setdefault(estimate.reason, []).append(criterion.goal)
+        else:
+            known.append(_against(criterion, estimate, rung, best.get(criterion.goal)))
+    lines = (
+        f"{list_words(own)} {'is' if len(own) == 1 else 'are'} unknown: {reason}" for reason, own in unknown.items()
+    )
+    return (*known, *lines)
+
+
+def _against(criterion: Criterion, estimate: Estimate, rung: RungSummary, best: Pick | None) -> str:
     """How a rung within the limits does in one goal, and against the best."""
-    estimate = criterion.of(rung)
-    if estimate.value is None:
-        return f"{criterion.goal} is unknown: {estimate.reason}"
     text = f"{criterion.goal}: {criterion.describe(estimate, rung)}"
     if best is None or best.rung == rung.rung:
         return text

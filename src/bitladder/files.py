@@ -17,7 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bitladder.errors import UserError
+from bitladder.errors import UserError, describe_machine_error
+from bitladder.home import cache_directory
 from bitladder.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,14 @@ def require_own_folder(folder: Path, kind: str, marks: Collection[str], begun: C
         raise UserError(f"{folder}: holds {others[0]} and no {kind}; name a new folder, or one of an earlier {kind}")
 
 
+def require_place(folder: Path) -> None:
+    """Raise UserError for a file, and where no folder can be made or written to, found by making one beside it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, expected a folder to write to; give another --out")
+    with _wanting(folder), tempfile.TemporaryDirectory(prefix=".bitladder-", dir=existing_part(folder)):
+        pass
+
+
 def make_folder(path: Path) -> None:
     """Make it and its parents, unless they are there. Raises UserError where none can be."""
     with _wanting(path):
@@ -124,8 +133,20 @@ def _wanting(path: Path) -> Iterator[None]:
     """That a file isn't there is a bug, unless it was to be made: in /proc there is no place for one."""
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"{path}: can't be made; expected a place to read and write in") from None
+    except OSError as error:
+        elsewhere = f"; {CACHE_ELSEWHERE}" if _is_cached(path) else ""
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{path}: can't be made; expected a place to read and write in{elsewhere}") from None
+        if elsewhere and (told := describe_machine_error(error)):
+            raise UserError(f"{told}{elsewhere}") from None
+        raise
+
+
+def _is_cached(path: Path) -> bool:
+    try:
+        return path.absolute().is_relative_to(cache_directory())
+    except UserError:  # there is no cache
+        return False
 
 
 @contextmanager

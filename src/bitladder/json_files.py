@@ -12,6 +12,8 @@ from bitladder.errors import BrokenFileError
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 """byte-order marks of UTF-8 and UTF-16, which no library of Hugging Face's reads either"""
 
+_LINE_IN_TEXT = "control character (\\u0000-\\u001F) found while parsing a string"
+
 
 def parse_json(text: str | bytes, where: object, mend: str) -> Any:
     """The value of a JSON text in UTF-8. Raises BrokenFileError for what is none.
@@ -29,6 +31,7 @@ def parse_json(text: str | bytes, where: object, mend: str) -> Any:
         return from_json(data)
     except ValueError as error:
         reason = str(error).replace("recursion limit exceeded", "nested too deep")
+        reason = reason.replace(_LINE_IN_TEXT, "a text that no quote ends in its line, or a control character in one,")
         raise BrokenFileError(f"{where}: not JSON ({reason}); {mend}") from None
 
 

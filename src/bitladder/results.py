@@ -67,6 +67,13 @@ def same_contents(study: StudyRecord, rungs: Mapping[str, RungRecord | None]) ->
     return same
 
 
+def is_planned(study: StudyRecord, record: RungRecord) -> bool:
+    """Whether a rung's checkpoint was made from the plan's model, or is the ready checkpoint as the plan found it."""
+    if record.rung in study.added:
+        return record.source is not None and record.source.content_hash == study.added[record.rung].content_hash
+    return record.manifest is None or same_model(record.manifest.source, study.source)
+
+
 def not_measured_as(other: str) -> str:
     """Why a rung of the same content as another has no figures of its own."""
     return f"same content as {other}, not measured"
@@ -151,9 +158,12 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
     first = next((part.study for part in parts if part.study.groups), parts[0].study)
     suites = {part.study.suite for part in parts if part.study.groups}
     names = dict.fromkeys(name for part in parts for name in part.study.settings.rungs)
+    rungs = joined_rungs(parts)
     added: dict[str, Source] = {}
     for part in parts:
         added = {**part.study.added, **added}
+    # where they differ, what was audited and measured
+    added = {name: (rungs[name].source if name in rungs else None) or source for name, source in added.items()}
     study = first.with_rungs(names, added).model_copy(
         update={
             "suite": first.suite if len(suites) < 2 else "custom",
@@ -164,9 +174,7 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
     records = tuple(read_as_one(study.items, measured))
     planned = {(rung, item_name(item)) for part in parts for rung in part.study.rungs for item in part.study.items}
     pairs = frozenset((rung, item_name(item)) for rung in study.rungs for item in study.items)
-    return Results(
-        directory, study, joined_rungs(parts), records, tuple(parts), unplanned=pairs - planned, measured=measured
-    )
+    return Results(directory, study, rungs, records, tuple(parts), unplanned=pairs - planned, measured=measured)
 
 
 def joined_rungs(parts: Sequence[Results]) -> dict[str, RungRecord]:
@@ -182,7 +190,7 @@ def joined_rungs(parts: Sequence[Results]) -> dict[str, RungRecord]:
 def _require_one_model(parts: Sequence[Results]) -> None:
     first = parts[0]
     for part in parts[1:]:
-        if not _same_model(first.study.source, part.study.source):
+        if not same_model(first.study.source, part.study.source):
             ours, theirs = (f"{one.study.source.model} in {one.directory}" for one in (first, part))
             raise UserError(f"not the same model: {ours}, {theirs}; expected equal files; merge studies of one model")
         if part.study.baseline != first.study.baseline:
@@ -192,12 +200,11 @@ def _require_one_model(parts: Sequence[Results]) -> None:
             )
 
 
-def _same_model(one: Source, other: Source) -> bool:
-    """Equal files; of a built-in model its name, since each version of transformers writes its configuration and its
-    tokenizer in other words, while its tensors are held to one hash when it is made."""
-    if one.kind == other.kind == "builtin":
-        return one.model == other.model
-    return one.content_hash == other.content_hash
+def same_model(one: Source, other: Source) -> bool:
+    """Equal files; of a built-in model an equal name, since each version of transformers writes its configuration and
+    its tokenizer in other words, while its tensors are held to one hash when it is made."""
+    builtin = one.kind == other.kind == "builtin" and one.model == other.model
+    return builtin or one.content_hash == other.content_hash
 
 
 def _require_one_content(parts: Sequence[Results]) -> None:

@@ -36,7 +36,7 @@ from bitladder.records import (
     parse_record,
 )
 from bitladder.results import Results as Results
-from bitladder.results import join, same_contents
+from bitladder.results import is_planned, join, same_contents
 from bitladder.stages import measured_items, read_as_one
 
 MERGE_FILE = "merge.json"
@@ -152,11 +152,11 @@ class Store:
         return self.directory / "checkpoints" / rung
 
     def load(self) -> Results:
-        """All records of the present plan, each as one rung's (`same_contents`). A record of another rung or plan
-        stays on disk and is left out."""
+        """All records of the present plan, each as one rung's (`same_contents`). A record of another rung, plan or
+        model (`is_planned`) stays on disk and is left out."""
         study = self.read_study()
         found = ((rung, self.read_rung(rung)) for rung in study.rungs)
-        rungs = {rung: record for rung, record in found if record is not None}
+        rungs = {rung: record for rung, record in found if record is not None and is_planned(study, record)}
         same = same_contents(study, rungs)
         records: list[MeasurementRecord] = []
         for rung, rung_record in rungs.items():

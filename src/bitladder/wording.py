@@ -38,9 +38,15 @@ def name_some(names: Sequence[str], most: int = 3) -> str:
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """What an exception says in its first line, cut to ``most`` characters; its name where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(": ")[:most] if lines else type(error).__name__
+    """What an exception says in its first line, and in the next ones where that leads to them with a colon, cut to
+    ``most`` characters; its name where it says nothing."""
+    text = ""
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        text = f"{text} {line}".strip()
+        if not line.endswith(":"):
+            break
+    text = text.rstrip(": ") or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def list_words(words: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
-from bitladder.errors import BrokenFileError, NotCausalError, UserError
+from bitladder.errors import BrokenFileError, NotCausalError, UnknownNameError, UserError
 from bitladder.records import Audit, Finding, Scheme
 
 
@@ -36,7 +36,7 @@ def audit(
 
     With ``load``, the model is loaded on ``device`` and run once; where it can't be, a finding says why. Raises
     BrokenFileError for a file that can't be parsed, UserError for a directory without config or weights and for a
-    device that isn't there, UnknownNameError for an unknown rung.
+    device that isn't there, UnknownNameError for an unknown rung or architecture.
     """
     subject = read_subject(directory, as_rung=as_rung, device=device, trust_remote_code=trust_remote_code)
     loaded: Loaded | None = None
@@ -103,7 +103,7 @@ def _architecture(
 ) -> Architecture | str:
     try:
         return read_architecture(directory, tensors, found, trust_remote_code=trust_remote_code)
-    except (BrokenFileError, NotCausalError):
+    except (BrokenFileError, NotCausalError, UnknownNameError):  # nobody can load it
         raise
     except UserError as error:
         return str(error)
@@ -129,6 +129,10 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
         return replace(loaded, remarks=tuple(remarks)), ""
     except FailingModelError as error:
         if subject.found.method != "other":  # another library's format may lack a kernel for this device
+            raise
+        return None, str(error)
+    except BrokenFileError as error:
+        if subject.found.method != "other":
             raise
         return None, str(error)
     except UserError as error:  # such as too large for memory

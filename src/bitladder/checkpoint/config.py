@@ -28,6 +28,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     if packed and not list(directory.glob("*.safetensors")):
         refuse_gguf(str(packed[0]))
     if not path.is_file():
+        if (directory / "study.json").is_file():
+            made = sorted(str(one.parent) for one in directory.glob("checkpoints/*/config.json"))
+            one_of = ", ".join(made) or "none is made yet"
+            raise UserError(f"{directory}: a study's folder, expected a model or one of its checkpoints ({one_of})")
         raise UserError(f"{directory}: no config.json; expected a model saved with save_pretrained")
     config = read_json_object(path, _MEND)
     for name, value in _redirections(config):

@@ -39,6 +39,7 @@ class Expected:
     """A checkpoint's size. ``parameters`` counts weights, a tied head once."""
 
     stored_bytes: int
+    """of the files"""
     parameters: int
     largest_weight: int
     """number of weights in the largest tensor"""
@@ -54,6 +55,13 @@ class Expected:
     """of a quantized scheme: bytes by kind of module of what it leaves in a floating type"""
     converted: tuple[str, ...] = ()
     """what transformers stores in another layout than it computes with, and can't convert once it is quantized"""
+
+    header_bytes: int = 0
+    """of `stored_bytes`, about: what is in the files beside the tensors"""
+
+    @property
+    def tensor_bytes(self) -> int:
+        return self.stored_bytes - self.header_bytes
 
     @property
     def quantizing_bytes(self) -> int:
@@ -176,7 +184,7 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
     header = sum(len(name) + _HEADER_ENTRY_BYTES for name in stored)
     converted = () if config is None else _converted(model)
     return Expected(
-        sum(stored.values()) + header, parameters, largest, linear, left, skipped, packed_bytes, kept, converted
+        sum(stored.values()) + header, parameters, largest, linear, left, skipped, packed_bytes, kept, converted, header
     )
 
 

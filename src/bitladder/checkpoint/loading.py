@@ -16,7 +16,14 @@ from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.cuda import count_cards, require_usable
 from bitladder.devices import cards_of, device_of, torch_devices
 from bitladder.environment import describe_gpus
-from bitladder.errors import BrokenFileError, DoesNotFitError, NotCausalError, UserError, describe_machine_error
+from bitladder.errors import (
+    BrokenFileError,
+    DoesNotFitError,
+    NotCausalError,
+    UnknownNameError,
+    UserError,
+    describe_machine_error,
+)
 from bitladder.files import naming
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes, memory_bytes
@@ -60,7 +67,8 @@ def load_model(
     ``card_limit_bytes`` on each; the model takes its input and gives its answers on the first.
 
     Raises DoesNotFitError before anything is loaded, BrokenFileError for weights that can't be read or don't fit
-    the configuration, UserError for an unknown architecture, remote code without leave, or an unknown device.
+    the configuration, UnknownNameError for an unknown architecture, UserError for remote code without leave or an
+    unknown device.
     """
     require_memory(directory, device)
     return load_pretrained(directory, device, trust_remote_code=trust_remote_code, card_limit_bytes=card_limit_bytes)
@@ -140,8 +148,8 @@ def naming_config(directory: Path) -> Iterator[None]:
 
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
-    """transformers' configuration of a causal language model. Raises UserError where it knows none, BrokenFileError
-    where it can make nothing of the values.
+    """transformers' configuration of a causal language model. Raises UnknownNameError for an architecture that it
+    doesn't know, BrokenFileError where it can make nothing of the values.
 
     Without leave for remote code this process does without kernels of the Hub from here on, so this comes before what
     imports them.
@@ -149,7 +157,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     if not trust_remote_code:
         forbid_hub_kernels()
     quiet_libraries()
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     stored = read_config(directory)
     with naming_config(directory):
@@ -162,10 +170,13 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
                     "read it, then give --trust-remote-code"
                 ) from None
             if "model type" in str(error) or "model_type" in str(error):
-                raise UserError(
-                    f"{directory}: architecture {stored.get('model_type')!r} is unknown to the installed transformers; "
-                    "upgrade it, or give another model"
-                ) from None
+                place, name = directory / "config.json", stored.get("model_type")
+                if not isinstance(name, str):
+                    raise BrokenFileError(
+                        f"{place}: model_type: found {name!r}, expected an architecture's name; fetch or make it again"
+                    ) from None
+                hint = "correct it, or upgrade transformers"
+                raise UnknownNameError(f"architecture in {place}", name, CONFIG_MAPPING, hint) from None
             raise
     _require_dtype(directory, config)
     own_code = stored.get("auto_map")

@@ -44,6 +44,7 @@ from bitladder.files import (
     remove_tree,
     remove_unfinished,
     require_disk_space,
+    require_place,
     write_atomically,
 )
 from bitladder.home import cache_directory
@@ -56,6 +57,7 @@ __all__ = ["Checkpoint", "expected_bytes", "expected_recipe_hash", "quantize", "
 log = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "5GB"
+_OTHER_DISK = "name an --out on another disk"
 
 # History: 1 - first release. 2 - layers whose weights a family's code takes out or keeps in FP32 are left as they are,
 # and no source with weights that a rung can't hold is taken. Raise it when the same recipe gives other files.
@@ -91,6 +93,9 @@ def quantize(
     """
     row = find_rung(rung)
     _require_packages(row)
+    if out is not None:
+        _require_writable(out)
+        require_place(out)
     resolved = resolve_model(model, revision)
     require_unquantized(resolved)
     expected = expect(resolved.directory, row.scheme, trust_remote_code=trust_remote_code)
@@ -99,11 +104,12 @@ def quantize(
     entry = cache_entry(recipe_hash)
     _require_writable(entry)
     if out is not None:
-        _require_writable(out)
         _refuse_other_content(out, recipe_hash, replace)
         ready = _intact(out, recipe_hash)
         if ready is not None:
             return Checkpoint(out, ready)
+        if existing_part(out).stat().st_dev != existing_part(entry).stat().st_dev:
+            require_disk_space(out, expected.stored_bytes, _OTHER_DISK)
     with entry_lock(entry):
         manifest = _intact(entry, recipe_hash)
         if manifest is None:
@@ -183,8 +189,6 @@ def _require_writable(directory: Path) -> None:
 
 
 def _refuse_other_content(out: Path, recipe_hash: str, replace: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a file, expected a folder to write to; give another --out")
     if not out.is_dir() or not any(out.iterdir()):
         return
     found = read_manifest(out)
@@ -311,7 +315,7 @@ def _place(entry: Path, manifest: Manifest, out: Path) -> None:
     make_folder(out.parent)
     if out.parent.stat().st_dev != entry.stat().st_dev:
         size_bytes = sum(file.size_bytes for file in manifest.files.values())
-        require_disk_space(out, size_bytes, "name an --out on another disk")
+        require_disk_space(out, size_bytes, _OTHER_DISK)
     remove_unfinished(out)
     remove_unfinished(out.parent, out.name)
     if out.is_dir() and any(out.iterdir()):  # the same checkpoint, damaged

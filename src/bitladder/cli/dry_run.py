@@ -62,7 +62,9 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         overhead_bytes = measure_overhead(server, study.calibration.device, (study.baseline, *study.settings.rungs))
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
-        resolved = plan_resolutions(study)
+        known = Kept(Store(out), study)
+        same = same_contents(study, {name: known.rung(name) for name in study.rungs})
+        resolved = plan_resolutions(study, len(same))
         advice = _advice(study, estimates, Store(out))
     if json_output:
         plan = {
@@ -74,11 +76,9 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         }
         print(json.dumps(plan, indent=2))
     else:
-        known = Kept(Store(out), study)
-        same = same_contents(study, {name: known.rung(name) for name in study.rungs})
         show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)), same=same)
         if advice is not None:
-            print(f"without --yes the study won't begin: {advice}")
+            print(f"without --yes the study won't begin: {advice}{_counted_as(study, estimates, same)}")
 
 
 def show_plan(
@@ -118,7 +118,7 @@ def show_plan(
             format_bytes(estimate.disk_bytes),
             format_bytes(estimate.peak_memory_bytes),
             format_seconds(estimate.quantize_s),
-            format_seconds(estimate.accuracy_s),
+            _planned(estimate.accuracy_s),
             _at_most(estimate.at_most, estimate.performance_s),
         )
     console.print(table)
@@ -207,6 +207,12 @@ def _advice(study: StudyRecord, estimates: Sequence[RungEstimate], store: Store)
     return advise(bound, left, ASKED_FROM_S)
 
 
+def _counted_as(study: StudyRecord, estimates: Sequence[RungEstimate], same: Mapping[str, str]) -> str:
+    """Why the advice's time is more than the plan's, which leaves out what wasn't timed."""
+    untimed = [one.rung for one in estimates if one.total_s is None and one.rung not in same]
+    return f"; {', '.join(untimed)}, not timed, counts there as {study.baseline} does" if untimed else ""
+
+
 def _print_resolutions(console: Terminal, resolved: tuple[Resolution, ...], rungs: int, margin_points: float) -> None:
     console.print(
         f"what accuracy can show of rungs equal to the baseline, {rungs} judged together, with {POWER:.0%} power:"
@@ -229,5 +235,10 @@ def _print_resolutions(console: Terminal, resolved: tuple[Resolution, ...], rung
 
 
 def _at_most(capped: bool, seconds: float | None) -> str:
-    known = capped and seconds is not None
-    return f"{'at most ' if known else ''}{format_seconds(seconds)}"
+    known = capped and seconds
+    return f"{'at most ' if known else ''}{_planned(seconds)}"
+
+
+def _planned(seconds: float | None) -> str:
+    """The time of what a rung is to be measured in; nothing of it may be planned."""
+    return "none" if seconds == 0 else format_seconds(seconds)

@@ -51,7 +51,8 @@ def _print(checkpoint: "Checkpoint") -> None:
     from bitladder.units import format_bytes
 
     manifest = checkpoint.manifest
-    stored = sum(file.size_bytes for name, file in manifest.files.items() if name.endswith(".safetensors"))
+    weights_bytes = sum(manifest.bytes_by_dtype.values())
+    in_files = sum(file.size_bytes for name, file in manifest.files.items() if name.endswith(".safetensors"))
     by_dtype = ", ".join(f"{dtype} {format_bytes(size)}" for dtype, size in manifest.bytes_by_dtype.items())
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -60,7 +61,7 @@ def _print(checkpoint: "Checkpoint") -> None:
         ("checkpoint", str(checkpoint.directory)),
         ("rung", made_title(manifest)),
         ("source", " at ".join(filter(None, (manifest.source.model, manifest.source.revision)))),
-        ("weights", f"{format_bytes(stored)} ({stored:,} bytes), {manifest.parameters:,} parameters"),
+        ("weights", f"{format_bytes(weights_bytes)} ({in_files:,} bytes of files), {manifest.parameters:,} parameters"),
         ("by type", by_dtype),
         ("content hash", manifest.content_hash),
         ("note", manifest.source.note),

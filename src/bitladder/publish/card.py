@@ -104,7 +104,7 @@ def _provenance_rows(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, 
         yield "Released as", origin.base_model
     if source.revision:
         yield "Revision", source.revision
-    yield "Source content hash", source.content_hash
+    yield "Hash of the source's files", source.content_hash
     yield (
         "Licence",
         origin.license.get("license_name", origin.license["license"])
@@ -113,6 +113,6 @@ def _provenance_rows(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, 
     )
     yield "Quantized on", manifest.quantizing_device
     yield "Recipe hash", manifest.recipe_hash
-    yield "Content hash", manifest.content_hash
+    yield "Content hash of the tensors", manifest.content_hash
     yield "Made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     yield "Published with", f"bitladder {__version__}"

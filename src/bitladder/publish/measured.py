@@ -109,7 +109,7 @@ def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...
     no_signal = "no signal" if baseline else f"no signal: {task.no_signal_reason}"  # the difference says why
     row = [
         name if task.signal or task.unit == "raw" else f"{name} ({no_signal})",
-        format_count(task.questions),
+        format_count(task.questions or None),
         _estimate(task.score, format_score),
     ]
     if baseline:
@@ -122,20 +122,23 @@ def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...
 
 
 def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
-    columns = [(measured.rung, measured.rung.scenario(scenario))]
-    notes = []
+    """With the baseline beside it; what did not end well has a line that says why, and no column of figures."""
+    title = f"Performance: {title[0].lower()}{title[1:]}"
+    own = measured.rung.scenario(scenario)
+    assert own is not None
+    if own.status != "ok":
+        return CardTable(title, (), (), (f"{measured.rung.rung}: {describe_end(own.status, own.reason)}.",))
+    columns, notes = [(measured.rung, own)], []
     if measured.baseline:
         compared = measured.baseline.scenario(scenario)
-        if _same_hardware(columns[0][1], compared):
-            columns.append((measured.baseline, compared))
-        else:
+        if compared is None or not _same_hardware(own, compared):
             notes.append(f"{measured.baseline.rung} was not measured on this machine.")
-    scenarios = [found for _, found in columns if found]
+        elif compared.status != "ok":
+            notes.append(f"{measured.baseline.rung}: {describe_end(compared.status, compared.reason)}.")
+        else:
+            columns.append((measured.baseline, compared))
+    scenarios = [found for _, found in columns]
     rows = [
-        (
-            "Status",
-            *(describe_end(found.status, found.reason) for found in scenarios),
-        ),
         _counts("Batch size", scenarios, lambda found: found.batch_size),
         _counts("Requests", scenarios, lambda found: found.requests),
         _counts("Tokens in", scenarios, lambda found: found.prompt_tokens),
@@ -144,12 +147,11 @@ def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
     for name in _METRICS:
         metric = METRICS[name]
         rows.append((metric.title, *(_estimate(found.metric(name), metric.format) for found in scenarios)))
-    machine = scenarios[0].machine
-    if machine:
-        notes.insert(0, f"Measured on {', '.join([*(gpu.title for gpu in machine.gpus), machine.cpu_model])}.")
-    notes += scenarios[0].notes
+    if own.machine:
+        notes.insert(0, f"Measured on {', '.join([*(gpu.title for gpu in own.machine.gpus), own.machine.cpu_model])}.")
+    notes += own.notes
     return CardTable(
-        f"Performance: {title[0].lower()}{title[1:]}",
+        title,
         ("", *(rung.rung for rung, _ in columns)),
         tuple(rows),
         tuple(notes),
@@ -162,8 +164,8 @@ def _counts(
     return (title, *(format_count(field(found)) for found in scenarios))
 
 
-def _same_hardware(left: ScenarioSummary | None, right: ScenarioSummary | None) -> bool:
-    if left is None or right is None or left.machine is None or right.machine is None:
+def _same_hardware(left: ScenarioSummary, right: ScenarioSummary) -> bool:
+    if left.machine is None or right.machine is None:
         return False
     return _hardware(left.machine) == _hardware(right.machine)
 

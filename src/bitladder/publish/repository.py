@@ -190,7 +190,7 @@ def _is_document(path: str) -> bool:
 
 
 def _describe(manifest: Manifest) -> str:
-    return f"{manifest.rung} of {manifest.source.model} (content {manifest.source.content_hash[:12]})"
+    return f"{manifest.rung} of {manifest.source.title}"
 
 
 def _some(files: frozenset[str] | set[str]) -> str:

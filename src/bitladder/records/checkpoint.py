@@ -44,6 +44,12 @@ class Source(Record):
     origin: "Source | None" = None
     """what a checkpoint of bitladder's that is taken for a model was made from"""
 
+    @property
+    def title(self) -> str:
+        """The model, its revision and the beginning of its hash."""
+        revision = f" at {self.revision}" if self.revision else ""
+        return f"{self.model}{revision} (files {self.content_hash[:12]})"
+
 
 class ManifestFile(Record):
     sha256: str
@@ -94,6 +100,7 @@ class Audit(Record):
     declared_by: Literal["manifest", "config", "--as"]
     found: Scheme | None
     stored_bytes: int
+    """of all tensors, as every figure of weights on disk; the files' headers are not counted"""
     loaded_bytes: int | None
     """bytes of parameters, buffers and quantization state in memory after one forward; None where not loaded"""
     findings: tuple[Finding, ...]

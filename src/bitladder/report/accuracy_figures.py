@@ -89,7 +89,7 @@ def _drop_figure(summary: Summary) -> Figure | MissingFigure:
 
 
 def _questions(tasks: list[TaskSummary]) -> str:
-    counts = sorted({task.questions for task in tasks})
+    counts = sorted({task.questions for task in tasks if task.questions})
     return f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "") + " questions a task"
 
 

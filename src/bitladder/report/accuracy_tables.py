@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitladder.report.table import Cell, Column, Formatter, Table, estimate_cell, excludes_zero, number_cell, text_cell
-from bitladder.report.verdict_tables import verdict_tables
+from bitladder.report.verdict_tables import questions_cell, verdict_tables
 from bitladder.stats.compare import compared_rungs
 from bitladder.stats.summary import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
 from bitladder.stats.weights import FULL_WEIGHT_POINTS, NO_WEIGHT_POINTS, counted_tasks, weighted_titles
@@ -111,7 +111,7 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
         (
             _task_cell(task),
             text_cell(task.metric),
-            number_cell(task.questions, format_count),
+            questions_cell(task),
             number_cell(task.chance_percent, format_percent, _no_chance(task)),
             *(_task_estimate(rung, task.name, lambda found: found.score, format_percent) for rung in summary.rungs),
         )
@@ -164,7 +164,7 @@ def _questions_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
 
 def _questions_cell(rung: RungSummary, name: str) -> Cell:
     task = task_of(rung, name)
-    return text_cell(None, reason=absence(rung)) if task is None else number_cell(task.questions, format_count)
+    return text_cell(None, reason=absence(rung)) if task is None else questions_cell(task)
 
 
 def _no_chance(task: TaskSummary) -> str | None:
@@ -187,7 +187,7 @@ def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
         (
             text_cell(task.title),
             text_cell("acc_norm"),
-            number_cell(task.questions, format_count),
+            questions_cell(task),
             *(
                 _task_estimate(rung, task.name, lambda found: found.score_norm, format_percent)
                 for rung in summary.rungs

@@ -19,6 +19,8 @@ PLOT_WIDTH = 760
 """pixels inside the axes of a full-width panel; with its axis it fits a page of 900"""
 CHARACTER_PX = 6.4
 """width of an average character of an axis label"""
+_TITLE_CHARACTERS = 32
+"""of a panel's title, a line at least"""
 _LINE_PX = 15
 PNG_PIXELS_PER_INCH = 144
 INK = "#1f2933"
@@ -121,7 +123,8 @@ def whiskers(base: alt.Chart, right_px: float = 0, **channels: Any) -> list[alt.
 
 def panel(name: str, width: int, height: int, title: str) -> alt.Chart:
     """The start of a chart that shows the figure's rows whose ``panel`` is that name."""
-    chart = alt.Chart(ROWS, width=width, height=height, title=title)
+    lines = wrap_label(title, max(_TITLE_CHARACTERS, int(width / CHARACTER_PX)), lines=4).split("\n")
+    chart = alt.Chart(ROWS, width=width, height=height, title=lines if len(lines) > 1 else title)
     return chart.transform_filter(f"datum.panel === {json.dumps(printable(name))}")
 
 

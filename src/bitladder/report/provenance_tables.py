@@ -13,7 +13,6 @@ from bitladder.records import (
     ProductKernel,
     Scenario,
     Scoring,
-    Source,
     StudyRecord,
     join_scorings,
 )
@@ -37,7 +36,10 @@ def checkpoint_table(summary: Summary) -> Table:
         Column("Content hash", numeric=False),
     )
     rows = tuple(_checkpoint_row(rung) for rung in summary.rungs)
-    notes = ("The rest: embedding, norms and head, which are never quantized. Weights in memory: after one forward.",)
+    notes = (
+        "The rest: embedding, norms and head, which are never quantized. Weights in memory: after one forward. "
+        "Content hash: of the tensors alone, whatever else is in the files whose hash the settings name.",
+    )
     return Table("checkpoints", "Checkpoints", columns, rows, notes)
 
 
@@ -190,7 +192,7 @@ def settings_table(study: StudyRecord) -> Table:
     source = study.source
     values: dict[str, Any] = {
         **study.settings.model_dump(mode="json"),
-        "add": [_describe_source(name, added) for name, added in study.added.items()],
+        "add": [f"{name}: {added.title}" for name, added in study.added.items()],
         "suite": study.suite,
         "revision": source.revision,
         "device": device_title(study.calibration),
@@ -198,14 +200,9 @@ def settings_table(study: StudyRecord) -> Table:
         "max_batch_cap": study.calibration.max_batch_cap,
         "requests": [f"{item.scenario} {item.requests}" for item in study.items if isinstance(item, Scenario)],
         "baseline": study.baseline,
-        "source_content_hash": source.content_hash,
+        "source_files_hash": source.content_hash,
     }
     return _pairs("settings", "Effective settings", {name: _plain(value) for name, value in values.items()})
-
-
-def _describe_source(name: str, source: Source) -> str:
-    revision = f" at {source.revision}" if source.revision else ""
-    return f"{name}: {source.model}{revision} (content {source.content_hash[:12]})"
 
 
 def _plain(value: Any) -> str:

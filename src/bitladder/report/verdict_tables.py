@@ -19,6 +19,7 @@ STAGED_TASKS = (
     "A precision that stopped early answered only some of the questions of a task, and is held against the baseline on "
     "the same ones; a task's own limits are as if their number had been fixed before."
 )
+_NOT_CHOSEN = "known of tasks scored by acc alone, where an answer is the choice that is likeliest"
 _COUNTS = (
     Column("Gained", interval=False, help="right here, wrong on the baseline"),
     Column("Lost", interval=False, help="wrong here, right on the baseline"),
@@ -88,19 +89,21 @@ def _primary(compared: Compared) -> Table:
 
 
 def _limits_note(compared: Compared) -> str:
-    others = len(compared.others)
+    judged = sum(rung.aggregate.verdict is not None for rung in compared.others)
     if is_staged(compared):
-        verdicts = f"the {others} verdicts hold together" if others > 1 else "the verdict holds"
+        verdicts = f"the {judged} verdicts hold together" if judged > 1 else "the verdict holds"
         return (
             f"Limits: {verdicts} with 95%, though one looks after every stage (repeated confidence intervals, "
             "Jennison and Turnbull 1989). Of each side's 0.025 the looks before the last have 0.01 in equal parts, the "
             "last the rest, each shared by Holm's procedure. The limits of a precision are those of the look it "
             "stopped at: wider than an interval for so many questions, since the answers chose the number."
         )
-    if others == 1:
+    if not judged:
+        return "Limits: none, since no precision could be judged."
+    if judged == 1:
         return "Limits: 95%, of one precision by itself; judged together with others it would have wider ones."
     return (
-        f"Limits: the {others} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
+        f"Limits: the {judged} verdicts hold together with 95% (Holm's procedure); each limit is drawn "
         "at the level it was judged at, Bonferroni's over the precisions still open then, so none contradicts its "
         "verdict."
     )
@@ -131,7 +134,9 @@ def _secondary(compared: Compared) -> Table:
         for task in rung.tasks
     }
     rows = []
+    names = [task.name for task in compared.others[0].tasks]
     for index, task in enumerate(compared.others[0].tasks):
+        again = task.name in names[:index]  # by another metric, which changes no probability
         if task.unit == "raw":
             continue  # nothing is compared, and the table of scores says why
         for rung in compared.others:
@@ -140,13 +145,13 @@ def _secondary(compared: Compared) -> Table:
                 (
                     text_cell(task.title),
                     text_cell(found.metric),
-                    number_cell(found.questions, format_count),
+                    questions_cell(found),
                     text_cell(rung.rung),
                     _baseline_cell(found, baseline.get((task.name, task.metric))),
                     _score_cell(found),
                     estimate_cell(found.difference_points, format_points),
                     *_counts(found),
-                    estimate_cell(found.right_probability_points, format_points),
+                    text_cell("") if again else estimate_cell(found.right_probability_points, format_points),
                     _verdict_cell(found),
                 )
             )
@@ -160,6 +165,11 @@ def _secondary(compared: Compared) -> Table:
         *((STAGED_TASKS,) if is_staged(compared) else ()),
     )
     return Table("verdicts-tasks", "Verdicts by task", columns, tuple(rows), notes, secondary=True)
+
+
+def questions_cell(task: TaskSummary) -> Cell:
+    """How many were answered; of a task without an answer, why."""
+    return number_cell(task.questions or None, format_count, None if task.questions else task.score.reason)
 
 
 def _baseline_cell(task: TaskSummary, baseline: TaskSummary | None) -> Cell:
@@ -177,7 +187,7 @@ def _score_cell(task: TaskSummary | None) -> Cell:
 
 def _counts(found: TaskSummary | AggregateSummary) -> tuple[Cell, ...]:
     absent = found.difference_points.reason
-    known = absent or "answers are not just right or wrong", absent or "not all chosen by acc"
+    known = absent or "answers are not just right or wrong", absent or _NOT_CHOSEN
     return (
         number_cell(found.gained, format_count, known[0] if found.gained is None else None),
         number_cell(found.lost, format_count, known[0] if found.lost is None else None),

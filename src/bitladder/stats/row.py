@@ -115,7 +115,7 @@ class Row:
 
     @cached_property
     def no_signal_reasons(self) -> dict[str, str | None]:
-        """Why nothing is compared, by rung."""
+        """Why nothing is compared, by rung, whatever the baseline answers."""
         return {rung: self._no_signal_reason(rung) for rung in self.leaves}
 
     def _no_signal_reason(self, rung: str) -> str | None:
@@ -125,8 +125,7 @@ class Row:
             best = self.pots[self._best(rung) or rung]
             assert not isinstance(best, str)  # a weight is read from it
             return weight_reason(scores.row_score(best).value, self.chance)
-        baseline = self.pots[self.baseline]
-        return f"{self.baseline} has no result to compare with: {baseline}" if isinstance(baseline, str) else None
+        return None
 
     def counts(self, rung: str) -> bool:
         """Whether the row belongs to a rung's aggregate.
@@ -174,10 +173,12 @@ class Row:
     def _compare(self, rung: str) -> RowComparison | str:
         if (no_signal := self.no_signal_reasons[rung]) is not None:
             return no_signal
+        if isinstance(whole := self.pots[self.baseline], str):
+            return f"{self.baseline} has no result to compare with: {whole}"
         pots, baseline = self.pots[rung], self.baselines[rung]
         if isinstance(pots, str):
             return pots
-        assert not isinstance(baseline, str)  # it would have no signal
+        assert not isinstance(baseline, str)  # it has a result, and the rung was asked
         return scores.unpaired_reason(pots, baseline) or scores.compare(pots, baseline)
 
 

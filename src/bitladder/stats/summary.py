@@ -59,7 +59,7 @@ class TaskSummary(Record):
     chance_reason: str | None = None
     """why it is not known though there are choices"""
     signal: bool
-    """False: no score is far enough above chance, or the baseline has no result, so nothing is compared"""
+    """False: no score is far enough above chance, or it has a unit of its own, so nothing is compared"""
     no_signal_reason: str | None
     weight: float | None
     """in the aggregate, from 0 to 1, see `weights.weight_at`; None where the plan has it in none, and where no rung has

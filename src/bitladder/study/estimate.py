@@ -145,7 +145,7 @@ def _estimate_rung(
     asking = any(isinstance(item, AccuracyTask) for item in study.items)
     return RungEstimate(
         rung=rung,
-        disk_bytes=expected.stored_bytes,
+        disk_bytes=expected.tensor_bytes,
         peak_memory_bytes=_peak(study, skeleton, scheme, expected.stored_bytes, expected.packed_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
         accuracy_s=sum(seconds for item, seconds in item_s.items() if not isinstance(item, Scenario))

@@ -18,9 +18,11 @@ from bitladder.records import (
     Rescoring,
     Scenario,
     Settings,
+    Source,
     StudyRecord,
     TaskGroup,
 )
+from bitladder.results import same_model
 from bitladder.rungs import BASELINE, find_rung
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
@@ -69,6 +71,8 @@ def prepare(
     stored = store.read_study() if store.has_study() else None
     progress.preparing(f"finding {settings.model}")
     model = resolve_model(settings.model, settings.revision, outline=outline)
+    if stored is not None:
+        _require_same_model(stored.source, model.source, store.directory)
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
     require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began
@@ -123,6 +127,14 @@ def prepare(
     if new and settings.datasets is None and (instead := _corpus(settings).instead):
         progress.warn(f"prompts are of the built-in prose: {instead}; --datasets takes a mirror that has it")
     return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
+
+
+def _require_same_model(stored: Source, found: Source, out: Path) -> None:
+    """Raise UserError where the folder's study is of another model, or of this one while it had other files."""
+    if not same_model(stored, found):
+        of_hub = stored.kind == found.kind == "hub" and stored.model == found.model
+        instead = f", or go on with --revision {stored.revision}" if of_hub else ""
+        raise UserError(f"{out}: holds a study of {stored.title}, found {found.title}; name another --out{instead}")
 
 
 def _partial_rungs(settings: Settings, model: "ResolvedModel") -> Iterator[str]:

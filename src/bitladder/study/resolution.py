@@ -20,9 +20,10 @@ def task_documents(study: StudyRecord) -> list[int]:
     return [(sum if group.pooling == "documents" else min)(counts[task] for task in group.tasks) for group in groups]
 
 
-def plan_resolutions(study: StudyRecord) -> tuple[Resolution, ...]:
-    """None where accuracy is not planned, or nothing is held against the baseline."""
-    documents, rungs = task_documents(study), len(study.rungs) - 1
+def plan_resolutions(study: StudyRecord, unmeasured: int = 0) -> tuple[Resolution, ...]:
+    """None where accuracy is not planned, or nothing is held against the baseline. ``unmeasured``: rungs that are known
+    to have another's content, and are not judged."""
+    documents, rungs = task_documents(study), len(study.rungs) - unmeasured - 1
     if not documents or rungs < 1:
         return ()
     return resolutions(documents, rungs, study_margin_points(study) / 100)

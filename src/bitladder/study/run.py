@@ -33,7 +33,7 @@ from bitladder.records import (
     Settings,
     measurement_id,
 )
-from bitladder.results import not_measured_as, place_of, same_contents
+from bitladder.results import is_planned, not_measured_as, place_of, same_contents
 from bitladder.stages import measured_items, stage_count, stage_item, staged_tasks
 from bitladder.store import MERGE_FILE, Results, Store
 from bitladder.study.estimate import estimate_study
@@ -130,6 +130,7 @@ class _Run:
         self._require_running(rungs.get(self._study.baseline))
         require_meant(self._study, self._left, asked_from_s)
         self._write_study()
+        self._tell_changed()
         same = self._same
         self._tell_plan()
         asked = self._asked_next()
@@ -188,6 +189,15 @@ class _Run:
     def _measured_rungs(self) -> list[RungRecord | None]:
         same = self._same
         return [record for name, record in self._rungs.items() if name not in same]
+
+    def _tell_changed(self) -> None:
+        for name in self._study.added:
+            record = self._store.read_rung(name)
+            if record is not None and not is_planned(self._study, record):
+                self._progress.warn(
+                    f"{name}: its files have changed since its audit, which is made anew; nothing that was measured "
+                    "of other weights is shown any more"
+                )
 
     def _tell_same(self, told: Mapping[str, str]) -> None:
         """What is left out, and the plan anew where it was told with it, as it is before a checkpoint is made."""
@@ -342,6 +352,11 @@ class _Run:
         if worker.ended is not None:
             record = record.model_copy(update={"status": worker.ended.status, "reason": worker.ended.reason})
         record = record.model_copy(update={"source": source})
+        if not is_planned(self._study, record):
+            raise UserError(
+                f"{self._study.source.model}: its files have changed since the study began; run it again with "
+                "another --out, or with the files that it began with"
+            )
         self._store.write_rung(record)
         self._left.made(name)
         self._progress.rung(record)

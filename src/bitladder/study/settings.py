@@ -69,7 +69,8 @@ def _naming(origin: str, given: Mapping[str, Any]) -> Where:
         top, _, part = key.partition(".")
         flag = f"--{top.replace('_', '-')}"
         named = part and not part.isdecimal()
-        return (f"{flag} {part}" if named else flag) if top in given else f"{origin}: {key}"
+        in_file = ".".join(filter(None, (top.replace("_", "-"), part)))
+        return (f"{flag} {part}" if named else flag) if top in given else f"{origin}: {in_file}"
 
     return where
 
@@ -83,7 +84,8 @@ def _settings(kept: Mapping[str, Any], given: Mapping[str, Any], config: Path | 
             raise UserError(f"{place}: found a suite and tasks; expected one of both, since tasks take a suite's place")
     for key in values:
         if key not in Settings.model_fields:
-            raise UnknownNameError(f"key in {origin}:", key, (*Settings.model_fields, *_OF_COMMAND))
+            known = [name.replace("_", "-") for name in (*Settings.model_fields, *_OF_COMMAND)]
+            raise UnknownNameError(f"key in {origin}:", key.replace("_", "-"), known)
     for named in (kept, given):  # what a file has for another run a flag may leave without use
         require_use(named, values, where)
     if "model" not in values:
@@ -112,6 +114,8 @@ def _read(values: dict[str, Any], where: Where) -> dict[str, Any]:
             raise UserError(
                 f"{where(key)}: found none, expected one name or several with commas between; or leave it out"
             )
+        if isinstance(values.get(key), list | tuple) and any(not str(name).strip(" '\"") for name in values[key]):
+            raise UserError(f"{where(key)}: found an empty name, expected one name or several with commas between")
     if isinstance(values.get("add"), str | list):
         values["add"] = _added([values["add"]] if isinstance(values["add"], str) else values["add"], where("add"))
     if isinstance(values.get("limits"), str):

@@ -5,7 +5,7 @@ it says.
 """
 
 from bitladder.checkpoint.checks.decoding import check_decoding
-from bitladder.checkpoint.checks.integrity import check_config, check_manifest
+from bitladder.checkpoint.checks.integrity import check_config, check_manifest, check_tokenizer
 from bitladder.checkpoint.checks.memory import (
     check_causal,
     check_hardware,
@@ -39,6 +39,7 @@ SOUNDNESS_CHECKS: tuple[Check, ...] = (
 
 CHECKS: tuple[Check, ...] = (
     *SOUNDNESS_CHECKS,
+    check_tokenizer,
     check_bytes,
     check_kept,
     check_layers,

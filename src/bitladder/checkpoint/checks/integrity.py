@@ -1,9 +1,12 @@
-"""Checks of the files against the manifest that stands beside them and the config that describes them."""
+"""Checks of the files against the manifest that stands beside them, the config that describes them and the tokenizer
+that is to give its token ids."""
 
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.forward import Loaded
+from bitladder.checkpoint.loading import require_tokenizer
 from bitladder.checkpoint.manifest import MANIFEST_NAME, verify_files
 from bitladder.checkpoint.tensors import bytes_by_dtype
+from bitladder.errors import UserError
 from bitladder.records import Finding
 from bitladder.wording import name_some
 
@@ -52,3 +55,15 @@ def check_config(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         for what, names in problems.items()
         if names
     ]
+
+
+def check_tokenizer(subject: Subject, loaded: Loaded | None) -> list[Finding]:
+    """Whether texts can be given to the model, which a network alone doesn't need."""
+    if isinstance(subject.architecture, str):
+        return []
+    try:
+        require_tokenizer(subject.directory, trust_remote_code=subject.trust_remote_code)
+    except UserError as error:
+        message = str(error).removeprefix(f"{subject.directory}: ")
+        return [Finding(check="tokenizer", severity="warning", message=message)]
+    return []

@@ -171,7 +171,7 @@ def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             message = f"whether {hardware.name} multiplies {number_type} natively is unknown"
         else:
             needed = hardware.requirement(number_type)
-            elsewhere = f"natively it needs {needed}, of which its speed here says little"
+            elsewhere = f"one with {needed} multiplies it natively, and may be much faster than this one shows"
             message = f"{hardware.name} emulates {number_type}: {elsewhere}"
         findings.append(Finding(check="hardware", severity=severity, message=message, data=data))
     if declared.method == "bnb-4bit":

@@ -6,11 +6,11 @@ from collections import defaultdict
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.checks.values import equal_values
 from bitladder.checkpoint.declared import found_scheme, quantization_of
-from bitladder.checkpoint.expected import expected_bytes
+from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.format import is_known_format
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.kinds import FLOATS, describe_kept, is_packed, kind_of, module_of
-from bitladder.checkpoint.tensors import bytes_by_dtype, weight_files
+from bitladder.checkpoint.tensors import bytes_by_dtype
 from bitladder.records import Finding, Severity
 from bitladder.rungs import NEGLIGIBLE_SHARE, RUNGS
 from bitladder.units import format_bytes
@@ -200,13 +200,13 @@ def _head_like_embedding(subject: Subject) -> tuple[str, str] | None:
 
 
 def check_size(subject: Subject, loaded: Loaded | None) -> list[Finding]:
-    """Size of the weight files against what the config's model takes in the declared scheme."""
+    """Size of the stored tensors against what the config's model takes in the declared scheme."""
     declared = subject.declared
     predictable = declared.method != "other" and {declared.compute_type, declared.rest_type} <= PREDICTED_TYPES
     if not predictable or isinstance(subject.architecture, str):
         return []
-    found_bytes = sum(path.stat().st_size for path in weight_files(subject.directory))
-    predicted_bytes = expected_bytes(subject.directory, declared, trust_remote_code=subject.trust_remote_code)
+    found_bytes = subject.tensor_bytes
+    predicted_bytes = expect(subject.directory, declared, trust_remote_code=subject.trust_remote_code).tensor_bytes
     doubled = sum(int(finding.data["bytes"]) for finding in check_head(subject, None))
     excess = (found_bytes - doubled) / predicted_bytes - 1
     off = abs(excess) > SIZE_TOLERANCE
