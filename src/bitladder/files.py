@@ -118,8 +118,9 @@ def require_place(folder: Path) -> None:
     """Raise UserError for a file, and where no folder can be made or written to, found by making one beside it."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file, expected a folder to write to; give another --out")
-    with _wanting(folder), tempfile.TemporaryDirectory(prefix=".bitladder-", dir=existing_part(folder)):
-        pass
+    # named as what is unfinished, which is removed later where it can't be now
+    with _wanting(folder):
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=existing_part(folder)).cleanup()
 
 
 def make_folder(path: Path) -> None:
