@@ -23,10 +23,6 @@ class Order(Record):
         """The places of each stage's documents; a stage may have none."""
         return tuple(zip((0, *self.stops), self.stops, strict=False))
 
-    def stage_of(self, place: int) -> int:
-        """The stage that asks the document at a place, from 0."""
-        return next(stage for stage, stop in enumerate(self.stops) if place < stop)
-
 
 PASSAGE = "passage "
 """begins the label of a cluster that is known by a text, which is the same in every task that quotes it"""

@@ -1,19 +1,17 @@
 """Tasks on which a rung is shown to lose more than the margin by itself, whatever the mean of all says."""
 
-from collections.abc import Iterable
-
 from bitladder.stats.summary import TaskSummary
-from bitladder.stats.weights import Judged
+from bitladder.stats.weights import Judged, primary_tasks
 
 
 def counted_losses(rung: Judged) -> list[TaskSummary]:
     """Of the tasks in the aggregate, by the metric that counts there."""
-    return [task for task in _primary(rung) if task.name in rung.aggregate.tasks and _is_loss(task)]
+    return [task for task in primary_tasks(rung).values() if task.name in rung.aggregate.tasks and _is_loss(task)]
 
 
 def other_losses(rung: Judged) -> list[TaskSummary]:
     """By a further metric of a task, or of a task in no aggregate: they fail nothing."""
-    counted = [task for task in _primary(rung) if task.name in rung.aggregate.tasks]
+    counted = [task for task in primary_tasks(rung).values() if task.name in rung.aggregate.tasks]
     return [task for task in rung.tasks if task not in counted and _is_loss(task)]
 
 
@@ -27,11 +25,3 @@ def losses_text(rung: Judged) -> list[tuple[str, TaskSummary]]:
 
 def _is_loss(task: TaskSummary) -> bool:
     return task.verdict == "beyond the margin"
-
-
-def _primary(rung: Judged) -> Iterable[TaskSummary]:
-    """A task's further metrics come behind the one that counts."""
-    found: dict[str, TaskSummary] = {}
-    for task in rung.tasks:
-        found.setdefault(task.name, task)
-    return found.values()

@@ -39,6 +39,14 @@ class Judged(Protocol):
     def tasks(self) -> tuple[TaskSummary, ...]: ...
 
 
+def primary_tasks(rung: Judged) -> dict[str, TaskSummary]:
+    """By name, each task by the metric that counts: its further ones come behind it."""
+    found: dict[str, TaskSummary] = {}
+    for task in rung.tasks:
+        found.setdefault(task.name, task)
+    return found
+
+
 class CountedTask(NamedTuple):
     """A task that the aggregate is the mean of."""
 
@@ -52,7 +60,7 @@ def counted_tasks(rungs: Sequence[Judged]) -> list[CountedTask]:
     names = dict.fromkeys(name for rung in rungs for name in rung.aggregate.tasks)
     found: dict[str, list[TaskSummary]] = {name: [] for name in names}
     for rung in rungs:
-        own = {task.name: task for task in reversed(rung.tasks)}  # a task's other metrics come behind it
+        own = primary_tasks(rung)
         for name in names & own.keys():
             found[name].append(own[name])
     return [
