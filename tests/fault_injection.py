@@ -168,6 +168,7 @@ def main() -> int:
     parser.add_argument("--folder", choices=["new", "finished"], help="of these points alone")
     parser.add_argument("--fault", choices=[fault for fault, *_ in FAULTS], help="of these points alone")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="the I-th of N parts")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     from conftest import _make_tiny_llama
@@ -187,6 +188,8 @@ def main() -> int:
             if given.folder in (None, one.point.folder) and given.fault in (None, one.fault)
         ]
         chosen = points if given.every else random.Random(given.seed).sample(points, min(given.points, len(points)))
+        part, parts = given.part
+        chosen = chosen[part - 1 :: parts]
         calls = {folder: len(found) for folder, found in traces.items()}
         print(f"calls: {calls}; {len(chosen):,} of {len(points):,} points", flush=True)
         ends: Counter[str] = Counter()
