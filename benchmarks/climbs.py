@@ -10,8 +10,8 @@ from it is no longer it. A *stay* is a run of functions in one module, one after
 stay to a room on a higher floor. Code that reads like a pipeline resolves its data once and hands on what the next room
 uses, so that it climbs little.
 
-On 2026-12-01, before the two were resolved once: `run_study`'s settings 126 stays in 39 modules, 43 climbs; `summarize`'s
-results 58 stays in 16 modules, 15 climbs.
+On 2026-12-01, before the two were resolved once: the settings of `run_study` 126 stays in 39 modules, 43 climbs; the
+results of `summarize` 58 stays in 16 modules, 15 climbs.
 
 A method is found by its class where the code names that, else by its name where one class alone has such a method.
 """
