@@ -14,7 +14,7 @@ from itertools import product
 from bitladder.stats.aggregate import MeanOfTasks, aggregate
 from bitladder.stats.paired import PairedCounts
 from bitladder.stats.power import documents_for_power, documents_for_power_many_changes, questions_as_observed
-from bitladder.stats.simulation import (
+from simulation import (
     ChangeRates,
     ClusteredTask,
     WeighedTask,

@@ -12,8 +12,8 @@ import argparse
 
 import numpy as np
 
-from bitladder.stats.simulation import ChangeRates
-from bitladder.stats.staged_simulation import simulate_stages
+from simulation import ChangeRates
+from staged_simulation import simulate_stages
 
 STUDIES = {
     "hellaswag, 1 rung": ((10_042,), 1, 0.02),

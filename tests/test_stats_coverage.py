@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from bitladder.stats.simulation import (
+from simulation import (
     ChangeRates,
     ClusteredTask,
     WeighedTask,

@@ -19,7 +19,7 @@ from bitladder.stats.power import (
     resolutions,
     resolvable_margin,
 )
-from bitladder.stats.simulation import ChangeRates, decided_share, simulated_questions_to_decide, within_share
+from simulation import ChangeRates, decided_share, simulated_questions_to_decide, within_share
 
 # ((gained, lost, n) of each task, margin): above the margin and below it, few and many changes, one task and several.
 UNDECIDED = [

@@ -8,8 +8,8 @@ from scipy import optimize
 
 from bitladder.stats.interval import Interval
 from bitladder.stats.paired import Comparison, PairedCounts
-from bitladder.stats.simulation import ChangeRates, wrong_verdict_share
 from bitladder.stats.verdict import Verdict, all_acceptable, judge, shared_confidence, verdict_of
+from simulation import ChangeRates, wrong_verdict_share
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,14 @@ from bitladder.stages import measured_items, row_stops, shares_for
 from bitladder.stats.aggregate import MeanOfTasks
 from bitladder.stats.answered import rungs_to_ask
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.simulation import ChangeRates
-from bitladder.stats.staged_simulation import simulate_stages
 from bitladder.stats.stopping import judge_looks, look_confidence
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from replay import accuracy_item
 from replay_outcomes import TaskReplay, right_answers, task_documents
+from simulation import ChangeRates
 from staged_replay import RUNGS, SEED, STOPS, TASKS, answer, write_plan
+from staged_simulation import simulate_stages
 
 GOLDEN = Path(__file__).parent / "golden" / "until_decided.md"
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from bitladder.stages import row_stops, shares_for
 from bitladder.stats.aggregate import MeanOfTasks
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.simulation import ChangeRates, is_wrong
 from bitladder.stats.stopping import judge_looks
 from bitladder.stats.verdict import Verdict, judge
+from simulation import ChangeRates, is_wrong
 
 Rung = Sequence[ChangeRates]
 """one a task; all rungs have the same tasks"""
