@@ -3,7 +3,8 @@
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
+
+from bitladder.patches import patched
 
 _TIMEOUT_S = 5.0
 
@@ -11,15 +12,14 @@ _TIMEOUT_S = 5.0
 @contextmanager
 def offline_without_network() -> Iterator[None]:
     """Inside the block ``datasets`` reads nothing but its cache, where the Hub can't be reached."""
-    import datasets
     from huggingface_hub import constants
 
     if _is_reachable(constants.ENDPOINT):
         yield
         return
     with (
-        mock.patch.object(constants, "HF_HUB_OFFLINE", True),
-        mock.patch.object(datasets.config, "HF_HUB_OFFLINE", True),
+        patched("huggingface_hub.HF_HUB_OFFLINE", True),
+        patched("datasets.HF_HUB_OFFLINE", True),
     ):
         yield
 

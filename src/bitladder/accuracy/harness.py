@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 from bitladder.collector import uncollected
+from bitladder.patches import patch_for_good, patched
 
 _TEMPLATES = 1000
 """kept at most"""
@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with mock.patch.object(tqdm.std.tqdm, "__init__", hidden):
+        with patched("tqdm.__init__", hidden):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -51,7 +51,7 @@ def templates_kept() -> Iterator[None]:
     """
     from lm_eval.utils import env
 
-    with mock.patch.object(env, "from_string", lru_cache(_TEMPLATES)(env.from_string)):
+    with patched("lm_eval.from_string", lru_cache(_TEMPLATES)(env.from_string)):
         yield
 
 
@@ -69,7 +69,7 @@ def sandbox_templates() -> None:
         loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
     )
     sandboxed.filters.update(plain.filters)
-    lm_eval.utils.env = sandboxed
+    patch_for_good("lm_eval.env", sandboxed)
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from bitladder.accuracy.expansion import Leaf
 from bitladder.accuracy.walk import walk
 from bitladder.errors import UserError, describe_machine_error
 from bitladder.hub import offline_without_network
+from bitladder.patches import patched
 from bitladder.printable import one_line
 from bitladder.records import hash_json
 
@@ -80,9 +80,9 @@ class DatasetReader:
         token = _SERVED.set((self, leaf))
         try:
             with (
-                mock.patch.object(datasets, "load_dataset", _load_dataset),
-                mock.patch.object(datasets.load, "dataset_module_factory", module),
-                mock.patch.object(datasets.data_files, "resolve_pattern", bounded),
+                patched("datasets.load_dataset", _load_dataset),
+                patched("datasets.dataset_module_factory", module),
+                patched("datasets.resolve_pattern", bounded),
             ):
                 yield
         finally:

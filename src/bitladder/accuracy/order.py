@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 from bitladder.accuracy.library import TaskLibrary
+from bitladder.patches import patched
 from bitladder.records import Order, TaskGroup, order_key
 from bitladder.stages import row_stops, shares_for
 
@@ -86,5 +86,6 @@ def prompts_of_the_whole(task: Any, documents: Iterable[Any], chosen: Sequence[i
         examples = task.sampler.sample(n=shots, eval_doc=own)
         if number in wanted:
             drawn.append(examples)
-    with mock.patch.object(task.sampler, "sample", mock.Mock(side_effect=drawn)):
+    left = iter(drawn)
+    with patched("lm_eval.sample", lambda *_, **__: next(left), task.sampler):
         yield

@@ -12,13 +12,13 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.tensors import content_hash
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import sha256_file
 from bitladder.models.cached import CachedModel
+from bitladder.patches import patched
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,12 @@ def _convert(gguf: Path, directory: Path, model: PackagedGguf) -> None:
     import gguf as gguf_library
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     quiet_libraries()
     with (
-        # transformers parses the metadata again for each thing it wants to know, at seconds a time
-        mock.patch.object(gguf_library, "GGUFReader", functools.lru_cache(gguf_library.GGUFReader)),
-        # its progress bar, the only one without a switch
-        mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", lambda tensors, **_: tensors),
+        patched("transformers.GGUFReader", functools.lru_cache(gguf_library.GGUFReader)),
+        patched("transformers.gguf_tqdm", lambda tensors, **_: tensors),
     ):
         network = AutoModelForCausalLM.from_pretrained(
             gguf.parent,

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from unittest import mock
+
+from bitladder.patches import patched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,15 +118,13 @@ def our_attention(model: "PreTrainedModel") -> Iterator[None]:
     """The model attends our way inside the block, and its own way after it; its card is the current one, where kernels
     are launched."""
     import torch
-    from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _make_mask)
     own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    # transformers asks the device whether positions start anew, and waits for its answer in every forward; our mask is
-    # made of other things.
-    unasked = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    unasked = patched("transformers.find_packed_sequence_indices", lambda position_ids: None)
     try:
         with unasked, torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
             yield

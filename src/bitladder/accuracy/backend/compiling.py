@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
-from unittest import mock
+
+from bitladder.patches import patched
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -28,11 +29,12 @@ def compiled(model: "PreTrainedModel", wanted: bool = True) -> Iterator[None]:
             modules = [module for module in model.modules() if _is_ours_to_compile(module)]
             for module in modules:
                 function = _compiled(type(module).forward, 1)
-                stack.enter_context(mock.patch.object(module, "forward", partial(function, module)))
+                stack.enter_context(patched("transformers.forward", partial(function, module), module))
             for name in {type(module).__module__ for module in model.modules()}:
                 rotary = getattr(sys.modules[name], _ROTARY, None)
                 if name.startswith("transformers.") and rotary is not None:
-                    stack.enter_context(mock.patch.object(sys.modules[name], _ROTARY, _compiled(rotary, -2)))
+                    own = patched(f"transformers.{_ROTARY}", _compiled(rotary, -2), sys.modules[name])
+                    stack.enter_context(own)
         yield
 
 

@@ -7,7 +7,8 @@ the widened values are that, up to the order of the sum, and several times as fa
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
-from unittest import mock
+
+from bitladder.patches import patched
 
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype
@@ -34,10 +35,8 @@ def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -
         emulated &= frozenset(types)
     with ExitStack() as stack:
         if emulated:
-            import bitsandbytes
-
             stack.enter_context(_linear_mode(emulated))
-            stack.enter_context(mock.patch.object(bitsandbytes, "matmul_4bit", _Multiply4Bit(emulated)))
+            stack.enter_context(patched("bitsandbytes.matmul_4bit", _Multiply4Bit(emulated)))
         yield
 
 

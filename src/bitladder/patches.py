@@ -1,0 +1,156 @@
+"""Every attribute of a library that is exchanged while something of ours runs: which, why, and until when.
+
+One exchange is one row of `PATCHES`, whose target is looked up in a test: a version of a library that has no such
+attribute any more is told there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One attribute of a library, and why it can't stay as it is."""
+
+    module: str
+    attribute: str
+    """with dots; of a class or an object that is found at run time the name alone"""
+    why: str
+    until: str
+    """with which version the patch can go"""
+
+
+PATCHES = {
+    "datasets.load_dataset": Patch(
+        "datasets",
+        "load_dataset",
+        "a task's data come from a mirror, or from files beside its YAML, and what fails is told by the task's name",
+        "lm-eval takes a function that loads a task's data; 0.4.13 calls this one by its name",
+    ),
+    "datasets.dataset_module_factory": Patch(
+        "datasets.load",
+        "dataset_module_factory",
+        "finding a data set's files takes 0.14 s, again for each of its configurations; MMLU has 57",
+        "datasets keeps what it found; 5.2 looks again",
+    ),
+    "datasets.resolve_pattern": Patch(
+        "datasets.data_files",
+        "resolve_pattern",
+        "a pattern in a task's YAML may reach files outside the task's folder, which is refused",
+        "datasets has a root that patterns can't leave; 5.2 has none",
+    ),
+    "datasets.HF_HUB_OFFLINE": Patch(
+        "datasets.config",
+        "HF_HUB_OFFLINE",
+        "without a network its cache is read at once, not after half a minute of retries",
+        "datasets takes this by call; 5.2 reads it from the environment, once",
+    ),
+    "huggingface_hub.HF_HUB_OFFLINE": Patch(
+        "huggingface_hub.constants",
+        "HF_HUB_OFFLINE",
+        "as datasets' own, which asks both",
+        "huggingface_hub takes this by call in what datasets uses; 2.4 reads it from the environment, once",
+    ),
+    "bitsandbytes.matmul_4bit": Patch(
+        "bitsandbytes",
+        "matmul_4bit",
+        "a CPU without 16-bit products emulates them many times slower than FP32, whose result is as exact",
+        "bitsandbytes multiplies in FP32 where the CPU has no 16-bit products; 0.50 does not",
+    ),
+    "transformers.find_packed_sequence_indices": Patch(
+        "transformers.masking_utils",
+        "find_packed_sequence_indices",
+        "it asks the device whether positions start anew and waits for the answer in every forward; our mask is made "
+        "of other things",
+        "transformers asks an attention of one's own whether it needs that; 5.24 asks always",
+    ),
+    "transformers.GGUFReader": Patch(
+        "gguf",
+        "GGUFReader",
+        "transformers parses a GGUF's metadata again for each thing it wants to know, at seconds a time",
+        "transformers keeps the reader; 5.24 opens it anew",
+    ),
+    "transformers.gguf_tqdm": Patch(
+        "transformers.modeling_gguf_pytorch_utils",
+        "tqdm",
+        "its progress bar is the only one without a switch",
+        "transformers' logging switches this bar off too; in 5.24 it does not",
+    ),
+    "tqdm.__init__": Patch(
+        "tqdm.std",
+        "tqdm.__init__",
+        "lm-eval and its libraries draw progress bars through ours, and most have no switch",
+        "lm-eval takes a flag for its bars in every function that we call; 0.4.13 has it in some",
+    ),
+    "lm_eval.from_string": Patch(
+        "lm_eval.utils",
+        "env.from_string",
+        "a task's templates are parsed and compiled again for every document, which takes longer than scoring it on a "
+        "GPU",
+        "lm-eval keeps compiled templates; 0.4.13 compiles anew",
+    ),
+    "lm_eval.env": Patch(
+        "lm_eval.utils",
+        "env",
+        "a template in a user's YAML could reach Python's insides; Jinja's sandbox renders lm-eval's own all the same",
+        "lm-eval renders in a sandbox; 0.4.13 does not",
+    ),
+    "lm_eval.sample": Patch(
+        "lm_eval.api.samplers",
+        "ContextSampler.sample",
+        "few-shot examples are drawn for one document after the other, so that a prompt depends on which come before",
+        "lm-eval draws by document; 0.4.13 draws from one stream",
+    ),
+    "transformers.forward": Patch(
+        "torch.nn",
+        "Module.forward",
+        "norms and MLPs run compiled, and remain the modules that other libraries look for",
+        "transformers compiles single modules by a setting; 5.24 compiles the whole forward",
+    ),
+    "transformers.apply_rotary_pos_emb": Patch(
+        "transformers.models.llama.modeling_llama",
+        "apply_rotary_pos_emb",
+        "runs compiled; each family's module has its own under this name",
+        "transformers compiles single functions by a setting; 5.24 compiles the whole forward",
+    ),
+}
+"""by a name of ours"""
+
+_ABSENT = object()
+
+
+@contextmanager
+def patched(name: str, value: Any, owner: object | None = None) -> Iterator[None]:
+    """In the block the attribute of that row of `PATCHES` is ``value``, and after it what it was.
+
+    ``owner``: the object whose attribute it is, where the row's own target is only its kind.
+    """
+    patch = PATCHES[name]
+    target = target_of(patch) if owner is None else owner
+    attribute = patch.attribute.rpartition(".")[2]
+    before = vars(target).get(attribute, _ABSENT)
+    setattr(target, attribute, value)
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            delattr(target, attribute)
+        else:
+            setattr(target, attribute, before)
+
+
+def patch_for_good(name: str, value: Any) -> None:
+    """From now on, in this process, the attribute is ``value``."""
+    patch = PATCHES[name]
+    setattr(target_of(patch), patch.attribute.rpartition(".")[2], value)
+
+
+def target_of(patch: Patch) -> object:
+    """What has the attribute: the module, or a class or object in it."""
+    target: object = import_module(patch.module)
+    for part in patch.attribute.split(".")[:-1]:
+        target = getattr(target, part)
+    return target
