@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 KINDS = ("knowledge", "language", "arithmetic")
-FOLDER = files("bitladder.accuracy") / "builtin"
+FOLDER = files("bitladder.builtin")
 WITHOUT_QUESTION = ("Answer:", "<|im_start|>")
 """the prompt with its question removed: what is left of a question, and of a stem without a description (the first
 token alone)"""

@@ -3,13 +3,17 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from bitladder.report.stamp import _code
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 FOUNDATION = {
     "allocator",
+    "builtin",
     "cgroup",
     "collector",
     "cuda",
@@ -27,6 +31,7 @@ FOUNDATION = {
     "store",
     "environment",
     "main_memory",
+    "patches",
     "processors",
     "forkserver",
     "home",
@@ -74,6 +79,9 @@ MAY_IMPORT = {
     "report": FOUNDATION | {"stats", "decide", "recommendation"},
     "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
 }
+MAY_IMPORT_ALL = ("cli", "__init__", "__main__")
+STAMP = PACKAGE / "report" / "stamp.py"
+"""hashes the code that decides, wherever it lies, so that a report by other code is told from its own"""
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
 
 
@@ -84,29 +92,79 @@ def part_of(modules: list[str]) -> str:
     return modules[0]
 
 
-def imported_parts() -> list[tuple[str, str, Path]]:
-    """(importing part, imported part, file) for every import of bitladder within bitladder, nested ones too."""
-    found = []
-    for path in PACKAGE.rglob("*.py"):
-        part = part_of([name.removesuffix(".py") for name in path.relative_to(PACKAGE).parts])
-        for node in ast.walk(ast.parse(path.read_text())):
-            names: list[str] = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            found += [(part, part_of(name.split(".")[1:]), path) for name in names if name.startswith("bitladder.")]
-    return found
+def module_parts(path: Path) -> list[str]:
+    return list(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {".".join(["bitladder", *module_parts(path)]).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")}
+
+
+def reached(source: str) -> Iterator[str]:
+    """What of bitladder a file reaches, with dots: by any import, nested ones too, or as a text that names a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "an import relative to the file's own place"
+            module = node.module or ""
+            whole = [f"{module}.{alias.name}" for alias in node.names]
+            yield from (one if one in MODULES or module == "bitladder" else module for one in whole)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in MODULES - {"bitladder"}:
+            yield node.value  # for importlib, runpy, `python -m`
+
+
+def imported_parts(source: str) -> Iterator[str]:
+    """The parts of bitladder that a file imports; of what the package's root hands on that is the root itself."""
+    for name in reached(source):
+        if name.split(".")[0] == "bitladder" and name != "bitladder.__version__":
+            below = name.split(".")[1:]
+            yield part_of(below) if name in MODULES and below else "__init__"
+
+
+def forbidden(path: Path, source: str) -> list[str]:
+    """What a file imports that it may not."""
+    part = part_of(module_parts(path))
+    if part in MAY_IMPORT_ALL:
+        return []
+    allowed = MAY_IMPORT["foundation" if part in FOUNDATION else part] | {part}
+    if path == STAMP:
+        allowed |= {"__init__"}
+    return [one for one in imported_parts(source) if one not in allowed]
 
 
 def test_imports_point_one_way() -> None:
-    imports = imported_parts()
-    assert len(imports) > 50
-    for part, imported, path in imports:
-        if part in ("cli", "__init__", "__main__") or imported == part:
-            continue
-        allowed = MAY_IMPORT["foundation" if part in FOUNDATION else part]
-        assert imported in allowed, f"{path} imports bitladder.{imported}"
+    paths = list(PACKAGE.rglob("*.py"))
+    assert len(paths) > 50
+    for path in paths:
+        assert forbidden(path, path.read_text(encoding="utf-8")) == [], path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import bitladder",
+        "import bitladder.decide",
+        "from bitladder import decide",
+        "from bitladder import recommend",
+        "from bitladder.decide import recommend",
+        "from bitladder import store, report as pages",
+        "files('bitladder.report').joinpath('page.html').read_text()",
+        "import_module('bitladder.study.worker')",
+        "def late():\n    from bitladder import study",
+    ],
+)
+def test_the_guard_sees_every_way(line: str) -> None:
+    """Also those that name no module of their own."""
+    assert forbidden(PACKAGE / "stats" / "interval.py", line)
+
+
+def test_a_file_reads_beside_itself_alone() -> None:
+    """`__file__` leads into other packages' folders, past every import: what is packaged is read by its own package."""
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Name) and node.id == "__file__":
+                assert source.splitlines()[node.lineno - 1].endswith("Path(__file__).parent"), path
 
 
 def test_no_heavy_import_at_start() -> None:

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
+from bitladder.builtin import FOLDER
 from bitladder.errors import UserError
 from bitladder.hub import offline_without_network
 
@@ -54,14 +54,8 @@ def read_corpus(mirror: str | None, builtin: bool) -> Corpus:
 
 def read_prose(instead: str | None = None) -> Corpus:
     """The packaged prose; ``instead`` says why it stands in for another text."""
-    folder = files("bitladder.accuracy") / "builtin"
-    sources = sorted((entry for entry in folder.iterdir() if "prose" in entry.name), key=lambda entry: entry.name)
-    lines = [
-        line
-        for source in sources
-        if source.name.endswith(".jsonl")
-        for line in source.read_text(encoding="utf-8").splitlines()
-    ]
+    sources = sorted(FOLDER.glob("*prose*.jsonl"))
+    lines = [line for source in sources for line in source.read_text(encoding="utf-8").splitlines()]
     documents = {row["id"]: row["text"] for row in map(json.loads, lines)}
     return Corpus(documents, f"built-in prose ({instead})" if instead else "built-in prose", "\n\n", instead)
 

@@ -17,12 +17,12 @@ import yaml
 from pydantic import ValidationError
 
 from bitladder.accuracy.walk import walk
+from bitladder.builtin import FOLDER
 from bitladder.errors import UnknownNameError
 from bitladder.files import ABANDONED_S, remove_unfinished, write_atomically
 from bitladder.home import cache_directory
 from bitladder.records import Record
 
-BUILTIN_TASKS = Path(__file__).parent / "builtin"
 _SKIPPED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 # A key at the start of a line, its value, and the lines that go on with it.
 _KEY = re.compile(
@@ -70,7 +70,7 @@ def harness_version() -> str:
 @cache
 def known_names() -> Names:
     """The names of lm-eval and of bitladder's own tasks; the latter win."""
-    return {**_harness_names(), **scan(BUILTIN_TASKS)}
+    return {**_harness_names(), **scan(FOLDER)}
 
 
 def scan(folder: Path) -> dict[str, Definition]:

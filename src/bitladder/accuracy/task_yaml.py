@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from bitladder.accuracy.registry import BUILTIN_TASKS, DEEPEST, MOST_BYTES, harness_tasks
+from bitladder.accuracy.registry import DEEPEST, MOST_BYTES, harness_tasks
+from bitladder.builtin import FOLDER
 from bitladder.errors import BrokenFileError
 
 _MOST_VALUES = 1_000_000
@@ -83,7 +84,7 @@ def is_own(file: Path | None) -> bool:
 
 @cache
 def _installed() -> tuple[Path, ...]:
-    return harness_tasks().resolve(), BUILTIN_TASKS.resolve()
+    return harness_tasks().resolve(), FOLDER.resolve()
 
 
 class _Loader(yaml.CSafeLoader):
