@@ -14,6 +14,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from bitladder.package import __version__
+
 if TYPE_CHECKING:
     from bitladder.archive import pack
     from bitladder.checkpoint.audit import audit
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from bitladder.stats.summarize import summarize
     from bitladder.store import load_results
     from bitladder.study.run import run_study
-
-__version__ = "0.1.0"
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
 

@@ -59,7 +59,7 @@ app.command("publish")(publish_command)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from bitladder import __version__
+        from bitladder.package import __version__
 
         typer.echo(f"bitladder {__version__}")
         raise typer.Exit

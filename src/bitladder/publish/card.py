@@ -96,7 +96,7 @@ def _provenance(manifest: Manifest, origin: Origin) -> CardTable:
 
 
 def _provenance_rows(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, str]]:
-    from bitladder import __version__
+    from bitladder.package import __version__
 
     source = manifest.source.origin or manifest.source
     yield "Source", f"{source_name(manifest)} ({source.kind})"

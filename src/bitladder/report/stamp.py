@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-import bitladder
 from bitladder.files import require_own_folder, sha256_file, write_atomically
+from bitladder.package import FOLDER
 from bitladder.recommendation import Limits
 from bitladder.records import Record, hash_json
 from bitladder.store import Results
@@ -86,10 +86,9 @@ _DECIDING = (
 
 
 def _code() -> list[Path]:
-    package = Path(bitladder.__file__).parent
     return sorted(
         path
         for part in ("stats", "report", *_DECIDING, "results.py", "units.py", "rungs.py")
-        for path in ([package / part] if part.endswith(".py") else (package / part).rglob("*"))
+        for path in ([FOLDER / part] if part.endswith(".py") else (FOLDER / part).rglob("*"))
         if path.is_file() and path.suffix != ".pyc"
     )
