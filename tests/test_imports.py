@@ -156,8 +156,8 @@ def test_the_guard_sees_every_way(line: str) -> None:
 
 
 def test_a_file_reads_beside_itself_alone() -> None:
-    """`__file__` leads into other packages' folders, past every import; `package.FOLDER` is for the report's stamp, which
-    hashes the code that decides, wherever it lies.
+    """`__file__` leads into other packages' folders, past every import; `package.FOLDER` is for the report's stamp,
+    which hashes the code that decides, wherever it lies.
     """
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
