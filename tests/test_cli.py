@@ -1,7 +1,6 @@
 """The command line: help, exit codes, one-line errors, answers on stdout and the rest on stderr."""
 
 import errno
-import inspect
 import os
 import subprocess
 import sys
@@ -11,14 +10,16 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
-from bitladder.cli import main, study
+from bitladder.cli import main
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.records import Settings
 from bitladder.store import load_results
-from bitladder.study.settings import _OF_COMMAND
+from bitladder.study.settings import _OF_COMMAND, Command
 from replay import RUNGS, write_replay
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -334,5 +335,13 @@ def test_public_names_are_all_there() -> None:
 
 def test_every_flag_of_study_is_a_key_and_every_setting_a_flag() -> None:
     """The help says of study.yaml: keys are these flags' names."""
-    flags = inspect.signature(study.study_command).parameters.keys() - {"context", "config", "json_output"} | {"json"}
+    group = typer.main.get_command(main.app)
+    assert isinstance(group, TyperGroup)
+    command = group.commands["study"]
+    flags = {param.name for param in command.get_params(typer.Context(command))} - {"config", "help"}
     assert flags == Settings.model_fields.keys() | set(_OF_COMMAND)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, field in (Settings.model_fields | Command.model_fields).items():
+        assert field.description, name

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.cli.study import _flags
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
 from bitladder.study.estimate import s_per_weight
@@ -70,9 +69,8 @@ def test_a_list_may_be_one_string(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_where_the_datasets_are_is_kept_whole(kind: type) -> None:
-    """Whatever Typer leaves in the context: its older releases the text, newer ones a path."""
-    given = {"model": "m", "add": (), "json_output": None, "datasets": kind("data")}
-    assert load_command(None, _flags(given))[1].datasets == str(Path.cwd() / "data")
+    """A flag is a path, a file's value a text."""
+    assert load_command(None, {"model": "m", "datasets": kind("data")})[1].datasets == str(Path.cwd() / "data")
 
 
 def test_keys_of_the_file_are_the_flags_names_and_take_what_they_take(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from bitladder.cli.publish import publish_command
 from bitladder.cli.quantize import quantize_command
 from bitladder.cli.recommend import recommend_command
 from bitladder.cli.report import report_command
+from bitladder.cli.setting_flags import add_settings_command
 from bitladder.cli.study import study_command
 from bitladder.cli.surroundings import describe_name, name_in, open_streams, require_names
 from bitladder.cli.terminal import printable_streams
@@ -44,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("study")(study_command)
+add_settings_command(app, "study", study_command)
 app.command("report")(report_command)
 app.command("recommend")(recommend_command)
 app.command("verdict")(verdict_command)

@@ -1,22 +1,18 @@
-"""The flag of all commands that load a model."""
+"""The flag of commands that load one model."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bitladder.hub_kernels import forbid_hub_kernels
 
 
-def _forbid(trusted: bool | None) -> bool | None:
+def _forbid(trusted: bool) -> bool:
     if not trusted:
         forbid_hub_kernels()
     return trusted
 
 
-def _option(whose: str) -> Any:
-    return typer.Option("--trust-remote-code", callback=_forbid, help=f"Run code that comes with {whose}.")
-
-
-TrustRemoteCode = Annotated[bool, _option("the model")]
-TrustRemoteCodeIfSaid = Annotated[bool | None, _option("the model, or with tasks of your own")]
-"""None: as the configuration says"""
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", callback=_forbid, help="Run code that comes with the model.")
+]

@@ -5,62 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bitladder.cli import study_options as options
-from bitladder.cli.limits import MaxDrop
-from bitladder.cli.remote_code import TrustRemoteCodeIfSaid
-
 if TYPE_CHECKING:
     from bitladder.store import Results
 
 
-def study_command(
-    context: typer.Context,
-    model: options.Model = None,
-    out: options.Out = None,
-    config: options.Config = None,
-    revision: options.Revision = None,
-    rungs: options.Rungs = None,
-    add: options.Add = None,
-    only: options.Only = None,
-    suite: options.Suite = None,
-    tasks: options.Tasks = None,
-    datasets: options.Datasets = None,
-    limit: options.Limit = None,
-    limits: options.Limits = None,
-    num_fewshot: options.NumFewshot = None,
-    batch_size: options.BatchSize = None,
-    backend: options.Backend = None,
-    token_budget: options.TokenBudget = None,
-    chat_template: options.ChatTemplate = None,
-    divergence: options.Divergence = None,
-    divergence_windows: options.DivergenceWindows = None,
-    batch_dependence: options.BatchDependence = None,
-    max_drop: MaxDrop = None,
-    until_decided: options.UntilDecided = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    scenarios: options.Scenarios = None,
-    requests: options.Requests = None,
-    prompt_tokens: options.PromptTokens = None,
-    new_tokens: options.NewTokens = None,
-    max_batch_cap: options.MaxBatchCap = None,
-    half_width_target: options.HalfWidthTarget = None,
-    time_limit_s: options.TimeLimitS = None,
-    memory_limit: options.MemoryLimit = None,
-    timeout_s: options.TimeoutS = None,
-    trust_remote_code: TrustRemoteCodeIfSaid = None,
-    allow_partial: options.AllowPartial = None,
-    dry_run: options.DryRun = None,
-    yes: options.Yes = None,
-    json_output: options.JsonOutput = None,
-) -> None:
+def study_command(given: Mapping[str, Any]) -> None:
     """Quantize MODEL to every rung, audit, measure accuracy and performance, and say which rung to deploy."""
     from bitladder.cli.libraries import libraries_on_stderr
     from bitladder.cli.progress import TerminalProgress
     from bitladder.defaults import ASKED_FROM_S
+    from bitladder.hub_kernels import forbid_hub_kernels
     from bitladder.study.settings import load_command
 
-    command, settings = load_command(config, _flags(context.params))
+    flags = {name: value for name, value in given.items() if name != "config"}
+    command, settings = load_command(given["config"], flags | {"add": flags["add"] or None})
+    if not settings.trust_remote_code:
+        forbid_hub_kernels()
     if command.dry_run:
         from bitladder.cli.dry_run import print_plan
 
@@ -71,12 +31,6 @@ def study_command(
     with libraries_on_stderr(), TerminalProgress() as progress:
         results = run_study(settings, command.out, progress, asked_from_s=None if command.yes else ASKED_FROM_S)
     _answer(results, command.json_output)
-
-
-def _flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All flags by the names that study.yaml has for them."""
-    flags = {name: value for name, value in given.items() if name not in ("context", "config", "json_output")}
-    return flags | {"json": given["json_output"], "add": given["add"] or None}
 
 
 def _answer(results: "Results", json_output: bool) -> None:

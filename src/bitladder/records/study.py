@@ -39,64 +39,124 @@ def _requests(value: object) -> object:
 
 
 class Settings(Record):
-    """The user's settings: the flags of ``bitladder study`` and the keys of study.yaml."""
+    """The user's settings: what a field's description says is the help of its flag of ``bitladder study``, whose name
+    is the field's, as is that of its key in study.yaml."""
 
-    model: str
-    revision: str | None = None
-    rungs: tuple[str, ...] = defaults.RUNGS
-    add: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = Field(default_factory=dict)
-    """ready checkpoints, Hub ids or directories by name, measured beside the rungs"""
-    only: Literal["accuracy", "performance"] | None = None
-    suite: str | None = None
-    """named set of tasks: ``paper`` or ``builtin``; the default is ``builtin`` for a builtin model, else ``paper``"""
-    tasks: tuple[str, ...] = ()
-    """lm-eval task or group names, or folders of task YAML; replaces the suite"""
-    datasets: str | None = None
-    """mirror in Hub layout; None: the Hub or its cache"""
-    limit: int | None = Field(default=None, ge=1)
-    """documents a task"""
-    limits: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """documents of one task, where it differs from ``limit``"""
-    num_fewshot: int | None = Field(default=None, ge=0)
-    batch_size: int = Field(default=defaults.ACCURACY_BATCH_SIZE, ge=1)
-    """rows of one accuracy batch, equal for all rungs"""
-    backend: Literal["hf", "bitladder"] = defaults.ACCURACY_BACKEND
-    """lm-eval's own way of asking, or ours"""
-    token_budget: int | None = Field(default=None, ge=64)
-    """tokens of one forward of the backend ``bitladder``; by default `defaults.TOKEN_BUDGET` of the device"""
-    chat_template: bool = False
-    divergence: bool = True
-    """beside accuracy, measure how far each rung's next-token distributions lie from the baseline's"""
-    divergence_windows: int = Field(default=defaults.DIVERGENCE_WINDOWS, ge=2)
-    """windows of text for it, of `defaults.DIVERGENCE_WINDOW_TOKENS` tokens"""
-    batch_dependence: bool = False
-    """score some documents again in other batches, at batch 1 and by cached decoding"""
-    max_drop: Annotated[float, BeforeValidator(_points)] | None = Field(
-        default=None, gt=0, exclude_if=lambda value: value is None
+    model: str = Field(description="Hub id, directory, or builtin:smollm2-135m. May stand in --config instead.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub model.")
+    rungs: tuple[str, ...] = Field(default=defaults.RUNGS, description="Comma-separated rungs of the ladder.")
+    add: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = Field(
+        default_factory=dict,
+        description="NAME=SOURCE: a ready checkpoint, Hub id or directory, to measure beside the rungs. May be "
+        "repeated.",
     )
-    """points, or text such as 1pt, that a rung's aggregate may lose: what the verdicts are held against; by default the
-    suite's"""
-    until_decided: bool = Field(default=False, exclude_if=lambda value: not value)
-    """ask each rung, in stages, only as many documents as its verdict against ``max_drop`` takes"""
-    seed: int = Field(default=defaults.SEED, ge=0, lt=2**32)
-    device: str = defaults.DEVICE
-    scenarios: tuple[_Scenario, ...] = ("batch1", "max-batch")
-    requests: Annotated[int | dict[_Scenario, int], BeforeValidator(_requests)] | None = None
-    """cap on the requests of a scenario, for all of them or by name; by default `defaults.REQUESTS`"""
-    prompt_tokens: int = Field(default=defaults.PROMPT_TOKENS, ge=1)
-    new_tokens: int = Field(default=defaults.NEW_TOKENS, ge=2)
-    max_batch_cap: int | None = Field(default=None, ge=1)
-    """upper end of the search for the largest batch; by default none on a GPU, `defaults.CPU_MAX_BATCH` on a CPU"""
-    half_width_target: float = Field(default=defaults.HALF_WIDTH_TARGET, gt=0, lt=1)
-    time_limit_s: float = Field(default=defaults.TIME_LIMIT_S, gt=0)
-    """a performance measurement ends after so long, with what it has"""
-    memory_limit: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, gt=0)
-    """bytes, or a size such as 15GiB: measure performance as if the device (or each of several cards) had no more"""
-    timeout_s: float = Field(default=defaults.TIMEOUT_S, gt=0)
-    """a worker is killed when a single measurement takes longer"""
-    trust_remote_code: bool = False
-    allow_partial: bool = Field(default=False, exclude_if=lambda value: not value)
-    """take a rung whose method leaves much of the weights as they are, such as a mixture's experts"""
+    only: Literal["accuracy", "performance"] | None = Field(default=None, description="accuracy or performance.")
+    suite: str | None = Field(
+        default=None, description="paper or builtin. (default: builtin for a built-in model, else paper)"
+    )
+    tasks: tuple[str, ...] = Field(
+        default=(), description="Comma-separated lm-eval tasks, groups or YAML folders instead of a suite."
+    )
+    datasets: str | None = Field(
+        default=None,
+        json_schema_extra={"format": "path"},
+        description="Mirror of data sets in Hub layout, read offline.",
+    )
+    """None: the Hub or its cache"""
+    limit: int | None = Field(default=None, ge=1, description="Questions a task.")
+    limits: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="Questions of single tasks, such as gsm8k_cot=2,arc_easy=50."
+    )
+    num_fewshot: int | None = Field(default=None, ge=0, description="Examples a prompt; by default as each task says.")
+    batch_size: int = Field(
+        default=defaults.ACCURACY_BATCH_SIZE, ge=1, description="Rows of an accuracy batch of the backend hf."
+    )
+    """equal for all rungs"""
+    backend: Literal["hf", "bitladder"] = Field(
+        default=defaults.ACCURACY_BACKEND,
+        description="Who asks the questions: bitladder (ours, faster) or hf (lm-eval's own).",
+    )
+    token_budget: int | None = Field(
+        default=None,
+        ge=64,
+        description="Tokens a forward of the backend bitladder. (default: {cpu}, on a GPU {cuda})".format(
+            **defaults.TOKEN_BUDGET
+        ),
+    )
+    chat_template: bool = Field(default=False, description="Apply the chat template.")
+    divergence: bool = Field(
+        default=True,
+        description="Measure the divergence from the baseline, or leave it out; it takes seconds a rung. "
+        "(default: measure)",
+    )
+    divergence_windows: int = Field(
+        default=defaults.DIVERGENCE_WINDOWS,
+        ge=2,
+        description=f"Windows of {defaults.DIVERGENCE_WINDOW_TOKENS} tokens that it is measured on.",
+    )
+    batch_dependence: bool = Field(
+        default=False,
+        description="Score some questions again in other batches, at batch 1 and by cached decoding: how many choices "
+        "depend on that? Not with --backend hf.",
+    )
+    max_drop: Annotated[float, BeforeValidator(_points)] | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda value: value is None,
+        description="Most points of the aggregate below the baseline, such as 1pt.",
+    )
+    """what the verdicts are held against; by default the suite's"""
+    until_decided: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="Ask in stages, of each rung only as many questions as its verdict against --max-drop takes.",
+    )
+    seed: int = Field(default=defaults.SEED, ge=0, lt=2**32, description="Seed of everything drawn.")
+    device: str = Field(
+        default=defaults.DEVICE,
+        description="auto, cpu, cuda:N, or cuda:N,M to spread each model over cards, as auto does where one is too "
+        "small.",
+    )
+    scenarios: tuple[_Scenario, ...] = Field(default=("batch1", "max-batch"), description="Comma-separated.")
+    requests: Annotated[int | dict[_Scenario, int], BeforeValidator(_requests)] | None = Field(
+        default=None,
+        description="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400; the largest batch runs "
+        "whole, and three times at least. (default: {batch1}, {max-batch})".format(**defaults.REQUESTS),
+    )
+    prompt_tokens: int = Field(default=defaults.PROMPT_TOKENS, ge=1, description="Tokens of a prompt.")
+    new_tokens: int = Field(default=defaults.NEW_TOKENS, ge=2, description="Tokens generated a request.")
+    max_batch_cap: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"Upper end of the search for the largest batch. (default: {defaults.CPU_MAX_BATCH} on a CPU)",
+    )
+    half_width_target: float = Field(
+        default=defaults.HALF_WIDTH_TARGET,
+        gt=0,
+        lt=1,
+        description="A scenario ends early once its rate is known within this share of itself.",
+    )
+    time_limit_s: float = Field(
+        default=defaults.TIME_LIMIT_S, gt=0, description="A performance measurement ends after so long."
+    )
+    memory_limit: Annotated[int, BeforeValidator(_bytes)] | None = Field(
+        default=None,
+        gt=0,
+        description="Measure performance as if the device, or each of several cards, had no more memory, such as "
+        "15GiB.",
+    )
+    """bytes"""
+    timeout_s: float = Field(
+        default=defaults.TIMEOUT_S, gt=0, description="A worker is killed when a measurement takes longer."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run code that comes with the model, or with tasks of your own."
+    )
+    allow_partial: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="Take rungs that leave much of the weights as they are, such as a mixture's experts.",
+    )
 
 
 class LayerRate(Record):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,9 +15,10 @@ from bitladder.records import Settings
 from bitladder.rungs import RUNGS, find_rung
 from bitladder.study.combinations import require_use
 from bitladder.study.settings_file import read_settings_file
+from bitladder.units import format_left
 from bitladder.wording import describe_mismatch
 
-_LISTS = ("rungs", "tasks", "scenarios")
+_LISTS = tuple(name for name, field in Settings.model_fields.items() if get_origin(field.annotation) is tuple)
 _LIMITS = "task=number pairs such as gsm8k_cot=2,arc_easy=50"
 _REQUESTS = "a number, or scenario=number pairs such as batch1=20,max-batch=400"
 
@@ -30,11 +31,15 @@ class Command(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path = Path(defaults.OUT)
-    yes: bool = False
-    """go on with a study that is planned to take long"""
-    dry_run: bool = False
-    json_output: bool = Field(default=False, alias="json")
+    out: Path = Field(
+        default=Path(defaults.OUT), description="Folder of the results. An interrupted study goes on there."
+    )
+    dry_run: bool = Field(default=False, description="Print the plan with expected disk, peak memory and time.")
+    yes: bool = Field(
+        default=False,
+        description=f"Go on where a CPU is expected to take over {format_left(defaults.ASKED_FROM_S)}.",
+    )
+    json_output: bool = Field(default=False, alias="json", description="Print results as JSON.")
 
 
 _OF_COMMAND = tuple(field.alias or name for name, field in Command.model_fields.items())
