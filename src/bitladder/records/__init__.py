@@ -8,6 +8,7 @@ left; a *finding* is what an audit says.
 from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
 from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile, Scheme, Severity, Source
 from bitladder.records.journal import JournalEntry
+from bitladder.records.load import LoadPolicy, TaskSources
 from bitladder.records.measurement import (
     AccuracyOutcome,
     AccuracyTask,
@@ -63,6 +64,7 @@ __all__ = [
     "Item",
     "JournalEntry",
     "LayerRate",
+    "LoadPolicy",
     "Machine",
     "Manifest",
     "ManifestFile",
@@ -91,6 +93,7 @@ __all__ = [
     "StudyRecord",
     "TaskDocuments",
     "TaskGroup",
+    "TaskSources",
     "Way",
     "WindowDivergence",
     "hash_json",
