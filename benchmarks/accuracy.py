@@ -163,17 +163,19 @@ def _parse() -> argparse.Namespace:
 def load_requests(case: Case, options: argparse.Namespace) -> list[Any]:
     """lm-eval's own requests for the case's documents."""
     from bitladder.accuracy.library import task_library
-    from bitladder.records import Settings
+    from bitladder.defaults import SEED
+    from bitladder.records import TaskSources
 
-    settings = Settings(model="-", tasks=(case.task,), datasets=options.datasets, num_fewshot=case.num_fewshot)
-    library = task_library(settings)
+    library = task_library(
+        TaskSources(requested=(case.task,), datasets=options.datasets, num_fewshot=case.num_fewshot, seed=SEED)
+    )
     left = options.documents or case.documents
     instances: list[Any] = []
     for name in leaf_names(library, case.task):
         if left == 0:
             break
         task = library.task(name)
-        task.set_fewshot_seed(seed=settings.seed)
+        task.set_fewshot_seed(seed=SEED)
         task.build_all_requests(limit=left, rank=0, world_size=1)
         instances += task.instances
         left = None if left is None else left - len({request.doc_id for request in task.instances})

@@ -19,6 +19,7 @@ from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.checkpoint.loading import load_model, load_tokenizer
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, Settings, TaskDocuments
+from bitladder.study.resolved import task_request, task_sources
 from conftest import MakeTinyLlama
 from harness_tasks import SHARED_DATA, TASKS, write_mirror, write_mirror_task, write_tasks
 
@@ -52,14 +53,14 @@ Run = Callable[..., tuple[AccuracyOutcome, TaskDocuments]]
 def run(model: Any, tokenizer: Any, tasks: Path) -> Run:
     def evaluate_task(name: str, progress: Any = None, use: Any = None, **settings: Any) -> Any:
         chosen, item = plan(tasks / f"{name}.yaml", **settings)
-        return evaluate(use or model, tokenizer, item, chosen, progress)
+        return evaluate(use or model, tokenizer, item, task_sources(chosen), progress)
 
     return evaluate_task
 
 
 def plan(task: Path, **settings: Any) -> tuple[Settings, AccuracyTask]:
     chosen = Settings(model="any", tasks=(str(task),), **({"backend": "hf"} | settings), trust_remote_code=True)
-    (item,) = resolve_tasks(chosen, suite="paper", device="cpu").items
+    (item,) = resolve_tasks(task_request(chosen, "paper"), "cpu").items
     return chosen, item
 
 
@@ -211,7 +212,7 @@ def test_few_shot_examples_are_pinned_by_the_seed(model: Any, tokenizer: Any, tm
 
     def prompts(**settings: Any) -> list[str]:
         chosen, item = plan(task, datasets=str(mirror), num_fewshot=2, **settings)
-        _, documents = evaluate(model, tokenizer, item, chosen)
+        _, documents = evaluate(model, tokenizer, item, task_sources(chosen))
         return [document.prompt for document in documents.documents]
 
     assert all(prompt.count("Answer:") == 3 for prompt in prompts())
@@ -228,7 +229,7 @@ def test_chat_template(run: Run, model: Any, tokenizer: Any, tasks: Path) -> Non
     base = copy.copy(tokenizer)
     base.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        evaluate(model, base, item, chosen)
+        evaluate(model, base, item, task_sources(chosen))
 
 
 def test_prompts_that_lose_their_beginning_are_counted(
@@ -241,7 +242,7 @@ def test_prompts_that_lose_their_beginning_are_counted(
 
     def truncated(name: str) -> int:
         chosen, item = plan(tasks / f"{name}.yaml")
-        return evaluate(short, tokenizer, item, chosen)[0].truncated_documents
+        return evaluate(short, tokenizer, item, task_sources(chosen))[0].truncated_documents
 
     def tokens(text: str) -> int:
         return len(tokenizer.encode(text))
@@ -260,7 +261,7 @@ def test_too_short_a_context_to_generate(make_tiny_llama: MakeTinyLlama, tmp_pat
     directory = make_tiny_llama(tmp_path / "short", max_position_embeddings=6)
     chosen, item = plan(tasks / "tiny_generate.yaml")
     with pytest.raises(UserError, match="generates up to 6 tokens, the model's context is 6"):
-        evaluate(load_model(directory, "cpu"), load_tokenizer(directory), item, chosen)
+        evaluate(load_model(directory, "cpu"), load_tokenizer(directory), item, task_sources(chosen))
 
 
 def test_answers_that_are_no_numbers_fail(run: Run, model: Any) -> None:
@@ -273,13 +274,13 @@ def test_answers_that_are_no_numbers_fail(run: Run, model: Any) -> None:
 def test_a_task_that_changed_since_the_plan(model: Any, tokenizer: Any, tasks: Path) -> None:
     chosen, item = plan(tasks / "tiny_choice.yaml")
     with pytest.raises(UserError, match="changed since the plan"):
-        evaluate(model, tokenizer, item.model_copy(update={"task_hash": "0" * 64}), chosen)
+        evaluate(model, tokenizer, item.model_copy(update={"task_hash": "0" * 64}), task_sources(chosen))
 
 
 def test_unknown_backend(model: Any, tokenizer: Any, tasks: Path) -> None:
     chosen, item = plan(tasks / "tiny_choice.yaml")
     with pytest.raises(UnknownNameError, match="unknown accuracy backend 'hff'; nearest: hf"):
-        evaluate(model, tokenizer, item.model_copy(update={"backend": "hff"}), chosen)
+        evaluate(model, tokenizer, item.model_copy(update={"backend": "hff"}), task_sources(chosen))
 
 
 def test_a_metric_that_lm_eval_does_not_know_is_named(tmp_path: Path) -> None:
@@ -300,14 +301,14 @@ def test_a_score_over_all_documents_alone_is_refused(model: Any, tokenizer: Any,
     mirror, task = write_mirror(tmp_path / "mirror"), write_mirror_task(tmp_path / "mine", **changes)
     chosen, item = plan(task, datasets=str(mirror), limit=2)
     with pytest.raises(UserError, match=r"task sums: found the metrics bleu, expected .* scores each document by"):
-        evaluate(model, tokenizer, item, chosen)
+        evaluate(model, tokenizer, item, task_sources(chosen))
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no mirror in ../shared/data")
 def test_real_tasks_score_and_pair_by_document(model: Any, tokenizer: Any) -> None:
     chosen = Settings(model="any", tasks=("arc_easy", "hellaswag", "mmlu_anatomy"), datasets=str(SHARED_DATA), limit=2)
-    for item in resolve_tasks(chosen, suite="paper", device="cpu").items:
-        outcome, documents = evaluate(model, tokenizer, item, chosen)
+    for item in resolve_tasks(task_request(chosen, "paper"), "cpu").items:
+        outcome, documents = evaluate(model, tokenizer, item, task_sources(chosen))
         assert [document.doc_hash for document in outcome.documents] == [d.doc_hash for d in documents.documents]
         assert [len(document.loglikelihoods or ()) for document in outcome.documents] == [4, 4]
         assert outcome.metrics[0].key == "acc,none"

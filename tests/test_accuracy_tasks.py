@@ -16,6 +16,7 @@ from bitladder.accuracy.suites import SUITES
 from bitladder.accuracy.tasks import TaskSet, resolve_tasks
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import Settings
+from bitladder.study.resolved import task_request, task_sources
 from harness_tasks import SHARED_DATA, copy_tasks, write_mirror, write_mirror_task, write_tasks, write_yaml
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no mirror in ../shared/data")
@@ -39,9 +40,8 @@ def tasks(tmp_path: Path, own_cache: None) -> Path:
 
 def resolve(*names: str | Path, suite: str = "paper", **settings: Any) -> TaskSet:
     chosen = tuple(str(name) for name in names)
-    return resolve_tasks(
-        Settings(model="any", tasks=chosen, **({"trust_remote_code": True} | settings)), suite=suite, device="cpu"
-    )
+    asked = Settings(model="any", tasks=chosen, **({"trust_remote_code": True} | settings))
+    return resolve_tasks(task_request(asked, suite), "cpu")
 
 
 def test_a_folder_of_tasks(tasks: Path) -> None:
@@ -97,7 +97,8 @@ import datasets
 datasets.config.HF_DATASETS_CACHE = sys.argv[2]
 from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.records import Settings
-found = resolve_tasks(Settings(model="any", tasks=(sys.argv[1],), trust_remote_code=True), suite="paper", device="cpu")
+from bitladder.study.resolved import task_request
+found = resolve_tasks(task_request(Settings(model="any", tasks=(sys.argv[1],), trust_remote_code=True), "paper"), "cpu")
 print(json.dumps({item.task: item.task_hash for item in found.items}))
 """
 
@@ -160,9 +161,9 @@ def test_a_mirror_is_read_from_any_directory_and_keeps_the_hub_name(
     task = write_mirror_task(tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
     settings = Settings(model="any", tasks=(str(task),), datasets="../mirror", trust_remote_code=True)
-    found = resolve_tasks(settings, suite="paper", device="cpu")
+    found = resolve_tasks(task_request(settings, "paper"), "cpu")
     assert found.document_counts == {"sums": 12}
-    built = task_library(settings).task("sums")
+    built = task_library(task_sources(settings)).task("sums")
     assert built.config.dataset_path == "tiny/sums"
     assert built.eval_docs[0]["query"] == "Question: 50 + 0 ="
 
@@ -245,9 +246,9 @@ def test_settings_of_a_group_reach_its_tasks(tmp_path: Path, own_cache: None) ->
     write_yaml(tmp_path / "mine" / "shots.yaml", {"group": "shots", "task": [member]})
     group = tmp_path / "mine" / "shots.yaml"
     settings = Settings(model="any", tasks=(str(group),), datasets=str(mirror), trust_remote_code=True)
-    (item,) = resolve_tasks(settings, suite="paper", device="cpu").items
+    (item,) = resolve_tasks(task_request(settings, "paper"), "cpu").items
     assert (item.task, item.num_fewshot) == ("sums", 4)
-    assert task_library(settings).task("sums").eval_docs[0]["query"] == "Question: 0 + 0 ="
+    assert task_library(task_sources(settings)).task("sums").eval_docs[0]["query"] == "Question: 0 + 0 ="
     with pytest.raises(UserError, match="task sums is asked for twice with other settings"):
         resolve(group, task, datasets=str(mirror))
 
@@ -291,7 +292,7 @@ def test_a_task_without_documents(tmp_path: Path, own_cache: None) -> None:
 
 def test_unknown_suite() -> None:
     with pytest.raises(UnknownNameError, match="unknown suite 'papr'; nearest: paper"):
-        resolve_tasks(Settings(model="any"), suite="papr", device="cpu")
+        resolve_tasks(task_request(Settings(model="any"), "papr"), "cpu")
 
 
 def test_the_papers_rows_are_those_of_its_table_1() -> None:
@@ -340,8 +341,9 @@ import sys, time
 start = time.perf_counter()
 from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.records import Settings
+from bitladder.study.resolved import task_request
 tasks = ("arc_easy", "arc_challenge", "hellaswag", "mmlu_stem")
-found = resolve_tasks(Settings(model="any", tasks=tasks, datasets=sys.argv[1], limit=5), suite="paper", device="cpu")
+found = resolve_tasks(task_request(Settings(model="any", tasks=tasks, datasets=sys.argv[1], limit=5), "paper"), "cpu")
 assert len(found.items) == 22
 assert "torch" not in sys.modules
 print(time.process_time())

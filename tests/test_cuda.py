@@ -14,8 +14,7 @@ from bitladder import cuda, environment, forkserver
 from bitladder.checkpoint.loading import require_device
 from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
-from bitladder.records import Settings
-from bitladder.study.calibration import find_device
+from bitladder.study.calibration import WantedDevice, find_device
 from machines import make_gpu, make_machine
 
 TOO_OLD = (
@@ -84,14 +83,14 @@ def old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("wanted", ["auto", "cuda", "cuda:0", "cuda:0,1"])
 def test_a_study_is_refused_and_does_not_fall_back(wanted: str, recwarn: pytest.WarningsRecorder) -> None:
     with pytest.raises(UserError) as refused:
-        find_device(Settings(model="m", device=wanted), make_machine(2), "unread")  # type: ignore[arg-type]
+        find_device(WantedDevice(wanted), make_machine(2), "unread")  # type: ignore[arg-type]
     assert str(refused.value) == TOO_OLD
     assert not recwarn.list, "torch's own warning says the same in more lines"
 
 
 @pytest.mark.usefixtures("old_driver")
 def test_a_study_on_the_cpu_goes_on() -> None:
-    assert find_device(Settings(model="m", device="cpu"), make_machine(2), "unread") == "cpu"  # type: ignore[arg-type]
+    assert find_device(WantedDevice("cpu"), make_machine(2), "unread") == "cpu"  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("old_driver")
@@ -116,7 +115,7 @@ def test_loading_is_refused_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -
 def test_a_machine_without_gpus_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "count_cards", lambda: 0)
     cuda.require_usable(())
-    assert find_device(Settings(model="m", device="auto"), make_machine(0), "unread") == "cpu"  # type: ignore[arg-type]
+    assert find_device(WantedDevice("auto"), make_machine(0), "unread") == "cpu"  # type: ignore[arg-type]
 
 
 def test_looking_starts_no_torch() -> None:

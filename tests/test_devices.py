@@ -6,10 +6,11 @@ import pytest
 
 from bitladder import devices
 from bitladder.errors import UserError
-from bitladder.records import Calibration, Machine, Settings
+from bitladder.records import Calibration, Machine
 from bitladder.results import device_title, place_key, used_cards
 from bitladder.stats.machines import Place
 from bitladder.study import calibration
+from bitladder.study.calibration import WantedDevice
 from machines import GIB, make_gpu, make_machine
 
 UUIDS = ("GPU-8d5f01", "GPU-8d5f02", "GPU-77aa03")
@@ -75,10 +76,6 @@ def test_visible_cards_in_their_order(visible: str | None, cards: tuple[int, ...
     assert devices.visible_cards(UUIDS, visible) == cards
 
 
-def settings_for(device: str, **changes: Any) -> Settings:
-    return Settings(model="m", device=device, **changes)
-
-
 class Cards:
     """torch with so many cards, and a model whose largest rung takes so many bytes."""
 
@@ -89,13 +86,13 @@ class Cards:
         patch.setattr(calibration, "largest_load_bytes", self._needed)
         self._needed_bytes = needed_bytes
 
-    def _needed(self, settings: Settings, directory: Any) -> int:
+    def _needed(self, *_: Any) -> int:
         self.asked += 1
         return self._needed_bytes
 
 
-def find(settings: Settings, machine: Machine) -> str:
-    return calibration.find_device(settings, machine, "unread")  # type: ignore[arg-type]
+def find(wanted: WantedDevice, machine: Machine) -> str:
+    return calibration.find_device(wanted, machine, "unread")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -111,19 +108,19 @@ def find(settings: Settings, machine: Machine) -> str:
 )
 def test_device_of_a_study(wanted: str, needed_gib: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = Cards(monkeypatch, 2, needed_gib * GIB)
-    assert find(settings_for(wanted), make_machine(2)) == device
+    assert find(WantedDevice(wanted), make_machine(2)) == device
     assert cards.asked == (wanted == "auto")
 
 
 def test_the_limit_counts_for_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     Cards(monkeypatch, 2, GIB)
-    assert find(settings_for("auto", memory_limit="1GiB"), make_machine(2)) == "cuda:0,1"
+    assert find(WantedDevice("auto", memory_limit_bytes=GIB), make_machine(2)) == "cuda:0,1"
 
 
 def test_nothing_to_choose_needs_no_look_at_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = Cards(monkeypatch, 1, 1000 * GIB)
-    assert find(settings_for("auto"), make_machine(1)) == "cuda:0"
-    assert find(settings_for("auto"), make_machine(0)) == "cuda:0", "a card that only torch knows"
+    assert find(WantedDevice("auto"), make_machine(1)) == "cuda:0"
+    assert find(WantedDevice("auto"), make_machine(0)) == "cuda:0", "a card that only torch knows"
     assert cards.asked == 0
 
 
@@ -139,7 +136,7 @@ def test_nothing_to_choose_needs_no_look_at_the_model(monkeypatch: pytest.Monkey
 def test_a_card_that_is_not_here(wanted: str, count: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Cards(monkeypatch, count)
     with pytest.raises(UserError, match=expected):
-        find(settings_for(wanted), make_machine(count))
+        find(WantedDevice(wanted), make_machine(count))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +158,7 @@ def test_a_second_run_chooses_anew(
     Cards(monkeypatch, 2, needed_gib * GIB)
     monkeypatch.setattr(calibration, "describe_machine", lambda: machine)
     known = Calibration(device=stored, threads=None, max_batch_cap=None, machine=machine)
-    found = calibration.calibrate(settings_for(wanted), "unread", known)  # type: ignore[arg-type]
+    found = calibration.calibrate(WantedDevice(wanted), "unread", known)  # type: ignore[arg-type]
     assert found.device == device
 
 

@@ -13,9 +13,10 @@ from bitladder.errors import UserError
 from bitladder.perf import overhead, probe, resources
 from bitladder.perf.measure import measure
 from bitladder.perf.monitor import GPU_FIELDS, open_gpus
-from bitladder.records import Gpu, Settings
+from bitladder.records import Gpu
 from bitladder.report.provenance_tables import _gpu_text
 from bitladder.study import calibration
+from bitladder.study.calibration import WantedDevice
 from nvml_fakes import ERROR_NAMES, WAYS, install_nvml, used_functions
 from perf_fakes import make_prompts, make_scenario
 from test_perf_maxbatch import _EndsIn, probe_job
@@ -84,15 +85,15 @@ def test_a_study_on_cards_goes_by_torch_where_the_driver_is_silent(
 ) -> None:
     """Or is refused in one line, where torch has no card either."""
     FakeTorch(monkeypatch, cards)
-    monkeypatch.setattr(calibration, "largest_load_bytes", lambda settings, directory: 3700 * MIB)
+    monkeypatch.setattr(calibration, "largest_load_bytes", lambda *_: 3700 * MIB)
     install_nvml(monkeypatch, tmp_path, refuses={function: "NVMLError_NotSupported"}, cards=cards or 1)
-    settings = Settings(model="m", device="auto")
+    wanted = WantedDevice("auto")
     if not cards:
         with pytest.raises(UserError, match="--device cpu to go on without the GPU") as refused:
-            calibration.calibrate(settings, "unread", None)  # type: ignore[arg-type]
+            calibration.calibrate(wanted, "unread", None)  # type: ignore[arg-type]
         assert "\n" not in str(refused.value)
         return
-    found = calibration.calibrate(settings, "unread", None)  # type: ignore[arg-type]
+    found = calibration.calibrate(wanted, "unread", None)  # type: ignore[arg-type]
     by_torch = function in ("nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo")
     assert found.device == ("cuda:0,1" if by_torch and cards == 2 else "cuda:0")
     assert len(found.machine.gpus) == cards
@@ -123,10 +124,10 @@ def test_a_driver_that_fails_is_no_machine_without_gpus(
     assert machine.gpus == () and bool(machine.gpus_unknown) == refused
     if refused:
         with pytest.raises(UserError, match=r"^the NVIDIA driver doesn't tell its GPUs \(NVML: "):
-            calibration.find_device(Settings(model="m", device="auto"), machine, "unread")  # type: ignore[arg-type]
+            calibration.find_device(WantedDevice("auto"), machine, "unread")  # type: ignore[arg-type]
     else:
-        assert calibration.find_device(Settings(model="m", device="auto"), machine, "unread") == "cpu"  # type: ignore[arg-type]
-    assert calibration.find_device(Settings(model="m", device="cpu"), machine, "unread") == "cpu"  # type: ignore[arg-type]
+        assert calibration.find_device(WantedDevice("auto"), machine, "unread") == "cpu"  # type: ignore[arg-type]
+    assert calibration.find_device(WantedDevice("cpu"), machine, "unread") == "cpu"  # type: ignore[arg-type]
 
 
 def test_a_card_that_torch_can_not_use_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +305,7 @@ def test_a_study_on_the_cpu_asks_for_no_card(
     FakeTorch(monkeypatch, 0)
     refuses = {name: "NVMLError_NoPermission" for name in used_functions() if name not in answered}
     install_nvml(monkeypatch, tmp_path, refuses=refuses)
-    found = calibration.calibrate(Settings(model="m", device="cpu"), "unread", None)  # type: ignore[arg-type]
+    found = calibration.calibrate(WantedDevice("cpu"), "unread", None)  # type: ignore[arg-type]
     assert found.device == "cpu"
     seen = found.machine.gpus, found.machine.gpus_unknown
     assert seen == ((), "NVML: Insufficient Permissions") or len(seen[0]) == len(answered) == 2

@@ -16,6 +16,7 @@ from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.records import AccuracyTask, JournalEntry, Settings, measurement_id
 from bitladder.store import Store
 from bitladder.study.job import Batch, Job, Measured
+from bitladder.study.resolved import task_request
 from bitladder.study.worker import _measure_accuracy
 from test_backend import make_model, make_requests, one_thread
 from test_study_run import write_tasks
@@ -151,7 +152,7 @@ def test_a_killed_worker_s_task_goes_on(tiny_llama: Path, tmp_path: Path) -> Non
         backend="bitladder",
         token_budget=64,
     )
-    items = resolve_tasks(settings, suite="paper", device="cpu").items
+    items = resolve_tasks(task_request(settings, "paper"), "cpu").items
     assert isinstance(items[0], AccuracyTask)
 
     def work(store: Store, batches: int) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitladder.environment import describe_machine
-from bitladder.records import Calibration, LayerRate
+from bitladder.records import Calibration, LayerRate, LoadPolicy
 from bitladder.study import layer_timing
 from bitladder.study.calibration import time_rungs
 from bitladder.study.layer_timing import LayerJob, time_layers_apart
@@ -28,7 +28,7 @@ def test_a_card_is_left_to_a_process_that_ends(tiny_llama: Path, monkeypatch: py
 
     monkeypatch.setattr(layer_timing, "time_layers_apart", apart)
     monkeypatch.setattr(layer_timing, "time_layers", lambda *_, **__: pytest.fail("this process would keep the card"))
-    assert time_rungs(calibration_on("cuda:1"), ("bf16",), tiny_llama).layer_rates == (rate,)
+    assert time_rungs(calibration_on("cuda:1"), ("bf16",), tiny_llama, LoadPolicy()).layer_rates == (rate,)
     assert [(job.rungs, job.device) for job in jobs] == [(("bf16",), "cuda:1")]
 
 

@@ -33,6 +33,7 @@ from bitladder.stats.paired import midp_mcnemar
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import ChoiceChange, DependenceSummary
 from bitladder.store import Store, load_results
+from bitladder.study.resolved import task_request, task_sources
 from conftest import MakeTinyLlama
 from harness_tasks import write_tasks
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
@@ -63,7 +64,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def tasks(settings: Settings) -> TaskSet:
-    return resolve_tasks(settings, suite="custom", device="cpu")
+    return resolve_tasks(task_request(settings, "custom"), "cpu")
 
 
 def direct(model: Any, request: Request) -> float:
@@ -95,22 +96,24 @@ def test_alone_and_step_by_step_give_the_models_own_log_likelihoods(model: Any) 
 
 
 def test_documents_are_shared_out_among_the_tasks_of_a_row(settings: Settings, tasks: TaskSet) -> None:
-    planned = plan_rescorings(settings, tasks.groups, tasks.items)
+    planned = plan_rescorings(task_sources(settings), tasks.groups, tasks.items)
     counts = {(item.task.task, item.way): item.documents for item in planned}
     assert {way for _, way in counts} == set(DOCUMENTS)
     assert {task for task, _ in counts} == {"tiny_choice", "tiny_long", "tiny_two_contexts"}, "where choices are given"
     assert counts["tiny_choice", "second plan"] == 13, "all, where there are fewer"
     assert {item.task.token_budget for item in planned} == {256}
-    assert plan_rescorings(settings.model_copy(update={"batch_dependence": False}), tasks.groups, tasks.items) == ()
     with pytest.raises(UserError, match="found the backend hf, whose batches are not planned; expected --backend"):
-        plan_rescorings(settings.model_copy(update={"backend": "hf"}), tasks.groups, tasks.items)
+        others = [item.model_copy(update={"backend": "hf"}) for item in tasks.items]
+        plan_rescorings(task_sources(settings), tasks.groups, others)
 
 
 def test_a_large_row_gives_no_more_than_its_documents(
     settings: Settings, tasks: TaskSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitladder.accuracy.rescoring.DOCUMENTS", {"batch 1": 9})
-    counts = {item.task.task: item.documents for item in plan_rescorings(settings, tasks.groups, tasks.items)}
+    counts = {
+        item.task.task: item.documents for item in plan_rescorings(task_sources(settings), tasks.groups, tasks.items)
+    }
     assert (counts["tiny_choice"], counts["tiny_long"]) == (7, 3), "13 and 5 of 18"
     assert counts["tiny_two_contexts"] == 2
 
@@ -122,14 +125,14 @@ def test_scored_again_in_fp32_nothing_changes(
 ) -> None:
     """The same documents under the same prompts, with the log-likelihoods that the study's own batches gave."""
     task = next(item for item in tasks.items if item.task == name)
-    first, _ = evaluate(model, tokenizer, task, settings)
+    first, _ = evaluate(model, tokenizer, task, task_sources(settings))
     known = {(one.doc_hash, one.prompt_hash): one.loglikelihoods for one in first.documents}
     item = Rescoring(task=task, way=way, documents=2)
-    again = rescore(model, tokenizer, item, settings)
+    again = rescore(model, tokenizer, item, task_sources(settings))
     assert len(again.documents) == 2
     for document in again.documents:
         assert document.loglikelihoods == pytest.approx(known[document.doc_hash, document.prompt_hash], abs=1e-4)
-    more = rescore(model, tokenizer, item.model_copy(update={"documents": 5}), settings)
+    more = rescore(model, tokenizer, item.model_copy(update={"documents": 5}), task_sources(settings))
     hashes = [[one.doc_hash for one in found.documents] for found in (again, more)]
     assert set(hashes[0]) <= set(hashes[1]), "fewer are among more"
     assert (again.plan is None) == (way != "second plan")
@@ -137,7 +140,9 @@ def test_scored_again_in_fp32_nothing_changes(
         assert (again.plan.seed, again.plan.token_budget) == (task.seed + 1, 256)
         (own,) = first.plans
         assert own.seed == task.seed
-        assert rescore(model, tokenizer, item, settings).plan == again.plan, "a pure function of what is asked"
+        assert rescore(model, tokenizer, item, task_sources(settings)).plan == again.plan, (
+            "a pure function of what is asked"
+        )
 
 
 def test_an_overflow_is_refused(
@@ -147,7 +152,7 @@ def test_an_overflow_is_refused(
     monkeypatch.setattr(model.model.norm.weight, "data", model.model.norm.weight.data * float("inf"))
     task = next(item for item in tasks.items if item.task == "tiny_choice")
     with pytest.raises(UserError, match=r"^tiny_choice, batch 1: .* not numbers in 2 of 2 documents; the model over"):
-        rescore(model, tokenizer, Rescoring(task=task, way="batch 1", documents=2), settings)
+        rescore(model, tokenizer, Rescoring(task=task, way="batch 1", documents=2), task_sources(settings))
 
 
 def test_what_lm_evals_way_answered_is_no_second_plan(
@@ -159,15 +164,17 @@ def test_what_lm_evals_way_answered_is_no_second_plan(
     monkeypatch.setattr("bitladder.accuracy.backend.lm.BitladderLM._loglikelihood", fail)
     task = next(item for item in tasks.items if item.task == "tiny_choice")
     with pytest.raises(UserError, match=r"^its batches can't be planned, because NotImplementedError in a for"):
-        rescore(model, tokenizer, Rescoring(task=task, way="second plan", documents=2), settings)
+        rescore(model, tokenizer, Rescoring(task=task, way="second plan", documents=2), task_sources(settings))
 
 
 def test_few_shot_prompts_are_those_of_the_first_time(model: Any, tokenizer: Any, settings: Settings) -> None:
     """Examples are drawn for one document after the other, so that some documents alone would get others."""
     shots = settings.model_copy(update={"num_fewshot": 2})
-    task = next(item for item in resolve_tasks(shots, suite="custom", device="cpu").items if item.task == "tiny_choice")
-    first, _ = evaluate(model, tokenizer, task, shots)
-    again = rescore(model, tokenizer, Rescoring(task=task, way="batch 1", documents=3), shots)
+    task = next(
+        item for item in resolve_tasks(task_request(shots, "custom"), "cpu").items if item.task == "tiny_choice"
+    )
+    first, _ = evaluate(model, tokenizer, task, task_sources(shots))
+    again = rescore(model, tokenizer, Rescoring(task=task, way="batch 1", documents=3), task_sources(shots))
     assert {one.prompt_hash for one in again.documents} < {one.prompt_hash for one in first.documents}
 
 

@@ -23,7 +23,7 @@ from bitladder.errors import UserError
 from bitladder.forkserver import ForkServer
 from bitladder.merge import merge_results
 from bitladder.recommendation import Limits
-from bitladder.records import Record, RungRecord, Settings
+from bitladder.records import LoadPolicy, Record, RungRecord
 from bitladder.report.content import compose
 from bitladder.report.markdown import to_markdown
 from bitladder.rungs import find_rung, ready_title
@@ -56,10 +56,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-def refusal(baseline: Path, directory: Path, **settings: object) -> str:
+def refusal(baseline: Path, directory: Path, *, chat_template: bool = False, trust: bool = False) -> str:
     """The line that refuses ``directory`` beside the baseline."""
     with pytest.raises(UserError) as caught:
-        find_added(Settings.model_validate({"model": "m", "add": {"x": str(directory)}, **settings}), baseline, "cpu")
+        policy = LoadPolicy(trust_remote_code=trust)
+        find_added({"x": str(directory)}, baseline, policy, chat_template=chat_template)
     line = str(caught.value)
     assert line.startswith("--add x: ")
     assert "\n" not in line
@@ -124,7 +125,7 @@ def test_types_quantization_and_what_changes_no_answer_are_let_in(tiny_llama: Pa
     padding: dict[str, object] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|end|>"}
     edit_tokenizer(tiny_copy, lambda rules: rules.update(padding=padding))
-    added = find_added(Settings(model="m", add={"x": str(tiny_copy)}), tiny_llama, "cpu")
+    added = find_added({"x": str(tiny_copy)}, tiny_llama, LoadPolicy())
     assert added["x"].same_rules
     assert added["x"].directory.is_absolute()
 
@@ -225,8 +226,8 @@ def test_a_difference_in_a_prompt_of_the_study_alone_is_refused(
         prepare(settings, Store(tmp_path / "out"))
     edit_tokenizer(tiny_copy, replace_text("zzzzz", "y"))
     assert prepare(settings, Store(tmp_path / "out")).added == {"other": tiny_copy}
-    same = find_added(settings.model_copy(update={"add": {"same": str(tiny_llama)}}), tiny_llama, "cpu")
-    require_same_prompts(settings, tiny_llama, same, map(pytest.fail, ["no text needs to be tried"]))
+    same = find_added({"same": str(tiny_llama)}, tiny_llama, LoadPolicy())
+    require_same_prompts(tiny_llama, same, map(pytest.fail, ["no text needs to be tried"]), LoadPolicy())
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
 from bitladder.study.estimate import s_per_weight
 from bitladder.study.plan import phase_items, plan_study
+from bitladder.study.resolved import task_request
 from bitladder.study.settings import load_command, load_settings
 from bitladder.units import GIB
 
@@ -136,9 +137,10 @@ def test_rows_of_a_batch_are_in_no_identity_but_that_of_who_asks_so(tmp_path: Pa
         (backend, size): {
             item.batch_size
             for item in resolve_tasks(
-                Settings(model="m", tasks=(tasks,), datasets=tasks, backend=backend, batch_size=size),
-                suite="custom",
-                device="cpu",
+                task_request(
+                    Settings(model="m", tasks=(tasks,), datasets=tasks, backend=backend, batch_size=size), "custom"
+                ),
+                "cpu",
             ).items
         }
         for backend in ("hf", "bitladder")
@@ -155,10 +157,10 @@ def test_an_unknown_metric_is_found_with_the_plan(tmp_path: Path) -> None:
     (tasks / "left.yaml").write_text((tasks / "left.yaml").read_text().replace("metric: acc", "metric: acuracy"))
     settings = Settings(model="m", tasks=(str(tasks),), datasets=str(tasks))
     with pytest.raises(UserError, match=r"'acuracy' of `evaluate`, which is a script \(lm-eval has 'acc'\)"):
-        resolve_tasks(settings, suite="custom", device="cpu")
+        resolve_tasks(task_request(settings, "custom"), "cpu")
     trusting = settings.model_copy(update={"trust_remote_code": True})
     with pytest.raises(UserError, match=r"unknown metric of task left: 'acuracy'; nearest: .*acc"):
-        resolve_tasks(trusting, suite="custom", device="cpu")
+        resolve_tasks(task_request(trusting, "custom"), "cpu")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.accuracy.texts import accuracy_texts
 from bitladder.errors import UserError
 from bitladder.records import Settings
+from bitladder.study.resolved import task_request, task_sources
 
 ROWS = [{"q": f"q{index}", "gold": index % 2} for index in range(4)]
 TASK: dict[str, Any] = {
@@ -79,7 +80,7 @@ def settings(path: Path, **changes: Any) -> Settings:
 
 
 def resolve(path: Path, **changes: Any) -> dict[str, int]:
-    return resolve_tasks(settings(path, **changes), suite="paper", device="cpu").document_counts
+    return resolve_tasks(task_request(settings(path, **changes), "paper"), "cpu").document_counts
 
 
 def refused(path: Path, **changes: Any) -> str:
@@ -141,8 +142,8 @@ def test_lm_evals_own_functions_need_no_word(folder: Folder) -> None:
     path = folder.write("h.yaml", f"include: {base}\ntask: mine\n")
     functions = read_task_yaml(path).functions
     assert [str(name) for name in functions] == ["utils.process_docs"] and not is_own(functions[0].file)
-    assert task_library(settings(path)).requested
-    assert task_library(Settings(model="any", tasks=("hellaswag",))).requested
+    assert task_library(task_sources(settings(path))).requested
+    assert task_library(task_sources(Settings(model="any", tasks=("hellaswag",)))).requested
 
 
 @pytest.mark.parametrize(
@@ -162,11 +163,11 @@ def test_templates_reach_nothing_of_python(folder: Folder, template: str) -> Non
 
 def test_a_template_that_fails_at_a_later_document(folder: Folder) -> None:
     chosen = settings(folder.task(doc_to_text="{% if q == 'q3' %}{{ q.__class__ }}{% endif %}{{q}}"))
-    items = resolve_tasks(chosen, suite="paper", device="cpu").items
+    items = resolve_tasks(task_request(chosen, "paper"), "cpu").items
     with pytest.raises(
         UserError, match=r"task mine: lm-eval fails at what .*mine.yaml says \(SecurityError: access to"
     ):
-        list(accuracy_texts(chosen, items))
+        list(accuracy_texts(task_sources(chosen), items))
 
 
 def test_the_sandbox_renders_what_lm_eval_does() -> None:

@@ -30,6 +30,7 @@ from bitladder.stats.paired import PairedCounts
 from bitladder.stats.stopping import judge_looks, look_confidence
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
+from bitladder.study.resolved import task_request, task_sources
 from replay import accuracy_item
 from replay_outcomes import TaskReplay, right_answers, task_documents
 from simulation import ChangeRates
@@ -63,14 +64,14 @@ def settings_of(tasks: Path, **changes: object) -> Settings:
 
 
 def chunks(settings: Settings, name: str, stops: tuple[int, ...]) -> list[list[int]]:
-    library = task_library(settings)
+    library = task_library(task_sources(settings))
     order = Order(seed=settings.seed, stops=stops)
     return [chosen_documents(library, name, None, Order(seed=settings.seed, chunk=chunk)) for chunk in order.chunks]
 
 
 def test_the_order_is_the_seeds_alone_and_keeps_clusters_and_questions_together(tasks: Path) -> None:
     settings = settings_of(tasks)
-    planned = resolve_tasks(settings, suite="custom", device="cpu")
+    planned = resolve_tasks(task_request(settings, "custom"), "cpu")
     orders = {item.task: item.order for item in planned.items}
     assert not planned.remarks and None not in orders.values()
     stops = {name: order.stops for name, order in orders.items() if order}
@@ -88,7 +89,7 @@ def test_the_order_is_the_seeds_alone_and_keeps_clusters_and_questions_together(
 
 def test_examples_before_a_question_are_those_of_a_run_that_asks_all(tasks: Path) -> None:
     settings = settings_of(tasks)
-    task, chosen = task_library(settings).task("strict"), [3, 17, 250]
+    task, chosen = task_library(task_sources(settings)).task("strict"), [3, 17, 250]
 
     def prompts(samples: list[int] | None) -> list[str]:
         task.set_fewshot_seed(seed=settings.seed)
@@ -113,7 +114,7 @@ def test_what_is_not_asked_in_stages_keeps_its_identity() -> None:
 
 
 def test_every_question_is_asked_where_no_rung_is_held_against_the_baseline(tasks: Path) -> None:
-    planned = resolve_tasks(settings_of(tasks, rungs=("bf16",)), suite="custom", device="cpu")
+    planned = resolve_tasks(task_request(settings_of(tasks, rungs=("bf16",)), "custom"), "cpu")
     assert {item.order for item in planned.items} == {None}
     assert "every question is asked" in planned.remarks[0]
 

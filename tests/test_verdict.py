@@ -25,6 +25,7 @@ from bitladder.stats.flips import Flip
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.summarize import summarize
 from bitladder.store import Store
+from bitladder.study.resolved import task_sources
 from lm_eval_logs import DATE, LoggedTask, write_logs
 from replay import RUNGS, write_replay
 from replay_outcomes import TaskReplay
@@ -553,7 +554,7 @@ def test_what_lm_evals_own_tracker_writes_is_what_a_study_records(tmp_path: Path
     from bitladder.accuracy.samples import collect_samples
     from bitladder.records import Settings
 
-    task = task_library(Settings(model="x", tasks=("bitladder_language",))).task("bitladder_language")
+    task = task_library(task_sources(Settings(model="x", tasks=("bitladder_language",)))).task("bitladder_language")
     task.set_fewshot_seed(seed=1)
     model = HFLM(pretrained=str(tiny_llama), dtype="float32", device="cpu")
     asked = {"tasks": {"bitladder_language": task}, "groups": {}, "group_map": {}}

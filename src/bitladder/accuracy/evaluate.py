@@ -11,7 +11,7 @@ from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.order import chosen_documents, document_keys, prompts_of_the_whole
 from bitladder.accuracy.samples import collect_samples
 from bitladder.errors import UnknownNameError, UserError
-from bitladder.records import AccuracyOutcome, AccuracyTask, Settings, TaskDocuments
+from bitladder.records import AccuracyOutcome, AccuracyTask, TaskDocuments, TaskSources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ def evaluate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     item: AccuracyTask,
-    settings: Settings,
+    sources: TaskSources,
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> tuple[AccuracyOutcome, TaskDocuments]:
@@ -34,7 +34,7 @@ def evaluate(
     those of the plan, where the tokenizer lacks a chat template that is asked for, where the model's context is too
     short to generate, and for log-likelihoods that are no numbers.
     """
-    library = task_library(settings)
+    library = task_library(sources)
     task = library.task(item.task)
     require_same_task(library, item)
     require_chat_template(tokenizer, item)
@@ -52,12 +52,12 @@ def evaluate(
     return outcome.model_copy(update=about), documents
 
 
-def build_tasks(items: Iterable[AccuracyTask], settings: Settings) -> None:
+def build_tasks(items: Iterable[AccuracyTask], sources: TaskSources) -> None:
     """What `evaluate` needs of them without a model, for this process and those forked from it.
 
     A task that can't be built is left out, with its traceback printed: where it is asked it fails again, and is told.
     """
-    library = task_library(settings)
+    library = task_library(sources)
     for item in items:
         try:
             require_same_task(library, item)

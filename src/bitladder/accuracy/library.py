@@ -20,24 +20,19 @@ from bitladder.accuracy.samples import document_hash
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.home import expand_user
 from bitladder.printable import one_line
-from bitladder.records import Settings
+from bitladder.records import TaskSources
 
 _OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 # What lm-eval takes out of a YAML before it makes a task of it.
 _STRUCTURAL_KEYS = {"tag", "group", "task_list", "class"}
 
 
-def task_library(settings: Settings) -> "TaskLibrary":
-    """The library of a study; the same one for the same settings, so that rungs share the built tasks."""
-    return _library(settings.tasks, settings.datasets, settings.num_fewshot, settings.seed, settings.trust_remote_code)
-
-
 @lru_cache(maxsize=4)
-def _library(
-    tasks: tuple[str, ...], datasets: str | None, num_fewshot: int | None, seed: int, trusted: bool
-) -> "TaskLibrary":
-    reader = DatasetReader(expand_user(datasets) if datasets else None, trusted=trusted)
-    return TaskLibrary(tasks, reader, num_fewshot, seed, trusted=trusted)
+def task_library(sources: TaskSources) -> "TaskLibrary":
+    """The library of a study; the same one for the same sources, so that rungs share the built tasks."""
+    mirror = expand_user(sources.datasets) if sources.datasets else None
+    reader = DatasetReader(mirror, trusted=sources.trust_remote_code)
+    return TaskLibrary(sources.requested, reader, sources.num_fewshot, sources.seed, trusted=sources.trust_remote_code)
 
 
 class TaskLibrary:

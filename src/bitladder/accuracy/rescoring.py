@@ -20,7 +20,7 @@ from bitladder.accuracy.order import chosen_documents
 from bitladder.accuracy.products_seen import products_seen
 from bitladder.accuracy.samples import document_hash, require_finite
 from bitladder.errors import DoesNotFitError, UserError
-from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOutcome, Settings, TaskGroup, Way
+from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOutcome, TaskGroup, TaskSources, Way
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,26 +37,25 @@ _ALONE: Mapping[Way, Callable[["PreTrainedModel", Sequence[Request]], list[float
 }
 
 
-def require_planned_batches(settings: Settings) -> None:
+def require_planned_batches(backend: str) -> None:
     """Raise UserError where another backend's answers would be held against others."""
-    if settings.batch_dependence and settings.backend != "bitladder":
+    if backend != "bitladder":
         raise UserError(
-            f"--batch-dependence: found the backend {settings.backend}, whose batches are not planned; "
+            f"--batch-dependence: found the backend {backend}, whose batches are not planned; "
             "expected --backend bitladder"
         )
 
 
 def plan_rescorings(
-    settings: Settings, groups: Sequence[TaskGroup], tasks: Sequence[AccuracyTask]
+    sources: TaskSources, groups: Sequence[TaskGroup], tasks: Sequence[AccuracyTask]
 ) -> tuple[Rescoring, ...]:
     """Every way for each task of given choices. The documents of a row are shared out among its tasks by their size.
 
-    Empty unless it is asked for. Raises UserError where the answers to hold against are another backend's.
+    Raises UserError where the answers to hold against are another backend's.
     """
-    require_planned_batches(settings)
-    if not settings.batch_dependence:
-        return ()
-    library = task_library(settings)
+    for item in tasks:
+        require_planned_batches(item.backend)
+    library = task_library(sources)
     counts = {item.task: library.count(item.task, item.limit) for item in tasks}
     sizes = {
         task: max(
@@ -82,7 +81,7 @@ def rescore(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     item: Rescoring,
-    settings: Settings,
+    sources: TaskSources,
     progress: Progress | None = None,
 ) -> RescoringOutcome:
     """Score the documents of ``item`` again. ``progress`` gets (requests or documents done, in all).
@@ -91,7 +90,7 @@ def rescore(
     """
     from bitladder.accuracy.backend.lm import BitladderLM
 
-    library = task_library(settings)
+    library = task_library(sources)
     require_same_task(library, item.task)
     require_chat_template(tokenizer, item.task)
     with as_we_run_it(item.task.seed, torch_too=True):

@@ -1,8 +1,9 @@
-"""From the settings' suite or task names to the accuracy items of a plan, and to the table's rows."""
+"""From a suite or task names to the accuracy items of a plan, and to the table's rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 from bitladder.accuracy.expansion import Group, Leaf, Member
 from bitladder.accuracy.library import TaskLibrary, task_library
@@ -12,7 +13,7 @@ from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.suites import find_suite, published_title
 from bitladder.defaults import ACCURACY_BATCH_SIZE, TOKEN_BUDGET
 from bitladder.errors import UnknownNameError
-from bitladder.records import AccuracyTask, Order, Settings, TaskGroup
+from bitladder.records import AccuracyTask, Order, TaskGroup, TaskSources
 from bitladder.rungs import BASELINE
 
 CUSTOM = "custom"
@@ -33,15 +34,40 @@ class TaskSet:
     """what is planned otherwise than it was asked for"""
 
 
-def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
-    """Build the tasks that ``settings.tasks``, or else the suite, names.
+@dataclass(frozen=True)
+class TaskRequest:
+    """What a study is to ask, and how."""
+
+    sources: TaskSources
+    suite: str
+    """named set of tasks, where the sources name none"""
+    limit: int | None
+    """documents a task"""
+    limits: Mapping[str, int]
+    """documents of one task, where it differs"""
+    backend: Literal["hf", "bitladder"]
+    batch_size: int
+    """rows of a batch of lm-eval's own backend"""
+    token_budget: int | None
+    """tokens of one forward of ours; None: the device's"""
+    chat_template: bool
+    until_decided: bool
+    """ask in stages"""
+    batch_dependence: bool
+    """score some documents again in other batches"""
+    rungs: tuple[str, ...]
+    """all that are asked"""
+
+
+def resolve_tasks(request: TaskRequest, device: str) -> TaskSet:
+    """Build the tasks that the sources, or else the suite, name.
 
     Raises UnknownNameError for an unknown suite, task or key of ``limits``, UserError for data that isn't there.
     """
-    library = task_library(settings)
-    rows = _rows_of(settings, library, suite)
-    limits = _limits(settings, library, rows)
-    orders, remarks = _orders(settings, library, rows, limits)
+    library = task_library(request.sources)
+    rows = _rows_of(request, library)
+    limits = _limits(request, library, rows)
+    orders, remarks = _orders(request, library, rows, limits)
     items = tuple(
         AccuracyTask(
             task=name,
@@ -49,19 +75,19 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
             limit=limit,
             num_fewshot=library.task(name).config.num_fewshot,
             # our backend packs by tokens; what it can't run goes lm-eval's way in batches of one size
-            batch_size=settings.batch_size if settings.backend == "hf" else ACCURACY_BATCH_SIZE,
-            seed=settings.seed,
-            chat_template=settings.chat_template,
+            batch_size=request.batch_size if request.backend == "hf" else ACCURACY_BATCH_SIZE,
+            seed=request.sources.seed,
+            chat_template=request.chat_template,
             device=device,
-            backend=settings.backend,
-            token_budget=_token_budget(settings, device),
+            backend=request.backend,
+            token_budget=_token_budget(request, device),
             harness_version=harness_version(),
             order=orders.get(name),
         )
         for name, limit in limits.items()
     )
     return TaskSet(
-        suite=CUSTOM if settings.tasks else suite,
+        suite=CUSTOM if request.sources.requested else request.suite,
         groups=tuple(rows),
         items=items,
         document_counts={name: library.count(name, limit) for name, limit in limits.items()},
@@ -69,37 +95,36 @@ def resolve_tasks(settings: Settings, *, suite: str, device: str) -> TaskSet:
     )
 
 
-def require_names(settings: Settings, suite: str) -> None:
+def require_names(request: TaskRequest) -> None:
     """Raise as `resolve_tasks` for all that can be told without data and without a model."""
-    library = task_library(settings)
-    if settings.limits:
-        _limits(settings, library, _rows_of(settings, library, suite))
+    library = task_library(request.sources)
+    if request.limits:
+        _limits(request, library, _rows_of(request, library))
 
 
-def _rows_of(settings: Settings, library: TaskLibrary, suite: str) -> list[TaskGroup]:
-    return _custom_rows(library) if settings.tasks else _suite_rows(library, suite)
+def _rows_of(request: TaskRequest, library: TaskLibrary) -> list[TaskGroup]:
+    return _custom_rows(library) if request.sources.requested else _suite_rows(library, request.suite)
 
 
 def _orders(
-    settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup], limits: Mapping[str, int | None]
+    request: TaskRequest, library: TaskLibrary, rows: Sequence[TaskGroup], limits: Mapping[str, int | None]
 ) -> tuple[dict[str, Order], tuple[str, ...]]:
     """The order of each task that is asked in stages; none, and why, where asking can't stop when decided."""
-    if not settings.until_decided:
+    if not request.until_decided:
         return {}, ()
-    rungs = (*settings.rungs, *settings.add)
-    if BASELINE not in rungs or len(rungs) < 2:
+    if BASELINE not in request.rungs or len(request.rungs) < 2:
         reason: str | None = f"nothing is held against {BASELINE}"
     else:
         reason = unordered_reason(library, rows)
     if reason is not None:
         return {}, (f"every question is asked, --until-decided notwithstanding: {reason}",)
-    return plan_orders(library, rows, limits, settings.seed), ()
+    return plan_orders(library, rows, limits, request.sources.seed), ()
 
 
-def _token_budget(settings: Settings, device: str) -> int | None:
-    if settings.backend != "bitladder":
+def _token_budget(request: TaskRequest, device: str) -> int | None:
+    if request.backend != "bitladder":
         return None
-    return settings.token_budget or TOKEN_BUDGET[device.partition(":")[0]]
+    return request.token_budget or TOKEN_BUDGET[device.partition(":")[0]]
 
 
 def _suite_rows(library: TaskLibrary, suite: str) -> list[TaskGroup]:
@@ -153,8 +178,8 @@ def _leaves(member: Member) -> Iterator[Leaf]:
         yield from member.leaves()
 
 
-def _limits(settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup]) -> dict[str, int | None]:
-    """Documents by leaf task: its own limit, else that of a row or request that holds it, else ``settings.limit``."""
+def _limits(request: TaskRequest, library: TaskLibrary, rows: Sequence[TaskGroup]) -> dict[str, int | None]:
+    """Documents by leaf task: its own limit, else that of a row or request that holds it, else the request's own."""
     names = tuple(dict.fromkeys(task for row in rows for task in row.tasks))
     parts = {
         **{name: (name,) for name in names},
@@ -164,10 +189,10 @@ def _limits(settings: Settings, library: TaskLibrary, rows: Sequence[TaskGroup])
         },
         **{row.name: row.tasks for row in rows},
     }
-    for key in settings.limits:
+    for key in request.limits:
         if key not in parts:
             raise UnknownNameError("task in limits:", key, parts)
-    limits: dict[str, int | None] = dict.fromkeys(names, settings.limit)
-    for key in sorted(settings.limits, key=lambda key: -len(parts[key])):
-        limits.update(dict.fromkeys(parts[key], settings.limits[key]))
+    limits: dict[str, int | None] = dict.fromkeys(names, request.limit)
+    for key in sorted(request.limits, key=lambda key: -len(parts[key])):
+        limits.update(dict.fromkeys(parts[key], request.limits[key]))
     return limits

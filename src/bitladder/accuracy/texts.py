@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 
 from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.library import task_library
-from bitladder.records import AccuracyTask, Settings
+from bitladder.records import AccuracyTask, TaskSources
 
 
-def accuracy_texts(settings: Settings, items: Iterable[AccuracyTask]) -> Iterator[str]:
+def accuracy_texts(sources: TaskSources, items: Iterable[AccuracyTask]) -> Iterator[str]:
     """Every prompt, with each of its continuations, as lm-eval builds them; a chat template is not applied."""
-    library = task_library(settings)
+    library = task_library(sources)
     for item in items:
         task = library.task(item.task)
         with as_we_run_it(item.seed), library.reading(item.task):

@@ -20,7 +20,7 @@ from bitladder.perf.memory import (
 )
 from bitladder.perf.resources import gpus_of, power_at_rest_w, total_bytes, used_bytes, watching
 from bitladder.perf.scenarios import require_context
-from bitladder.records import MemoryFigures, PerformanceOutcome, Prompts, Scenario
+from bitladder.records import LoadPolicy, MemoryFigures, PerformanceOutcome, Prompts, Scenario
 
 Progress = Callable[[int, int], None]
 
@@ -55,7 +55,7 @@ def measure(
     """
     if prompts.prompts_hash != scenario.prompts_hash:
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
-    require_context(directory, scenario, trust_remote_code)
+    require_context(directory, scenario, LoadPolicy(trust_remote_code=trust_remote_code))
     _set_up_torch(scenario)
     gpus = gpus_of(scenario.device)
     powers_w, no_power_reason = power_at_rest_w(gpus)  # before the search, whose batches leave a card hot

@@ -1,45 +1,61 @@
-"""The performance scenarios of a study, planned from its settings."""
+"""The performance scenarios of a study, planned from a workload and what the machine can do."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bitladder.defaults import REQUESTS
 from bitladder.errors import UserError
-from bitladder.records import Calibration, Scenario, Settings
+from bitladder.records import Calibration, LoadPolicy, Scenario
 
 ENGINE = "eager"
 
 
-def plan_scenarios(settings: Settings, calibration: Calibration, prompts_hash: str) -> tuple[Scenario, ...]:
-    """One Scenario for each of ``settings.scenarios``, with every default filled in."""
-    given = settings.requests or {}
-    requests = given if isinstance(given, dict) else dict.fromkeys(settings.scenarios, given)
+@dataclass(frozen=True)
+class Workload:
+    """What is to be run, and until when."""
+
+    scenarios: tuple[Literal["batch1", "max-batch"], ...]
+    requests: Mapping[Literal["batch1", "max-batch"], int]
+    """cap on a scenario's requests; `defaults.REQUESTS` where it has none"""
+    prompt_tokens: int
+    new_tokens: int
+    seed: int
+    half_width_target: float
+    """a scenario ends early once its rate is known within this share of itself"""
+    time_limit_s: float
+    memory_limit_bytes: int | None
+
+
+def plan_scenarios(workload: Workload, calibration: Calibration, prompts_hash: str) -> tuple[Scenario, ...]:
+    """One Scenario for each that the workload names, with every default filled in."""
 
     def plan(name: Literal["batch1", "max-batch"]) -> Scenario:
         return Scenario(
             scenario=name,
             batch_size_cap=1 if name == "batch1" else calibration.max_batch_cap,
-            requests=requests.get(name, REQUESTS[name]),
-            prompt_tokens=settings.prompt_tokens,
-            new_tokens=settings.new_tokens,
+            requests=workload.requests.get(name, REQUESTS[name]),
+            prompt_tokens=workload.prompt_tokens,
+            new_tokens=workload.new_tokens,
             prompts_hash=prompts_hash,
-            seed=settings.seed,
+            seed=workload.seed,
             device=calibration.device,
             engine=ENGINE,
             threads=calibration.threads,
-            half_width_target=settings.half_width_target,
-            time_limit_s=settings.time_limit_s,
-            memory_limit_bytes=settings.memory_limit,
+            half_width_target=workload.half_width_target,
+            time_limit_s=workload.time_limit_s,
+            memory_limit_bytes=workload.memory_limit_bytes,
         )
 
-    return tuple(plan(name) for name in settings.scenarios)
+    return tuple(plan(name) for name in workload.scenarios)
 
 
-def require_context(directory: Path, scenario: Scenario, trust_remote_code: bool) -> None:
+def require_context(directory: Path, scenario: Scenario, policy: LoadPolicy) -> None:
     """Raise UserError when prompt and new tokens are more than the model has positions."""
     from bitladder.checkpoint.loading import load_config
 
-    config = load_config(directory, trust_remote_code=trust_remote_code)
+    config = load_config(directory, trust_remote_code=policy.trust_remote_code)
     positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and scenario.prompt_tokens + scenario.new_tokens > positions:
         raise UserError(

@@ -3,14 +3,14 @@
 They are read where they lie. Compared figures need the same network and the same token ids.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitladder.errors import UserError
-from bitladder.records import Settings, Source
+from bitladder.records import LoadPolicy, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,37 +26,47 @@ class Added:
     """whether its tokenizer is the baseline's, so that no prompt needs to be tried"""
 
 
-def find_added(settings: Settings, baseline: Path, device: str, outline: Path | None = None) -> dict[str, Added]:
-    """The checkpoints of ``settings.add`` by name, in order; ``outline`` as `resolve_model` takes it.
+def find_added(
+    sources: Mapping[str, str],
+    baseline: Path,
+    policy: LoadPolicy,
+    *,
+    chat_template: bool = False,
+    outline: Path | None = None,
+) -> dict[str, Added]:
+    """The checkpoints by name, in order; ``outline`` as `resolve_model` takes it.
 
     Raises UserError, naming the checkpoint, for one that isn't there, has no SafeTensors, is another network than the
-    model in ``baseline``, tokenizes the probes in another way, or has a format that can't be loaded on ``device``.
+    model in ``baseline``, tokenizes the probes in another way, or has a format that can't be loaded on the policy's
+    device, and where texts are to be in a chat template that isn't the baseline's.
     """
-    return {name: _find(settings, name, baseline, device, outline) for name in settings.add}
+    found = {}
+    for name, source in sources.items():
+        with _naming(name):
+            found[name] = _find(source, baseline, policy, chat_template, outline)
+    return found
 
 
-def _find(settings: Settings, name: str, baseline: Path, device: str, outline: Path | None) -> Added:
+def _find(source: str, baseline: Path, policy: LoadPolicy, chat_template: bool, outline: Path | None) -> Added:
     from bitladder.checkpoint.format import require_format
     from bitladder.checkpoint.network import require_same_network
     from bitladder.checkpoint.tokens import probe_texts, require_same_ends, require_same_tokens, same_rules
     from bitladder.models.source import resolve_model
 
-    trust = settings.trust_remote_code
-    with _naming(name):
-        model = resolve_model(settings.add[name], outline=outline)
-        require_same_network(baseline, model.directory, trust_remote_code=trust)
-        require_format(model.directory, device)
-        ours, theirs = _tokenizers(baseline, model.directory, trust)
-        same = same_rules(ours, theirs)
-        if not same:
-            require_same_tokens(ours, theirs, probe_texts())
-        require_same_ends(ours, theirs)
-        if settings.chat_template and ours.chat_template != theirs.chat_template:
-            raise UserError("another chat template than the baseline's; leave --chat-template out, or give it the same")
+    model = resolve_model(source, outline=outline)
+    require_same_network(baseline, model.directory, trust_remote_code=policy.trust_remote_code)
+    require_format(model.directory, policy.device)
+    ours, theirs = _tokenizers(baseline, model.directory, policy)
+    same = same_rules(ours, theirs)
+    if not same:
+        require_same_tokens(ours, theirs, probe_texts())
+    require_same_ends(ours, theirs)
+    if chat_template and ours.chat_template != theirs.chat_template:
+        raise UserError("another chat template than the baseline's; leave --chat-template out, or give it the same")
     return Added(model.source, model.directory.absolute(), same)
 
 
-def require_same_prompts(settings: Settings, baseline: Path, added: dict[str, Added], texts: Iterable[str]) -> None:
+def require_same_prompts(baseline: Path, added: Mapping[str, Added], texts: Iterable[str], policy: LoadPolicy) -> None:
     """Raise UserError where a checkpoint gives other token ids than the baseline on a text of the study.
 
     ``texts`` are read only where a tokenizer isn't the baseline's own.
@@ -69,16 +79,17 @@ def require_same_prompts(settings: Settings, baseline: Path, added: dict[str, Ad
     distinct = list(dict.fromkeys(texts))
     for name, one in others.items():
         with _naming(name):
-            ours, theirs = _tokenizers(baseline, one.directory, settings.trust_remote_code)
+            ours, theirs = _tokenizers(baseline, one.directory, policy)
             require_same_tokens(ours, theirs, distinct)
 
 
 def _tokenizers(
-    baseline: Path, directory: Path, trust_remote_code: bool
+    baseline: Path, directory: Path, policy: LoadPolicy
 ) -> "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]":
     from bitladder.checkpoint.loading import load_tokenizer
 
-    ours, theirs = (load_tokenizer(place, trust_remote_code=trust_remote_code) for place in (baseline, directory))
+    trust = policy.trust_remote_code
+    ours, theirs = (load_tokenizer(place, trust_remote_code=trust) for place in (baseline, directory))
     return ours, theirs
 
 

@@ -23,6 +23,7 @@ from bitladder.records import (
 )
 from bitladder.rungs import BASELINE, find_rung
 from bitladder.study.peaks import phase_peaks
+from bitladder.study.resolved import task_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -221,7 +222,7 @@ def _rescoring_s(study: StudyRecord, item: Rescoring, load: TaskLoad, clock: _Cl
     is a step."""
     from bitladder.accuracy.library import task_library
 
-    count = task_library(study.settings).count(item.task.task, item.task.limit)
+    count = task_library(task_sources(study.settings)).count(item.task.task, item.task.limit)
     prefill, scored = load.prefill_tokens / count, load.scored_tokens / count
     if item.way == "second plan":
         return item.documents * clock.packed_s(prefill, scored)
@@ -249,7 +250,7 @@ def _task_load(settings: Settings, item: AccuracyTask) -> TaskLoad:
     """Work of one task, from the length of its first documents."""
     from bitladder.accuracy.library import task_library
 
-    library = task_library(settings)
+    library = task_library(task_sources(settings))
     task = library.task(item.task)
     count = library.count(item.task, item.limit)
     sample = list(library.documents(item.task, min(count, _SAMPLED_DOCUMENTS)))

@@ -4,6 +4,7 @@ from bitladder.records import AccuracyTask, StudyRecord
 from bitladder.stats.aggregate import equivalent_documents
 from bitladder.stats.margin import study_margin_points
 from bitladder.stats.power import Resolution, resolutions
+from bitladder.study.resolved import task_sources
 from bitladder.units import counted, format_count, points_text, two_digits
 
 
@@ -15,7 +16,7 @@ def task_documents(study: StudyRecord) -> list[int]:
     groups = [group for group in study.groups if group.in_aggregate and items.keys() >= set(group.tasks)]
     if not groups:
         return []
-    library = task_library(study.settings)
+    library = task_library(task_sources(study.settings))
     counts = {name: library.count(name, item.limit) for name, item in items.items()}
     return [(sum if group.pooling == "documents" else min)(counts[task] for task in group.tasks) for group in groups]
 

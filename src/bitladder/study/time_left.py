@@ -9,6 +9,7 @@ from bitladder.stages import measured_items
 from bitladder.stats.margin import study_margin_points
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
 from bitladder.study.resolution import too_few_questions
+from bitladder.study.resolved import task_sources
 from bitladder.units import format_left, points_text
 
 _ROUND_NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -148,7 +149,7 @@ def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> i
     """The largest round number of questions a task whose time is within bounds; None where it is no fewer."""
     from bitladder.accuracy.library import task_library
 
-    library = task_library(study.settings)
+    library = task_library(task_sources(study.settings))
     items = {item.task: item for item in study.items if isinstance(item, AccuracyTask)}
     counts = {task: library.count(task, item.limit) for task, item in items.items()}
 

@@ -43,6 +43,7 @@ from bitladder.study.job import (
     Started,
     Stopped,
 )
+from bitladder.study.resolved import task_sources
 
 if TYPE_CHECKING:
     from bitladder.accuracy.journal import Journal
@@ -91,7 +92,7 @@ def prepare(preparation: str) -> None:
     from bitladder.accuracy.evaluate import build_tasks
 
     found = Preparation.model_validate_json(preparation)
-    build_tasks(found.items, found.settings)
+    build_tasks(found.items, task_sources(found.settings))
 
 
 def try_out() -> None:
@@ -186,12 +187,12 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     tokenizer = load_tokenizer(directory, trust_remote_code=trust)
 
     def run(item: AccuracyTask, journal: "Journal | None") -> Outcome:
-        outcome, documents = evaluate(model, tokenizer, item, job.settings, pipe.progress, journal)
+        outcome, documents = evaluate(model, tokenizer, item, task_sources(job.settings), pipe.progress, journal)
         pipe.send(Documents(documents=documents))
         return outcome
 
     def run_again(item: Rescoring) -> Outcome:
-        return rescore(model, tokenizer, item, job.settings, pipe.progress)
+        return rescore(model, tokenizer, item, task_sources(job.settings), pipe.progress)
 
     for item in job.items:
         assert isinstance(item, AccuracyTask | Rescoring)

@@ -1,0 +1,130 @@
+"""What each room of a study gets of the settings: resolved here, once, before anything is planned.
+
+Whoever comes after takes its own part, and nobody all settings; they go on into the plan's record alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bitladder.accuracy.tasks import CUSTOM, TaskRequest
+from bitladder.errors import UserError
+from bitladder.perf.scenarios import Workload
+from bitladder.records import LoadPolicy, Settings, TaskSources
+from bitladder.study.calibration import WantedDevice
+
+BUILTIN = "builtin:"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The settings, apart by who uses them."""
+
+    model: str
+    revision: str | None
+    rungs: tuple[str, ...]
+    allow_partial: bool
+    add: Mapping[str, str]
+    """ready checkpoints by name"""
+    policy: LoadPolicy
+    """for what is read of the model before it is measured, which needs no device"""
+    device: WantedDevice
+    tasks: TaskRequest | None
+    """None: nothing is asked"""
+    suite: str
+    sources: TaskSources
+    """of the tasks, also of those that an earlier plan has"""
+    workload: Workload | None
+    """None: no scenario is run"""
+    divergence_windows: int | None
+    """None: it is turned off"""
+    chat_template: bool
+    text: tuple[str | None, bool]
+    """where running text comes from, as `read_corpus` takes it: a mirror, and whether the model is a built-in one"""
+
+    @property
+    def all_rungs(self) -> tuple[str, ...]:
+        """The ladder's, and ready checkpoints."""
+        return (*self.rungs, *self.add)
+
+
+def resolve(settings: Settings) -> Resolved:
+    """Every part of the settings, with the defaults that depend on others filled in.
+
+    Raises UserError for what is to be asked where nothing is.
+    """
+    if settings.only == "performance":
+        for flag, is_set in (
+            ("until-decided", settings.until_decided),
+            ("batch-dependence", settings.batch_dependence),
+        ):
+            if is_set:
+                raise UserError(
+                    f"--{flag}: found --only performance, which asks no questions; leave out one of the two"
+                )
+    builtin = settings.model.startswith(BUILTIN)
+    return Resolved(
+        model=settings.model,
+        revision=settings.revision,
+        rungs=settings.rungs,
+        allow_partial=settings.allow_partial,
+        add=settings.add,
+        policy=LoadPolicy(trust_remote_code=settings.trust_remote_code),
+        device=WantedDevice(
+            name=settings.device,
+            max_batch_cap=settings.max_batch_cap,
+            memory_limit_bytes=settings.memory_limit,
+            rungs=settings.rungs,
+        ),
+        tasks=None if settings.only == "performance" else task_request(settings, suite_of(settings)),
+        suite=suite_of(settings),
+        sources=task_sources(settings),
+        workload=None if settings.only == "accuracy" else workload(settings),
+        divergence_windows=settings.divergence_windows if settings.divergence else None,
+        chat_template=settings.chat_template,
+        text=(settings.datasets, builtin),
+    )
+
+
+def suite_of(settings: Settings) -> str:
+    default = "builtin" if settings.model.startswith(BUILTIN) else "paper"
+    return CUSTOM if settings.tasks else settings.suite or default
+
+
+def task_sources(settings: Settings) -> TaskSources:
+    return TaskSources(
+        requested=settings.tasks,
+        datasets=settings.datasets,
+        num_fewshot=settings.num_fewshot,
+        seed=settings.seed,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def task_request(settings: Settings, suite: str) -> TaskRequest:
+    return TaskRequest(
+        sources=task_sources(settings),
+        suite=suite,
+        limit=settings.limit,
+        limits=settings.limits,
+        backend=settings.backend,
+        batch_size=settings.batch_size,
+        token_budget=settings.token_budget,
+        chat_template=settings.chat_template,
+        until_decided=settings.until_decided,
+        batch_dependence=settings.batch_dependence,
+        rungs=(*settings.rungs, *settings.add),
+    )
+
+
+def workload(settings: Settings) -> Workload:
+    given = settings.requests or {}
+    return Workload(
+        scenarios=settings.scenarios,
+        requests=given if isinstance(given, dict) else dict.fromkeys(settings.scenarios, given),
+        prompt_tokens=settings.prompt_tokens,
+        new_tokens=settings.new_tokens,
+        seed=settings.seed,
+        half_width_target=settings.half_width_target,
+        time_limit_s=settings.time_limit_s,
+        memory_limit_bytes=settings.memory_limit,
+    )
