@@ -13,7 +13,8 @@ import pytest
 from bitladder.publish import measured
 from bitladder.report import write_report
 from bitladder.stats import goals
-from bitladder.stats.metrics import METRICS, RATE, Metric, Place, Run
+from bitladder.stats.metrics import METRICS, RATE, Metric, Place
+from bitladder.stats.performance import Run
 from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate
 from bitladder.store import load_results

@@ -240,13 +240,15 @@ def token_times(line: Timeline) -> dict[str, Estimate]:
 
 
 def hook(line: Timeline) -> dict[str, Estimate]:
+    return {"hook_s": _hook(line.outcome)}
+
+
+def _hook(outcome: PerformanceOutcome) -> Estimate:
     """What a time stamp costs a step; where the device works beside, the overlap that waiting for it prevents."""
-    outcome = line.outcome
     if not outcome.hook_pairs:
-        own = "no interval: the stamps' own time, summed"
-        return {"hook_s": Estimate(value=outcome.hook_s_per_step, reason=own)}
+        return Estimate(value=outcome.hook_s_per_step, reason="no interval: the stamps' own time, summed")
     costs = [stamped - unstamped for stamped, unstamped in outcome.hook_pairs]
-    return {"hook_s": _estimate(outcome.hook_s_per_step, mean_interval(costs))}
+    return _estimate(outcome.hook_s_per_step, mean_interval(costs))
 
 
 def took(run: Run) -> dict[str, Estimate]:
