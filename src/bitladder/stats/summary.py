@@ -167,9 +167,7 @@ class ScenarioSummary(Record):
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
 
     def metric(self, name: str) -> Estimate:
-        if self.status == "ok":
-            return self.metrics[name]
-        return Estimate.unknown(describe_end(self.status, self.reason))
+        return self.metrics[name] if self.status == "ok" else Estimate.unknown(describe_end(self.status, self.reason))
 
 
 class DivergenceSummary(Record):
