@@ -9,9 +9,9 @@ import pytest
 from bitladder.errors import UserError
 from bitladder.records import AccuracyOutcome, BatchProbe, DocumentOutcome, MetricInfo, Scenario, TaskGroup
 from bitladder.stats.accuracy import summarize_aggregates, summarize_tasks
-from bitladder.stats.metrics import METRICS
+from bitladder.stats.metrics import METRICS, derive_metrics
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.performance import Timeline, derive_metrics, notes_on, speedup
+from bitladder.stats.performance import Timeline, notes_on, speedup
 from bitladder.stats.published import published_study
 from bitladder.stats.row import Row
 from bitladder.stats.summarize import summarize

@@ -30,7 +30,7 @@ def longer_answers(best: RungSummary, within: Sequence[RungSummary]) -> list[str
         first, token = theirs = [_at_batch_1(rung, name) for name in ("ttft_s", "tpot_s")]
         if _is_less(ours[0], first) and _is_less(token, ours[1]):
             firsts, tokens = (
-                f"{METRICS[name].format(one.value)} against {METRICS[name].format(other.value)}"
+                f"{METRICS[name].quantity.text(one.value)} against {METRICS[name].quantity.text(other.value)}"
                 for name, one, other in zip(("ttft_s", "tpot_s"), theirs, ours, strict=True)
             )
             found.append(

@@ -146,7 +146,7 @@ def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
     ]
     for name in _METRICS:
         metric = METRICS[name]
-        rows.append((metric.title, *(_estimate(found.metric(name), metric.format) for found in scenarios)))
+        rows.append((metric.title, *(_estimate(found.metric(name), metric.quantity.text) for found in scenarios)))
     if own.machine:
         notes.insert(0, f"Measured on {', '.join([*(gpu.title for gpu in own.machine.gpus), own.machine.cpu_model])}.")
     notes += own.notes

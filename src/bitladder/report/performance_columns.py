@@ -1,23 +1,14 @@
-"""The columns of Tables 3 and 4: which figure of a scenario, in which unit, under which name."""
+"""The columns of Tables 3 and 4: the rows of `metrics.METRICS`, and what else is told of a scenario."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bitladder.report.table import Cell, Column, Formatter, estimate_cell, number_cell, text_cell
-from bitladder.stats.metrics import METRICS
+from bitladder.report.table import Cell, Column, estimate_cell, number_cell, text_cell
+from bitladder.stats.metrics import METRICS, Metric, PerformanceTable, Place
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, describe_end
-from bitladder.units import (
-    MIB,
-    format_count,
-    format_mib,
-    format_ms,
-    format_percent,
-    format_rate,
-    format_ratio,
-    format_s,
-)
+from bitladder.units import format_count
 
 
 @dataclass(frozen=True)
@@ -30,18 +21,27 @@ class ScenarioColumn:
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """A metric in the unit that its table prints it in."""
+    """A metric at one of its places."""
 
-    metric: str
-    title: str
-    unit: str
-    format: Formatter
-    unit_size: float | None = None
-    """how much of the stored value makes one unit, where it is stored in another"""
+    metric: Metric
+    place: Place
+
+    @property
+    def name(self) -> str:
+        return self.metric.name
+
+    @property
+    def title(self) -> str:
+        return self.place.title
+
+    @property
+    def unit(self) -> str:
+        return self.place.unit or self.metric.quantity.unit
 
     @property
     def column(self) -> Column:
-        return Column(self.title, self.unit, help=METRICS[self.metric].title)
+        explained = ": ".join(filter(None, (self.metric.title, self.metric.definition)))
+        return Column(self.title, self.unit, help=explained)
 
     @property
     def plain_title(self) -> str:
@@ -49,12 +49,16 @@ class MetricColumn:
         return self.title if self.title[:2].isupper() else self.title[0].lower() + self.title[1:]
 
     def cell(self, rung: RungSummary, measured: ScenarioSummary | None) -> Cell:
-        return estimate_cell(self.estimate(rung, measured), self.format, unit_size=self.unit_size)
+        quantity = self.metric.quantity
+        return estimate_cell(self.estimate(rung, measured), quantity.column, unit_size=quantity.unit_size)
 
     def estimate(self, rung: RungSummary, measured: ScenarioSummary | None) -> Estimate:
         """The metric, or why there is none."""
-        found = measured.metrics.get(self.metric) if measured else None
-        return found or Estimate.unknown(absence(rung, measured) or "not derived")
+        reason = absence(rung, measured)
+        if reason is not None:
+            return Estimate.unknown(reason)
+        assert measured is not None  # else there is a reason
+        return measured.metric(self.name)
 
 
 AnyColumn = ScenarioColumn | MetricColumn
@@ -65,18 +69,6 @@ def absence(rung: RungSummary, measured: ScenarioSummary | None) -> str | None:
     if measured is None:
         return f"{rung.rung}: {rung.reason or 'not measured'}"
     return None if measured.status == "ok" else f"{rung.rung}: {measured.reason or describe_end(measured.status, None)}"
-
-
-def _s(metric: str, title: str, unit: str = "s") -> MetricColumn:
-    return MetricColumn(metric, title, unit, format_s)
-
-
-def _ms(metric: str, title: str) -> MetricColumn:
-    return MetricColumn(metric, title, "ms", format_ms, 1e-3)
-
-
-def _mib(metric: str, title: str) -> MetricColumn:
-    return MetricColumn(metric, title, "MiB", format_mib, MIB)
 
 
 def _count(title: str, unit: str | None, field: Callable[[ScenarioSummary], int | None]) -> ScenarioColumn:
@@ -105,95 +97,40 @@ def _stop_cell(rung: RungSummary, measured: ScenarioSummary | None) -> Cell:
     )
 
 
-def study_metrics(on_gpu: bool) -> tuple[MetricColumn, ...]:
+def metric_columns(
+    table: PerformanceTable, scenario: str | None = None, on_gpu: bool | None = None
+) -> tuple[MetricColumn, ...]:
+    """Those of one table, in the order of the metrics; of a table of all scenarios and machines both are None."""
+    device = None if on_gpu is None else "gpu" if on_gpu else "cpu"
+    return tuple(
+        MetricColumn(metric, place)
+        for metric in METRICS.values()
+        for place in metric.shown
+        if place.table == table and place.on in (None, device) and place.scenario in (None, scenario)
+    )
+
+
+def drawn_columns(scenario: str, on_gpu: bool) -> tuple[MetricColumn, ...]:
     """What the study's figures show of a scenario: throughput, latency, utilisation, memory."""
-    if on_gpu:
-        utilisation = MetricColumn("gpu_utilisation_percent", "GPU utilisation", "%", format_percent)
-    else:
-        utilisation = MetricColumn("cpu_percent", "CPU utilisation", "% of one core", format_percent)
-    return (
-        MetricColumn("requests_per_s", "Throughput", "requests/s", format_rate),
-        _s("latency_s", "Mean request latency"),
-        utilisation,
-        _mib("study_vram_bytes", "Average VRAM less idle" if on_gpu else "Average resident memory"),
-    )
+    return tuple(column for column in metric_columns("main", scenario, on_gpu) if column.place.drawn)
 
 
-def main_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
-    """The study's own, with the speed-up beside what it is of, the number of requests beside their total time and
-    the peak beside the average."""
-    throughput, latency, utilisation, memory = study_metrics(on_gpu)
+def main_columns(scenario: str, on_gpu: bool) -> tuple[AnyColumn, ...]:
+    """The number of requests stands beside their total time."""
+    requests = _count("Requests", None, lambda measured: measured.requests)
+    columns: list[AnyColumn] = []
+    for column in metric_columns("main", scenario, on_gpu):
+        columns += [column, requests] if column.name == "total_time_s" else [column]
+    return tuple(columns)
+
+
+def run_columns(scenario: str, on_gpu: bool) -> tuple[AnyColumn, ...]:
     return (
-        throughput,
-        MetricColumn("speedup", "Speed-up", "ratio", format_ratio),
-        MetricColumn("total_time_s", "Total", "s", format_percent),
+        ScenarioColumn(Column("Status", numeric=False), _status_cell),
+        _count("Batch size", "requests", lambda measured: measured.batch_size),
         _count("Requests", None, lambda measured: measured.requests),
-        latency,
-        _s("inverse_throughput_s", "Inverse throughput", "s/request"),
-        utilisation,
-        memory,
-        _mib("allocated_peak_bytes", "Allocated peak") if on_gpu else _mib("resident_peak_bytes", "Resident peak"),
-    )
-
-
-RUN_COLUMNS: tuple[AnyColumn, ...] = (
-    ScenarioColumn(Column("Status", numeric=False), _status_cell),
-    _count("Batch size", "requests", lambda measured: measured.batch_size),
-    _count("Requests", None, lambda measured: measured.requests),
-    _count("Tokens in", "per request", lambda measured: measured.prompt_tokens),
-    _count("Tokens out", "per request", lambda measured: measured.new_tokens),
-    ScenarioColumn(Column("Stopped by", numeric=False), _stop_cell),
-    _s("load_time_s", "Load time"),
-    _ms("hook_s", "Time stamp, a step"),
-)
-TOKEN_COLUMNS: tuple[AnyColumn, ...] = (
-    MetricColumn("tokens_per_s", "Generated tokens", "1/s", format_rate),
-    _ms("ttft_s", "First token"),
-    _ms("queue_s", "of it queue"),
-    _ms("prefill_s", "of it prefill"),
-    _ms("tpot_s", "Per output token"),
-    _ms("inter_token_s", "Gap, mean"),
-    _ms("inter_token_p50_s", "Gap, p50"),
-    _ms("inter_token_p95_s", "Gap, p95"),
-)
-LATENCY_COLUMNS: tuple[AnyColumn, ...] = (
-    _s("latency_s", "From batch start, mean"),
-    _s("latency_p50_s", "From batch start, p50"),
-    _s("latency_p95_s", "From batch start, p95"),
-    _s("latency_from_submission_s", "From submission, mean"),
-    _s("latency_from_submission_p50_s", "From submission, p50"),
-    _s("latency_from_submission_p95_s", "From submission, p95"),
-)
-FULL_BATCH_COLUMNS: tuple[AnyColumn, ...] = (
-    MetricColumn("requests_per_s_full_batches", "Requests, full batches only", "1/s", format_rate),
-    MetricColumn("tokens_per_s_full_batches", "Generated tokens, full batches only", "1/s", format_rate),
-)
-ENERGY_COLUMNS: tuple[AnyColumn, ...] = (
-    MetricColumn("gpu_power_w", "GPU power, average", "W", format_percent),
-    MetricColumn("gpu_energy_j", "GPU energy, gross", "J", format_percent),
-    MetricColumn("gpu_energy_above_idle_j", "GPU energy above idle", "J", format_percent),
-    MetricColumn("energy_per_token_j", "GPU energy per generated token", "J", format_rate),
-)
-DERIVED_COLUMNS = (
-    MetricColumn("total_time_200_requests_s", "200 requests, derived", "s", format_percent),
-    MetricColumn("total_time_2000_requests_s", "2,000 requests, derived", "s", format_percent),
-)
-
-
-def memory_columns(on_gpu: bool) -> tuple[AnyColumn, ...]:
-    host = _mib("resident_peak_bytes", "Resident peak of the process")
-    if not on_gpu:
-        return (
-            _mib("loaded_bytes", "Weights in memory"),
-            _mib("study_vram_bytes", "Average, resident"),
-            _mib("peak_memory_bytes", "Peak, resident"),
-        )
-    return (
-        _mib("loaded_bytes", "Weights in memory"),
-        _mib("study_vram_bytes", "Average, device less idle"),
-        _mib("peak_memory_bytes", "Peak, device less idle"),
-        _mib("allocated_peak_bytes", "Allocated peak"),
-        _mib("reserved_peak_bytes", "Reserved peak"),
-        _mib("process_peak_bytes", "Process peak"),
-        host,
+        _count("Tokens in", "per request", lambda measured: measured.prompt_tokens),
+        _count("Tokens out", "per request", lambda measured: measured.new_tokens),
+        ScenarioColumn(Column("Stopped by", numeric=False), _stop_cell),
+        *metric_columns("run", scenario, on_gpu),
     )

@@ -23,9 +23,8 @@ from bitladder.report.figure import (
     whiskers,
     wrap_label,
 )
-from bitladder.report.performance_columns import MetricColumn, study_metrics
+from bitladder.report.performance_columns import MetricColumn, drawn_columns
 from bitladder.report.performance_tables import SCENARIOS
-from bitladder.stats.metrics import METRICS
 from bitladder.stats.summary import Summary
 from bitladder.units import format_raw
 
@@ -51,7 +50,7 @@ def performance_figures(summary: Summary, scenario: str, on_gpu: bool) -> list[F
     where = SCENARIOS[scenario][1]
     bar_title = f"Figure {bars}. Performance by precision: {where}"
     heat_title = f"Figure {heat}. Normalised performance, precision by metric: {where}"
-    metrics = study_metrics(on_gpu)
+    metrics = drawn_columns(scenario, on_gpu)
     rows = [row for metric in metrics for row in _rows(summary, scenario, metric)]
     known = [row for row in rows if row["value"] is not None]
     if not known:
@@ -73,7 +72,7 @@ def _rows(summary: Summary, scenario: str, metric: MetricColumn) -> list[Row]:
     for rung in summary.rungs:
         estimate = metric.estimate(rung, rung.scenario(scenario))
         cell = metric.cell(rung, rung.scenario(scenario))
-        row = {"metric": metric.metric, "rung": rung.rung, "value": cell.value, "low": cell.low, "high": cell.high}
+        row = {"metric": metric.name, "rung": rung.rung, "value": cell.value, "low": cell.low, "high": cell.high}
         row |= {"text": cell.text, "cut": ""}
         row["tooltip"] = f"{cell.text} {cell.interval}".strip() if estimate.value is not None else estimate.reason
         rows.append(row)
@@ -102,7 +101,7 @@ def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, .
     )
     n = " to ".join(f"{count:,}" for count in dict.fromkeys((requests[0], requests[-1])))
     caption = f"n = {n} requests a precision. Whiskers: 95% interval, where the metric has one."
-    unknown = [metric.title for metric in metrics if metric.metric not in {row["metric"] for row in known}]
+    unknown = [metric.title for metric in metrics if metric.name not in {row["metric"] for row in known}]
     unmeasured = [rung.rung for rung in summary.rungs if rung.rung not in _rungs(summary, known)]
     missing = "; ".join(", ".join(names) for names in (unknown, unmeasured) if names)
     return f"{caption} Not known, so left out: {missing}." if missing else caption
@@ -110,9 +109,9 @@ def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, .
 
 def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
     directions = {"higher": "more", "lower": "less"}
-    judged = [(metric, better) for metric in metrics if (better := METRICS[metric.metric].better) is not None]
+    judged = [(metric, better) for metric in metrics if (better := metric.metric.better) is not None]
     wanted = ", ".join(f"{directions[better]} {metric.plain_title}" for metric, better in judged)
-    neutral = ", ".join(metric.plain_title for metric in metrics if METRICS[metric.metric].better is None)
+    neutral = ", ".join(metric.plain_title for metric in metrics if metric.metric.better is None)
     return (
         "Darker is better: each metric is scaled from its worst precision to its best; the number is the real value. "
         f"Better is {wanted}. Grey: neither better nor worse ({neutral}), not known, or for all precisions within "
@@ -128,9 +127,9 @@ def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) 
         for row, top in zip(rows, tops, strict=True)
     ]
     panels = [
-        _bar_panel(metric, rungs, max(row["top"] for row in rows if row["metric"] == metric.metric))
+        _bar_panel(metric, rungs, max(row["top"] for row in rows if row["metric"] == metric.name))
         for metric in metrics
-        if any(row["metric"] == metric.metric for row in rows)
+        if any(row["metric"] == metric.name for row in rows)
     ]
     # Flush bounds keep the panels' axes in line, whatever the length of their labels.
     spacing = {"row": 62, "column": _PANEL_GAP}
@@ -139,7 +138,7 @@ def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) 
 
 def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
     width = (PLOT_WIDTH - _PANEL_GAP) // 2
-    base = panel(metric.metric, width, 170, metric.column.header)
+    base = panel(metric.name, width, 170, metric.column.header)
     step_px = width / len(rungs)
     x = rung_axis(rungs, step_px, inner=_GAP, outer=0.12)
     bar_px = step_px * (1 - _GAP)
@@ -165,12 +164,12 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
 
 def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
     rungs = list(dict.fromkeys(row["rung"] for row in rows))
-    labels = {metric.metric: wrap_label(metric.column.header, 24) for metric in metrics}
+    labels = {metric.name: wrap_label(metric.column.header, 24) for metric in metrics}
     values = []
     for metric in metrics:
-        part = [row for row in rows if row["metric"] == metric.metric]
+        part = [row for row in rows if row["metric"] == metric.name]
         values_known = [None if _alike(part) else row["value"] for row in part]
-        better = METRICS[metric.metric].better
+        better = metric.metric.better
         places = [None] * len(part) if better is None else normalised(values_known, better)
         for row, goodness in zip(part, places, strict=True):
             fill, ink = _shade(goodness)

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from bitladder.records import Machine
-from bitladder.report.performance_columns import (
-    DERIVED_COLUMNS,
-    ENERGY_COLUMNS,
-    FULL_BATCH_COLUMNS,
-    LATENCY_COLUMNS,
-    RUN_COLUMNS,
-    TOKEN_COLUMNS,
-    AnyColumn,
-    main_columns,
-    memory_columns,
-)
+from bitladder.report.performance_columns import AnyColumn, main_columns, metric_columns, run_columns
 from bitladder.report.table import Cell, Column, Table, text_cell
 from bitladder.stats.summary import Summary
 
@@ -44,20 +35,20 @@ def performance_tables(summary: Summary, scenario: str, on_gpu: bool) -> list[Ta
         title = f"Table {number}{letter}. {title}: {where}"
         return Table(f"table{number}{letter}", title, header, rows, notes, secondary=letter > "b")
 
-    full_batches = FULL_BATCH_COLUMNS if scenario == "max-batch" else ()
+    columns_of = partial(metric_columns, scenario=scenario, on_gpu=on_gpu)
     tables = [
-        table("", "Performance", main_columns(on_gpu), *_main_notes(scenario, on_gpu)),
-        table("b", "What was run", RUN_COLUMNS, *_run_notes(summary, scenario)),
+        table("", "Performance", main_columns(scenario, on_gpu), *_main_notes(scenario, on_gpu)),
+        table("b", "What was run", run_columns(scenario, on_gpu), *_run_notes(summary, scenario)),
         table(
             "c",
             "Token times",
-            (*TOKEN_COLUMNS, *full_batches),
+            columns_of("tokens"),
             "Per output token: (end to end - first token) / (new tokens - 1). Gap: between two tokens of one request.",
         ),
-        table("d", "Request latency", LATENCY_COLUMNS),
-        table("e", "Memory", memory_columns(on_gpu)),
+        table("d", "Request latency", columns_of("latency")),
+        table("e", "Memory", columns_of("memory")),
     ]
-    return [*tables, table("f", "Power", ENERGY_COLUMNS)] if on_gpu else tables
+    return [*tables, table("f", "Power", columns_of("power"))] if on_gpu else tables
 
 
 def _main_notes(scenario: str, on_gpu: bool) -> list[str]:
@@ -92,18 +83,19 @@ def _machine_title(machine: Machine) -> str:
 
 def derived_table(summary: Summary) -> Table | None:
     """Totals for the study's 200 and 2,000 requests; None where there is no rate to derive them from."""
+    totals = metric_columns("totals")
     rows: list[tuple[Cell, ...]] = []
     for scenario, (_, name) in SCENARIOS.items():
         machine = scenario_machine(summary, scenario)
         if machine is None:
             continue
         for rung in summary.rungs:
-            cells = [column.cell(rung, rung.scenario(scenario)) for column in DERIVED_COLUMNS]
+            cells = [column.cell(rung, rung.scenario(scenario)) for column in totals]
             if any(cell.value is not None for cell in cells):
                 rows.append((text_cell(name), text_cell(_machine_title(machine)), text_cell(rung.rung), *cells))
     if not rows:
         return None
     labels = (Column(title, numeric=False) for title in ("Scenario", "Machine", "Precision"))
-    columns = (*labels, *(column.column for column in DERIVED_COLUMNS))
+    columns = (*labels, *(column.column for column in totals))
     notes = ("Requests divided by the measured requests/s. Not run: the measured totals are in Tables 3 and 4.",)
     return Table("totals-derived", "Total time for 200 and 2,000 requests, derived", columns, tuple(rows), notes)

@@ -1,4 +1,4 @@
-"""From raw batches and monitor readings to the figures of `metrics.METRICS`.
+"""What the rows of `metrics.METRICS` are derived by, from raw batches and monitor readings.
 
 Requests of one batch share every step and are not independent; batches may resemble the one before, which widens
 every interval.
@@ -16,9 +16,8 @@ from scipy import stats
 from bitladder.environment import BUSY_SHARE
 from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
 from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval
-from bitladder.stats.metrics import METRICS
 from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, seen_correlation
-from bitladder.stats.resources import gpu_utilisation, others_bytes, resource_metrics
+from bitladder.stats.resources import Readings, gpu_energy, gpu_utilisation, others_bytes, resource_metrics
 from bitladder.stats.summary import Estimate
 from bitladder.units import counted, format_bytes
 
@@ -90,19 +89,11 @@ class Timeline:
         return self.outcome.batches[request.batch]
 
 
-def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estimate]:
-    """Every figure but the speed-up, by the names of `METRICS`. `device`: where it ran, ``cpu`` or ``cuda:N``."""
-    line = Timeline(outcome)
-    resources = resource_metrics(outcome, device, line.end_s)
-    if not line.requests:
-        unknown = Estimate.unknown("no request ended well")
-        return dict.fromkeys(METRICS, unknown) | resources
-    energy = resources["gpu_energy_j"]
-    per_token = energy
-    if energy.value is not None:
-        per_token = Estimate(value=energy.value / sum(line.tokens), reason=energy.reason)
-    derived = {"energy_per_token_j": per_token, "hook_s": _hook(outcome)}
-    return _rates(line) | _latencies(line) | _token_times(line) | resources | derived
+@dataclass(frozen=True)
+class Run(Timeline):
+    """A timeline, and the device that it is of: ``cpu`` or ``cuda:N``."""
+
+    device: str
 
 
 def speedup(ours: Timeline, theirs: Timeline, confidence: float = CONFIDENCE) -> Estimate:
@@ -168,7 +159,7 @@ def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None
     return tuple(notes)
 
 
-def _rates(line: Timeline) -> dict[str, Estimate]:
+def rates(line: Timeline) -> dict[str, Estimate]:
     """Whole run: requests over the time from first submission to last token; full batches: over their own cycles."""
     requests, total_s = len(line.requests), line.total_s
     whole = ratio_interval(line.rows, line.cycle_s, serial=True)
@@ -193,7 +184,7 @@ def _rates(line: Timeline) -> dict[str, Estimate]:
     return found
 
 
-def _latencies(line: Timeline) -> dict[str, Estimate]:
+def latencies(line: Timeline) -> dict[str, Estimate]:
     """Request latency from batch start and from submission; time to first token and its two parts."""
     batches = line.outcome.batches
     durations = [batch.step_end_s[-1] - batch.started_s for batch in batches]
@@ -230,7 +221,7 @@ def _seen_gaps(line: Timeline) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.concatenate([np.empty(0), *gaps])
 
 
-def _token_times(line: Timeline) -> dict[str, Estimate]:
+def token_times(line: Timeline) -> dict[str, Estimate]:
     """Time per output token, (end to end - first token) / (n - 1), and the gaps between tokens as requests saw them."""
     gaps = [np.diff(batch.step_end_s) for batch in line.outcome.batches]
     names = ("tpot_s", "inter_token_s", "inter_token_p50_s", "inter_token_p95_s")
@@ -248,12 +239,28 @@ def _token_times(line: Timeline) -> dict[str, Estimate]:
     }
 
 
+def hook(line: Timeline) -> dict[str, Estimate]:
+    return {"hook_s": _hook(line.outcome)}
+
+
 def _hook(outcome: PerformanceOutcome) -> Estimate:
     """What a time stamp costs a step; where the device works beside, the overlap that waiting for it prevents."""
     if not outcome.hook_pairs:
         return Estimate(value=outcome.hook_s_per_step, reason="no interval: the stamps' own time, summed")
     costs = [stamped - unstamped for stamped, unstamped in outcome.hook_pairs]
     return _estimate(outcome.hook_s_per_step, mean_interval(costs))
+
+
+def took(run: Run) -> dict[str, Estimate]:
+    """Memory, utilisation and energy, see `resource_metrics`; known also where no request ended well."""
+    return resource_metrics(run.outcome, run.device, run.end_s)
+
+
+def energy_per_token(line: Timeline) -> dict[str, Estimate]:
+    energy = gpu_energy(Readings(line.outcome), line.end_s)
+    if energy.value is not None:
+        energy = Estimate(value=energy.value / sum(line.tokens), reason=energy.reason)
+    return {"energy_per_token_j": energy}
 
 
 def _mean_of_requests(line: Timeline, by_batch: Sequence[float]) -> Estimate:

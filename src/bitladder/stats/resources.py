@@ -64,7 +64,7 @@ def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float
         "process_peak_bytes": _process_peak(readings),
         "loaded_bytes": Estimate(value=memory.loaded_bytes, reason=_COUNTED),
         "gpu_power_w": readings.mean("gpu_power_w"),
-        "gpu_energy_j": _energy(readings, duration_s),
+        "gpu_energy_j": gpu_energy(readings, duration_s),
         "gpu_energy_above_idle_j": _energy_above_idle(readings, outcome, duration_s),
     }
 
@@ -119,7 +119,8 @@ def _process_peak(readings: Readings) -> Estimate:
     return Estimate(value=max(values), reason=_ONE_RUN) if values else readings.missing("gpu_process_bytes")
 
 
-def _energy(readings: Readings, duration_s: float) -> Estimate:
+def gpu_energy(readings: Readings, duration_s: float) -> Estimate:
+    """Gross, in joules."""
     series = readings.series("gpu_energy_j")
     if len(series) < 2:
         return readings.missing("gpu_energy_j")
@@ -129,7 +130,7 @@ def _energy(readings: Readings, duration_s: float) -> Estimate:
 
 
 def _energy_above_idle(readings: Readings, outcome: PerformanceOutcome, duration_s: float) -> Estimate:
-    gross = _energy(readings, duration_s)
+    gross = gpu_energy(readings, duration_s)
     if gross.value is None:
         return gross
     idle = _idle_power_w(readings, outcome)

@@ -27,7 +27,8 @@ from bitladder.stats.divergence import summarize_divergence
 from bitladder.stats.ends import Ends
 from bitladder.stats.machines import find_place, to_decide
 from bitladder.stats.margin import default_margin_points, study_margin_points
-from bitladder.stats.performance import derive_metrics, notes_on, speedup
+from bitladder.stats.metrics import derive_metrics
+from bitladder.stats.performance import notes_on, speedup
 from bitladder.stats.row import Row
 from bitladder.stats.summary import (
     AggregateSummary,

@@ -146,7 +146,7 @@ class AggregateSummary(Record):
 
 
 class ScenarioSummary(Record):
-    """One scenario on one rung; ``metrics`` has the names of ``stats.metrics.METRICS``."""
+    """One scenario on one rung; ``metrics`` has the rows of ``stats.metrics.METRICS``."""
 
     scenario: str
     status: End
@@ -167,7 +167,7 @@ class ScenarioSummary(Record):
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
 
     def metric(self, name: str) -> Estimate:
-        return self.metrics.get(name) or Estimate.unknown(describe_end(self.status, self.reason))
+        return self.metrics[name] if self.status == "ok" else Estimate.unknown(describe_end(self.status, self.reason))
 
 
 class DivergenceSummary(Record):
