@@ -41,7 +41,7 @@ def test_this_process_finds_them_only_with_leave(
     load_config(tiny_llama, trust_remote_code=trusted)
     assert sys.modules["kernels"] is (fake if trusted else None)
     flags = ["--trust-remote-code"] if trusted else []
-    for command in (["audit", "none"], ["publish", "none", "--repo", "a/b"], ["study", "none", "--limit", "0"]):
+    for command in (["audit", "none"], ["publish", "none", "--repo", "a/b"], ["study", "none", "--out", __file__]):
         monkeypatch.setitem(sys.modules, "kernels", fake)
         assert CliRunner().invoke(app, [*command, *flags]).exit_code
         assert sys.modules["kernels"] is (fake if trusted else None), command
