@@ -8,9 +8,10 @@ from bitladder.methods.llm_int8 import LLM_INT8
 from bitladder.methods.method import Method
 from bitladder.methods.other import OTHER
 from bitladder.methods.plain import PLAIN
+from bitladder.methods.torchao_int8 import TORCHAO_INT8
 from bitladder.records import Audit, Manifest, MethodName, Scheme
 
-METHODS: dict[MethodName, Method] = {method.name: method for method in (BNB_4BIT, LLM_INT8, OTHER, PLAIN)}
+METHODS: dict[MethodName, Method] = {method.name: method for method in (BNB_4BIT, LLM_INT8, TORCHAO_INT8, OTHER, PLAIN)}
 """A checkpoint is of the first that knows its settings, or its tensors, for its own."""
 
 
@@ -40,6 +41,7 @@ RUNGS: dict[str, Rung] = {
         Rung("fp16", "FP16", PLAIN.scheme("F16")),
         Rung("int8", "INT8 (LLM.int8)", LLM_INT8.scheme(6.0)),
         Rung("int8-t0", "INT8 (LLM.int8, no outliers)", LLM_INT8.scheme(0.0)),
+        Rung("int8-torchao", "INT8 (torchao, weight only)", TORCHAO_INT8.scheme()),
         Rung("fp4", "INT4 (FP4)", BNB_4BIT.scheme("FP4", "F32"), note="what load_in_4bit=True gives"),
         Rung("nf4", "INT4 (NF4)", BNB_4BIT.scheme("NF4", "BF16")),
         Rung("nf4-dq", "INT4 (NF4, double quantization)", BNB_4BIT.scheme("NF4", "BF16", double_quantization=True)),

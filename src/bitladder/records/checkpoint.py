@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, Record
 
-MethodName = Literal["plain", "llm.int8", "bnb-4bit", "other"]
+MethodName = Literal["plain", "llm.int8", "bnb-4bit", "torchao-int8", "other"]
 """of the rows of `rungs.METHODS`"""
 
 
