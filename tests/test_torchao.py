@@ -198,6 +198,14 @@ def test_its_other_granularities_are_another_format(fields: dict[str, Any], know
     assert found == (RUNGS[RUNG].scheme if known else found.model_copy(update={"method": "other"}))
 
 
+def test_settings_that_torchao_refuses_are_told(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"]["quant_type"] = "x"
+    (copy / "config.json").write_text(json.dumps(config))
+    (told,) = (one for one in audit(copy).findings if one.check == "load")
+    assert "its format 'torchao' can't be loaded on cpu: Expected only one key" in told.message
+
+
 def test_one_that_others_made_has_its_title(copy: Path) -> None:
     found = audit(copy, load=False)
     assert found.declared_by == "config"
