@@ -115,10 +115,11 @@ def rung_comes_back(source: Path, rung: str, out: Path) -> str:
     import torch
 
     from bitladder.checkpoint.audit import audit
-    from bitladder.checkpoint.expected import expect, quantization_config, torch_dtype
+    from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.loading import load_model, load_pretrained
     from bitladder.checkpoint.quantize import quantize
     from bitladder.errors import UserError
+    from bitladder.methods.types import torch_dtype
     from bitladder.rungs import find_rung
 
     scheme = find_rung(rung).scheme
@@ -136,7 +137,7 @@ def rung_comes_back(source: Path, rung: str, out: Path) -> str:
         raise RuntimeError(
             f"audit of {rung}: " + "; ".join(one.message for one in found.findings if one.check == "load")
         )
-    config = quantization_config(scheme, expect(source, scheme).skipped)
+    config = find_rung(rung).method.quantization_config(scheme, expect(source, scheme).skipped)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     made = _logits(load_pretrained(source, "cpu", dtype=torch_dtype(scheme.rest_type), **options))
     if not torch.equal(made, _logits(load_model(out, "cpu"))):

@@ -73,6 +73,7 @@ TARGETS = (
             ("nf4", "bitladder.json", (*_AUDITS, *_ADD, *_MODEL[2:], "publish {} --repo me/nf4 --dry-run")),
             ("nf4", "config.json", (*_AUDITS, *_ADD, "publish {} --repo me/nf4 --dry-run")),
             ("foreign", "config.json", (*_AUDITS, *_ADD)),
+            ("torchao", "config.json", (*_AUDITS, *_ADD)),
             ("study", "study.json", _STUDY),
             ("study", "rungs/*.json", _STUDY),
             ("study", "records/*.json", _STUDY),
@@ -87,6 +88,7 @@ TARGETS = (
     Target("nf4", "model.safetensors", mutations.mutate_header, _AUDITS),
     Target("foreign", "model.safetensors", mutations.mutate_header, (*_AUDITS, *_ADD)),
     Target("foreign", "model.safetensors", mutations.mutate_bytes, _AUDITS),
+    Target("torchao", "model.safetensors", mutations.mutate_header, (*_AUDITS, *_ADD)),
     Target("logs", "one/*/samples_*.jsonl", mutations.mutate_lines, _LOGS),
 )
 
@@ -118,6 +120,8 @@ def make_bases(folder: Path) -> None:
     _make_tiny_llama(folder / "sharded", max_shard_size="50KB")
     quantize(str(folder / "tiny"), "nf4", folder / "nf4")
     shutil.copytree(folder / "nf4", folder / "foreign", ignore=shutil.ignore_patterns("bitladder.json"))
+    quantize(str(folder / "tiny"), "int8-torchao", folder / "torchao")
+    (folder / "torchao" / "bitladder.json").unlink()
     rungs = {name: RUNGS[name] for name in ("bf16", "nf4")}
     write_replay(folder / "study", rungs=rungs, tasks=BUILTIN_TASKS[:2], groups=BUILTIN_GROUPS[:2], divergence=True)
     merge_results([folder / "study"], folder / "merged")
@@ -179,10 +183,15 @@ def run_command(words: Sequence[str]) -> tuple[int | None, str, str]:
 def quick_plans() -> Iterator[None]:
     """A dry run without the process that finds what libraries take, and without timing a layer."""
 
-    def no_timing(rungs: Sequence[str], *_: object) -> tuple[object, ...]:
+    def no_timing(rungs: Sequence[str], *_: object, threads: int | None = None) -> tuple[object, ...]:
         from bitladder.records import LayerRate
 
-        return tuple(LayerRate(rung=rung, rows=rows, s_per_weight=1e-9) for rung in rungs for rows in (1, 512))
+        rates = ((1, False), (512, False), (512, True))
+        return tuple(
+            LayerRate(rung=rung, rows=rows, s_per_weight=1e-9, widened=widened)
+            for rung in rungs
+            for rows, widened in rates
+        )
 
     with (
         mock.patch("bitladder.cli.dry_run.measure_overhead", lambda *_: {}),

@@ -104,7 +104,9 @@ def test_weights_of_another_method_than_the_configs_are_not_loaded(
     assert {finding.check for finding in found.errors} >= {"manifest"}
     assert found.loaded_bytes is None
     (directory / MANIFEST_NAME).unlink()
-    assert "scheme" in {finding.check for finding in audit(directory, load=False).errors}
+    unsaid = audit(directory)
+    assert "scheme" in {finding.check for finding in unsaid.errors}
+    assert "its config says" in of_check(unsaid, "load")[0].message
 
 
 def test_altered_weights_are_a_finding_and_not_loaded(copy_rung: CopyRung) -> None:

@@ -23,7 +23,6 @@ from bitladder.accuracy.huggingface import (
 from bitladder.accuracy.passes import ALONE, UNTRIED
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.expected import expect
-from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.loading import load_model, load_pretrained, load_tokenizer
 from bitladder.checkpoint.quantize import quantize
 from bitladder.checkpoint.skeleton import (
@@ -36,6 +35,7 @@ from bitladder.checkpoint.skeleton import (
     widest_layer,
 )
 from bitladder.errors import UserError
+from bitladder.methods.bnb_4bit import BNB_4BIT
 from bitladder.rungs import find_rung, made_title
 from family_trial import TOLERANCE, UNNAMED_SHARE, named_share, rung_comes_back, scored
 from tiny_families import causal_families, save_tiny_family, tiny_config
@@ -229,7 +229,7 @@ def test_4_bit_layers_that_a_cpu_cannot_pack_are_left_as_they_are(monkeypatch: p
     ).to("cpu")
     for layer in layers:
         layer.support_avx512bf16_for_cpu = True
-    prepare_layers(layers)
+    BNB_4BIT.prepare_layers(layers)
     assert [layer.support_avx512bf16_for_cpu for layer in layers] == [False, True]
     assert layers[0].eval()(torch.ones(3, 64, dtype=torch.bfloat16)).shape == (3, 40)
 

@@ -40,6 +40,7 @@ FOUNDATION = {
     "hub_kernels",
     "corpus",
     "markdown",
+    "methods",
     "wording",
     "printable",
 }
@@ -48,8 +49,6 @@ CHECKPOINT_FILES = {
     "declared",
     "four_bits",
     "generation",
-    "kinds",
-    "layers",
     "loading",
     "manifest",
     "placement",

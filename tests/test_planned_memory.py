@@ -6,7 +6,7 @@ import pytest
 
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.skeleton import build_skeleton
-from bitladder.perf.memory import LOADING_COPIES, predict_working_memory
+from bitladder.perf.memory import predict_working_memory
 from bitladder.rungs import find_rung
 from bitladder.units import MIB
 
@@ -51,6 +51,6 @@ def test_planned_peaks_are_within_a_tenth_of_measured_ones(
     expected = expect(gemma, scheme)
     working = predict_working_memory(build_skeleton(gemma), 2, 128, 128).total_bytes
     libraries = MIB * LIBRARIES_MIB.get((rung, device), LIBRARIES_MIB["fp32", "cpu"])
-    copies = LOADING_COPIES.get((scheme.method, device), 0)
+    copies = find_rung(rung).method.loading_copies(device)
     planned = libraries + expected.stored_bytes + copies * expected.packed_bytes + working
     assert planned / MIB == pytest.approx(measured_mib, rel=0.1)

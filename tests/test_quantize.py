@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from bitladder.checkpoint import loading
 from bitladder.checkpoint import quantize as quantize_module
-from bitladder.checkpoint.expected import quantization_config
 from bitladder.checkpoint.loading import load_model, load_tokenizer, predicted_load_bytes
 from bitladder.checkpoint.manifest import MANIFEST_NAME, read_manifest, verify_files
 from bitladder.checkpoint.quantize import expected_bytes, expected_recipe_hash, quantize
@@ -103,7 +102,7 @@ def test_expected_bytes_are_those_written(
 def test_fp4_is_load_in_4bit() -> None:
     from transformers import BitsAndBytesConfig
 
-    ours = quantization_config(RUNGS["fp4"].scheme)
+    ours = RUNGS["fp4"].method.quantization_config(RUNGS["fp4"].scheme)
     assert ours is not None
     assert ours.to_dict() == BitsAndBytesConfig(load_in_4bit=True).to_dict()  # type: ignore[no-untyped-call]
 
@@ -164,7 +163,7 @@ class TestCache:
         assert elsewhere.manifest.source.model == str(copy)
         hashes = {expected_recipe_hash(made.manifest.source, rung) for rung in RUNGS}
         assert len(hashes) == len(RUNGS)
-        monkeypatch.setattr(quantize_module, "library_versions", lambda: {"python": "3", "torch": "9"})
+        monkeypatch.setattr(quantize_module, "library_versions", lambda _: {"python": "3", "torch": "9"})
         assert expected_recipe_hash(made.manifest.source, "bf16") not in hashes
 
     @pytest.mark.parametrize("place", ["out", "cache"])

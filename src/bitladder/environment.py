@@ -11,12 +11,13 @@ from bitladder.cgroup import read
 from bitladder.driver import describe_gpu, open_nvml, visible_gpus
 from bitladder.processors import bound_processors, usable_processors
 from bitladder.records import Gpu, Machine
+from bitladder.rungs import METHODS
 
 LIBRARIES = (
     "bitladder",
     "torch",
     "transformers",
-    "bitsandbytes",
+    *dict.fromkeys(package for method in METHODS.values() for package in method.packages),
     "accelerate",
     "safetensors",
     "tokenizers",

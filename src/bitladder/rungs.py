@@ -1,9 +1,18 @@
-"""The ladder: one row a rung. Adding a rung is adding a row."""
+"""Quantization methods and the ladder: one row a method, one row a rung."""
 
 from dataclasses import dataclass
 
 from bitladder.errors import UnknownNameError
-from bitladder.records import Audit, Manifest, Scheme
+from bitladder.methods.bnb_4bit import BNB_4BIT
+from bitladder.methods.llm_int8 import LLM_INT8
+from bitladder.methods.method import Method
+from bitladder.methods.other import OTHER
+from bitladder.methods.plain import PLAIN
+from bitladder.methods.torchao_int8 import TORCHAO_INT8
+from bitladder.records import Audit, Manifest, MethodName, Scheme
+
+METHODS: dict[MethodName, Method] = {method.name: method for method in (BNB_4BIT, LLM_INT8, TORCHAO_INT8, OTHER, PLAIN)}
+"""A checkpoint is of the first that knows its settings, or its tensors, for its own."""
 
 
 @dataclass(frozen=True)
@@ -13,47 +22,36 @@ class Rung:
     name: str
     title: str
     scheme: Scheme
-    needs: tuple[str, ...] = ()
-    """packages that it cannot do without"""
     note: str = ""
 
-
-def _plain(stored_type: str) -> Scheme:
-    return Scheme(method="plain", stored_type=stored_type, compute_type=stored_type, rest_type=stored_type)
-
-
-def _int8(threshold: float) -> Scheme:
-    return Scheme(method="llm.int8", stored_type="I8", compute_type="F16", rest_type="BF16", int8_threshold=threshold)
-
-
-def _four_bit(stored_type: str, compute_type: str, double_quantization: bool = False) -> Scheme:
-    return Scheme(
-        method="bnb-4bit",
-        stored_type=stored_type,
-        compute_type=compute_type,
-        rest_type="BF16",
-        double_quantization=double_quantization,
-    )
+    @property
+    def method(self) -> Method:
+        return method_of(self.scheme)
 
 
 BASELINE = "bf16"
 NEGLIGIBLE_SHARE = 0.05
 """share of the weights of matrix products in another type than the scheme's that leaves a checkpoint its name"""
 
-_BNB = ("bitsandbytes",)
 RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
-        Rung("fp32", "FP32", _plain("F32"), note="control; the published study's 'BF16' row is this one"),
-        Rung("bf16", "BF16", _plain("BF16"), note="baseline"),
-        Rung("fp16", "FP16", _plain("F16")),
-        Rung("int8", "INT8 (LLM.int8)", _int8(6.0), _BNB),
-        Rung("int8-t0", "INT8 (LLM.int8, no outliers)", _int8(0.0), _BNB),
-        Rung("fp4", "INT4 (FP4)", _four_bit("FP4", "F32"), _BNB, note="what load_in_4bit=True gives"),
-        Rung("nf4", "INT4 (NF4)", _four_bit("NF4", "BF16"), _BNB),
-        Rung("nf4-dq", "INT4 (NF4, double quantization)", _four_bit("NF4", "BF16", True), _BNB),
+        Rung("fp32", "FP32", PLAIN.scheme("F32"), note="control; the published study's 'BF16' row is this one"),
+        Rung("bf16", "BF16", PLAIN.scheme("BF16"), note="baseline"),
+        Rung("fp16", "FP16", PLAIN.scheme("F16")),
+        Rung("int8", "INT8 (LLM.int8)", LLM_INT8.scheme(6.0)),
+        Rung("int8-t0", "INT8 (LLM.int8, no outliers)", LLM_INT8.scheme(0.0)),
+        Rung("int8-torchao", "INT8 (torchao, weight only)", TORCHAO_INT8.scheme()),
+        Rung("fp4", "INT4 (FP4)", BNB_4BIT.scheme("FP4", "F32"), note="what load_in_4bit=True gives"),
+        Rung("nf4", "INT4 (NF4)", BNB_4BIT.scheme("NF4", "BF16")),
+        Rung("nf4-dq", "INT4 (NF4, double quantization)", BNB_4BIT.scheme("NF4", "BF16", double_quantization=True)),
     )
 }
+
+
+def method_of(scheme: Scheme) -> Method:
+    """The row that answers for the scheme."""
+    return METHODS[scheme.method]
 
 
 def find_rung(name: str) -> Rung:
@@ -69,8 +67,9 @@ def ready_title(name: str, audit: Audit | None) -> str:
         return rung_title(name)
     if name in RUNGS:
         return partial_title(rung_title(name), _unquantized_share(audit))
-    scheme = audit.found if audit.found is not None and audit.declared.method != "other" else audit.declared
-    if scheme.method == "other":
+    foreign = method_of(audit.declared).foreign
+    scheme = audit.found if audit.found is not None and not foreign else audit.declared
+    if method_of(scheme).foreign:
         methods = (finding.data.get("quant_method") for finding in audit.findings if finding.check == "scheme")
         return f"{scheme.stored_type} ({next(filter(None, methods), 'unknown format')})"
     known = (rung.title for rung in RUNGS.values() if rung.scheme == scheme)
@@ -79,7 +78,8 @@ def ready_title(name: str, audit: Audit | None) -> str:
 
 def _unquantized_share(audit: Audit) -> float:
     """Share of the weights of matrix products that the audit found to be left as they were."""
-    if audit.declared.method not in ("llm.int8", "bnb-4bit"):
+    method = method_of(audit.declared)
+    if method.foreign or not method.quantizes:
         return 0.0
     return next((float(finding.data["share"]) for finding in audit.findings if finding.check == "layers"), 0.0)
 

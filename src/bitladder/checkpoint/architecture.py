@@ -4,19 +4,19 @@ transformers itself does the matching, renaming and merging as it would when loa
 """
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.kinds import FLOATS, is_packed, is_state, module_of
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.renaming import loaded_names
 from bitladder.checkpoint.skeleton import build_skeleton, fp32_plan, has_tied_head, linear_weights
 from bitladder.checkpoint.tensors import TensorInfo
+from bitladder.methods.kinds import module_of
 from bitladder.records import Scheme
+from bitladder.rungs import method_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,15 +52,18 @@ def read_architecture(
     import torch
 
     skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
-    # what is called a scale beside a plain weight is the family's own, and decodes nothing
-    weights = {name: name if found.method == "plain" else _weight_of(name) for name in tensors}
+    method = method_of(found)
+    weights = {name: method.weight_name(name) for name in tensors}
     names = loaded_names(skeleton, set(weights.values()))
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    logical = _logical_tensors(tensors, found, {name: shapes.get(names[name]) for name in names})
+    wanted = {name: shapes.get(names[weight]) for name, weight in weights.items()}
+    logical = {
+        name: torch.empty(shape, device="meta") for name, shape in method.decoded_shapes(tensors, wanted).items()
+    }
     in_fp32 = fp32_plan(skeleton, torch.bfloat16)
     model, info = _match(type(skeleton), skeleton.config, logical)
-    stored_modules = {module_of(names[weights[name]]) for name in tensors}
-    missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules, found))
+    stored_modules = {module_of(names[weights[name]]) for name in tensors} if method.quantizes else set()
+    missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules))
     mismatched = sorted(info["mismatched_keys"])
     return Architecture(
         name=type(model).__name__,
@@ -72,11 +75,6 @@ def read_architecture(
         unexpected=tuple(sorted(info["unexpected_keys"])),
         mismatched=tuple(f"{name}: {list(stored)}, not {list(expected)}" for name, stored, expected in mismatched),
     )
-
-
-def _weight_of(name: str) -> str:
-    """The weight that a scale, a map or another state serves to decode; any other tensor itself."""
-    return f"{module_of(name)}.weight" if is_state(name) else name
 
 
 def _match(
@@ -94,44 +92,9 @@ def _match(
     return model, info
 
 
-def _logical_tensors(
-    tensors: Mapping[str, TensorInfo], found: Scheme, shapes: "Mapping[str, tuple[int, ...] | None]"
-) -> dict[str, "torch.Tensor"]:
-    """The weights that the stored tensors stand for, without data, in the shapes they have once decoded.
-
-    ``shapes``: what the model has where each stored tensor goes. Packed weights of other libraries are left out: how
-    they decode is theirs to know.
-    """
-    import torch
-
-    if found.method == "plain":
-        return {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
-    packed = {_weight_of(name) for name in tensors if is_state(name)}
-    packed_modules = {module_of(name) for name in packed}
-    state = {}
-    for name, tensor in tensors.items():
-        shape = tensor.shape
-        if is_state(name):
-            continue
-        if found.method == "other":
-            # what stands beside scales is packed in a way of that library's, a bias apart
-            if tensor.dtype not in FLOATS or (module_of(name) in packed_modules and not name.endswith(".bias")):
-                continue
-        elif name in packed and (tensor.dtype not in FLOATS or is_packed(name, tensors)):
-            # bitsandbytes stores 4-bit weights flat, and GPT-2's transposed; their number is what can be checked
-            number = tensor.size_bytes * (2 if is_packed(name, tensors) else 1)
-            wanted = shapes[name]
-            if wanted is not None:
-                shape = wanted if number in (math.prod(wanted), math.prod(wanted) + 1) else (number,)
-        state[name] = torch.empty(shape, device="meta")
-    return state
-
-
-def _is_packed(name: str, stored_modules: set[str], found: Scheme) -> bool:
+def _is_packed(name: str, stored_modules: set[str]) -> bool:
     """Whether a weight that wasn't matched is stored in another library's format: at its module or below it."""
     module = module_of(name)
-    if found.method == "plain":
-        return False
     return module in stored_modules or any(stored.startswith(f"{module}.") for stored in stored_modules)
 
 

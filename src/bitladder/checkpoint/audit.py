@@ -22,6 +22,7 @@ from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError, NotCausalError, UnknownNameError, UserError
 from bitladder.records import Audit, Finding, Scheme
+from bitladder.rungs import method_of
 
 
 def audit(
@@ -117,28 +118,28 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
         return None, "its tensors aren't those that its config describes"
     if any(finding.severity == "error" for finding in check_decoding(subject, None)):
         return None, "its weights can't be decoded"
-    method = config_scheme(subject.config, subject.found).method
-    if method != subject.found.method and "other" not in (method, subject.found.method):
-        return None, f"its config says {method}, its tensors are {subject.found.method}"
+    said, found = (method_of(one) for one in (config_scheme(subject.config, subject.found), subject.found))
+    if said is not found and not (said.foreign or found.foreign):
+        return None, f"its config says {said.name}, its tensors are {found.name}"
     try:
-        if subject.found.method == "other":
+        if found.foreign:
             require_format(subject.directory, device)
         with library_warnings() as remarks:
             model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
             loaded = observe_forward(model)
         return replace(loaded, remarks=tuple(remarks)), ""
     except FailingModelError as error:
-        if subject.found.method != "other":  # another library's format may lack a kernel for this device
+        if not found.foreign:  # another library's format may lack a kernel for this device
             raise
         return None, str(error)
     except BrokenFileError as error:
-        if subject.found.method != "other":
+        if not found.foreign:
             raise
         return None, str(error)
     except UserError as error:  # such as too large for memory
         return None, str(error)
     except (ImportError, ValueError, RuntimeError) as error:
         # Other libraries' formats need packages and hardware of their own, and say so in exceptions of all kinds.
-        if subject.found.method != "other":
+        if not found.foreign:
             raise
         return None, f"its format {describe_refusal(error, device)}"

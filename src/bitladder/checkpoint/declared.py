@@ -1,6 +1,5 @@
 """The scheme that a checkpoint says it has, and the one that its tensors have; imports no torch."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,25 +8,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitladder.checkpoint.config import read_config
-from bitladder.checkpoint.kinds import FLOATS, is_state, kind_of, module_of
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError
+from bitladder.methods.kinds import FLOATS, kind_of
+from bitladder.methods.types import Types, type_name
 from bitladder.records import Manifest, Scheme
-from bitladder.rungs import find_rung
+from bitladder.rungs import METHODS, find_rung, method_of
 from bitladder.wording import describe_mismatch
 
 DeclaredBy = Literal["manifest", "config", "--as"]
 
-_TYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_TORCHAO_WEIGHTS = re.compile(r"(float|int)(\d+)_?weight", re.IGNORECASE)
-"""``Int8DynamicActivationInt4WeightConfig``, and ``int4_weight_only`` as it was written before"""
-_TORCHAO_INPUTS = re.compile(r"(float|int)(\d+)_?(?:dynamic|static)_?activation", re.IGNORECASE)
-_INT8_THRESHOLD = 6.0
-"""transformers' default where the config leaves it out"""
 _SHOWN_CHARACTERS = 100
-_PLAIN_BITS = 16
-"""auto-round's word for inputs that it leaves as they are"""
 
 
 class _Quantization(BaseModel):
@@ -110,7 +102,7 @@ def is_carried(manifest: Manifest, config: Mapping[str, Any], tensors: Mapping[s
     """
     found = found_scheme(config, tensors)
     said = config_scheme(config, found)
-    return said.method == "other" or (_same_format(said, found) and not _same_format(found, manifest.scheme))
+    return method_of(said).foreign or (_same_format(said, found) and not _same_format(found, manifest.scheme))
 
 
 def _same_format(one: Scheme, other: Scheme) -> bool:
@@ -120,34 +112,9 @@ def _same_format(one: Scheme, other: Scheme) -> bool:
 
 def config_scheme(config: Mapping[str, Any], found: Scheme) -> Scheme:
     """What config.json declares, which is what transformers loads by."""
-    rest_type = _config_type(config) or found.rest_type
-    quantization = quantization_of(config)
-    if quantization is None:
-        stored_type = _config_type(config) or found.stored_type
-        return Scheme(method="plain", stored_type=stored_type, compute_type=stored_type, rest_type=stored_type)
-    if quantization.get("load_in_8bit"):
-        return Scheme(
-            method="llm.int8",
-            stored_type="I8",
-            compute_type="F16",
-            rest_type=rest_type,
-            int8_threshold=_int8_threshold(quantization),
-        )
-    if quantization.get("load_in_4bit"):
-        return Scheme(
-            method="bnb-4bit",
-            stored_type=str(quantization.get("bnb_4bit_quant_type") or "fp4").upper(),
-            compute_type=_four_bit_compute_type(quantization),
-            rest_type=rest_type,
-            double_quantization=bool(quantization.get("bnb_4bit_use_double_quant", False)),
-        )
-    return Scheme(
-        method="other",
-        stored_type=_other_type(quantization),
-        compute_type=rest_type,
-        rest_type=rest_type,
-        activation_type=_activation_type(quantization),
-    )
+    stored, rest = (_config_type(config) or one for one in (found.stored_type, found.rest_type))
+    settings, types = quantization_of(config), Types(stored=stored, computed=rest, rest=rest)
+    return next(filter(None, (method.declared(settings, types) for method in METHODS.values())))
 
 
 def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Scheme:
@@ -162,35 +129,9 @@ def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
             rest[tensor.dtype] += tensor.size_bytes
     stored_type = _largest(linear) or _largest(rest) or "none"
     rest_type = _largest(rest) or stored_type
-    quantization = quantization_of(config) or {}
-    codebooks = {name.rpartition("bitsandbytes__")[2].upper() for name in tensors if ".quant_state." in name}
-    if codebooks:
-        return Scheme(
-            method="bnb-4bit",
-            stored_type="+".join(sorted(codebooks)),
-            compute_type=_four_bit_compute_type(quantization),
-            rest_type=rest_type,
-            double_quantization=any(name.endswith(".nested_absmax") for name in tensors),
-        )
-    scaled = [f"{module_of(name)}.weight" for name in tensors if name.endswith(".SCB")]
-    if scaled:
-        packed = Counter(tensors[name].dtype for name in scaled if name in tensors)
-        return Scheme(
-            method="llm.int8",
-            stored_type=_largest(packed) or stored_type,
-            compute_type="F16",
-            rest_type=rest_type,
-            int8_threshold=_int8_threshold(quantization),
-        )
-    compute_type = _config_type(config) or rest_type
-    quantized = stored_type not in FLOATS or (bool(quantization) and any(is_state(name) for name in tensors))
-    return Scheme(
-        method="other" if quantized else "plain",
-        stored_type=stored_type,
-        compute_type=compute_type,
-        rest_type=rest_type,
-        activation_type=_activation_type(quantization) if quantized else None,
-    )
+    types = Types(stored=stored_type, computed=_config_type(config) or rest_type, rest=rest_type)
+    settings = quantization_of(config)
+    return next(filter(None, (method.found(settings, tensors, types) for method in METHODS.values())))
 
 
 def describe_scheme(scheme: Scheme) -> str:
@@ -213,68 +154,4 @@ def _config_type(config: Mapping[str, Any]) -> str | None:
     nested = config.get("text_config")
     places = (config, nested if isinstance(nested, dict) else {})
     name = next((one for place in places for key in ("dtype", "torch_dtype") if (one := place.get(key))), None)
-    return _type_name(name) if isinstance(name, str) and name != "auto" else None
-
-
-def _type_name(torch_name: str) -> str:
-    return _TYPES.get(torch_name.removeprefix("torch."), torch_name)
-
-
-def _int8_threshold(quantization: Mapping[str, Any]) -> float:
-    stated: float | None = quantization.get("llm_int8_threshold")
-    return _INT8_THRESHOLD if stated is None else stated
-
-
-def _four_bit_compute_type(quantization: Mapping[str, Any]) -> str:
-    return _type_name(quantization.get("bnb_4bit_compute_dtype") or "float32")
-
-
-def _other_type(quantization: Mapping[str, Any]) -> str:
-    """How another library's settings call the weights' type, such as INT4; its own name where they don't say."""
-    weights = _first_group(quantization, "weights")
-    bits = quantization.get("bits") or quantization.get("w_bit") or weights.get("num_bits")
-    if bits is None:
-        return _torchao_type(quantization) or str(quantization.get("quant_method", "unknown"))
-    return _number_type(str(weights.get("type", "int")), bits)
-
-
-def _activation_type(quantization: Mapping[str, Any]) -> str | None:
-    """What the inputs of the products are rounded to, as another library's settings say it."""
-    inputs = _first_group(quantization, "input_activations")
-    bits = inputs.get("num_bits") or quantization.get("act_bits")
-    if isinstance(bits, int):
-        kind = inputs.get("type") or quantization.get("act_data_type") or "int"
-        return _number_type(str(kind), bits) if bits < _PLAIN_BITS else None
-    found = _TORCHAO_INPUTS.search(str(_torchao_settings(quantization).get("_type")))
-    return _number_type(found[1], found[2]) if found else None
-
-
-def _first_group(quantization: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """What compressed-tensors says of the weights, or of the inputs, of its first group of layers."""
-    groups = list(_object(quantization.get("config_groups")).values())
-    return _object(_object(groups[0]).get(part)) if groups else {}
-
-
-def _torchao_settings(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
-    stated = quantization.get("quant_type")
-    return _object(stated.get("default") if isinstance(stated, dict) else {"_type": stated})
-
-
-def _torchao_type(quantization: Mapping[str, Any]) -> str | None:
-    """The weights' type in torchao's settings: its own field, else as the name of the settings says it."""
-    default = _torchao_settings(quantization)
-    stated_type = _object(_object(default.get("_data")).get("weight_dtype"))
-    found = re.match(r"(float|int)(\d+)", str(stated_type.get("_data"))) or _TORCHAO_WEIGHTS.search(
-        str(default.get("_type"))
-    )
-    return _number_type(found[1], found[2]) if found else None
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    """What isn't one says nothing."""
-    return value if isinstance(value, dict) else {}
-
-
-def _number_type(kind: str, bits: object) -> str:
-    """INT4, FP8, as the ladder calls its own."""
-    return f"{'FP' if kind.lower() == 'float' else kind.upper()}{bits}"
+    return type_name(name) if isinstance(name, str) and name != "auto" else None

@@ -1,37 +1,31 @@
 """What a rung's checkpoint will hold, from the model's configuration alone: nothing is loaded or quantized.
 
-transformers builds the model on the meta device and puts bitsandbytes' layers where it would when quantizing; what
-those layers store is the layout below (checked against the files they write).
+transformers builds the model on the meta device, and the rung's method says which layers it packs there and what is
+stored of each.
 """
 
 import functools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bitladder.checkpoint.kinds import kind_of
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.skeleton import build_skeleton, directly_used, fp32_plan, kept_in_fp32, linear_weights
 from bitladder.errors import UserError
+from bitladder.methods.kinds import kind_of
+from bitladder.methods.method import Method
+from bitladder.methods.types import torch_dtype
 from bitladder.records import Scheme
-from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung
+from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung, method_of
 from bitladder.wording import name_some
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-_TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _WIDTH_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _HEADER_ENTRY_BYTES = 70
 """of one tensor in a SafeTensors header, beside its name"""
-_BLOCK = 64
-"""weights that share an absmax in bitsandbytes' 4-bit types"""
-_NESTED_BLOCK = 256
-"""absmax values that share one, with double quantization"""
-_QUANT_STATE_BYTES, _NESTED_QUANT_STATE_BYTES = 80, 169
 
 
 @dataclass(frozen=True)
@@ -74,41 +68,9 @@ class Expected:
         return sum(self.linear[name] for name in self.left) / max(1, sum(self.linear.values()))
 
 
-def torch_dtype(name: str) -> Any:
-    """torch's type of that SafeTensors name (F32, BF16 or F16)."""
-    import torch
-
-    return getattr(torch, _TORCH_DTYPES[name])
-
-
 def value_bytes(scheme: Scheme) -> int:
     """Bytes of one number that the scheme's layers hand on, such as a key or a logit."""
     return _WIDTH_BYTES.get(scheme.rest_type, _WIDTH_BYTES["F32"])
-
-
-def quantization_config(scheme: Scheme, skipped: Sequence[str] = ()) -> "BitsAndBytesConfig | None":
-    """What transformers has to be told to make the scheme; None where only the type changes.
-
-    ``skipped``: of `skipped_modules`.
-    """
-    from transformers import BitsAndBytesConfig
-
-    skip = {"llm_int8_skip_modules": list(skipped)} if skipped else {}
-    if scheme.method == "llm.int8":
-        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_8bit=True, llm_int8_threshold=scheme.int8_threshold, **skip
-        )
-    if scheme.method == "bnb-4bit":
-        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type=scheme.stored_type.lower(),
-            bnb_4bit_compute_dtype=torch_dtype(scheme.compute_type),
-            bnb_4bit_use_double_quant=scheme.double_quantization,
-            **skip,
-        )
-    if scheme.method == "plain":
-        return None
-    raise ValueError(f"no quantization is known for the method {scheme.method!r}")
 
 
 def require_whole(what: str, rung: Rung, expected: Expected, *, allow_partial: bool = False) -> None:
@@ -126,8 +88,8 @@ def require_whole(what: str, rung: Rung, expected: Expected, *, allow_partial: b
     take = "" if len(expected.left) == len(expected.linear) else ", or give --allow-partial to take it as it is"
     raise UserError(
         f"{what}: {expected.left_share:.0%} of the linear weights would stay {rung.scheme.rest_type} "
-        f"({name_some(expected.left)}): not an {rung.title} model, since bitsandbytes replaces plain linear layers "
-        f"alone; take another rung{take}"
+        f"({name_some(expected.left)}): not an {rung.title} model, since {rung.method.replaces}; "
+        f"take another rung{take}"
     )
 
 
@@ -158,17 +120,18 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parameters, largest = sum(sizes.values()), max(sizes.values())
     linear = {name: weight.numel() for name, weight in linear_weights(model).items()}
-    skipped = () if scheme.method == "plain" else _skipped(directory, mark, trust_remote_code)
-    config = quantization_config(scheme, skipped)
-    if config is not None:
-        _put_quantized_layers(model, config)
+    method = method_of(scheme)
+    skipped = _skipped(directory, mark, method, trust_remote_code) if method.quantizes else ()
+    config = method.quantization_config(scheme, skipped)
+    layers = dict(method.packed_layers(model, config))
     widths = _rest_widths(model, scheme.rest_type)
     stored: dict[str, int] = {}
     packed_bytes = 0
-    for name, module in _quantized_layers(model):
+    for name, layer in layers.items():
         del widths[f"{name}.weight"]
-        stored |= {f"{name}.{key}": size for key, size in _layer_bytes(module, scheme).items()}
-        packed_bytes += stored[f"{name}.weight"]
+        parts = method.layer_bytes(scheme, int(layer.in_features), int(layer.out_features))  # type: ignore[arg-type]
+        stored |= {f"{name}.{part}": size for part, size in parts.items()}
+        packed_bytes += next(iter(parts.values()))
     whole = () if config is None else (name for name in linear if name in widths)
     left = tuple(sorted(whole, key=lambda name: -linear[name]))
     kept: dict[str, int] = {}
@@ -182,19 +145,19 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
         name: buffer.numel() * buffer.element_size() for name, buffer in model.state_dict().items() if name not in known
     }
     header = sum(len(name) + _HEADER_ENTRY_BYTES for name in stored)
-    converted = () if config is None else _converted(model)
+    converted = () if config is None else _converted(model, layers)
     return Expected(
         sum(stored.values()) + header, parameters, largest, linear, left, skipped, packed_bytes, kept, converted, header
     )
 
 
 @functools.lru_cache(maxsize=64)
-def _skipped(directory: Path, mark: object, trust_remote_code: bool) -> tuple[str, ...]:
-    """`skipped_modules`, which takes a forward and is the same for every scheme."""
-    return skipped_modules(build_skeleton(directory, trust_remote_code=trust_remote_code))
+def _skipped(directory: Path, mark: object, method: Method, trust_remote_code: bool) -> tuple[str, ...]:
+    """`skipped_modules`, which takes a forward and is the same for every scheme of a method."""
+    return skipped_modules(build_skeleton(directory, trust_remote_code=trust_remote_code), method)
 
 
-def _converted(model: "PreTrainedModel") -> tuple[str, ...]:
+def _converted(model: "PreTrainedModel", layers: Iterable[str]) -> tuple[str, ...]:
     """Llama 4's experts, a list of layers in a quantized checkpoint and one parameter while one is made; and quantized
     layers whose weights are split, merged or stored without a layer's name (Inkling 2) on the way between file and
     model, which scales don't follow."""
@@ -214,18 +177,18 @@ def _converted(model: "PreTrainedModel") -> tuple[str, ...]:
             weight, _ = one.rename_source_key(weight)
         return weight.endswith(".weight")
 
-    layers = (f"{name}.weight" for name, _ in _quantized_layers(model))
-    return (*patched, *(name for name in layers if not scales_follow(name)))
+    weights = (f"{name}.weight" for name in layers)
+    return (*patched, *(name for name in weights if not scales_follow(name)))
 
 
-def skipped_modules(model: "PreTrainedModel") -> tuple[str, ...]:
-    """What bitsandbytes has to be told to leave alone, with what transformers leaves by itself; empty where nothing."""
+def skipped_modules(model: "PreTrainedModel", method: Method) -> tuple[str, ...]:
+    """What a quantizer has to be told to leave alone, with what transformers leaves by itself; empty where nothing."""
     from torch import nn
     from transformers.quantizers.base import get_keys_to_not_convert
 
     in_fp32 = kept_in_fp32(model)
     wide = (name for name, one in model.named_modules() if type(one) is nn.Linear and in_fp32(f"{name}.weight"))
-    told = {*directly_used(model), *wide}
+    told = {*directly_used(model), *wide, *method.unpackable(model)}
     return tuple(sorted({*told, *get_keys_to_not_convert(model)})) if told else ()
 
 
@@ -235,39 +198,4 @@ def _rest_widths(model: "PreTrainedModel", rest_type: str) -> dict[str, int]:
     return {
         name: 4 if in_fp32(name) or parameter.dtype.itemsize > 2 else _WIDTH_BYTES[rest_type]
         for name, parameter in model.named_parameters()
-    }
-
-
-def _put_quantized_layers(model: "PreTrainedModel", config: "BitsAndBytesConfig") -> None:
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    skipped = config.llm_int8_skip_modules
-    kept = [
-        *(get_keys_to_not_convert(model) if skipped is None else skipped),
-        *(model._keep_in_fp32_modules or ()),
-    ]
-    replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=config)
-
-
-def _quantized_layers(model: "PreTrainedModel") -> "Iterator[tuple[str, nn.Module]]":
-    for name, module in model.named_modules():
-        if type(module).__name__ in ("Linear8bitLt", "Linear4bit"):
-            yield name, module
-
-
-def _layer_bytes(module: "nn.Module", scheme: Scheme) -> dict[str, int]:
-    number = int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
-    if scheme.method == "llm.int8":
-        return {"weight": number, "SCB": 4 * int(module.out_features), "weight_format": 1}  # type: ignore[arg-type]
-    blocks = math.ceil(number / _BLOCK)
-    common = {"weight": math.ceil(number / 2), "weight.quant_map": 4 * 16}
-    state = f"weight.quant_state.bitsandbytes__{scheme.stored_type.lower()}"
-    if not scheme.double_quantization:
-        return common | {"weight.absmax": 4 * blocks, state: _QUANT_STATE_BYTES}
-    return common | {
-        "weight.absmax": blocks,
-        "weight.nested_absmax": 4 * math.ceil(blocks / _NESTED_BLOCK),
-        "weight.nested_quant_map": 4 * 256,
-        state: _NESTED_QUANT_STATE_BYTES,
     }

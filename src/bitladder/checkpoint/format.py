@@ -36,7 +36,7 @@ def require_format(directory: Path, device: str) -> None:
     try:
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=True)
         quantizer.validate_environment(device_map={"": torch_devices(device)[0]}, weights_only=True)
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{directory}: its format {method!r} {describe_refusal(error, device)}") from None
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bitladder.checkpoint.kinds import is_packed
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.checkpoint.values import WINDOW, Bits, sample_windows
+from bitladder.methods.kinds import is_packed
 from bitladder.wording import name_some
 
 FOUR_BIT_BLOCKS = (32, 64, WINDOW)

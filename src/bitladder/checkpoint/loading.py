@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
-from bitladder.checkpoint.declared import quantization_of
+from bitladder.checkpoint.declared import config_scheme, found_scheme
 from bitladder.checkpoint.generation import wrong_value
-from bitladder.checkpoint.layers import prepare_layers
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.cuda import count_cards, require_usable
@@ -27,6 +26,7 @@ from bitladder.errors import (
 from bitladder.files import naming
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes, memory_bytes
+from bitladder.rungs import METHODS, method_of
 from bitladder.units import format_bytes
 from bitladder.wording import first_line
 
@@ -51,7 +51,6 @@ _OTHER_KINDS = {
 }
 """transformers' mappings, and what is in them in words"""
 _SHOWN_CHARACTERS = 200
-_BITSANDBYTES = "bitsandbytes"
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 """torch's that a model computes in"""
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -85,7 +84,9 @@ def load_pretrained(
     """`load_model` without the look at memory; ``options`` (dtype, quantization_config) go to transformers."""
     import torch
 
-    read_tensors(directory)
+    stored = read_config(directory)
+    method = method_of(config_scheme(stored, found_scheme(stored, read_tensors(directory))))
+    method.require_packages(str(directory))
     require_generation_config(directory)
     use_device(device)
     config = load_config(directory, trust_remote_code=trust_remote_code)
@@ -94,8 +95,7 @@ def load_pretrained(
     cards = cards_of(device)
     spread = len(cards) > 1
     place = placement_options(cards, card_limit_bytes) if spread else {"device_map": {"": device}}
-    method = (quantization_of(read_config(directory)) or {}).get("quant_method", _BITSANDBYTES)
-    with naming_config(directory) if method == _BITSANDBYTES else nullcontext():  # others' libraries fail in their ways
+    with nullcontext() if method.foreign else naming_config(directory):  # others' libraries fail in their ways
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
@@ -125,7 +125,8 @@ def load_pretrained(
     if spread:
         require_placed(directory, model, device)
     if model.device.type == "cpu":
-        prepare_layers(model)
+        for one in METHODS.values():
+            one.prepare_layers(model)
     return model
 
 

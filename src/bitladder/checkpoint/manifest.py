@@ -7,16 +7,18 @@ from pathlib import Path
 
 from bitladder import environment
 from bitladder.files import sha256_file
-from bitladder.records import Manifest, ManifestFile, parse_record
+from bitladder.records import Manifest, ManifestFile, Scheme, parse_record
+from bitladder.rungs import method_of
 
 MANIFEST_NAME = "bitladder.json"
 
+# bitsandbytes in plain ones too: their recipes were hashed with it.
 _LIBRARIES = ("accelerate", "bitsandbytes", "safetensors", "tokenizers", "torch", "transformers")
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(scheme: Scheme) -> dict[str, str]:
     """Installed versions of Python and the libraries that a checkpoint's bytes depend on; none of them is imported."""
-    return environment.library_versions(_LIBRARIES)
+    return environment.library_versions(tuple(dict.fromkeys((*_LIBRARIES, *method_of(scheme).packages))))
 
 
 def read_manifest(directory: Path) -> Manifest | None:

@@ -1,6 +1,5 @@
 """Makes a rung's checkpoint from a model, once: the cache knows it by its recipe, ``--out`` gets hard links."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -18,9 +17,7 @@ from bitladder.checkpoint.expected import (
     Expected,
     expect,
     expected_bytes,
-    quantization_config,
     require_whole,
-    torch_dtype,
 )
 from bitladder.checkpoint.loading import (
     load_pretrained,
@@ -48,6 +45,7 @@ from bitladder.files import (
     write_atomically,
 )
 from bitladder.home import cache_directory
+from bitladder.methods.types import torch_dtype
 from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.records import Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
@@ -92,7 +90,7 @@ def quantize(
     hold, an ``out`` that holds something else, and too little disk or memory (before writing or loading).
     """
     row = find_rung(rung)
-    _require_packages(row)
+    row.method.require_packages(f"rung {rung}")
     if out is not None:
         _require_writable(out)
         require_place(out)
@@ -131,7 +129,7 @@ def cache_entry(recipe_hash: str) -> Path:
 def expected_recipe_hash(source: Source, rung: str, device: str = "cpu") -> str:
     """The recipe hash that a checkpoint made here and now would have: source content, scheme, versions, device."""
     row = find_rung(rung)
-    versions = library_versions()
+    versions = library_versions(row.scheme)
     del versions["python"]
     return hash_json(
         {
@@ -146,7 +144,7 @@ def expected_recipe_hash(source: Source, rung: str, device: str = "cpu") -> str:
 
 def _quantizing_device(rung: Rung, device: str) -> str:
     """The device's name as far as it could matter: a cast gives the same bytes everywhere."""
-    if rung.scheme.method == "plain" or device == "cpu":
+    if not rung.method.quantizes or device == "cpu":
         return "cpu"
     import torch
 
@@ -154,12 +152,6 @@ def _quantizing_device(rung: Rung, device: str) -> str:
     if len(cards_of(device)) > 1:
         raise UserError(f"device {device!r}: found several cards; quantizing takes one, such as cuda:0, or cpu")
     return f"cuda ({torch.cuda.get_device_name(device)})"
-
-
-def _require_packages(rung: Rung) -> None:
-    for package in rung.needs:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"rung {rung.name} needs the package {package}, which isn't installed; pip install it")
 
 
 def require_unquantized(resolved: ResolvedModel) -> None:
@@ -228,7 +220,7 @@ def _make(
     expected: Expected,
 ) -> Manifest:
     scheme = rung.scheme
-    device = "cpu" if scheme.method == "plain" else device
+    device = device if rung.method.quantizes else "cpu"
     if entry.exists():
         remove_tree(entry)
     require_disk_space(entry, expected.stored_bytes)
@@ -244,7 +236,7 @@ def _make(
             source=resolved.source,
             architecture=architecture,
             quantizing_device=_quantizing_device(rung, device),
-            versions=library_versions(),
+            versions=library_versions(scheme),
             recipe_hash=recipe_hash,
             content_hash=hashing.result(),
             files=files,
@@ -274,7 +266,7 @@ def _save(
     # Written and dropped first: it fails early, and takes no memory while the weights do.
     pad_token_id = _save_tokenizer(directory, resolved, trust_remote_code)
     map_large_blocks()
-    config = quantization_config(rung.scheme, skipped)
+    config = rung.method.quantization_config(rung.scheme, skipped)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     model = load_pretrained(
         resolved.directory,

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bitladder.checkpoint.expected import torch_dtype
-from bitladder.checkpoint.kinds import kind_of
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.checkpoint.values import sample_windows, tensor_values
 from bitladder.errors import UserError
+from bitladder.methods.kinds import kind_of
+from bitladder.methods.types import torch_dtype
 from bitladder.records import Scheme
-from bitladder.rungs import RUNGS, find_rung
+from bitladder.rungs import RUNGS, find_rung, method_of
 
 VANISHED_SHARE = 0.001
 """of all weights that aren't zero; of normal ones with a deviation of 0.02 a millionth is"""
@@ -61,11 +61,9 @@ def vanishing(directory: Path, scheme: Scheme) -> str | None:
 
 
 def _types_passed(scheme: Scheme, name: str, tensor: TensorInfo) -> tuple[str, ...]:
-    """The types that a weight is cast to on its way. LLM.int8 finds the scales of what it quantizes in FP16: one weight
-    beyond that makes its row no numbers, and a row below it zero."""
-    if scheme.method == "llm.int8" and kind_of(name, tensor) == "linear" and len(tensor.shape) == 2:
-        return scheme.rest_type, "F16"
-    return (scheme.rest_type,)
+    """The types that a weight is cast to on its way."""
+    is_matrix = kind_of(name, tensor) == "linear" and len(tensor.shape) == 2
+    return method_of(scheme).passed_types(scheme, is_matrix=is_matrix)
 
 
 def _ends_before(magnitude: float, types: tuple[str, ...]) -> str | None:

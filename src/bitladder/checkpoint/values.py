@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitladder.checkpoint.kinds import FLOATS, is_packed
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors, weight_files
+from bitladder.methods.kinds import FLOATS, is_packed
 
 Bits = npt.NDArray[Any]
 

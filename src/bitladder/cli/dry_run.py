@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bitladder.checkpoint.kinds import describe_kept
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.cli.progress import TerminalProgress
 from bitladder.cli.terminal import Terminal
@@ -17,6 +16,7 @@ from bitladder.defaults import ASKED_FROM_S
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.forkserver import ForkServer
+from bitladder.methods.kinds import describe_kept
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import Settings, StudyRecord

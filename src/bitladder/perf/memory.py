@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
 FLOAT32_BYTES = 4
 
-LOADING_COPIES = {("llm.int8", "cpu"): 1}
-"""By how many times its packed weights a run's peak exceeds all that is counted. Fitted, not derived: to a peak at
-batch 1 of a model of Gemma 3 270M's shape, 887 MiB. On a GPU there is none: what LLM.int8 takes more of is its
-libraries', which are measured (on an H200 allocated peaks of 460 MiB beside 416 of weights, in BF16 556 beside 511)."""
-
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What a RuntimeError says when it is torch.OutOfMemoryError in all but type."""
 

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from bitladder.allocator import give_back_freed
 from bitladder.devices import torch_devices
 from bitladder.forkserver import ForkServer, take_job
+from bitladder.methods.types import torch_dtype
 from bitladder.perf.engines import start_engine
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.monitor import open_gpus
 from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
 from bitladder.records import Scheme
-from bitladder.rungs import find_rung
+from bitladder.rungs import find_rung, method_of
 
 OVERHEAD = "bitladder.perf.overhead"
 """the server's target"""
@@ -65,23 +66,21 @@ def run_tiny_model(device: str, scheme: Scheme) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from bitladder.checkpoint.footprint import loaded_bytes
-    from bitladder.checkpoint.layers import make_layer, prepare_layers
 
     config = LlamaConfig(
         vocab_size=512, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4
     )
-    model = LlamaForCausalLM(config).bfloat16()
+    method = method_of(scheme)
+    model = LlamaForCausalLM(config).to(torch_dtype(scheme.rest_type))
     layer = model.model.layers[0]
     layer.input_layernorm.weight.data[:8] = layer.post_attention_layernorm.weight.data[:8] = _OUTLIER_GAIN
     for part in (layer.self_attn, layer.mlp):
         for name, linear in list(part.named_children()):
             if hasattr(linear, "in_features"):
-                made = make_layer(scheme, int(linear.in_features), int(linear.out_features))
-                setattr(part, name, made if scheme.method == "plain" else made.bfloat16())
-    if scheme.method == "plain":
-        model.to(model.model.layers[0].mlp.up_proj.weight.dtype)
-    model.to(device)  # type: ignore[arg-type]
+                made = method.make_layer(scheme, int(linear.in_features), int(linear.out_features), device)
+                setattr(part, name, made)
+    model.to(device)
     if device == "cpu":
-        prepare_layers(model)
+        method.prepare_layers(model)
     start_engine("eager", model).run(_PROMPT, _NEW_TOKENS)
     return loaded_bytes(model)

@@ -9,7 +9,7 @@ from bitladder.markdown import markdown_environment
 from bitladder.publish.measured import CardTable, Measured, measured_tables
 from bitladder.publish.origin import Origin
 from bitladder.records import Audit, Finding, Manifest, Scheme, Source
-from bitladder.rungs import made_title
+from bitladder.rungs import made_title, method_of
 from bitladder.units import format_bytes
 
 _OF_THE_AUDITING_MACHINE = ("hardware", "load")
@@ -47,12 +47,11 @@ def without_path(source: Source) -> Source:
 def _header(manifest: Manifest, origin: Origin) -> str:
     from huggingface_hub import ModelCardData
 
-    libraries = {"llm.int8": ["bitsandbytes", "8-bit"], "bnb-4bit": ["bitsandbytes", "4-bit"]}
     fields: dict[str, Any] = {
         **origin.license,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["bitladder", manifest.rung, *libraries.get(manifest.scheme.method, [])],
+        "tags": ["bitladder", manifest.rung, *method_of(manifest.scheme).hub_tags],
     }
     if origin.base_model:
         fields |= {"base_model": origin.base_model, "base_model_relation": "quantized"}
@@ -67,8 +66,7 @@ def _notes(manifest: Manifest, measured: Measured | None) -> tuple[str, ...]:
 
 
 def _packages(scheme: Scheme) -> str:
-    quantizer = " bitsandbytes" if scheme.method in ("llm.int8", "bnb-4bit") else ""
-    return f"transformers accelerate{quantizer}"
+    return " ".join(("transformers", "accelerate", *method_of(scheme).packages))
 
 
 def _checkpoint_table(manifest: Manifest, audit: Audit) -> CardTable:

@@ -6,7 +6,7 @@ left; a *finding* is what an audit says.
 """
 
 from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
-from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile, Scheme, Severity, Source
+from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile, MethodName, Scheme, Severity, Source
 from bitladder.records.journal import JournalEntry
 from bitladder.records.load import LoadPolicy, TaskSources
 from bitladder.records.measurement import (
@@ -71,6 +71,7 @@ __all__ = [
     "MeasurementRecord",
     "MemoryFigures",
     "MergeRecord",
+    "MethodName",
     "MetricInfo",
     "Order",
     "Outcome",

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, Record
 
+MethodName = Literal["plain", "llm.int8", "bnb-4bit", "torchao-int8", "other"]
+"""of the rows of `rungs.METHODS`"""
+
 
 class Scheme(Record):
     """How a checkpoint's weights are stored and computed with.
@@ -14,7 +17,7 @@ class Scheme(Record):
     bitsandbytes' two 4-bit codebooks, which SafeTensors stores as packed ``U8``.
     """
 
-    method: Literal["plain", "llm.int8", "bnb-4bit", "other"]
+    method: MethodName
     stored_type: str
     """type of the linear layers' weights in the file"""
     compute_type: str

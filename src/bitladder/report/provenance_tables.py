@@ -18,6 +18,7 @@ from bitladder.records import (
 )
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
 from bitladder.results import device_title
+from bitladder.rungs import method_of
 from bitladder.stats.summary import RungSummary, Summary
 from bitladder.store import Results
 from bitladder.units import MIB, counted, format_bytes, format_mib
@@ -59,7 +60,7 @@ def _checkpoint_row(rung: RungSummary) -> tuple[Cell, ...]:
 
 def _scheme_cells(audit: Audit) -> tuple[Cell, ...]:
     scheme = audit.found or audit.declared
-    packed = audit.declared.method == "other" and _UNPACKED.get(audit.declared.stored_type) != scheme.stored_type
+    packed = method_of(audit.declared).foreign and _UNPACKED.get(audit.declared.stored_type) != scheme.stored_type
     stored = f"{audit.declared.stored_type} in {scheme.stored_type}" if packed else scheme.stored_type
     stored += ", double quantization" if scheme.double_quantization else ""
     if scheme.int8_threshold is not None:

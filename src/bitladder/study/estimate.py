@@ -21,7 +21,7 @@ from bitladder.records import (
     Settings,
     StudyRecord,
 )
-from bitladder.rungs import BASELINE, find_rung
+from bitladder.rungs import BASELINE, find_rung, method_of
 from bitladder.study.peaks import phase_peaks
 from bitladder.study.resolved import task_sources
 
@@ -91,10 +91,10 @@ def estimate_study(
 def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
     from bitladder.checkpoint.config import read_config
     from bitladder.checkpoint.declared import found_scheme
-    from bitladder.checkpoint.kinds import kind_of
     from bitladder.checkpoint.loading import predicted_load_bytes
     from bitladder.checkpoint.skeleton import build_skeleton
     from bitladder.checkpoint.tensors import read_tensors
+    from bitladder.methods.kinds import kind_of
 
     tensors = read_tensors(directory)
     scheme = found_scheme(read_config(directory), tensors)
@@ -120,14 +120,15 @@ def _peak(
     overhead_bytes: Mapping[str, int],
 ) -> int | None:
     from bitladder.checkpoint.expected import value_bytes
-    from bitladder.perf.memory import LOADING_COPIES, predict_working_memory
+    from bitladder.perf.memory import predict_working_memory
 
-    if scheme.method not in overhead_bytes:
+    libraries_bytes = overhead_bytes.get(scheme.method)
+    if libraries_bytes is None:
         return None
     settings = study.settings
     working = predict_working_memory(skeleton, value_bytes(scheme), settings.prompt_tokens, settings.new_tokens)
-    copies = LOADING_COPIES.get((scheme.method, study.calibration.device.partition(":")[0]), 0)
-    return overhead_bytes[scheme.method] + weights_bytes + copies * packed_bytes + working.total_bytes
+    copies = method_of(scheme).loading_copies(study.calibration.device)
+    return libraries_bytes + weights_bytes + copies * packed_bytes + working.total_bytes
 
 
 def _estimate_rung(
@@ -173,7 +174,7 @@ class _Clock:
     """Seconds of a forward pass, from the times of one layer."""
 
     def __init__(self, calibration: Calibration, rung: str, layer_weights: int, head_weights: int) -> None:
-        rest = BASELINE if find_rung(rung).scheme.method != "plain" else rung
+        rest = BASELINE if find_rung(rung).method.quantizes else rung
         self._all_layers = [rate for rate in calibration.layer_rates if rate.rung == rung]
         self._all_head = [rate for rate in calibration.layer_rates if rate.rung == rest]
         self._layers = [rate for rate in self._all_layers if not rate.widened]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from bitladder.forkserver import STDERR, ForkServer, take_job
+from bitladder.methods.types import torch_dtype
 from bitladder.records import LayerRate, Record
 from bitladder.rungs import find_rung
 
@@ -62,8 +63,6 @@ def time_layers(
     import torch
 
     from bitladder.accuracy.backend.products import widened_products
-    from bitladder.checkpoint.expected import torch_dtype
-    from bitladder.checkpoint.layers import make_layer
     from bitladder.checkpoint.loading import quiet_libraries
 
     quiet_libraries()
@@ -71,8 +70,7 @@ def time_layers(
     with _threads(threads):
         for name in rungs:
             rung = find_rung(name)
-            # bitsandbytes quantizes when a layer comes to its device, and keeps the type that it had
-            layer = make_layer(rung.scheme, in_features, out_features).to(torch_dtype(rung.scheme.rest_type)).to(device)
+            layer = rung.method.make_layer(rung.scheme, in_features, out_features, device)
             for rows in ROWS:
                 rates.append(_rate(name, layer, rows, device, widened=False))
             with widened_products(torch.device(device)):
@@ -95,8 +93,6 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _rate(rung: str, layer: "nn.Linear", rows: int, device: str, *, widened: bool) -> LayerRate:
     import torch
-
-    from bitladder.checkpoint.expected import torch_dtype
 
     inputs = torch.randn(rows, layer.in_features, device=device).to(torch_dtype(find_rung(rung).scheme.rest_type))
     with torch.inference_mode():

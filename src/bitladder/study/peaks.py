@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bitladder.checkpoint.expected import Expected, value_bytes
 from bitladder.records import AccuracyTask, Divergence, Rescoring, Scenario, Scheme, StudyRecord
+from bitladder.rungs import method_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,13 +23,13 @@ def phase_peaks(
 ) -> dict[str, int]:
     """Bytes of main memory, or of a GPU, by what is planned; empty where the libraries' share isn't known."""
     from bitladder.checkpoint.skeleton import head_weights, vocabulary_size
-    from bitladder.perf.memory import LOADING_COPIES, predict_working_memory
+    from bitladder.perf.memory import predict_working_memory
 
     if overhead_bytes is None:
         return {}
     device, settings = study.calibration.device, study.settings
     on_cpu = device == "cpu"
-    copies = LOADING_COPIES.get((scheme.method, device.partition(":")[0]), 0)
+    copies = method_of(scheme).loading_copies(device)
     held = overhead_bytes + expected.stored_bytes + copies * expected.packed_bytes
     widened = _FLOAT32_BYTES * head_weights(skeleton) if on_cpu else 0  # 16-bit products are computed so
     found = {}

@@ -153,7 +153,7 @@ def _partial_rungs(wanted: Resolved, model: "ResolvedModel") -> Iterator[str]:
 
     for name in wanted.rungs:
         row = find_rung(name)
-        if row.scheme.method == "plain":
+        if not row.method.quantizes:
             continue
         expected = expect(model.directory, row.scheme, trust_remote_code=wanted.policy.trust_remote_code)
         try:
@@ -189,6 +189,8 @@ def _require_sense(wanted: Resolved) -> None:
     """Raise UserError for what is wrong whatever the model is, before one is fetched."""
     from bitladder.accuracy.rescoring import require_planned_batches
 
+    for name in wanted.rungs:
+        find_rung(name).method.require_packages(f"rung {name}")
     if wanted.tasks is not None:
         if wanted.tasks.batch_dependence:
             require_planned_batches(wanted.tasks.backend)

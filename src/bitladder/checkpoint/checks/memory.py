@@ -5,10 +5,11 @@ import re
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.declared import quantization_of
 from bitladder.checkpoint.forward import Loaded
-from bitladder.checkpoint.kinds import kind_of
 from bitladder.checkpoint.tensors import bytes_by_dtype
 from bitladder.environment import library_versions
+from bitladder.methods.kinds import kind_of
 from bitladder.records import Finding, Severity
+from bitladder.rungs import method_of
 from bitladder.units import format_bytes
 
 CONVERTED_SHARE = 0.02
@@ -29,7 +30,7 @@ def check_loaded_types(subject: Subject, loaded: Loaded | None) -> list[Finding]
 
     The published study's "BF16" was BF16 weights loaded as FP32.
     """
-    if loaded is None or subject.declared.method == "other":
+    if loaded is None or method_of(subject.declared).foreign:
         return []
     stored = bytes_by_dtype(subject.tensors)
     total_bytes = sum(stored.values())
@@ -48,7 +49,7 @@ def check_causal(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     found = subject.found
     # Of all tokens together are LLM.int8's outlier columns, and the scale of inputs that other libraries round: there a
     # later token does change what is said of earlier ones.
-    together = found.method == "llm.int8" or found.activation_type is not None
+    together = method_of(found).mixes_tokens or found.activation_type is not None
     if loaded is None or together or not loaded.looks_ahead > LOOKS_AHEAD:
         return []
     message = (
@@ -80,9 +81,10 @@ def check_memory(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         if kind_of(name, tensor) in ("linear", "quantization state")
     )
     dense_bytes = stored_bytes + DENSE_GROWTH * packed_bytes
-    if subject.declared.method == "other":
+    method = method_of(subject.declared)
+    if method.foreign:
         message = f"stays packed: {message}"
-    if subject.declared.method != "plain" and after > dense_bytes:
+    if method.quantizes and after > dense_bytes:
         severity = "warning"
         when = "loads dense" if before > dense_bytes else "becomes dense at the first forward"
         message = (
@@ -90,18 +92,15 @@ def check_memory(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             f"after loading, {format_bytes(after)} after one forward ({types}); it saves disk, not memory"
         )
     findings = [Finding(check="memory", severity=severity, message=message, data=data)]
-    if subject.declared.method == "bnb-4bit" and _scales_rounded(loaded):
+    repacked = method.repacked_type(loaded.bytes_before, loaded.bytes_after)
+    if repacked is not None:
         message = (
-            "the first forward packs the weights anew for this CPU's BF16 instructions and rounds their block scales "
-            "to BF16: what answers here differs a little from what is stored, and from the same checkpoint elsewhere"
+            f"the first forward packs the weights anew for this CPU's {repacked} instructions and rounds their block "
+            f"scales to {repacked}: what answers here differs a little from what is stored, and from the same "
+            "checkpoint elsewhere"
         )
-        findings.append(Finding(check="memory", severity="info", message=message, data={"computed_in": "BF16"}))
+        findings.append(Finding(check="memory", severity="info", message=message, data={"computed_in": repacked}))
     return findings
-
-
-def _scales_rounded(loaded: Loaded) -> bool:
-    before, after = loaded.bytes_before, loaded.bytes_after
-    return after.get("F32", 0) < before.get("F32", 0) and after.get("BF16", 0) > before.get("BF16", 0)
 
 
 def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
@@ -123,8 +122,8 @@ def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     if loaded is None:
         return []
     findings = []
-    if subject.declared.method == "other":
-        name = str((quantization_of(subject.config) or {}).get("quant_method"))
+    name = method_of(subject.declared).read_by(quantization_of(subject.config) or {})
+    if name is not None:
         version = library_versions((name,)).get(name)
         if version is not None:
             data = {"library": name, "version": version}
@@ -136,11 +135,10 @@ def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 
 
 def _says_int8_products(subject: Subject) -> bool:
-    """LLM.int8 does; another library's format does where it rounds its inputs to INT8, too."""
+    """What is declared or found does; of another library's format only its config tells."""
     declared = subject.declared
-    if declared.method == "other":
-        return declared.activation_type == "INT8"
-    return "I8" in (declared.stored_type, subject.found.stored_type)
+    schemes = (declared,) if method_of(declared).foreign else (declared, subject.found)
+    return any(method_of(scheme).multiplies_int8(scheme) for scheme in schemes)
 
 
 def multiplies_int8(loaded: Loaded) -> bool:
@@ -157,8 +155,9 @@ def multiplies_int8(loaded: Loaded) -> bool:
 def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Whether the device multiplies the declared types in hardware; what it doesn't is emulated or decoded first."""
     declared, hardware = subject.declared, subject.hardware
+    method = method_of(declared)
     types = [declared.compute_type]
-    if declared.stored_type == "I8":
+    if declared.stored_type == "I8" and method.multiplies_int8(declared):
         types = ["I8", declared.compute_type]
     findings = []
     for number_type in types:
@@ -174,9 +173,10 @@ def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             elsewhere = f"one with {needed} multiplies it natively, and may be much faster than this one shows"
             message = f"{hardware.name} emulates {number_type}: {elsewhere}"
         findings.append(Finding(check="hardware", severity=severity, message=message, data=data))
-    if declared.method == "bnb-4bit":
-        decoded = "BF16" if loaded is not None and _scales_rounded(loaded) else types[0]
-        message = f"no hardware multiplies {declared.stored_type}: each call decodes the weights to {decoded} first"
+    why_decoded = method.why_decoded(declared)
+    if why_decoded is not None:
+        repacked = loaded and method.repacked_type(loaded.bytes_before, loaded.bytes_after)
+        message = f"{why_decoded}: each call decodes the weights to {repacked or declared.compute_type} first"
         findings.append(
             Finding(check="hardware", severity="info", message=message, data={"type": declared.stored_type})
         )

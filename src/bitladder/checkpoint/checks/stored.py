@@ -9,10 +9,10 @@ from bitladder.checkpoint.declared import found_scheme, quantization_of
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.format import is_known_format
 from bitladder.checkpoint.forward import Loaded
-from bitladder.checkpoint.kinds import FLOATS, describe_kept, is_packed, kind_of, module_of
 from bitladder.checkpoint.tensors import bytes_by_dtype
+from bitladder.methods.kinds import FLOATS, describe_kept, is_packed, kind_of, module_of
 from bitladder.records import Finding, Severity
-from bitladder.rungs import NEGLIGIBLE_SHARE, RUNGS
+from bitladder.rungs import NEGLIGIBLE_SHARE, RUNGS, method_of
 from bitladder.units import format_bytes
 from bitladder.wording import name_some
 
@@ -40,7 +40,7 @@ def check_bytes(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 
 def check_kept(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """What a quantized checkpoint has in a floating type, scales aside: of a small model most may be its embedding."""
-    if subject.declared.method == "plain":
+    if not method_of(subject.declared).quantizes:
         return []
     kept: dict[str, int] = defaultdict(int)
     types: set[str] = set()
@@ -74,7 +74,8 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             differences.pop("rest_type", None)  # what the family keeps in FP32 is no part of what a type is asked for
     severity: Severity = "error"
     data: dict[str, object] = {"differences": differences}
-    if declared.method == "other":
+    foreign = method_of(declared).foreign
+    if foreign:
         data["quant_method"] = method = (quantization_of(subject.config) or {}).get("quant_method")
         if not is_known_format(method):
             message = (
@@ -90,7 +91,7 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         ]
         message = f"found {'; '.join(parts)} (by {subject.declared_by})"
         findings.append(Finding(check="scheme", severity=severity, message=message, data=data))
-    elif declared.method == "other":
+    elif foreign:
         message = f"quantized by {data['quant_method']}: {declared.stored_type}, stored as {found.stored_type}"
         findings.append(Finding(check="scheme", severity="info", message=message, data=data))
     return findings
@@ -101,6 +102,7 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     if isinstance(subject.architecture, str):
         return []
     declared, linear = subject.declared, subject.architecture.linear
+    quantizes = method_of(declared).quantizes
     left: dict[str, int] = {}
     stored_types: dict[str, set[str]] = defaultdict(set)
     names = subject.architecture.loaded_names
@@ -115,17 +117,14 @@ def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
             stored_types[name if name in linear else weight].add(stored_type)
     for name, weights in linear.items():
         types = stored_types.get(name, set())
-        if declared.method == "plain":
-            as_declared = types <= {declared.stored_type}
-        else:
-            as_declared = not types or not types <= FLOATS
+        as_declared = not types or not types <= FLOATS if quantizes else types <= {declared.stored_type}
         if not as_declared:
             left[name] = weights
     if not left:
         return []
     share = sum(left.values()) / sum(linear.values())
     listed = [name for name in left if _is_skipped(module_of(name), subject)]
-    what = f"stored in another type than {declared.stored_type}" if declared.method == "plain" else "left unquantized"
+    what = "left unquantized" if quantizes else f"stored in another type than {declared.stored_type}"
     by_config = f", {len(listed):,} of them named by the config" if listed else ""
     message = (
         f"{len(left):,} of {len(linear):,} linear layers ({share:.1%} of their weights) {what}{by_config}: "
@@ -146,7 +145,7 @@ def _layers_severity(subject: Subject, share: float, all_listed: bool) -> Severi
         return "warning" if share > NEGLIGIBLE_SHARE else "info"
     if all_listed:
         return "info"
-    if subject.declared.method == "other":
+    if method_of(subject.declared).foreign:
         return "warning" if share > NEGLIGIBLE_SHARE else "info"
     return "error" if share > NEGLIGIBLE_SHARE else "warning"
 
@@ -202,7 +201,7 @@ def _head_like_embedding(subject: Subject) -> tuple[str, str] | None:
 def check_size(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Size of the stored tensors against what the config's model takes in the declared scheme."""
     declared = subject.declared
-    predictable = declared.method != "other" and {declared.compute_type, declared.rest_type} <= PREDICTED_TYPES
+    predictable = not method_of(declared).foreign and {declared.compute_type, declared.rest_type} <= PREDICTED_TYPES
     if not predictable or isinstance(subject.architecture, str):
         return []
     found_bytes = subject.tensor_bytes

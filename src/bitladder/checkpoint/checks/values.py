@@ -10,6 +10,7 @@ from bitladder.checkpoint.four_bits import find_dequantized
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.checkpoint.values import describe_not_finite, pieces, tensor_values
 from bitladder.records import Finding
+from bitladder.rungs import method_of
 
 
 def check_numbers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
@@ -28,7 +29,7 @@ def check_numbers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 def check_float32_values(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """FP32 whose every value is a BF16 value: the low 16 bits are zero, so half the bytes say nothing."""
     stored = {name: tensor for name, tensor in subject.tensors.items() if tensor.dtype == "F32" and tensor.shape}
-    if subject.declared.method != "plain" or subject.found.stored_type != "F32":
+    if method_of(subject.declared).quantizes or subject.found.stored_type != "F32":
         return []
     total_bytes = sum(tensor.size_bytes for tensor in stored.values())
     for tensor in sorted(stored.values(), key=lambda tensor: -tensor.size_bytes):

@@ -1,0 +1,160 @@
+"""What is asked of a quantization method: a class in a file of its own answers it, by a row in `rungs.METHODS`."""
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bitladder.errors import UserError
+from bitladder.methods.kinds import is_state, module_of
+from bitladder.methods.types import Types
+from bitladder.records import MethodName, Scheme
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+class Stored(Protocol):
+    """A stored tensor as its file's header shows it; ``dtype`` is SafeTensors' name."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+Shape = tuple[int, ...]
+Tensors = Mapping[str, Stored]
+Settings = Mapping[str, Any]
+"""what config.json says of how its weights are quantized"""
+ReadBytes = Callable[[str], bytes]
+"""name of a stored tensor -> its bytes"""
+
+
+class Method(ABC):
+    """How weights are quantized, by one library; the answers here are those of most methods."""
+
+    name: MethodName
+    """as `records.Scheme` names it"""
+    quantizes: bool = True
+    """whether weights become other numbers than a cast makes of them"""
+    foreign: bool = False
+    """whether it stands for other libraries' formats, whose layout and kernels are theirs to know"""
+    packages: tuple[str, ...] = ()
+    """what making and loading its checkpoints needs beside transformers"""
+    hub_tags: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ("eager",)
+    """which of `perf/engines.py` run its checkpoints as they are stored"""
+    why_no_other: str = "has not been tried with its layout"
+    """of an engine that isn't among them: that engine ..."""
+    replaces: str = "its library replaces plain linear layers alone"
+    """why a model may keep matrices as they were"""
+    mixes_tokens: bool = False
+    """whether a token changes what is said of those before it, beside its place in a batch"""
+
+    def require_packages(self, what: str) -> None:
+        """Raise UserError where ``what``, such as a rung, needs a package that isn't installed."""
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"{what} needs the package {package}, which isn't installed; install it with "
+                    f"`pip install {package}`"
+                )
+
+    # Telling a checkpoint
+
+    @abstractmethod
+    def declared(self, settings: Settings | None, types: Types) -> Scheme | None:
+        """The scheme that settings declare, or that there are none; None where they are another method's."""
+
+    @abstractmethod
+    def found(self, settings: Settings | None, tensors: Tensors, types: Types) -> Scheme | None:
+        """The scheme that the stored tensors show; None where they are another method's. What no tensor shows is the
+        settings'."""
+
+    def weight_name(self, name: str) -> str:
+        """Of a stored tensor: the weight that it holds, or serves to decode."""
+        return f"{module_of(name)}.weight" if is_state(name) else name
+
+    @abstractmethod
+    def decoded_shapes(self, tensors: Tensors, wanted: Mapping[str, Shape | None]) -> dict[str, Shape]:
+        """By name the shapes of the weights that the stored tensors stand for, without those that it can't tell.
+
+        ``wanted``: what the model has where each stored tensor goes.
+        """
+
+    def undecodable(self, tensors: Tensors, read: ReadBytes) -> Iterator[tuple[str, str]]:
+        """(weight, what is wrong) where what decodes a weight doesn't fit it."""
+        yield from ()
+
+    # Making one
+
+    @abstractmethod
+    def quantization_config(self, scheme: Scheme, skipped: Sequence[str] = ()) -> Any:
+        """What transformers has to be told to make the scheme; None where only the type changes.
+
+        ``skipped``: modules that it has to be told to leave alone; empty where it knows itself.
+        """
+
+    def unpackable(self, model: "PreTrainedModel") -> Iterable[str]:
+        """Layers that the quantizer would pack, and that couldn't run then."""
+        return ()
+
+    def packed_layers(self, model: "PreTrainedModel", config: Any) -> "Iterable[tuple[str, nn.Module]]":
+        """(name, layer) that quantizing by ``config`` packs, of a model without memory, in which they are exchanged
+        where the library does so."""
+        return ()
+
+    def layer_bytes(self, scheme: Scheme, in_features: int, out_features: int) -> dict[str, int]:
+        """Bytes by name of what is stored of a packed layer; the first is its weights."""
+        raise ValueError(f"{self.name} packs no layer")
+
+    def passed_types(self, scheme: Scheme, *, is_matrix: bool) -> tuple[str, ...]:
+        """The types that a weight is cast to on its way."""
+        return (scheme.rest_type,)
+
+    # Running one
+
+    @abstractmethod
+    def make_layer(self, scheme: Scheme, in_features: int, out_features: int, device: str) -> "nn.Linear":
+        """A linear layer of random weights on ``device``, as a model of the scheme has it."""
+
+    def prepare_layers(self, model: "nn.Module") -> None:
+        """Let layers of this method's, all on a CPU, take every shape that the plain ones took."""
+        return
+
+    def loading_copies(self, device: str) -> int:
+        """By how many times its packed weights a run's peak exceeds all that is counted."""
+        return 0
+
+    def multiplies_int8(self, scheme: Scheme) -> bool:
+        """Whether the products are said to be of INT8 by INT8."""
+        return False
+
+    def why_decoded(self, scheme: Scheme) -> str | None:
+        """Why each call decodes the weights first; None where it doesn't."""
+        return None
+
+    def repacked_type(self, bytes_before: Mapping[str, int], bytes_after: Mapping[str, int]) -> str | None:
+        """What the first forward turned scales into, from the bytes by type in memory before and after it."""
+        return None
+
+    def read_by(self, settings: Settings) -> str | None:
+        """The library that read it, where that isn't among those every machine is known by."""
+        return None
+
+
+def kept_modules(model: "PreTrainedModel", skipped: Sequence[str] | None) -> list[str]:
+    """What transformers' quantizers leave as it is; ``skipped``: what they were told, None: nothing."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    kept = get_keys_to_not_convert(model) if skipped is None else skipped
+    return [*kept, *(model._keep_in_fp32_modules or ())]
+
+
+def unlike(part: str, tensor: Stored, dtype: str, shape: Shape) -> str:
+    """What is wrong with a part that serves to decode a weight."""
+    return f"its {part} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}"
