@@ -19,6 +19,7 @@ from bitladder.stats.summarize import summarize
 from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
+from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay
 
 
@@ -294,7 +295,7 @@ def test_a_copy_of_the_baseline_is_no_open_question(summary: Summary) -> None:
 
 def test_accuracy_that_is_not_known_recommends_nothing(summary: Summary) -> None:
     for name in ("fp16", "int8", "nf4", "fp4"):
-        unknown = Estimate.unknown("int8 has no Language: timeout")
+        unknown = Estimate.unknown(Unknown("int8 has no Language: timeout"))
         summary = with_rung(summary, name, aggregate={"difference_points": unknown})
     answer = recommend(summary)
     assert not answer.picks

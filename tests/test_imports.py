@@ -22,6 +22,7 @@ FOUNDATION = {
     "driver",
     "errors",
     "units",
+    "unknown",
     "records",
     "rungs",
     "files",

@@ -19,6 +19,7 @@ from bitladder.stats.summary import RungSummary, Summary, TaskSummary
 from bitladder.stats.verdict import shared_confidence
 from bitladder.store import Store, load_results
 from bitladder.units import MIB
+from bitladder.unknown import Unknown
 from replay import PAPER_GROUPS, RUNGS, machine, scenario_items, write_broken_replay, write_replay
 from replay_outcomes import RungReplay, TaskReplay, performance_outcome
 
@@ -100,7 +101,7 @@ def published_outcome(task: str, percent: float, questions: int, choices: int | 
 @pytest.fixture(scope="module")
 def published_rows() -> list[Row]:
     """The study's rows: ten thousand questions a task, so that two decimals are exact; MMLU's groups in their sizes."""
-    leaves: dict[str, dict[str, AccuracyOutcome | str]] = {}
+    leaves: dict[str, dict[str, AccuracyOutcome | Unknown]] = {}
     for column, rung in enumerate(COLUMNS):
         of = {name: row[column] for name, row in PUBLISHED.items()}
         leaves[rung] = {

@@ -60,8 +60,7 @@ def describe_peak(peak: Estimate) -> str:
 
 
 def peak_memory(rung: RungSummary) -> Estimate:
-    scenario = rung.scenario("batch1")
-    return scenario.metric("peak_memory_bytes") if scenario else Estimate.unknown("batch1 was not measured")
+    return rung.metric("batch1", "peak_memory_bytes")
 
 
 def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -> Objection | None:

@@ -1,15 +1,13 @@
 """How a study's checkpoints and measurements ended."""
 
-from bitladder.records import AccuracyOutcome, Item, MeasurementRecord, PerformanceOutcome, RungRecord, Scenario
-from bitladder.results import Results, item_name, not_measured_as, same_contents
+from bitladder.records import Item, MeasurementRecord, Outcome, PerformanceOutcome, RungRecord, Scenario
+from bitladder.results import Results, item_name, same_contents
 from bitladder.stats.performance import Timeline
 from bitladder.stats.row import Leaf
-from bitladder.stats.summary import End, describe_end
+from bitladder.unknown import Kind, Unknown
 
-NOT_MADE = "not made yet; run the study again to go on"
-NOT_MEASURED = "not measured yet; run the study again to go on"
-NOT_HERE = "not measured on this machine"
-NOT_PLANNED = "measured by none of the merged studies"
+_TO_COME: tuple[Kind, ...] = ("not_made", "not_measured", "unplanned")
+"""that a study, or another one that is merged with it, may still come to"""
 
 
 class Ends:
@@ -26,59 +24,63 @@ class Ends:
         """the rung whose content this one's is, where nothing was measured of this one"""
 
     @property
-    def status(self) -> End:
-        return "missing" if self.record is None else self.record.status
-
-    @property
-    def reason(self) -> str | None:
-        return NOT_MADE if self.record is None else self.record.reason
+    def unmade(self) -> Unknown | None:
+        """Why there is no checkpoint."""
+        return Unknown(kind="not_made") if self.record is None else _ended(self.record)
 
     def is_missing(self, item: Item) -> bool:
         """Whether the study has not come to it: neither its own end nor its rung's is known."""
-        return self.measurement(item)[2] in (NOT_MADE, NOT_MEASURED, NOT_PLANNED)
+        found = self.outcome(item)
+        return isinstance(found, Unknown) and found.kind in _TO_COME
 
     def is_unplanned(self, item: Item) -> bool:
         """Whether it is missing since no part of a merged study plans it."""
         return self.is_missing(item) and (self.rung, item_name(item)) in self._unplanned
 
-    def measurement(self, item: Item) -> tuple[MeasurementRecord | None, End, str | None]:
-        """Its record if there is one, how it ended, and why not well."""
-        if self.status != "ok":
-            return None, self.status, self.reason
-        record = self._records.get(_key(item))
-        if record is None:
-            return None, "missing", self._missing(item_name(item))
-        if record.status == "ok" and record.outcome is None:
-            return record, "failed", "its record has no outcome"
-        return record, record.status, record.reason
+    def recorded(self, item: Item) -> MeasurementRecord | None:
+        """Of its present checkpoint, however it ended."""
+        return self._records.get(_key(item)) if self.unmade is None else None
+
+    def outcome(self, item: Item) -> Outcome | Unknown:
+        """What was measured."""
+        return self._outcome(_key(item))
 
     def leaf(self, task: str) -> Leaf:
-        record = self._records.get(("accuracy", task)) if self.status == "ok" else None
-        if record is not None and isinstance(record.outcome, AccuracyOutcome) and record.status == "ok":
-            return record.outcome
-        if record is not None:
-            return describe_end(record.status, record.reason)
-        return self._missing(task) if self.status == "ok" else describe_end(self.status, self.reason)
+        found = self._outcome(("accuracy", task))
+        assert isinstance(found, Leaf)  # an item's kind is its outcome's
+        return found
 
-    def _missing(self, name: str) -> str:
-        if self.same_as is not None:
-            return not_measured_as(self.same_as)
-        if (self.rung, name) in self._unplanned:
-            return NOT_PLANNED
-        return NOT_HERE if (self.rung, name) in self._elsewhere else NOT_MEASURED
-
-    def performance(self, scenario: Scenario) -> PerformanceOutcome | None:
-        record, status, _ = self.measurement(scenario)
-        if record is None or status != "ok" or not isinstance(record.outcome, PerformanceOutcome):
-            return None
+    def _outcome(self, key: tuple[str, str]) -> Outcome | Unknown:
+        if self.unmade is not None:
+            return self.unmade
+        record = self._records.get(key)
+        if record is None:
+            return self._missing(key[1])
+        if (ended := _ended(record)) is not None:
+            return ended
+        if record.outcome is None or record.outcome.kind != record.item.kind:
+            return Unknown("its record has no outcome", "failed")
         return record.outcome
 
-    def timeline(self, scenario: Scenario) -> Timeline | None:
-        """Of `performance`; the same one each time, since every other rung is held against it."""
-        outcome = self.performance(scenario)
-        if outcome is None:
-            return None
+    def _missing(self, name: str) -> Unknown:
+        if self.same_as is not None:
+            return Unknown(self.same_as, "same_content")
+        if (self.rung, name) in self._unplanned:
+            return Unknown(kind="unplanned")
+        return Unknown(kind="elsewhere" if (self.rung, name) in self._elsewhere else "not_measured")
+
+    def timeline(self, scenario: Scenario) -> Timeline | Unknown:
+        """The same one each time, since every other rung is held against it."""
+        outcome = self.outcome(scenario)
+        if isinstance(outcome, Unknown):
+            return outcome
+        assert isinstance(outcome, PerformanceOutcome)  # an item's kind is its outcome's
         return self._timelines.setdefault(scenario.scenario, Timeline(outcome))
+
+
+def _ended(record: RungRecord | MeasurementRecord) -> Unknown | None:
+    """How it ended that did not end well."""
+    return None if record.status == "ok" else Unknown(record.reason or "", record.status)
 
 
 def _key(item: Item) -> tuple[str, str]:

@@ -8,11 +8,12 @@ import numpy as np
 from scipy import stats
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, Record, TaskDocuments
-from bitladder.stats.interval import Interval, NoInterval
+from bitladder.stats.interval import Interval
 from bitladder.stats.paired import paired_difference
 from bitladder.stats.pots import choice_probabilities, likeliest, primary_metric
 from bitladder.stats.power import ONE_SIDED_ALPHA
 from bitladder.stats.verdict import FlipsVerdict
+from bitladder.unknown import Unknown
 
 Kind = Literal["lost", "gained", "changed"]
 """a lower score than the baseline's, a higher one, or as good a score by another choice"""
@@ -28,7 +29,7 @@ class FlipsJudged(NamedTuple):
     p_value: float
     value: float
     """excess over the larger floor, a share of the documents"""
-    excess: Interval | NoInterval
+    excess: Interval | Unknown
     verdict: FlipsVerdict
 
 
@@ -174,7 +175,7 @@ def judge_flips(
     p_value = floors_p_value(flips, own_floor, baseline_floor, clusters)
     floor = max(own_floor, baseline_floor, key=sum)
     found = paired_difference([float(flip) - one for flip, one in zip(flips, floor, strict=True)], clusters)
-    excess = found if isinstance(found, NoInterval) else found.interval()
+    excess = found if isinstance(found, Unknown) else found.interval()
     if p_value <= ONE_SIDED_ALPHA:
         verdict: FlipsVerdict = "above the floor"
     elif isinstance(excess, Interval) and 100 * excess.high < EXCESS_POINTS:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import optimize, stats
 
 from bitladder.stats.clusters import clustering_of
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile, spread, t_interval
+from bitladder.stats.interval import CONFIDENCE, Interval, quantile, spread, t_interval
+from bitladder.unknown import Unknown
 
 
 def tango_interval(
@@ -185,7 +186,7 @@ class PairedMean(BaseModel):
 
 def paired_difference(
     differences: Sequence[float], clusters: Sequence[str] | None = None, answers_a_question: int = 1
-) -> PairedCounts | PairedMean | NoInterval:
+) -> PairedCounts | PairedMean | Unknown:
     """What questions' differences (variant - baseline), each between -1 and 1, say; `clusters` has the cluster of each.
 
     Counts where all are -1, 0 or 1, whatever the scores. So scores that are all equal have an interval: unseen
@@ -194,7 +195,7 @@ def paired_difference(
     the same other number, and for a single cluster.
     """
     clustering = clustering_of(differences, clusters)
-    if isinstance(clustering, NoInterval):
+    if isinstance(clustering, Unknown):
         return clustering
     effect, degrees = clustering or (1.0, None)
     if {-1.0, 0.0, 1.0}.issuperset(differences):
@@ -207,7 +208,7 @@ def paired_difference(
             answers_a_question=answers_a_question,
         )
     summary = spread(differences)
-    if isinstance(summary, NoInterval):
+    if isinstance(summary, Unknown):
         return summary
     mean, sd = summary
     return PairedMean(

@@ -25,13 +25,13 @@ from functools import cached_property
 from bitladder.records import AccuracyTask, StudyRecord
 from bitladder.stages import stage_count, staged_tasks
 from bitladder.stats.aggregate import combine
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
+from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.power import QuestionsToDecide
 from bitladder.stats.row import Row
 from bitladder.stats.scores import RowComparison
 from bitladder.stats.summary import Stopping
 from bitladder.stats.verdict import Beside, Judged, judge
+from bitladder.unknown import Unknown
 
 EARLY_ALPHA = 0.01
 """of each side's 0.025, spent on all looks before the last"""
@@ -118,7 +118,7 @@ def assess(
 
     ``rows``: that the aggregate is of, by rung. ``answered``: stages by rung.
     """
-    known = {rung: one.comparison for rung, one in compared.items() if not isinstance(one.comparison, NoInterval)}
+    known = {rung: one.comparison for rung, one in compared.items() if not isinstance(one.comparison, Unknown)}
     judged = judge_looks(known, answered, staging.stages, staging.rungs, margin)
     return {rung: _assessed(rung, rows[rung], judged.get(rung), answered[rung], staging, margin) for rung in compared}
 
@@ -134,11 +134,11 @@ def _assessed(
     elif at_end:
         state = "undecided"
     elif is_hopeless(rows, rung, margin, look_confidence(staging.stages, staging.stages)):
-        state, reason = "hopeless", "the questions that exist can't decide it"
+        state, reason = "hopeless", Unknown("the questions that exist can't decide it")
     else:
-        state, reason = "open", "the study is still asking it; run it again to go on"
+        state, reason = "open", Unknown("the study is still asking it; run it again to go on")
     if judged is not None and reason is not None:
-        judged = replace(judged, to_decide=QuestionsToDecide(more=None, reason=reason))
+        judged = replace(judged, to_decide=reason)
     documents = staging.documents[answered - 1] if answered else 0
     stopping = {"state": state, "documents": documents, "of": staging.documents[-1], "stages": answered}
     return Assessed(judged, Stopping.model_validate(stopping))
@@ -152,7 +152,12 @@ def is_hopeless(rows: Sequence[Row], rung: str, margin: float, confidence: float
     for row in rows:
         one, questions = row.compared[rung], row.planned_questions
         pots = row.pots[rung]
-        if isinstance(one, str) or isinstance(one.comparison, NoInterval) or questions is None or isinstance(pots, str):
+        if (
+            isinstance(one, Unknown)
+            or isinstance(one.comparison, Unknown)
+            or questions is None
+            or isinstance(pots, Unknown)
+        ):
             return False
         grown = questions / max(len(pot.questions) for pot in pots)
         now.append(one.comparison.interval(confidence, grown))

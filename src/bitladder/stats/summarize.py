@@ -37,10 +37,11 @@ from bitladder.stats.summary import (
     ScenarioSummary,
     Summary,
     TaskSummary,
-    describe_end,
+    stored_end,
 )
 from bitladder.stats.verdict import shared_confidence
 from bitladder.units import counted
+from bitladder.unknown import Unknown, reason_of
 
 _BUILTIN_TASK = "bitladder_"
 """how the names of the built-in suite's tasks begin"""
@@ -101,6 +102,7 @@ def _rung_summary(
     """``unasked``: tasks that are asked in stages, with documents that the rung is still to be asked."""
     study, end = results.study, ends[rung]
     record = end.record
+    status, reason = stored_end(end.unmade)
     audit = record.audit if record else None
     scenarios = tuple(
         _scenario_summary(end, ends, study.baseline, item) for item in study.items if isinstance(item, Scenario)
@@ -109,8 +111,8 @@ def _rung_summary(
     return RungSummary(
         rung=rung,
         title=ready_title(rung, audit),
-        status=end.status,
-        reason=end.reason,
+        status=status,
+        reason=reason,
         content_hash=record.content_hash if record else None,
         same_as=end.same_as,
         stored_bytes=audit.stored_bytes if audit else None,
@@ -142,10 +144,10 @@ def _divergence(end: Ends, items: tuple[Item, ...]) -> dict[str, Any]:
     item = next((item for item in items if isinstance(item, Divergence)), None)
     if item is None:
         return {}
-    record, status, reason = end.measurement(item)
-    if record is None or status != "ok" or not isinstance(record.outcome, DivergenceOutcome):
-        return {"no_divergence_reason": describe_end(status, reason)}
-    return {"divergence": summarize_divergence(record.outcome)}
+    found = end.outcome(item)
+    if isinstance(found, DivergenceOutcome):
+        return {"divergence": summarize_divergence(found)}
+    return {"no_divergence_reason": reason_of(found)}
 
 
 def _scored(results: Results) -> dict[str, Scored]:
@@ -180,22 +182,20 @@ def _loaded_bytes(end: Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | No
 
 
 def _failures(end: Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
-    if end.status == "missing":
-        return ()
-    if end.status != "ok":
-        return (f"{end.rung}: {describe_end(end.status, end.reason)}",)
-    measured = [(item, *end.measurement(item)[1:]) for item in items]
+    if end.unmade is not None:
+        return (end.unmade.of(end.rung).reason,) if end.unmade.bad_end else ()
+    measured = ((item, end.outcome(item)) for item in items)
     return tuple(
-        f"{end.rung}, {item_name(item)}: {describe_end(status, reason)}"
-        for item, status, reason in measured
-        if status not in ("ok", "missing")
+        found.of(f"{end.rung}, {item_name(item)}").reason
+        for item, found in measured
+        if isinstance(found, Unknown) and found.bad_end
     )
 
 
 def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Scenario) -> ScenarioSummary:
-    record, status, reason = end.measurement(item)
-    line = end.timeline(item)
-    if record is None or line is None:
+    record, line = end.recorded(item), end.timeline(item)
+    if isinstance(line, Unknown):
+        status, reason = stored_end(line)
         return ScenarioSummary(
             scenario=item.scenario,
             status=status,
@@ -209,10 +209,11 @@ def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Sce
             metrics={},
             notes=(),
         )
+    assert record is not None  # whose the line is
     outcome = line.outcome
     metrics = derive_metrics(outcome, item.device)
     others = {name: other.timeline(item) for name, other in ends.items() if name != end.rung}
-    measured = {name: theirs for name, theirs in others.items() if theirs is not None}
+    measured = {name: theirs for name, theirs in others.items() if not isinstance(theirs, Unknown)}
     ratios = {name: speedup(line, theirs) for name, theirs in measured.items()}
     confidence = shared_confidence(max(len(measured), 1))
     metrics["speedup"] = ratios.get(baseline) or _no_speedup(end, ends.get(baseline), item)
@@ -230,7 +231,7 @@ def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Sce
         ratios=ratios,
         ratios_together={name: speedup(line, theirs, confidence) for name, theirs in measured.items()},
         notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap)
-        + _other_host(record, ends[baseline].measurement(item)[0] if baseline in ends else None, baseline),
+        + _other_host(record, ends[baseline].recorded(item) if baseline in ends else None, baseline),
     )
 
 
@@ -247,19 +248,20 @@ def _other_host(record: MeasurementRecord, other: MeasurementRecord | None, base
 def _no_speedup(end: Ends, baseline: Ends | None, item: Scenario) -> Estimate:
     """Why there is none against the baseline on the same machine, the only one in these results."""
     if baseline is None:
-        return Estimate.unknown("the baseline is not in the study")
+        return Estimate.unknown(Unknown("the baseline is not in the study"))
     if end.rung == baseline.rung:
         return Estimate(value=1.0, reason="the baseline against itself")
-    _, status, reason = baseline.measurement(item)
-    return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {describe_end(status, reason)}")
+    why = baseline.timeline(item)
+    assert isinstance(why, Unknown)  # else there is a speed-up
+    return Estimate.unknown(why.of(f"{baseline.rung} has no {item.scenario}"))
 
 
 def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
     notes = [results.study.source.note] if results.study.source.note else []
     for row in rows:
         if row.group.in_aggregate and not any(map(row.counts, row.leaves)):
-            reason = row.no_signal_reasons.get(row.baseline) or next(iter(row.no_signal_reasons.values()))
-            notes.append(f"{row.group.title} is in no aggregate: {reason}.")
+            reason = row.without_signal.get(row.baseline) or next(iter(row.without_signal.values()))
+            notes.append(f"{row.group.title} is in no aggregate: {reason_of(reason)}.")
     for record in results.records:
         if isinstance(record.outcome, AccuracyOutcome) and isinstance(record.item, AccuracyTask):
             about = f"{record.rung}, {record.item.task}"
