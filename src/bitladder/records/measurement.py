@@ -7,6 +7,7 @@ from pydantic import Field
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
 from bitladder.records.order import Order
 from bitladder.records.scoring import Scoring
+from bitladder.unknown import BadEnd
 
 FULL_BATCHES = 3
 """of the largest batch at least: an interval from two batches is four times as wide as from three"""
@@ -260,7 +261,7 @@ class DivergenceOutcome(Record):
     """as in AccuracyOutcome"""
 
 
-Status = Literal["ok", "failed", "timeout", "does_not_fit", "refused"]
+Status = Literal["ok", BadEnd]
 
 
 class RequestSample(Record):
@@ -384,6 +385,12 @@ Outcome = Annotated[
 ]
 
 
+Cause = Literal["disturbed"]
+"""of a bad end that asks for something else than its status says"""
+_DISTURBED_BEFORE_CAUSES = "disturbed: "
+"""how the reason begins in records that were written before `MeasurementRecord.cause`"""
+
+
 class MeasurementRecord(Record):
     """What one measurement left, whatever its end."""
 
@@ -395,9 +402,17 @@ class MeasurementRecord(Record):
     item: Item
     status: Status
     reason: str | None = None
+    cause: Cause | None = Field(default=None, exclude_if=lambda cause: cause is None)
     machine: Machine
     started_at: str
     """UTC, ISO 8601"""
     duration_s: float
     """of all its runs where it went on from a journal, each but the last up to its last entry there"""
     outcome: Outcome | None = None
+
+    @property
+    def was_disturbed(self) -> bool:
+        """Whether something else held it up, so that the same study measures it again."""
+        if self.cause is None and self.reason is not None:
+            return self.reason.startswith(_DISTURBED_BEFORE_CAUSES)
+        return self.cause == "disturbed"
