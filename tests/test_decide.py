@@ -14,10 +14,10 @@ from bitladder.decide import recommend
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.recommendation import Limits, Recommendation, RungVerdict
 from bitladder.records import AccuracyTask, Finding, RungRecord, Status
-from bitladder.stats.margin import recovery_margin_points
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
+from bitladder.summary.margin import recovery_margin_points
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.units import MIB
 from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay

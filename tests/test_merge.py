@@ -24,11 +24,11 @@ from bitladder.report.machine_pages import machine_pages
 from bitladder.report.markdown import to_markdown
 from bitladder.report.stamp import source_hash
 from bitladder.results import Results
-from bitladder.stats.machines import default_place, find_place, place_names, places, to_decide
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Summary
+from bitladder.results.machines import default_place, find_place, place_names, places, to_decide
 from bitladder.store import Store, load_results
 from bitladder.study.prepare import prepare
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Summary
 from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
 from replay_outcomes import TaskReplay

@@ -10,10 +10,10 @@ from bitladder.decide import recommend
 from bitladder.perf import disturbance
 from bitladder.perf.disturbance import ProcessorTimes, find_disturbance
 from bitladder.records import BatchSample, PerformanceOutcome, Record, Scenario
-from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from bitladder.study import worker
 from bitladder.study.job import Measured
+from bitladder.summary.summarize import summarize
 from replay import RUNGS, scenario_items, write_replay
 from replay_outcomes import performance_outcome
 from test_h100_records import ARCHIVES, unpacked

@@ -19,9 +19,9 @@ from bitladder.report.content import Report, compose
 from bitladder.report.markdown import to_markdown
 from bitladder.report.provenance_tables import checkpoint_table
 from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, Summary
 from bitladder.store import load_results
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Estimate, Summary
 from bitladder.units import MIB, UNKNOWN
 from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay

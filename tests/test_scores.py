@@ -5,11 +5,11 @@ import math
 import pytest
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo, TaskGroup
-from bitladder.stats import scores
 from bitladder.stats.interval import Interval
 from bitladder.stats.paired import tango_interval
-from bitladder.stats.pots import Pot, make_pots, most_correlated, primary_metric
 from bitladder.stats.weights import weight_at
+from bitladder.summary import scores
+from bitladder.summary.pots import Pot, make_pots, most_correlated, primary_metric
 from bitladder.unknown import Unknown
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from bitladder.stats.clusters import Clustering, cluster_spread, clustering_of, joined
 from bitladder.stats.interval import Interval, wilson_interval
 from bitladder.stats.paired import PairedCounts, PairedMean, paired_difference, tango_interval
-from bitladder.stats.scores import score_interval
+from bitladder.summary.scores import score_interval
 from bitladder.unknown import Unknown
 
 UNEQUAL = [("a", 1.0), ("a", 0.0), ("a", 1.0), ("b", -1.0), ("b", 0.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo
-from bitladder.stats.flips import above_floor, flip_indicators, judge_flips
+from bitladder.stats.floors import above_floor, judge_flips
 from bitladder.stats.paired import midp_mcnemar
 from bitladder.stats.power import ONE_SIDED_ALPHA
+from bitladder.summary.flips import flip_indicators
 
 
 def flags(count: int, of: int, start: int = 0) -> list[bool]:

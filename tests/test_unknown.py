@@ -18,10 +18,11 @@ from bitladder.merge import merge_results
 from bitladder.records import Order
 from bitladder.report.machine_pages import machine_pages
 from bitladder.results import Results
-from bitladder.stages import staged_tasks
-from bitladder.stats.answered import read_answered, rungs_to_ask
-from bitladder.stats.summarize import summarize
+from bitladder.results.ends import read_ends
+from bitladder.stages import Staging, staged_tasks
 from bitladder.store import Store, load_results
+from bitladder.summary.answered import read_answered, rungs_to_ask
+from bitladder.summary.summarize import summarize
 from bitladder.unknown import BadEnd, Kind, Unknown, known, reason_of
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, write_replay
 from replay import RUNGS as LADDER
@@ -121,7 +122,8 @@ def without_words(value: Any, field: str = "") -> Any:
 
 def flow(results: Results) -> list[Any]:
     """All that follows from a study but its words: whom it asks, what it has, what it decides, how the command ends."""
-    answered = read_answered(results)
+    study = results.study
+    answered = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts))
     found: list[Any] = [rungs_to_ask(results, stage) for stage in range(3) if staged_tasks(results.study)]
     found += [answered.to_ask, answered.unasked, answered.stages]
     summary = summarize(results)

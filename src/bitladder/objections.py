@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitladder.results import not_measured_as
-from bitladder.stats.goals import MEMORY_TIE
-from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
+from bitladder.summary.goals import MEMORY_TIE
+from bitladder.summary.table import Estimate, RungSummary, Summary, describe_end
 from bitladder.units import format_bytes, format_count, format_percent, format_points, points_text, two_digits
 
 Cause = Literal["missing", "unscored", "memory", "drop"]

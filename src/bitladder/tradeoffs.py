@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.metrics import METRICS
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes
 
 

@@ -39,7 +39,7 @@ def _answer(results: "Results", json_output: bool) -> None:
     from bitladder.decide import recommend
     from bitladder.errors import UserError
     from bitladder.report import ResultsFile, write_report
-    from bitladder.stats.summarize import summarize
+    from bitladder.summary.summarize import summarize
 
     place, unwritten = results.directory / "report" / "results.json", ""
     try:

@@ -40,11 +40,11 @@ def verdict_command(
     from bitladder.collector import uncollected
     from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
-    from bitladder.stats.compare import compare_answers
-    from bitladder.stats.losses import counted_losses
-    from bitladder.stats.margin import Recovery, default_margin_points, study_margin_points
-    from bitladder.stats.stopping import Staging
+    from bitladder.stages import Staging
     from bitladder.stats.verdict import all_acceptable
+    from bitladder.summary.compare import compare_answers
+    from bitladder.summary.losses import counted_losses
+    from bitladder.summary.margin import Recovery, default_margin_points, study_margin_points
     from bitladder.unknown import Unknown
 
     limits = parse_limits(None, max_drop, None, min_recovery)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Machine, Manifest
-from bitladder.stats.metrics import METRICS
-from bitladder.stats.summarize import notes_about, summarize
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
-from bitladder.stats.weights import counted_tasks, weighted_titles
 from bitladder.store import load_results
+from bitladder.summary.counted_tasks import counted_tasks, weighted_titles
+from bitladder.summary.metrics import METRICS
+from bitladder.summary.summarize import notes_about, summarize
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
 from bitladder.units import UNKNOWN, format_count, format_percent, format_points, format_raw, points_text
 from bitladder.unknown import Unknown
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
-from bitladder.stats.flips import EXCESS_POINTS
+from bitladder.stats.floors import EXCESS_POINTS
 from bitladder.stats.power import ONE_SIDED_ALPHA
-from bitladder.stats.summary import ChoiceChange, DependenceSummary, Estimate, RungSummary, Summary
+from bitladder.summary.table import ChoiceChange, DependenceSummary, Estimate, RungSummary, Summary
 from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
 from bitladder.unknown import Unknown
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitladder.report.accuracy_tables import absence
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import format_percent, format_rate, format_raw
 from bitladder.unknown import Unknown
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitladder.report.table import Cell, Column, estimate_cell, number_cell, text_cell
-from bitladder.stats.metrics import METRICS, Metric, PerformanceTable, Place
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, describe_end
+from bitladder.summary.metrics import METRICS, Metric, PerformanceTable, Place
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, describe_end
 from bitladder.units import format_count
 from bitladder.unknown import Unknown
 

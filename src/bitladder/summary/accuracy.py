@@ -5,17 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bitladder.stats import scores
+from bitladder.stages import Staging
 from bitladder.stats.aggregate import MeanOfTasks, combine
 from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.pots import most_correlated
 from bitladder.stats.ratio import paired_ratio_interval
-from bitladder.stats.row import Row
-from bitladder.stats.scores import RowComparison, Score
-from bitladder.stats.stopping import Assessed, Staging, assess
-from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
 from bitladder.stats.verdict import Judged, judge, shared_confidence
+from bitladder.summary import scores
+from bitladder.summary.pots import most_correlated
+from bitladder.summary.row import Row
+from bitladder.summary.scores import RowComparison, Score
+from bitladder.summary.stopping import Assessed, assess
+from bitladder.summary.table import AggregateSummary, Estimate, TaskSummary
 from bitladder.unknown import Unknown, known, reason_of
 
 Correlations = tuple[tuple[float, ...], ...]

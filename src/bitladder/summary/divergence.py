@@ -14,8 +14,8 @@ from bitladder.records import DivergenceOutcome
 from bitladder.stats.clusters import clustering_of
 from bitladder.stats.interval import CONFIDENCE, quantile
 from bitladder.stats.ratio import ratio_interval
-from bitladder.stats.scores import Score, score_interval
-from bitladder.stats.summary import DivergenceSummary, Estimate
+from bitladder.summary.scores import Score, score_interval
+from bitladder.summary.table import DivergenceSummary, Estimate
 from bitladder.unknown import Unknown
 
 TAIL = 0.99

@@ -10,8 +10,8 @@ from typing import Literal
 
 from bitladder.records import AccuracyTask, PerformanceOutcome, Record, Scenario
 from bitladder.results import Results
-from bitladder.stats.performance import Timeline, speedup
-from bitladder.stats.summary import Estimate, Summary
+from bitladder.summary.performance import Timeline, speedup
+from bitladder.summary.table import Estimate, Summary
 from bitladder.unknown import Unknown
 
 CONTROL = "fp32"
@@ -104,7 +104,7 @@ class PublishedComparison(Record):
 @functools.cache
 def published_study() -> PublishedStudy:
     """The packaged numbers."""
-    return PublishedStudy.model_validate_json(files("bitladder.stats").joinpath("published.json").read_bytes())
+    return PublishedStudy.model_validate_json(files("bitladder.summary").joinpath("published.json").read_bytes())
 
 
 def likeness_of(results: Results) -> Likeness:

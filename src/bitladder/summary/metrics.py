@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitladder.records import PerformanceOutcome
-from bitladder.stats.performance import Run, energy_per_token, hook, latencies, rates, token_times, took
-from bitladder.stats.summary import Estimate
+from bitladder.summary.performance import Run, energy_per_token, hook, latencies, rates, token_times, took
+from bitladder.summary.table import Estimate
 from bitladder.units import (
     MIB,
     format_bytes,

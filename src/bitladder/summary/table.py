@@ -1,6 +1,6 @@
 """The one table that deciding and reporting read: every number with low, value and high, or the reason why not.
 
-``stats.summarize`` fills it from raw records; ``decide`` only compares its numbers with limits, and ``report`` only
+``summarize`` fills it from raw records; ``decide`` only compares its numbers with limits, and ``report`` only
 formats them.
 """
 
@@ -162,7 +162,7 @@ class AggregateSummary(Record):
 
 
 class ScenarioSummary(Record):
-    """One scenario on one rung; ``metrics`` has the rows of ``stats.metrics.METRICS``."""
+    """One scenario on one rung; ``metrics`` has the rows of ``METRICS``."""
 
     scenario: str
     status: End

@@ -1,7 +1,7 @@
 """Tasks on which a rung is shown to lose more than the margin by itself, whatever the mean of all says."""
 
-from bitladder.stats.summary import TaskSummary
-from bitladder.stats.weights import Judged, primary_tasks
+from bitladder.summary.counted_tasks import Judged, primary_tasks
+from bitladder.summary.table import TaskSummary
 
 
 def counted_losses(rung: Judged) -> list[TaskSummary]:

@@ -17,8 +17,8 @@ from bitladder.environment import BUSY_SHARE
 from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
 from bitladder.stats.interval import CONFIDENCE, Interval, mean_interval
 from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, seen_correlation
-from bitladder.stats.resources import Readings, gpu_energy, gpu_utilisation, others_bytes, resource_metrics
-from bitladder.stats.summary import Estimate
+from bitladder.summary.resources import Readings, gpu_energy, gpu_utilisation, others_bytes, resource_metrics
+from bitladder.summary.table import Estimate
 from bitladder.units import counted, format_bytes
 from bitladder.unknown import Unknown
 

@@ -6,13 +6,12 @@ from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, StudyRecord
 from bitladder.results import Results, same_contents
-from bitladder.stages import stages_done, take_stages
-from bitladder.stats.accuracy import summarize_aggregates
-from bitladder.stats.ends import Ends
-from bitladder.stats.margin import study_margin_points
-from bitladder.stats.row import Leaf, Row
-from bitladder.stats.stopping import Staging
-from bitladder.stats.summary import AggregateSummary
+from bitladder.results.ends import Ends, read_ends
+from bitladder.stages import Staging, stages_done, take_stages
+from bitladder.summary.accuracy import summarize_aggregates
+from bitladder.summary.margin import study_margin_points
+from bitladder.summary.row import Leaf, Row
+from bitladder.summary.table import AggregateSummary
 from bitladder.unknown import Unknown
 
 Leaves = Mapping[str, Mapping[str, Leaf]]
@@ -101,17 +100,15 @@ def not_asked_on(aggregate: AggregateSummary) -> AggregateSummary:
     )
 
 
-def read_answered(results: Results, ends: Mapping[str, Ends] | None = None, stages: int | None = None) -> Answered:
-    """What the records of a study say, of no more than so many stages."""
-    study = results.study
-    ends = ends or {rung: Ends(results, rung) for rung in study.rungs}
-    tasks = [item.task for item in study.items if isinstance(item, AccuracyTask)]
-    leaves = {rung: {task: end.leaf(task) for task in tasks} for rung, end in ends.items()}
-    staging = Staging.of(study)
+def read_answered(
+    study: StudyRecord, ends: Mapping[str, Ends], staging: Staging | None, *, merged: bool, stages: int | None = None
+) -> Answered:
+    """What the rungs of a study answered, in no more than so many stages."""
+    leaves = {rung: end.answers for rung, end in ends.items()}
     if staging is None:
         return Answered(study, leaves, None, {}, {})
     whole, done = whole_stages(leaves, staging, study.baseline, stages)
-    if results.parts:  # nothing is measured in a merged folder
+    if merged:  # nothing is measured there
         return Answered(study, whole, staging, done, {})
     going = {rung: end.unmade is None and not _failed(leaves[rung], staging) for rung, end in ends.items()}
     return Answered(study, whole, staging, done, going)
@@ -163,7 +160,8 @@ def _cut(leaf: Leaf, task: AccuracyTask | None, stages: int) -> Leaf:
 
 def rungs_to_ask(results: Results, stage: int) -> frozenset[str]:
     """Whom a stage asks, the baseline among them: a pure function of the records of the stages before."""
+    study = results.study
     if stage == 0:
-        return frozenset(results.study.rungs) - same_contents(results.study, results.rungs).keys()
-    found = read_answered(results, stages=stage).to_ask
-    return found | {results.study.baseline} if found else found
+        return frozenset(study.rungs) - same_contents(study, results.rungs).keys()
+    answered = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts), stages=stage)
+    return answered.to_ask | {study.baseline} if answered.to_ask else answered.to_ask

@@ -17,9 +17,17 @@ from bitladder.stats.interval import (
     wilson_interval,
 )
 from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_difference
-from bitladder.stats.pots import Pot, ask_the_same, clusters_over, is_binary, mean_chance, metric_values, primary_metric
 from bitladder.stats.ratio import ratio_interval
-from bitladder.stats.summary import Estimate
+from bitladder.summary.pots import (
+    Pot,
+    ask_the_same,
+    clusters_over,
+    is_binary,
+    mean_chance,
+    metric_values,
+    primary_metric,
+)
+from bitladder.summary.table import Estimate
 from bitladder.unknown import Unknown, known
 
 

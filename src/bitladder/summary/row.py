@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, TaskGroup
-from bitladder.stats import scores
 from bitladder.stats.interval import CONFIDENCE
-from bitladder.stats.pots import Pot, make_pots, primary_metric
-from bitladder.stats.scores import RowComparison, Score
 from bitladder.stats.weights import weight_at, weight_reason
+from bitladder.summary import scores
+from bitladder.summary.pots import Pot, make_pots, primary_metric
+from bitladder.summary.scores import RowComparison, Score
 from bitladder.unknown import Unknown, known
 
 Leaf = AccuracyOutcome | Unknown

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes, format_raw, format_seconds
 from bitladder.unknown import Unknown
 

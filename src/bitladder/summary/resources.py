@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from bitladder.records import PerformanceOutcome
-from bitladder.stats.summary import Estimate
+from bitladder.summary.table import Estimate
 from bitladder.units import MIB
 from bitladder.unknown import Unknown
 
