@@ -33,7 +33,10 @@ ALLOWED = {
     ("checkpoint/format.py", "(error.name or str(error)).partition('.')"): "Python's, of a package that is missing",
     ("cuda.py", "str(error).strip().partition('\\n')"): "torch's, of which the first line is shown",
     ("checkpoint/checks/integrity.py", "str(error).removeprefix(f'{subject.directory}: ')"): "shown without its folder",
-    ("records/measurement.py", "self.reason.startswith(_DISTURBED_BEFORE_CAUSES)"): "of records from before `cause`",
+    (
+        "records/measurement.py",
+        "(self.reason or '').startswith(_DISTURBED_BEFORE)",
+    ): "of records from before its field",
     ("report/content.py", "failure not in told"): "a line that is printed is not printed again",
     ("accuracy/logs.py", "_target -> int | str"): "a target of lm-eval's is either",
     ("accuracy/own_code.py", "option not in _PLAIN_OPTIONS.split()"): "a list of names",

@@ -184,7 +184,7 @@ def test_a_disturbed_cell_is_failed_keeps_its_samples_and_decides_nothing(tmp_pa
     worker._measure(job, record.item, Kept(), lambda: outcome)  # type: ignore[arg-type]
     (measured,) = (message for message in sent if isinstance(message, Measured))
     found = measured.record
-    assert (found.status, found.cause, found.was_disturbed, found.outcome) == ("failed", "disturbed", True, outcome)
+    assert (found.status, found.disturbed, found.outcome) == ("failed", True, outcome)
     assert (found.reason or "").startswith("disturbed: a step took ")
     Store(out).write_measurement(found.model_copy(update={"machine": record.machine}))
 

@@ -29,7 +29,7 @@ from replay import RUNGS as LADDER
 from staged_replay import RUNGS as STAGED
 from staged_replay import SEED, STOPS, write_chunk, write_plan
 
-KINDS: tuple[Kind, ...] = tuple(unknown._WORDS)
+KINDS: tuple[Kind, ...] = (*unknown._WORDS, *get_args(BadEnd))
 FEW = {name: LADDER[name] for name in ("bf16", "int8", "nf4")}
 
 
@@ -74,7 +74,7 @@ def ended(directory: Path) -> Path:
     small(directory, rungs=rungs, ends=ends, broken_rungs=broken, divergence=True, absent={("fp4", "batch1")})
     store = Store(directory)
     held_up = next(one for one in store.load().of("int8") if one.reason == "why" and one.item.kind == "performance")
-    store.write_measurement(held_up.model_copy(update={"cause": "disturbed"}))
+    store.write_measurement(held_up.model_copy(update={"disturbed": True}))
     return directory
 
 
@@ -164,7 +164,7 @@ def test_these_studies_lack_what_they_lack_for_every_reason(
 def test_other_words_change_nothing_else(
     kind: Kind, words: str, studies: list[Results], flows: list[list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(unknown._WORDS, kind, words.format(unknown._WORDS[kind]))
+    monkeypatch.setitem(unknown._WORDS, kind, words.format(unknown._WORDS.get(kind, kind)))
     assert list(map(flow, studies)) == flows
 
 

@@ -20,7 +20,7 @@ Kind = Literal[
 ]
 Value = TypeVar("Value")
 
-_WORDS: dict[Kind, str] = {
+_WORDS: dict[Kind, str] = {  # of a bad end its name
     "underivable": "{detail}",
     "not_made": "not made yet; run the study again to go on",
     "not_measured": "not measured yet; run the study again to go on",
@@ -28,10 +28,6 @@ _WORDS: dict[Kind, str] = {
     "elsewhere": "not measured on this machine",
     "same_content": "same content as {detail}, not measured",
     "not_asked": "none of its documents were asked yet",
-    "failed": "failed",
-    "timeout": "timeout",
-    "does_not_fit": "does not fit",
-    "refused": "refused",
 }
 
 
@@ -57,7 +53,7 @@ class Unknown:
     @property
     def reason(self) -> str:
         """For people."""
-        words = _WORDS[self.kind].format(detail=self.detail)
+        words = _WORDS.get(self.kind, self.kind.replace("_", " ")).format(detail=self.detail)
         return self.subject + (": ".join(filter(None, (words, self.detail))) if self.bad_end else words)
 
 

@@ -385,10 +385,8 @@ Outcome = Annotated[
 ]
 
 
-Cause = Literal["disturbed"]
-"""of a bad end that asks for something else than its status says"""
-_DISTURBED_BEFORE_CAUSES = "disturbed: "
-"""how the reason begins in records that were written before `MeasurementRecord.cause`"""
+_DISTURBED_BEFORE = "disturbed: "
+"""how the reason begins in records that were written before `MeasurementRecord.disturbed`"""
 
 
 class MeasurementRecord(Record):
@@ -402,7 +400,8 @@ class MeasurementRecord(Record):
     item: Item
     status: Status
     reason: str | None = None
-    cause: Cause | None = Field(default=None, exclude_if=lambda cause: cause is None)
+    disturbed: bool = Field(default=False, exclude_if=lambda disturbed: not disturbed)
+    """whether it failed since something else held it up; records from before this field was kept lack it"""
     machine: Machine
     started_at: str
     """UTC, ISO 8601"""
@@ -412,7 +411,5 @@ class MeasurementRecord(Record):
 
     @property
     def was_disturbed(self) -> bool:
-        """Whether something else held it up, so that the same study measures it again."""
-        if self.cause is None and self.reason is not None:
-            return self.reason.startswith(_DISTURBED_BEFORE_CAUSES)
-        return self.cause == "disturbed"
+        """Whether something else held it up, in records from before `disturbed` too."""
+        return self.disturbed or (self.reason or "").startswith(_DISTURBED_BEFORE)

@@ -74,14 +74,6 @@ def write_stamp(out: Path, source: str, paths: list[Path]) -> None:
 
 
 _DECIDING = (
-    "stats",
-    "summary",
-    "report",
-    "results",
-    "stages.py",
-    "unknown.py",
-    "units.py",
-    "rungs.py",
     "decide.py",
     "evidence.py",
     "objections.py",
@@ -90,23 +82,14 @@ _DECIDING = (
     "sentence.py",
     "tradeoffs.py",
 )
-"""what a recommendation and its report are made by"""
+"""what a recommendation is made by"""
+_COMMON = ("stages.py", "unknown.py", "units.py", "rungs.py")
 
 
 def _code() -> list[Path]:
     return sorted(
         path
-        for part in (
-            "stats",
-            "summary",
-            "report",
-            *_DECIDING,
-            "results",
-            "stages.py",
-            "unknown.py",
-            "units.py",
-            "rungs.py",
-        )
+        for part in ("stats", "summary", "results", "report", *_DECIDING, *_COMMON)
         for path in ([FOLDER / part] if part.endswith(".py") else (FOLDER / part).rglob("*"))
         if path.is_file() and path.suffix != ".pyc"
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, Item, MeasurementRecord, Outcome, RungRecord
-from bitladder.results.joined import Results, item_name, same_contents
+from bitladder.results import Results, item_name, same_contents
 from bitladder.unknown import Kind, Unknown
 
 _TO_COME: tuple[Kind, ...] = ("not_made", "not_measured", "unplanned")

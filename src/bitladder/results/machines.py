@@ -19,7 +19,7 @@ from bitladder.records import (
     Scenario,
     TaskGroup,
 )
-from bitladder.results.joined import (
+from bitladder.results import (
     Results,
     answering_machines,
     item_name,
