@@ -12,12 +12,11 @@ from scipy import special, stats
 from bitladder.stats.paired import (
     PairedCounts,
     PairedMean,
-    midp_mcnemar,
     paired_difference,
     tango_interval,
-    tango_statistic,
 )
 from bitladder.unknown import Unknown
+from textbook import midp_mcnemar, tango_statistic
 
 Z_95 = float(special.ndtri(0.975))
 

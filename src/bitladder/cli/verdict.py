@@ -43,7 +43,7 @@ def verdict_command(
     from bitladder.stages import Staging
     from bitladder.stats.verdict import all_acceptable
     from bitladder.summary.compare import compare_answers
-    from bitladder.summary.losses import counted_losses
+    from bitladder.summary.counted_tasks import counted_losses
     from bitladder.summary.margin import Recovery, default_margin_points, study_margin_points
     from bitladder.unknown import Unknown
 

@@ -60,10 +60,9 @@ def judge_flips(
     """Whether a rung's flips are what flips by itself.
 
     A floor is what changes between two passes of one rung over the same documents in other batches. All three are by
-    document, in one order: with the records of a second pass, `flip_indicators` of the rung against the baseline and of
-    either against its second pass. Above the floor: both are exceeded (an intersection-union test: each at the whole
-    level). Indistinguishable takes evidence too: the interval of the excess over the larger floor lies below
-    `EXCESS_POINTS`; that nothing is shown is none.
+    document, in one order: of the rung against the baseline, and of either against its second pass. Above the floor:
+    both are exceeded (an intersection-union test: each at the whole level). Indistinguishable takes evidence too: the
+    interval of the excess over the larger floor lies below `EXCESS_POINTS`; that nothing is shown is none.
     """
     p_value = floors_p_value(flips, own_floor, baseline_floor, clusters)
     floor = max(own_floor, baseline_floor, key=sum)

@@ -1,4 +1,4 @@
-"""Which tasks the aggregate is the mean of, with what weights, and which count nowhere: how that is told."""
+"""Which tasks the aggregate is the mean of, which count nowhere, and on which a rung loses more than the margin."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -72,3 +72,26 @@ def weights_text(rungs: Sequence[Judged]) -> str:
     parts = [f"mean of {weighted_titles(counted)}"]
     parts += [f"left out {task.title}: {task.no_signal_reason}" for task in without]
     return "; ".join(parts)
+
+
+def counted_losses(rung: Judged) -> list[TaskSummary]:
+    """Of the tasks in the aggregate, by the metric that counts there."""
+    return [task for task in primary_tasks(rung).values() if task.name in rung.aggregate.tasks and _is_loss(task)]
+
+
+def other_losses(rung: Judged) -> list[TaskSummary]:
+    """By a further metric of a task, or of a task in no aggregate: they fail nothing."""
+    counted = [task for task in primary_tasks(rung).values() if task.name in rung.aggregate.tasks]
+    return [task for task in rung.tasks if task not in counted and _is_loss(task)]
+
+
+def losses_text(rung: Judged) -> list[tuple[str, TaskSummary]]:
+    """Where a rung loses more, each with how that is called; not what the aggregate itself is of."""
+    counted = counted_losses(rung) if len(rung.aggregate.tasks) > 1 else []
+    return [(task.title, task) for task in counted] + [
+        (f"{task.title} by {task.metric} (in no aggregate)", task) for task in other_losses(rung)
+    ]
+
+
+def _is_loss(task: TaskSummary) -> bool:
+    return task.verdict == "beyond the margin"

@@ -68,12 +68,6 @@ def find_flips(
     return tuple(flips)
 
 
-def flip_indicators(baseline: AccuracyOutcome, rung: AccuracyOutcome) -> list[bool]:
-    """Whether each answer differs from the baseline's, in the baseline's order."""
-    metric = primary_metric(baseline.metrics).key
-    return [_kind(before, after, metric) is not None for before, after in paired_documents(baseline, rung)]
-
-
 def paired_documents(
     baseline: AccuracyOutcome, rung: AccuracyOutcome
 ) -> Iterator[tuple[DocumentOutcome, DocumentOutcome]]:

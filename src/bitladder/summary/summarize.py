@@ -213,13 +213,8 @@ def _scenario_summary(rung: str, baseline: str, runs: Mapping[str, _Run]) -> Sce
             status=status,
             reason=reason,
             machine=record.machine if record else None,
-            batch_size=None,
-            requests=0,
             prompt_tokens=item.prompt_tokens,
             new_tokens=item.new_tokens,
-            stopped_by=None,
-            metrics={},
-            notes=(),
         )
     assert record is not None  # whose the line is
     outcome = line.outcome

@@ -168,18 +168,18 @@ class ScenarioSummary(Record):
     status: End
     reason: str | None
     machine: Machine | None
-    batch_size: int | None
-    requests: int
+    batch_size: int | None = None
+    requests: int = 0
     prompt_tokens: int
     new_tokens: int
-    stopped_by: str | None
-    metrics: dict[str, Estimate]
+    stopped_by: str | None = None
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
     """empty unless ``status`` is ok"""
     ratios: dict[str, Estimate] = Field(default_factory=dict)
     """requests/s over those of each other rung that was measured here, by its name"""
     ratios_together: dict[str, Estimate] = Field(default_factory=dict)
     """the same with intervals that hold with 95% all together"""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
 
     def metric(self, name: str) -> Estimate:
