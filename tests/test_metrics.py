@@ -12,8 +12,8 @@ import pytest
 
 from bitladder.publish import measured
 from bitladder.report import write_report
-from bitladder.stats import goals
 from bitladder.store import load_results
+from bitladder.summary import goals
 from bitladder.summary.metrics import METRICS, RATE, Metric, Place
 from bitladder.summary.performance import Run
 from bitladder.summary.summarize import summarize
