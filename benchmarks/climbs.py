@@ -1,6 +1,6 @@
 """How often a parameter climbs: follow it through the calls, and count where it goes from a lower room to a higher one.
 
-python benchmarks/climbs.py study.run:run_study:settings stats.summarize:summarize:results
+python benchmarks/climbs.py study.run:run_study:settings summary.summarize:summarize:results
 
 Nothing is run: modules, imports and calls are read. A *room* is a folder of the package, or a module beside them; it
 stands above all that it imports: its floor is the longest path of imports under it, and rooms that import each other

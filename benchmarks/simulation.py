@@ -16,11 +16,12 @@ from scipy import special
 
 from bitladder.stats.aggregate import combine
 from bitladder.stats.clusters import cluster_spread
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile
+from bitladder.stats.interval import CONFIDENCE, Interval, quantile
 from bitladder.stats.paired import PairedCounts, paired_difference, tango_interval
 from bitladder.stats.power import is_decided
 from bitladder.stats.verdict import Verdict, judge
 from bitladder.stats.weights import weight_at
+from bitladder.unknown import Unknown
 
 PairedInterval = Callable[[int, int, int], Interval]
 """(gained, lost, n) -> interval of (gained - lost) / n."""
@@ -197,13 +198,13 @@ def clustered_coverage(task: ClusteredTask, draws: int, seed: int) -> ClusteredC
         ).tolist()
         compared = paired_difference(values, clusters)
         spread = cluster_spread(values, clusters)
-        assert not isinstance(spread, NoInterval)
+        assert not isinstance(spread, Unknown)
         half = quantile(CONFIDENCE, spread.degrees) * spread.standard_error
         mean = float(np.mean(values))
         tango = _remembering(tango_interval)(int(up.sum()), int(down.sum()), len(values))
         low, high = min(tango.low, mean - half), max(tango.high, mean + half)
         covered += [
-            isinstance(compared, NoInterval) or compared.interval().contains(truth),
+            isinstance(compared, Unknown) or compared.interval().contains(truth),
             abs(mean - truth) <= half,
             low <= truth <= high,
             tango.contains(truth),

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from bitladder.stages import row_stops, shares_for
 from bitladder.stats.aggregate import MeanOfTasks
+from bitladder.stats.looks import judge_looks
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.stopping import judge_looks
 from bitladder.stats.verdict import Verdict, judge
 from simulation import ChangeRates, is_wrong
 

@@ -32,7 +32,7 @@ _exit = os._exit
 _IMPORTED = (
     *("torch.profiler", "bitsandbytes", "transformers.models.llama.modeling_llama", "transformers.generation.utils"),
     *("bitladder.study.worker", "bitladder.checkpoint.audit", "bitladder.checkpoint.quantize"),
-    *("bitladder.perf.measure", "bitladder.perf.overhead", "bitladder.stats.summarize", "bitladder.decide"),
+    *("bitladder.perf.measure", "bitladder.perf.overhead", "bitladder.summary.summarize", "bitladder.decide"),
 )
 """before the first study; it notes what else there is to import"""
 _CONTROL = struct.Struct("7q512s512s512s1024s")
@@ -180,7 +180,7 @@ class Studies:
         """Drawing takes seconds and changes no folder: what was drawn of these records, or else the numbers alone."""
         from bitladder.decide import recommend
         from bitladder.report.output import ResultsFile
-        from bitladder.stats.summarize import summarize
+        from bitladder.summary.summarize import summarize
 
         if self._now == "finished":
             assert self._report is not None

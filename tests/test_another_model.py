@@ -19,12 +19,12 @@ from bitladder.merge import merge_results
 from bitladder.publish.measured import find_measured
 from bitladder.records import RungRecord, Settings, Source
 from bitladder.results import join
-from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from bitladder.study.job import RungMade
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import StudyProgress
 from bitladder.study.run import _Run, run_study
+from bitladder.summary.summarize import summarize
 from replay import RUNGS, write_replay
 
 LADDER = {name: RUNGS[name] for name in ("bf16", "nf4")}

@@ -14,11 +14,12 @@ from bitladder.decide import recommend
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.recommendation import Limits, Recommendation, RungVerdict
 from bitladder.records import AccuracyTask, Finding, RungRecord, Status
-from bitladder.stats.margin import recovery_margin_points
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.store import Store, load_results
+from bitladder.summary.margin import recovery_margin_points
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.units import MIB
+from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay
 
 
@@ -294,7 +295,7 @@ def test_a_copy_of_the_baseline_is_no_open_question(summary: Summary) -> None:
 
 def test_accuracy_that_is_not_known_recommends_nothing(summary: Summary) -> None:
     for name in ("fp16", "int8", "nf4", "fp4"):
-        unknown = Estimate.unknown("int8 has no Language: timeout")
+        unknown = Estimate.unknown(Unknown("int8 has no Language: timeout"))
         summary = with_rung(summary, name, aggregate={"difference_points": unknown})
     answer = recommend(summary)
     assert not answer.picks

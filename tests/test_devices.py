@@ -8,7 +8,7 @@ from bitladder import devices
 from bitladder.errors import UserError
 from bitladder.records import Calibration, Machine
 from bitladder.results import device_title, place_key, used_cards
-from bitladder.stats.machines import Place
+from bitladder.results.machines import Place
 from bitladder.study import calibration
 from bitladder.study.calibration import WantedDevice
 from machines import GIB, make_gpu, make_machine

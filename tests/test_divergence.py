@@ -16,7 +16,7 @@ from bitladder.divergence.reference import Reference, load_reference
 from bitladder.divergence.windows import cut_documents
 from bitladder.errors import UserError
 from bitladder.records import Divergence, DivergenceOutcome, Prompts, WindowDivergence
-from bitladder.stats.divergence import summarize_divergence
+from bitladder.summary.divergence import summarize_divergence
 from conftest import MakeTinyLlama
 
 MIRROR = Path(__file__).parents[2] / "shared" / "data"

@@ -15,9 +15,9 @@ from bitladder.records import PerformanceOutcome
 from bitladder.report.content import compose
 from bitladder.report.markdown import to_markdown
 from bitladder.results import Results
-from bitladder.stats.resources import Readings, resource_metrics
-from bitladder.stats.summarize import summarize
 from bitladder.store import load_results
+from bitladder.summary.resources import Readings, resource_metrics
+from bitladder.summary.summarize import summarize
 from bitladder.units import GIB
 
 ARCHIVES = Path(__file__).parent / "h100"

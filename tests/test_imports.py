@@ -22,6 +22,7 @@ FOUNDATION = {
     "driver",
     "errors",
     "units",
+    "unknown",
     "records",
     "rungs",
     "files",
@@ -64,20 +65,24 @@ MAY_IMPORT = {
     "accuracy": FOUNDATION | {"checkpoint", "checkpoint files", "models"},
     "divergence": FOUNDATION | {"accuracy", "checkpoint", "checkpoint files"},
     "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
-    # stats: what decides whether a rung is asked on is what its verdict will be
-    "study": FOUNDATION | {"models", "checkpoint", "checkpoint files", "accuracy", "divergence", "perf", "stats"},
+    # summary: what decides whether a rung is asked on is what its verdict will be
+    "study": FOUNDATION
+    | {"models", "checkpoint", "checkpoint files", "accuracy", "divergence", "perf", "stats", "summary"},
     "archive": FOUNDATION,
     "merge": FOUNDATION | {"archive", "checkpoint files"},
-    "stats": FOUNDATION,
-    "objections": FOUNDATION | {"stats"},
-    "tradeoffs": FOUNDATION | {"stats"},
-    "recommendation": FOUNDATION | {"stats"},
-    "evidence": FOUNDATION | {"stats", "objections", "recommendation"},
-    "ranking": FOUNDATION | {"stats", "recommendation"},
-    "sentence": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "ranking"},
-    "decide": FOUNDATION | {"stats", "objections", "recommendation", "evidence", "tradeoffs", "ranking", "sentence"},
-    "report": FOUNDATION | {"stats", "decide", "recommendation"},
-    "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats"},
+    # numbers in, numbers out
+    "stats": {"unknown"},
+    "summary": FOUNDATION | {"stats"},
+    "objections": FOUNDATION | {"stats", "summary"},
+    "tradeoffs": FOUNDATION | {"stats", "summary"},
+    "recommendation": FOUNDATION | {"stats", "summary"},
+    "evidence": FOUNDATION | {"stats", "summary", "objections", "recommendation"},
+    "ranking": FOUNDATION | {"stats", "summary", "recommendation"},
+    "sentence": FOUNDATION | {"stats", "summary", "objections", "recommendation", "evidence", "ranking"},
+    "decide": FOUNDATION
+    | {"stats", "summary", "objections", "recommendation", "evidence", "tradeoffs", "ranking", "sentence"},
+    "report": FOUNDATION | {"stats", "summary", "decide", "recommendation"},
+    "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats", "summary"},
 }
 MAY_IMPORT_ALL = ("cli", "__init__", "__main__")
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
@@ -178,7 +183,7 @@ def test_no_heavy_import_at_start() -> None:
 
 
 def test_a_report_is_made_anew_where_anything_changed_that_decides() -> None:
-    deciding = MAY_IMPORT["decide"] - FOUNDATION - {"stats"} | {"decide"}
+    deciding = MAY_IMPORT["decide"] - FOUNDATION - {"stats", "summary"} | {"decide"}
     assert {f"{name}.py" for name in deciding} <= {path.name for path in _code()}
 
 

@@ -24,12 +24,12 @@ from bitladder.report.machine_pages import machine_pages
 from bitladder.report.markdown import to_markdown
 from bitladder.report.stamp import source_hash
 from bitladder.results import Results
-from bitladder.stats.ends import NOT_HERE
-from bitladder.stats.machines import default_place, find_place, place_names, places, to_decide
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Summary
+from bitladder.results.machines import default_place, find_place, place_names, places, to_decide
 from bitladder.store import Store, load_results
 from bitladder.study.prepare import prepare
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Summary
+from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
 from replay_outcomes import TaskReplay
 
@@ -224,7 +224,7 @@ def test_a_task_is_compared_as_one_machine_measured_it(tmp_path: Path) -> None:
     second = next(table for table in report.tables if table.name == "table2-points-machine2")
     assert all(cell.value is None for row in second.rows for cell in row[1:])
     first = next(table for table in report.tables if table.name == "table1-machine2")
-    assert any(NOT_HERE in reason for reason in first.footnotes)
+    assert any(Unknown(kind="elsewhere").reason in reason for reason in first.footnotes)
 
 
 def test_halves_of_one_machine_are_one_study(tmp_path: Path, accuracy: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from bitladder.publish import measured
 from bitladder.report import write_report
-from bitladder.stats import goals
-from bitladder.stats.metrics import METRICS, RATE, Metric, Place
-from bitladder.stats.performance import Run
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate
 from bitladder.store import load_results
+from bitladder.summary import goals
+from bitladder.summary.metrics import METRICS, RATE, Metric, Place
+from bitladder.summary.performance import Run
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Estimate
 from replay import write_replay
 
 SOURCE = Path(__file__).parents[1] / "src" / "bitladder"

@@ -10,10 +10,10 @@ from bitladder.decide import recommend
 from bitladder.perf import disturbance
 from bitladder.perf.disturbance import ProcessorTimes, find_disturbance
 from bitladder.records import BatchSample, PerformanceOutcome, Record, Scenario
-from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from bitladder.study import worker
 from bitladder.study.job import Measured
+from bitladder.summary.summarize import summarize
 from replay import RUNGS, scenario_items, write_replay
 from replay_outcomes import performance_outcome
 from test_h100_records import ARCHIVES, unpacked
@@ -184,7 +184,7 @@ def test_a_disturbed_cell_is_failed_keeps_its_samples_and_decides_nothing(tmp_pa
     worker._measure(job, record.item, Kept(), lambda: outcome)  # type: ignore[arg-type]
     (measured,) = (message for message in sent if isinstance(message, Measured))
     found = measured.record
-    assert (found.status, found.outcome) == ("failed", outcome)
+    assert (found.status, found.disturbed, found.outcome) == ("failed", True, outcome)
     assert (found.reason or "").startswith("disturbed: a step took ")
     Store(out).write_measurement(found.model_copy(update={"machine": record.machine}))
 

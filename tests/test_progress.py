@@ -10,10 +10,10 @@ from bitladder.environment import BUSY_SHARE
 from bitladder.forkserver import ForkServer
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
 from bitladder.records import Finding
-from bitladder.stats.performance import notes_on
 from bitladder.store import Store
 from bitladder.study.estimate import estimate_study
 from bitladder.study.prepare import prepare
+from bitladder.summary.performance import notes_on
 from bitladder.units import MIB
 from replay import RUNGS, rung_record, scenario_items, source, write_replay
 from replay_outcomes import performance_outcome

@@ -17,8 +17,8 @@ from bitladder.models.builtin import LLAMA_1B_SHAPE
 from bitladder.report import ResultsFile, write_report
 from bitladder.report.published_tables import comparison_text, published_paragraphs, published_tables
 from bitladder.rungs import find_rung
-from bitladder.stats.published import PublishedComparison, likeness_of, published_study
 from bitladder.store import Store
+from bitladder.summary.published import PublishedComparison, likeness_of, published_study
 from replay import RUNGS, write_replay
 
 FOUR = {"fp32": RUNGS["bf16"], **RUNGS}

@@ -12,9 +12,9 @@ from bitladder.report.accuracy_figures import accuracy_figures
 from bitladder.report.figure import Figure, MissingFigure, chunks, colours, wrap_label
 from bitladder.report.performance_figures import _shade, normalised, performance_figures
 from bitladder.rungs import RUNGS as LADDER
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import ScenarioSummary, Summary
 from bitladder.store import load_results
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import ScenarioSummary, Summary
 from replay import RUNGS, write_broken_replay, write_replay
 from replay_outcomes import TaskReplay
 from test_report_tables import eight_rungs

@@ -19,11 +19,11 @@ from bitladder.report.content import Report, compose
 from bitladder.report.markdown import to_markdown
 from bitladder.report.provenance_tables import checkpoint_table
 from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
-from bitladder.stats.ends import NOT_MEASURED
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Estimate, Summary
 from bitladder.store import load_results
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Estimate, Summary
 from bitladder.units import MIB, UNKNOWN
+from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay
 from replay_outcomes import RungReplay
 
@@ -162,10 +162,10 @@ def test_a_task_that_is_not_asked_yet_is_not_called_one_without_signal(tmp_path:
     scores = table(report, "table1")
     assert [row[0].text for row in scores.rows[:3]] == ["Knowledge", "Language", "Arithmetic"]
     unasked = cell(scores, "Language", "Questions")
-    assert (unasked.text, unasked.reason) == ("n/a", NOT_MEASURED)
+    assert (unasked.text, unasked.reason) == ("n/a", Unknown(kind="not_measured").reason)
     assert cell(scores, "Knowledge", "Questions").value == 140
     difference = cell(table(report, "table2-points"), "Knowledge", "nf4 (points)")
-    assert difference.reason == f"bf16 has no result to compare with: {NOT_MEASURED}"
+    assert difference.reason == f"bf16 has no result to compare with: {Unknown(kind='not_measured').reason}"
     assert "no signal" not in to_markdown(report)
 
 

@@ -28,15 +28,15 @@ from bitladder.records import (
 )
 from bitladder.report.content import compose
 from bitladder.report.figure import Figure
-from bitladder.stats.flips import floors_p_value
-from bitladder.stats.paired import midp_mcnemar
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import ChoiceChange, DependenceSummary
+from bitladder.stats.floors import floors_p_value
 from bitladder.store import Store, load_results
 from bitladder.study.resolved import task_request, task_sources
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import ChoiceChange, DependenceSummary
 from conftest import MakeTinyLlama
 from harness_tasks import write_tasks
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
+from textbook import midp_mcnemar
 
 
 @pytest.fixture(scope="module")

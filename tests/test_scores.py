@@ -5,11 +5,12 @@ import math
 import pytest
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo, TaskGroup
-from bitladder.stats import scores
-from bitladder.stats.interval import Interval, NoInterval
+from bitladder.stats.interval import Interval
 from bitladder.stats.paired import tango_interval
-from bitladder.stats.pots import Pot, make_pots, most_correlated, primary_metric
 from bitladder.stats.weights import weight_at
+from bitladder.summary import scores
+from bitladder.summary.pots import Pot, make_pots, most_correlated, primary_metric
+from bitladder.unknown import Unknown
 
 
 def metric(name: str, filter_name: str = "none", higher: bool = True, aggregation: str = "mean") -> MetricInfo:
@@ -122,7 +123,7 @@ def test_a_task_counts_by_how_far_above_chance_it_is_answered(right: int, choice
 def test_pairs_by_document_and_prompt_whatever_the_order() -> None:
     baseline = pots([1.0, 1.0, 0.0, 0.0], hashes=["a", "b", "c", "d"])
     variant = pots([1.0, 0.0, 0.0, 1.0], hashes=["d", "c", "b", "a"])
-    assert scores.unpaired_reason(variant, baseline) is None
+    assert scores.find_unpaired(variant, baseline) is None
     found = scores.compare(variant, baseline)
     assert (found.gained, found.lost, found.value) == (1, 1, 0.0)
     assert interval_of(found) == tango_interval(1, 1, 4)
@@ -137,10 +138,10 @@ def test_duplicate_documents_pair_by_occurrence() -> None:
 
 def test_a_missing_document_is_told_not_dropped() -> None:
     baseline, variant = pots([1.0, 1.0, 0.0], hashes=["a", "b", "c"]), pots([1.0, 1.0], hashes=["a", "x"])
-    assert scores.unpaired_reason(variant, baseline) == (
+    assert scores.find_unpaired(variant, baseline) == Unknown(
         "Row: the questions differ by document or prompt: 2 of 3 are the baseline's alone, 1 are this rung's alone"
     )
-    assert scores.unpaired_reason(pots([1.0], hashes=["same"]), pots([1.0, 1.0], hashes=["same", "same"])) is not None
+    assert scores.find_unpaired(pots([1.0], hashes=["same"]), pots([1.0, 1.0], hashes=["same", "same"])) is not None
 
 
 def test_graded_answers_take_the_paired_t_interval() -> None:
@@ -153,7 +154,7 @@ def test_graded_answers_take_the_paired_t_interval() -> None:
 
 
 def test_graded_answers_that_all_moved_alike_have_no_interval() -> None:
-    assert isinstance(scores.compare(pots([0.5, 0.5]), pots([0.75, 0.75])).comparison, NoInterval)
+    assert isinstance(scores.compare(pots([0.5, 0.5]), pots([0.75, 0.75])).comparison, Unknown)
 
 
 def test_mean_of_parts_with_other_questions_takes_the_widest_interval() -> None:
@@ -170,7 +171,7 @@ def test_mean_of_parts_with_other_questions_takes_the_widest_interval() -> None:
 
 
 def interval_of(found: scores.RowComparison) -> Interval:
-    assert not isinstance(found.comparison, NoInterval)
+    assert not isinstance(found.comparison, Unknown)
     return found.comparison.interval()
 
 
@@ -251,5 +252,5 @@ def mass(values: list[float], true_shares: list[float | None]) -> tuple[Pot, ...
 def test_chance_of_a_probability_mass_is_the_share_of_true_choices() -> None:
     assert scores.chance_of(mass([0.3, 0.7], [0.5, 0.25])) == 0.375
     (unknown,) = mass([0.3, 0.7], [0.5, None])
-    assert unknown.chance is None and unknown.chance_reason is not None
+    assert isinstance(unknown.chance, Unknown)
     assert scores.chance_of(mass([1.0, 0.0], [0.5, 0.5])) == 0.25  # right or wrong: mc1 of the same documents

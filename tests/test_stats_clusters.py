@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 
 from bitladder.stats.clusters import Clustering, cluster_spread, clustering_of, joined
-from bitladder.stats.interval import Interval, NoInterval, wilson_interval
+from bitladder.stats.interval import Interval, wilson_interval
 from bitladder.stats.paired import PairedCounts, PairedMean, paired_difference, tango_interval
-from bitladder.stats.scores import score_interval
+from bitladder.summary.scores import score_interval
+from bitladder.unknown import Unknown
 
 UNEQUAL = [("a", 1.0), ("a", 0.0), ("a", 1.0), ("b", -1.0), ("b", 0.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]
 CLUSTERS, VALUES = [name for name, _ in UNEQUAL], [value for _, value in UNEQUAL]
@@ -42,23 +43,23 @@ def by_matrices(values: list[float], clusters: list[str]) -> tuple[float, float]
 
 def test_closed_form_is_cr2_with_satterthwaites_degrees() -> None:
     found = cluster_spread(VALUES, CLUSTERS)
-    assert not isinstance(found, NoInterval)
+    assert not isinstance(found, Unknown)
     assert found == pytest.approx(by_matrices(VALUES, CLUSTERS))
 
 
 def test_clusters_of_equal_size_are_as_many_values() -> None:
     means = [0.1, -0.2, 0.4, 0.0, 0.3]
     found = cluster_spread([mean for mean in means for _ in range(4)], [str(i) for i in range(5) for _ in range(4)])
-    assert not isinstance(found, NoInterval)
+    assert not isinstance(found, Unknown)
     assert found.degrees == pytest.approx(4)
     assert found.standard_error == pytest.approx(np.std(means, ddof=1) / math.sqrt(5))
 
 
 def test_one_cluster_shows_nothing() -> None:
-    assert isinstance(cluster_spread([1.0, 0.0], ["a", "a"]), NoInterval)
-    assert isinstance(clustering_of([1.0, 0.0], ["a", "a"]), NoInterval)
-    assert isinstance(paired_difference([1.0, 0.0], ["a", "a"]), NoInterval)
-    assert isinstance(score_interval([1.0, 0.0], ["a", "a"]), NoInterval)
+    assert isinstance(cluster_spread([1.0, 0.0], ["a", "a"]), Unknown)
+    assert isinstance(clustering_of([1.0, 0.0], ["a", "a"]), Unknown)
+    assert isinstance(paired_difference([1.0, 0.0], ["a", "a"]), Unknown)
+    assert isinstance(score_interval([1.0, 0.0], ["a", "a"]), Unknown)
 
 
 @pytest.mark.parametrize("clusters", [None, ["a", "b", "c"]])
@@ -84,7 +85,7 @@ def test_many_changes_give_the_robust_t_interval() -> None:
     values = [-float(rng.random() < share) for size, share in zip(sizes, shares, strict=True) for _ in range(size)]
     clusters = [str(index) for index, size in enumerate(sizes) for _ in range(size)]
     spread = cluster_spread(values, clusters)
-    assert not isinstance(spread, NoInterval)
+    assert not isinstance(spread, Unknown)
     half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error
     found = counts_of(values, clusters).interval()
     assert found.high - found.low == pytest.approx(2 * half, rel=0.02)
@@ -122,7 +123,7 @@ def test_scores_on_a_scale_take_the_robust_t_interval() -> None:
     values = [value + 0.01 * index for index, value in enumerate(VALUES * 10)]
     clusters = [f"{name} {number}" for number in range(10) for name in CLUSTERS]
     found, spread = paired_difference(values, clusters), cluster_spread(values, clusters)
-    assert isinstance(found, PairedMean) and not isinstance(spread, NoInterval)
+    assert isinstance(found, PairedMean) and not isinstance(spread, Unknown)
     interval = found.interval()
     half = float(stats.t.ppf(0.975, spread.degrees)) * spread.standard_error
     assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.02)

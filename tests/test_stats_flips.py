@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo
-from bitladder.stats.flips import above_floor, flip_indicators, judge_flips
-from bitladder.stats.paired import midp_mcnemar
+from bitladder.stats.floors import above_floor, judge_flips
 from bitladder.stats.power import ONE_SIDED_ALPHA
+from bitladder.summary.flips import _kind, paired_documents
+from textbook import midp_mcnemar
 
 
 def flags(count: int, of: int, start: int = 0) -> list[bool]:
@@ -89,7 +90,8 @@ def test_an_answer_flips_by_its_choice_or_its_score() -> None:
     first = outcome([0, 1, 2, 0], [1.0, 0.0, 0.0, 0.0])
     second = outcome([0, 2, 1, 1], [1.0, 0.0, 1.0, 0.0])
     shuffled = second.model_copy(update={"documents": second.documents[::-1]})
-    assert flip_indicators(first, shuffled) == [False, True, True, True]
+    kinds = [_kind(before, after, "acc,none") for before, after in paired_documents(first, shuffled)]
+    assert kinds == [None, "changed", "gained", "changed"]
 
 
 def test_documents_that_flip_together_count_once() -> None:

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from bitladder.stats.interval import Interval, NoInterval, mean_interval, wilson_interval
+from bitladder.stats.interval import Interval, mean_interval, wilson_interval
+from bitladder.unknown import Unknown
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_mean_interval_is_students_t() -> None:
 )
 def test_no_interval_from_values_without_spread(values: list[float], reason: str) -> None:
     found = mean_interval(values)
-    assert isinstance(found, NoInterval)
+    assert isinstance(found, Unknown)
     assert reason in found.reason
 
 

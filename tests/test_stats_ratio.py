@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from bitladder.stats.interval import Interval, NoInterval, wilson_interval
+from bitladder.stats.interval import Interval, wilson_interval
 from bitladder.stats.paired import tango_interval
 from bitladder.stats.ratio import paired_ratio_interval, ratio_interval, serial_correlation
+from bitladder.unknown import Unknown
 
 
-def ratio(both: int, gained: int, lost: int, n: int, chance: float = 0.0) -> Interval | NoInterval:
+def ratio(both: int, gained: int, lost: int, n: int, chance: float = 0.0) -> Interval | Unknown:
     def above_chance(right: int) -> Interval:
         found = wilson_interval(right, n)
         low, value, high = (limit - chance for limit in (found.low, found.value, found.high))
@@ -64,7 +65,7 @@ def test_equal_answers_give_a_narrow_interval() -> None:
 
 
 def test_baseline_near_chance_has_no_interval() -> None:
-    assert ratio(26, 2, 0, 100, chance=0.25) == NoInterval(reason="the baseline's own interval is as wide as its score")
+    assert ratio(26, 2, 0, 100, chance=0.25) == Unknown("the baseline's own interval is as wide as its score")
 
 
 def series(correlation: float, n: int, draws: int) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":

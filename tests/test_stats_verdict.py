@@ -9,6 +9,7 @@ from scipy import optimize
 from bitladder.stats.interval import Interval
 from bitladder.stats.paired import Comparison, PairedCounts
 from bitladder.stats.verdict import Verdict, all_acceptable, judge, shared_confidence, verdict_of
+from bitladder.unknown import Unknown
 from simulation import ChangeRates, wrong_verdict_share
 
 
@@ -33,14 +34,14 @@ def test_one_rung_has_the_usual_interval() -> None:
     found = judge({"nf4": counts}, 0.05)["nf4"]
     usual = counts.interval()
     assert (found.low, found.value, found.high) == (usual.low, usual.value, usual.high)
-    assert (found.verdict, found.to_decide.more) == ("within the margin", 0)
+    assert (found.verdict, found.to_decide) == ("within the margin", 0)
 
 
 def test_rungs_that_all_stay_open_are_drawn_at_bonferronis_level() -> None:
     counts = {name: PairedCounts(gained=10, lost=14, n=300) for name in "abcd"}
     for found in judge(counts, 0.02).values():
         assert found.levels == (shared_confidence(4), shared_confidence(4))
-        assert found.verdict == "undecided" and found.to_decide.more
+        assert found.verdict == "undecided" and found.to_decide
 
 
 def test_a_later_step_decides_and_draws_at_its_own_level() -> None:
@@ -111,5 +112,5 @@ def test_only_rungs_shown_to_be_within_are_acceptable() -> None:
 def test_touching_the_margin_says_that_no_number_decides() -> None:
     found = judge({"nf4": PairedCounts(gained=20, lost=40, n=400)}, 0.05)["nf4"]
     assert found.verdict == "undecided"
-    assert found.to_decide.more is None and "on the margin" in (found.to_decide.reason or "")
+    assert isinstance(found.to_decide, Unknown) and "on the margin" in found.to_decide.reason
     assert isinstance(PairedCounts(gained=20, lost=40, n=400).interval(), Interval)

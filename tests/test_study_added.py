@@ -27,7 +27,6 @@ from bitladder.records import LoadPolicy, Record, RungRecord
 from bitladder.report.content import compose
 from bitladder.report.markdown import to_markdown
 from bitladder.rungs import find_rung, ready_title
-from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from bitladder.study import worker
 from bitladder.study.added import find_added, require_same_prompts
@@ -37,6 +36,7 @@ from bitladder.study.prepare import prepare
 from bitladder.study.resolution import plan_resolutions
 from bitladder.study.run import _Run, run_study
 from bitladder.study.settings import _added, load_settings
+from bitladder.summary.summarize import summarize
 from conftest import MakeTinyLlama
 from test_study_run import Counting, job_for, settings_for, write_tasks
 

@@ -8,17 +8,18 @@ import pytest
 
 from bitladder.errors import UserError
 from bitladder.records import AccuracyOutcome, BatchProbe, DocumentOutcome, MetricInfo, Scenario, TaskGroup
-from bitladder.stats.accuracy import summarize_aggregates, summarize_tasks
-from bitladder.stats.metrics import METRICS, derive_metrics
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.performance import Timeline, notes_on, speedup
-from bitladder.stats.published import published_study
-from bitladder.stats.row import Row
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import RungSummary, Summary, TaskSummary
 from bitladder.stats.verdict import shared_confidence
 from bitladder.store import Store, load_results
+from bitladder.summary.accuracy import summarize_aggregates, summarize_tasks
+from bitladder.summary.metrics import METRICS, derive_metrics
+from bitladder.summary.performance import Timeline, notes_on, speedup
+from bitladder.summary.published import published_study
+from bitladder.summary.row import Row
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import RungSummary, Summary, TaskSummary
 from bitladder.units import MIB
+from bitladder.unknown import Unknown
 from replay import PAPER_GROUPS, RUNGS, machine, scenario_items, write_broken_replay, write_replay
 from replay_outcomes import RungReplay, TaskReplay, performance_outcome
 
@@ -100,7 +101,7 @@ def published_outcome(task: str, percent: float, questions: int, choices: int | 
 @pytest.fixture(scope="module")
 def published_rows() -> list[Row]:
     """The study's rows: ten thousand questions a task, so that two decimals are exact; MMLU's groups in their sizes."""
-    leaves: dict[str, dict[str, AccuracyOutcome | str]] = {}
+    leaves: dict[str, dict[str, AccuracyOutcome | Unknown]] = {}
     for column, rung in enumerate(COLUMNS):
         of = {name: row[column] for name, row in PUBLISHED.items()}
         leaves[rung] = {

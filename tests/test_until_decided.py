@@ -25,12 +25,12 @@ from bitladder.report.text import table_to_markdown
 from bitladder.report.verdict_tables import verdict_text
 from bitladder.stages import measured_items, row_stops, shares_for
 from bitladder.stats.aggregate import MeanOfTasks
-from bitladder.stats.answered import rungs_to_ask
+from bitladder.stats.looks import judge_looks, look_confidence
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.stopping import judge_looks, look_confidence
-from bitladder.stats.summarize import summarize
 from bitladder.store import Store, load_results
 from bitladder.study.resolved import task_request, task_sources
+from bitladder.summary.answered import rungs_to_ask
+from bitladder.summary.summarize import summarize
 from replay import accuracy_item
 from replay_outcomes import TaskReplay, right_answers, task_documents
 from simulation import ChangeRates

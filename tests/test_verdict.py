@@ -20,12 +20,12 @@ from bitladder.cli.verdict import verdict_command
 from bitladder.errors import UserError
 from bitladder.records import Status
 from bitladder.report.verdict_tables import verdict_tables
-from bitladder.stats.compare import Compared, compared_rungs
-from bitladder.stats.flips import Flip
 from bitladder.stats.paired import tango_interval
-from bitladder.stats.summarize import summarize
 from bitladder.store import Store
 from bitladder.study.resolved import task_sources
+from bitladder.summary.compare import Compared, compared_rungs
+from bitladder.summary.flips import Flip
+from bitladder.summary.summarize import summarize
 from lm_eval_logs import DATE, LoggedTask, write_logs
 from replay import RUNGS, write_replay
 from replay_outcomes import TaskReplay

@@ -19,10 +19,10 @@ from bitladder.json_files import parse_json
 from bitladder.models.source import resolve_model
 from bitladder.report.figure import CHARACTER_PX, panel
 from bitladder.report.verdict_tables import verdict_tables
-from bitladder.stats.compare import Compared
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate
 from bitladder.study.settings import load_command, load_settings
+from bitladder.summary.compare import Compared
 from bitladder.units import UNKNOWN
 from bitladder.wording import first_line
 from lm_eval_logs import write_logs

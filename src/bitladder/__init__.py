@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from bitladder.records import Settings
     from bitladder.report import write_report
     from bitladder.report.published_tables import compare_published
-    from bitladder.stats.summarize import summarize
     from bitladder.store import load_results
     from bitladder.study.run import run_study
+    from bitladder.summary.summarize import summarize
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
 
@@ -45,7 +45,7 @@ _HOMES = {
     "quantize": "bitladder.checkpoint.quantize",
     "recommend": "bitladder.decide",
     "run_study": "bitladder.study.run",
-    "summarize": "bitladder.stats.summarize",
+    "summarize": "bitladder.summary.summarize",
     "write_report": "bitladder.report",
 }
 

@@ -21,10 +21,10 @@ from bitladder.objections import (
 from bitladder.ranking import is_ahead, make_pick, way_of
 from bitladder.recommendation import Limits, Pick, Recommendation, RungVerdict
 from bitladder.sentence import compose_sentence, emulated, find_blame
-from bitladder.stats.goals import CRITERIA, Criterion, Goal, criteria_of
-from bitladder.stats.margin import recovery_margin_points
-from bitladder.stats.summary import Estimate, RungSummary, Summary
-from bitladder.stats.weights import counted_tasks, weighted_titles
+from bitladder.summary.counted_tasks import counted_tasks, weighted_titles
+from bitladder.summary.goals import CRITERIA, Criterion, Goal, criteria_of
+from bitladder.summary.margin import recovery_margin_points
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.tradeoffs import longer_answers, run_memory
 from bitladder.units import points_text
 from bitladder.wording import list_words

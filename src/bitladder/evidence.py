@@ -5,9 +5,8 @@ from typing import Literal
 
 from bitladder.objections import Objection, describe_difference
 from bitladder.recommendation import Pick
-from bitladder.stats.losses import losses_text
-from bitladder.stats.summary import RungSummary, Summary
-from bitladder.stats.weights import left_out, weights_text
+from bitladder.summary.counted_tasks import left_out, losses_text, weights_text
+from bitladder.summary.table import RungSummary, Summary
 from bitladder.units import counted, format_count, points_text, two_digits
 from bitladder.wording import list_words
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitladder.results import not_measured_as
-from bitladder.stats.goals import MEMORY_TIE
-from bitladder.stats.summary import Estimate, RungSummary, Summary, describe_end
 from bitladder.stats.verdict import Verdict, verdict_of
+from bitladder.summary.goals import MEMORY_TIE
+from bitladder.summary.table import Estimate, RungSummary, Summary, describe_end
 from bitladder.units import format_bytes, format_count, format_percent, format_points, points_text, two_digits
 
 Cause = Literal["missing", "unscored", "memory", "drop"]
@@ -60,8 +60,7 @@ def describe_peak(peak: Estimate) -> str:
 
 
 def peak_memory(rung: RungSummary) -> Estimate:
-    scenario = rung.scenario("batch1")
-    return scenario.metric("peak_memory_bytes") if scenario else Estimate.unknown("batch1 was not measured")
+    return rung.metric("batch1", "peak_memory_bytes")
 
 
 def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -> Objection | None:

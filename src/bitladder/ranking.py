@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from bitladder.recommendation import Pick, Standing
-from bitladder.stats.goals import CRITERIA, Criterion
-from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.goals import CRITERIA, Criterion
+from bitladder.summary.metrics import METRICS
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import counted, format_points
 
 

@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from bitladder.records import Record
-from bitladder.stats.goals import Goal
-from bitladder.stats.summary import Estimate
 from bitladder.stats.verdict import Verdict
+from bitladder.summary.goals import Goal
+from bitladder.summary.table import Estimate
 
 
 class Limits(Record):

@@ -7,8 +7,8 @@ from bitladder.objections import PEAK, Objection, describe_peak, peak_memory
 from bitladder.ranking import count_rungs, describe_rank
 from bitladder.recommendation import Limits, Pick
 from bitladder.records import Finding
-from bitladder.stats.goals import CRITERIA, MEMORY_TIE, Goal, criteria_of
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.goals import CRITERIA, MEMORY_TIE, Goal, criteria_of
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes, points_text
 from bitladder.wording import list_words
 

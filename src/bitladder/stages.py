@@ -1,6 +1,8 @@
 """Tasks that are asked in stages: the measurements of one are written apart, and read as one record."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from bitladder.records import (
     AccuracyOutcome,
@@ -16,7 +18,7 @@ from bitladder.records import (
 )
 
 STAGE_SHARES = (0.15, 0.45, 1.0)
-"""of a row's clusters, that are asked by the end of each stage: of such shares and errors (`stats.stopping`) those that
+"""of a row's clusters, that are asked by the end of each stage: of such shares and errors (`stats.looks`) those that
 asked fewest questions where a rung equals the baseline, simulated by `benchmarks/until_decided.py`"""
 FEWEST_CLUSTERS = 200
 """of the largest row: of fewer, the first stages would decide next to nothing and yet take their part of the error"""
@@ -143,3 +145,37 @@ def stages_done(item: AccuracyTask, outcome: AccuracyOutcome) -> int:
     """How many stages an outcome answers whole."""
     assert item.order is not None
     return sum(stop <= len(outcome.documents) for stop in item.order.stops)
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What a plan asks in stages, and how many rungs share the error."""
+
+    tasks: Mapping[str, AccuracyTask]
+    rungs: int
+    """held against the baseline, whatever became of them"""
+
+    @classmethod
+    def of(cls, study: StudyRecord) -> "Staging | None":
+        """None where every document is asked. A merged study's tasks may have fewer stages: their last are empty."""
+        tasks = staged_tasks(study)
+        stages = stage_count(tasks)
+        padded = {task.task: _padded(task, stages) for task in tasks}
+        return cls(padded, max(len(study.rungs) - 1, 1)) if tasks else None
+
+    @cached_property
+    def stages(self) -> int:
+        return stage_count(tuple(self.tasks.values()))
+
+    @cached_property
+    def documents(self) -> tuple[int, ...]:
+        """Asked by the end of each stage, of all tasks."""
+        orders = [task.order for task in self.tasks.values() if task.order]
+        return tuple(sum(order.stops[stage] for order in orders) for stage in range(self.stages))
+
+
+def _padded(task: AccuracyTask, stages: int) -> AccuracyTask:
+    assert task.order is not None
+    stops = task.order.stops
+    padded = (*stops, *stops[-1:] * (stages - len(stops)))
+    return task.model_copy(update={"order": task.order.model_copy(update={"stops": padded})})

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bitladder.stats.metrics import METRICS
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.metrics import METRICS
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes
 
 
@@ -24,10 +24,10 @@ def run_memory(summary: Summary, rung: RungSummary) -> str | None:
 def longer_answers(best: RungSummary, within: Sequence[RungSummary]) -> list[str]:
     """The rungs that are later with the first token than the one of the shortest latency, and sooner with each other:
     with more new tokens they may be faster. Only where the intervals of the time a token don't meet."""
-    ours = [_at_batch_1(best, name) for name in ("ttft_s", "tpot_s")]
+    ours = [best.metric("batch1", name) for name in ("ttft_s", "tpot_s")]
     found = []
     for rung in within:
-        first, token = theirs = [_at_batch_1(rung, name) for name in ("ttft_s", "tpot_s")]
+        first, token = theirs = [rung.metric("batch1", name) for name in ("ttft_s", "tpot_s")]
         if _is_less(ours[0], first) and _is_less(token, ours[1]):
             firsts, tokens = (
                 f"{METRICS[name].quantity.text(one.value)} against {METRICS[name].quantity.text(other.value)}"
@@ -38,11 +38,6 @@ def longer_answers(best: RungSummary, within: Sequence[RungSummary]) -> list[str
                 f"which takes {firsts}"
             )
     return found
-
-
-def _at_batch_1(rung: RungSummary, metric: str) -> Estimate:
-    scenario = rung.scenario("batch1")
-    return scenario.metric(metric) if scenario else Estimate.unknown("batch1 was not measured")
 
 
 def _is_less(one: Estimate, other: Estimate) -> bool:

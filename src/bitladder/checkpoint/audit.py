@@ -23,6 +23,7 @@ from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError, NotCausalError, UnknownNameError, UserError
 from bitladder.records import Audit, Finding, Scheme
 from bitladder.rungs import method_of
+from bitladder.unknown import Unknown
 
 
 def audit(
@@ -101,13 +102,13 @@ def read_subject(
 
 def _architecture(
     directory: Path, tensors: dict[str, TensorInfo], found: Scheme, trust_remote_code: bool
-) -> Architecture | str:
+) -> Architecture | Unknown:
     try:
         return read_architecture(directory, tensors, found, trust_remote_code=trust_remote_code)
     except (BrokenFileError, NotCausalError, UnknownNameError):  # nobody can load it
         raise
     except UserError as error:
-        return str(error)
+        return Unknown(str(error))
 
 
 def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bitladder.stats.flips import Flip
+    from bitladder.summary.flips import Flip
 
 _SHORTEST_QUESTION = 60
 """characters; what stands before, such as worked examples, is left out of what people read"""
@@ -29,7 +29,7 @@ def diff_command(
     import json
 
     from bitladder.accuracy.answers import answers_to_both, read_pair, require_comparable, take_tasks
-    from bitladder.stats.flips import find_flips
+    from bitladder.summary.flips import find_flips
 
     names = [name.strip() for name in tasks.split(",")] if tasks else None
     base, other = read_pair(directory, rung, names)

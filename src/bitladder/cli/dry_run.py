@@ -21,10 +21,8 @@ from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import Settings, StudyRecord
 from bitladder.results import device_title, item_name, not_measured_as, same_contents
-from bitladder.stages import measured_items
-from bitladder.stats.margin import study_margin_points
+from bitladder.stages import Staging, measured_items
 from bitladder.stats.power import POWER, Resolution
-from bitladder.stats.stopping import Staging
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
 from bitladder.study.kept import Kept
@@ -33,6 +31,7 @@ from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
 from bitladder.study.resolution import plan_resolutions
 from bitladder.study.time_left import TimeLeft, advise
+from bitladder.summary.margin import study_margin_points
 from bitladder.units import counted, format_bytes, format_count, format_seconds, points_text
 
 

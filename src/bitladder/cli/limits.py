@@ -35,7 +35,7 @@ def parse_limits(
     that say how much may be lost."""
     from bitladder.errors import UnknownNameError, UserError
     from bitladder.recommendation import Limits
-    from bitladder.stats.goals import CRITERIA
+    from bitladder.summary.goals import CRITERIA
     from bitladder.units import parse_bytes, parse_percent, parse_points
 
     goals = {str(goal): goal for goal in CRITERIA}

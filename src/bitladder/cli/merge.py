@@ -28,7 +28,7 @@ def merge_command(
     import json
 
     from bitladder.merge import merge_results
-    from bitladder.stats.machines import place_names, places
+    from bitladder.results.machines import place_names, places
     from bitladder.units import counted
 
     results = merge_results(inputs, out)

@@ -22,9 +22,9 @@ def recommend_command(
 ) -> None:
     """Say which precision to deploy, why, and why not the others. Exit 1 where none can be said."""
     from bitladder.decide import recommend
-    from bitladder.stats.margin import recovery_margin_points
-    from bitladder.stats.summarize import summarize
     from bitladder.store import load_results
+    from bitladder.summary.margin import recovery_margin_points
+    from bitladder.summary.summarize import summarize
 
     limits = parse_limits(max_memory, max_drop, optimize, min_recovery)
     results = load_results(directory)

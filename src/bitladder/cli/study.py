@@ -39,7 +39,7 @@ def _answer(results: "Results", json_output: bool) -> None:
     from bitladder.decide import recommend
     from bitladder.errors import UserError
     from bitladder.report import ResultsFile, write_report
-    from bitladder.stats.summarize import summarize
+    from bitladder.summary.summarize import summarize
 
     place, unwritten = results.directory / "report" / "results.json", ""
     try:
@@ -58,9 +58,7 @@ def _answer(results: "Results", json_output: bool) -> None:
     failures = [failure for rung in answer.summary.rungs for failure in rung.failures]
     for failure in failures:
         typer.echo(f"not measured: {failure}", err=True)
-    from bitladder.perf.disturbance import DISTURBED
-
-    if any(f": {DISTURBED}" in failure for failure in failures):
+    if failures and any(record.was_disturbed for record in results.records):
         typer.echo(
             "what was disturbed is measured again by the same command, where the machine is otherwise idle; where it "
             "can't be, --only accuracy measures what needs no time of its own",

@@ -40,11 +40,12 @@ def verdict_command(
     from bitladder.collector import uncollected
     from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
-    from bitladder.stats.compare import compare_answers
-    from bitladder.stats.losses import counted_losses
-    from bitladder.stats.margin import Recovery, default_margin_points, study_margin_points
-    from bitladder.stats.stopping import Staging
+    from bitladder.stages import Staging
     from bitladder.stats.verdict import all_acceptable
+    from bitladder.summary.compare import compare_answers
+    from bitladder.summary.counted_tasks import counted_losses
+    from bitladder.summary.margin import Recovery, default_margin_points, study_margin_points
+    from bitladder.unknown import Unknown
 
     limits = parse_limits(None, max_drop, None, min_recovery)
     with uncollected():
@@ -56,7 +57,10 @@ def verdict_command(
         own_points = study_margin_points(first.study) if first.study else default_margin_points(None)
         kept = limits.min_recovery_percent
         margin = (limits.max_drop_points or own_points) if kept is None else Recovery(kept)
-        answers = {one.name: {task: one.outcomes.get(task) for task in first.outcomes} for one in (first, *others)}
+        unasked = Unknown(kind="not_asked")  # of a study that asks in stages
+        answers = {
+            one.name: {task: one.outcomes.get(task, unasked) for task in first.outcomes} for one in (first, *others)
+        }
         staged = bool(first.study) and all(one.staged == first.staged for one in others)
         staging = Staging.of(first.study) if first.study and staged else None
         compared = compare_answers(first.groups, answers, first.name, margin, staging)

@@ -23,9 +23,6 @@ MOST_MEAN_ON_CPU, MOST_MEAN_ON_GPU, MOST_SLOW = 1.8, 2.0, 4.0
 """times the fast end that the mean may take, and one in twenty: undisturbed runs took up to 1.61 and 2.3 on CPUs (three
 models), up to 1.79 and 3.4 on an H100 (45 runs, three models), whose host now and then is late"""
 
-DISTURBED = "disturbed: "
-"""begins every reason that is found here"""
-
 _TASKS = Path("/proc/self/task")
 
 Times = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -66,7 +63,7 @@ def find_disturbance(outcome: PerformanceOutcome, device: str) -> str | None:
     if waited_s is not None and waited_s > max(LEAST_LOST_S, MOST_WAITING * duration_s):
         share = waited_s / duration_s
         return (
-            f"{DISTURBED}it waited for a processor, which other programs had, for {share:.0%} of the time; end them "
+            f"disturbed: it waited for a processor, which other programs had, for {share:.0%} of the time; end them "
             "and run the study again"
         )
     most_mean = MOST_MEAN_ON_CPU if device == "cpu" else MOST_MEAN_ON_GPU
@@ -76,7 +73,7 @@ def find_disturbance(outcome: PerformanceOutcome, device: str) -> str | None:
         mean, slow = float(times_s.sum() / fast_s.sum()), float(np.percentile(times_s / fast_s, SLOW_PERCENT))
         if mean > most_mean or slow > MOST_SLOW:
             return (
-                f"{DISTURBED}a {name} took {mean:.1f} times as long as the fast ones on average, one in twenty "
+                f"disturbed: a {name} took {mean:.1f} times as long as the fast ones on average, one in twenty "
                 f"{slow:.1f} times as long; see what else ran on the machine and run the study again"
             )
     return None

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Machine, Manifest
-from bitladder.stats.metrics import METRICS
-from bitladder.stats.summarize import notes_about, summarize
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
-from bitladder.stats.weights import counted_tasks, weighted_titles
 from bitladder.store import load_results
+from bitladder.summary.counted_tasks import counted_tasks, weighted_titles
+from bitladder.summary.metrics import METRICS
+from bitladder.summary.summarize import notes_about, summarize
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
 from bitladder.units import UNKNOWN, format_count, format_percent, format_points, format_raw, points_text
+from bitladder.unknown import Unknown
 
 SCENARIOS = {"batch1": "Batch size 1", "max-batch": "Largest batch"}
 _METRICS = ("requests_per_s", "tokens_per_s", "latency_s", "ttft_s", "peak_memory_bytes", "speedup")
@@ -114,7 +115,7 @@ def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...
     ]
     if baseline:
         compared = next((other for other in baseline.tasks if other.name == task.name), None)
-        score = compared.score if compared else Estimate.unknown(baseline.reason or "not measured")
+        score = compared.score if compared else Estimate.unknown(Unknown(baseline.reason or "not measured"))
         if task.baseline_percent is not None:  # on what this rung was asked
             score = Estimate(value=task.baseline_percent)
         row += [_estimate(score, format_score), _estimate(task.difference_points, format_points)]

@@ -7,6 +7,7 @@ from pydantic import Field
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
 from bitladder.records.order import Order
 from bitladder.records.scoring import Scoring
+from bitladder.unknown import BadEnd
 
 FULL_BATCHES = 3
 """of the largest batch at least: an interval from two batches is four times as wide as from three"""
@@ -260,7 +261,7 @@ class DivergenceOutcome(Record):
     """as in AccuracyOutcome"""
 
 
-Status = Literal["ok", "failed", "timeout", "does_not_fit", "refused"]
+Status = Literal["ok", BadEnd]
 
 
 class RequestSample(Record):
@@ -384,6 +385,10 @@ Outcome = Annotated[
 ]
 
 
+_DISTURBED_BEFORE = "disturbed: "
+"""how the reason begins in records that were written before `MeasurementRecord.disturbed`"""
+
+
 class MeasurementRecord(Record):
     """What one measurement left, whatever its end."""
 
@@ -395,9 +400,16 @@ class MeasurementRecord(Record):
     item: Item
     status: Status
     reason: str | None = None
+    disturbed: bool = Field(default=False, exclude_if=lambda disturbed: not disturbed)
+    """whether it failed since something else held it up; records from before this field was kept lack it"""
     machine: Machine
     started_at: str
     """UTC, ISO 8601"""
     duration_s: float
     """of all its runs where it went on from a journal, each but the last up to its last entry there"""
     outcome: Outcome | None = None
+
+    @property
+    def was_disturbed(self) -> bool:
+        """Whether something else held it up, in records from before `disturbed` too."""
+        return self.disturbed or (self.reason or "").startswith(_DISTURBED_BEFORE)

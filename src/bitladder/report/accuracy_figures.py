@@ -27,7 +27,7 @@ from bitladder.report.figure import (
     wrap_label,
 )
 from bitladder.report.table import Formatter, estimate_cell, excludes_zero
-from bitladder.stats.summary import Estimate, Summary, TaskSummary
+from bitladder.summary.table import Estimate, Summary, TaskSummary
 from bitladder.units import format_percent, format_points
 
 _NARROWEST_BAR_PX = 9

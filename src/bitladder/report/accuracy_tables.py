@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from bitladder.report.table import Cell, Column, Formatter, Table, estimate_cell, excludes_zero, number_cell, text_cell
 from bitladder.report.verdict_tables import questions_cell, verdict_tables
-from bitladder.stats.compare import compared_rungs
-from bitladder.stats.summary import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
-from bitladder.stats.weights import FULL_WEIGHT_POINTS, NO_WEIGHT_POINTS, counted_tasks, weighted_titles
+from bitladder.stats.weights import FULL_WEIGHT_POINTS, NO_WEIGHT_POINTS
+from bitladder.summary.compare import compared_rungs
+from bitladder.summary.counted_tasks import counted_tasks, weighted_titles
+from bitladder.summary.table import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
 from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
+from bitladder.unknown import Unknown
 
 AGGREGATE = "Aggregate"
 NO_SIGNAL = "no signal"
@@ -307,7 +309,7 @@ def _task_estimate(
 ) -> Cell:
     task = task_of(rung, name)
     if task is None:
-        return estimate_cell(Estimate.unknown(absence(rung)), format_value)
+        return estimate_cell(Estimate.unknown(Unknown(absence(rung))), format_value)
     clear = compare and task.signal and excludes_zero(task.difference_points)
     return estimate_cell(field(task), format_value, mark="clear" if clear else "plain")
 

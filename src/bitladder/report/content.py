@@ -26,9 +26,9 @@ from bitladder.report.provenance_tables import (
 from bitladder.report.published_tables import compare_pages, published_paragraphs, published_tables
 from bitladder.report.table import Cell, Column, Mark, Table, text_cell
 from bitladder.results import device_title, titles_of
-from bitladder.stats.published import PublishedComparison
-from bitladder.stats.summary import Summary
 from bitladder.store import Results
+from bitladder.summary.published import PublishedComparison
+from bitladder.summary.table import Summary
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bitladder.report.figure import (
     whiskers,
 )
 from bitladder.report.table import estimate_cell
-from bitladder.stats.summary import DependenceSummary, Summary
+from bitladder.summary.table import DependenceSummary, Summary
 from bitladder.units import format_percent
 
 _NAME = "figure7"

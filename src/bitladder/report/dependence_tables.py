@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
-from bitladder.stats.flips import EXCESS_POINTS
+from bitladder.stats.floors import EXCESS_POINTS
 from bitladder.stats.power import ONE_SIDED_ALPHA
-from bitladder.stats.summary import ChoiceChange, DependenceSummary, Estimate, RungSummary, Summary
+from bitladder.summary.table import ChoiceChange, DependenceSummary, Estimate, RungSummary, Summary
 from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
+from bitladder.unknown import Unknown
 
 PARAGRAPH = (
     "Each precision scored some documents again: in batches of other documents, in a forward of their own (batch 1), "
@@ -87,13 +88,13 @@ def _cells(found: DependenceSummary) -> tuple[Cell, ...]:
         _share(found.steps),
         _share(found.against_baseline, "the baseline itself, or one without a floor of its own"),
         number_cell(found.p_value, format_raw, None if found.p_value is not None else "no floor to test against"),
-        estimate_cell(found.excess_points or Estimate.unknown("no floor to test against"), format_points),
+        estimate_cell(found.excess_points or Estimate.unknown(Unknown("no floor to test against")), format_points),
         _judgement(found),
     )
 
 
 def _share(found: ChoiceChange | None, reason: str = NOT_SCORED) -> Cell:
-    return estimate_cell(Estimate.unknown(reason) if found is None else found.percent, format_percent)
+    return estimate_cell(Estimate.unknown(Unknown(reason)) if found is None else found.percent, format_percent)
 
 
 def _judgement(found: DependenceSummary) -> Cell:

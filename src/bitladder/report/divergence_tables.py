@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bitladder.report.accuracy_tables import absence
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import format_percent, format_rate, format_raw
+from bitladder.unknown import Unknown
 
 SENTENCE = (
     "The Kullback-Leibler divergence of the next-token distributions flags damage long before a score moves. It never "
@@ -32,7 +33,7 @@ def divergence_table(summary: Summary) -> Table:
 def _row(rung: RungSummary) -> tuple[Cell, ...]:
     found = rung.divergence
     if found is None:
-        unknown = Estimate.unknown(rung.no_divergence_reason or absence(rung))
+        unknown = Estimate.unknown(Unknown(rung.no_divergence_reason or absence(rung)))
         return (text_cell(rung.rung), *(estimate_cell(unknown, format_raw) for _ in range(6)))
     ratio = found.perplexity_ratio
     clear = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high

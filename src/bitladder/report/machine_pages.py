@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from bitladder.report.figure import Figure, MissingFigure
 from bitladder.report.table import Table
 from bitladder.results import Results
-from bitladder.stats.machines import at_place, place_names, places
-from bitladder.stats.summarize import summarize
-from bitladder.stats.summary import Summary
+from bitladder.results.machines import at_place, place_names, places
+from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Summary
 
 
 @dataclass(frozen=True)

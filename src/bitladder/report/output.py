@@ -14,9 +14,9 @@ from bitladder.printable import printable
 from bitladder.recommendation import Limits, Recommendation
 from bitladder.records import SCHEMA_VERSION, Record
 from bitladder.report.stamp import current_files, mark_begun, require_report_folder, source_hash, write_stamp
-from bitladder.stats.published import PublishedComparison
-from bitladder.stats.summary import Summary
 from bitladder.store import Results, load_results
+from bitladder.summary.published import PublishedComparison
+from bitladder.summary.table import Summary
 
 
 class ResultsFile(Record):
@@ -82,8 +82,8 @@ def _render(results: Results, limits: Limits, machine: str | None) -> dict[str, 
     from bitladder.report.html import to_html
     from bitladder.report.markdown import to_markdown
     from bitladder.report.table import to_csv
-    from bitladder.stats.machines import default_place, find_place, to_decide
-    from bitladder.stats.summarize import summarize
+    from bitladder.results.machines import default_place, find_place, to_decide
+    from bitladder.summary.summarize import summarize
 
     place = default_place(results) if machine is None else find_place(results, machine)
     summary = summarize(to_decide(results, place), limits.max_drop_points)

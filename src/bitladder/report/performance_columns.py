@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitladder.report.table import Cell, Column, estimate_cell, number_cell, text_cell
-from bitladder.stats.metrics import METRICS, Metric, PerformanceTable, Place
-from bitladder.stats.summary import Estimate, RungSummary, ScenarioSummary, describe_end
+from bitladder.summary.metrics import METRICS, Metric, PerformanceTable, Place
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, describe_end
 from bitladder.units import format_count
+from bitladder.unknown import Unknown
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class MetricColumn:
         """The metric, or why there is none."""
         reason = absence(rung, measured)
         if reason is not None:
-            return Estimate.unknown(reason)
+            return Estimate.unknown(Unknown(reason))
         assert measured is not None  # else there is a reason
         return measured.metric(self.name)
 

@@ -25,7 +25,7 @@ from bitladder.report.figure import (
 )
 from bitladder.report.performance_columns import MetricColumn, drawn_columns
 from bitladder.report.performance_tables import SCENARIOS
-from bitladder.stats.summary import Summary
+from bitladder.summary.table import Summary
 from bitladder.units import format_raw
 
 _NUMBERS = {"batch1": (3, 4), "max-batch": (5, 6)}

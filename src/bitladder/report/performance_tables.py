@@ -8,7 +8,7 @@ from functools import partial
 from bitladder.records import Machine
 from bitladder.report.performance_columns import AnyColumn, main_columns, metric_columns, run_columns
 from bitladder.report.table import Cell, Column, Table, text_cell
-from bitladder.stats.summary import Summary
+from bitladder.summary.table import Summary
 
 SCENARIOS: dict[str, tuple[int, str]] = {"batch1": (3, "batch size 1"), "max-batch": (4, "largest batch")}
 """scenario -> its table's number and name"""

@@ -19,8 +19,8 @@ from bitladder.records import (
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
 from bitladder.results import device_title
 from bitladder.rungs import method_of
-from bitladder.stats.summary import RungSummary, Summary
 from bitladder.store import Results
+from bitladder.summary.table import RungSummary, Summary
 from bitladder.units import MIB, counted, format_bytes, format_mib
 
 _SEVERITY_MARKS: dict[str, Mark] = {"error": "bad", "warning": "warning", "info": "plain"}

@@ -9,16 +9,16 @@ from bitladder.report.performance_tables import SCENARIOS
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
 from bitladder.report.text import table_to_text
 from bitladder.results import Results
+from bitladder.results.machines import default_place, to_decide
 from bitladder.rungs import BASELINE
-from bitladder.stats.machines import default_place, to_decide
-from bitladder.stats.published import (
+from bitladder.summary.published import (
     CONTROL,
     PublishedComparison,
     compare_with_published,
     likeness_of,
     published_study,
 )
-from bitladder.stats.summarize import summarize
+from bitladder.summary.summarize import summarize
 from bitladder.units import MIB, format_count, format_mib, format_percent, format_ratio
 
 _PRECISION_COLUMNS = (

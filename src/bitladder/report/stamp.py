@@ -83,12 +83,13 @@ _DECIDING = (
     "tradeoffs.py",
 )
 """what a recommendation is made by"""
+_COMMON = ("stages.py", "unknown.py", "units.py", "rungs.py")
 
 
 def _code() -> list[Path]:
     return sorted(
         path
-        for part in ("stats", "report", *_DECIDING, "results.py", "units.py", "rungs.py")
+        for part in ("stats", "summary", "results", "report", *_DECIDING, *_COMMON)
         for path in ([FOLDER / part] if part.endswith(".py") else (FOLDER / part).rglob("*"))
         if path.is_file() and path.suffix != ".pyc"
     )

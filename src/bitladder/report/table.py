@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitladder.printable import one_line
-from bitladder.stats.summary import Estimate
+from bitladder.summary.table import Estimate
 from bitladder.units import UNKNOWN
 
 Mark = Literal["plain", "total", "clear", "good", "warning", "bad"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, number_cell, text_cell
-from bitladder.stats.compare import Compared
-from bitladder.stats.losses import losses_text
-from bitladder.stats.summary import AggregateSummary, TaskSummary
 from bitladder.stats.verdict import Verdict
-from bitladder.stats.weights import counted_tasks, left_out, weighted_titles
+from bitladder.summary.compare import Compared
+from bitladder.summary.counted_tasks import counted_tasks, left_out, losses_text, weighted_titles
+from bitladder.summary.table import AggregateSummary, TaskSummary
 from bitladder.units import counted, format_count, format_percent, format_points, points_text, two_digits
 
 MARKS: dict[Verdict | None, Mark] = {

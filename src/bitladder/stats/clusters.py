@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from bitladder.stats.interval import NoInterval
+from bitladder.unknown import Unknown
 
 UNSEEN_CLUSTERS = 4
 """that changed as a whole and may have been missed, where none changed: about z squared, as Agresti and Coull 1998
@@ -30,7 +30,7 @@ class ClusterSpread(NamedTuple):
     """of freedom of the standard error: one less than the number of clusters where these are equal in size"""
 
 
-def cluster_spread(values: Sequence[float], clusters: Sequence[str]) -> ClusterSpread | NoInterval:
+def cluster_spread(values: Sequence[float], clusters: Sequence[str]) -> ClusterSpread | Unknown:
     """Cluster-robust standard error of the mean of `values`, and its degrees of freedom.
 
     CR2, unbiased for independent values (Bell and McCaffrey 2002, Survey Methodology 28:169-181), with Satterthwaite's
@@ -47,10 +47,10 @@ def _numbered(clusters: Sequence[str]) -> NDArray[np.intp]:
     return np.fromiter(map(known.__getitem__, clusters), np.intp, len(clusters))
 
 
-def _spread(numbers: NDArray[np.float64], index: NDArray[np.intp]) -> ClusterSpread | NoInterval:
+def _spread(numbers: NDArray[np.float64], index: NDArray[np.intp]) -> ClusterSpread | Unknown:
     sizes = np.bincount(index)
     if len(sizes) < 2:
-        return NoInterval(reason="all documents are in one cluster, so they show no spread")
+        return Unknown("all documents are in one cluster, so they show no spread")
     shares = sizes / len(numbers)
     departures = np.bincount(index, weights=numbers - numbers.mean())
     variance = float(np.sum(departures**2 / (1 - shares))) / len(numbers) ** 2
@@ -68,7 +68,7 @@ class Clustering(NamedTuple):
 
 def clustering_of(
     values: Sequence[float], clusters: Sequence[str] | None, unseen: int = UNSEEN_CLUSTERS
-) -> Clustering | NoInterval | None:
+) -> Clustering | Unknown | None:
     """None without clusters and for clusters of one document each; a reason for a single cluster, which shows nothing.
 
     The design effect is the cluster-robust variance over that of independent values, at least 1: a lower one is luck
@@ -85,7 +85,7 @@ def clustering_of(
         return None
     numbers, index = np.asarray(values, dtype=float), _numbered(clusters)
     spread = _spread(numbers, index)
-    if isinstance(spread, NoInterval):
+    if isinstance(spread, Unknown):
         return spread
     sizes = np.bincount(index)
     departures = numbers - np.median(numbers)

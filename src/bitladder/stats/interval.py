@@ -10,6 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 from scipy import special
 
+from bitladder.unknown import Unknown
+
 CONFIDENCE = 0.95
 """Two-sided confidence of every interval that does not ask for another."""
 
@@ -33,14 +35,6 @@ class Interval(BaseModel):
     def contains(self, value: float) -> bool:
         """Whether `value` lies between the limits, the limits included."""
         return self.low <= value <= self.high
-
-
-class NoInterval(BaseModel):
-    """Stands where an interval would, and says why the data give none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reason: str
 
 
 def quantile(confidence: float, degrees: float | None = None) -> float:
@@ -68,24 +62,24 @@ def wilson_interval(
     return Interval(low=low, value=share, high=high, confidence=confidence)
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | NoInterval:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | Unknown:
     """Student's t interval for the mean of independent values, in their unit.
 
     None is given for fewer than two values, nor for equal ones, whose spread of 0 would claim certainty.
     """
     summary = spread(values)
-    if isinstance(summary, NoInterval):
+    if isinstance(summary, Unknown):
         return summary
     mean, sd = summary
     return t_interval(mean, sd, len(values), confidence)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float] | NoInterval:
+def spread(values: Sequence[float]) -> tuple[float, float] | Unknown:
     """Mean and sample standard deviation of `values`, or why they give no t interval."""
     if len(values) < 2:
-        return NoInterval(reason=f"an interval needs at least 2 values, there are {len(values)}")
+        return Unknown(f"an interval needs at least 2 values, there are {len(values)}")
     if min(values) == max(values):
-        return NoInterval(reason=f"all {len(values)} values are equal, so they show no spread")
+        return Unknown(f"all {len(values)} values are equal, so they show no spread")
     return float(np.mean(values)), float(np.std(values, ddof=1))
 
 

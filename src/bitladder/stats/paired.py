@@ -12,10 +12,11 @@ from functools import lru_cache
 from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy import optimize, stats
+from scipy import optimize
 
 from bitladder.stats.clusters import clustering_of
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile, spread, t_interval
+from bitladder.stats.interval import CONFIDENCE, Interval, quantile, spread, t_interval
+from bitladder.unknown import Unknown
 
 
 def tango_interval(
@@ -37,18 +38,6 @@ def tango_interval(
         high=_upper_limit(gained, lost, n, z),
         confidence=confidence,
     )
-
-
-def tango_statistic(gained: float, lost: float, n: float, difference: float) -> float:
-    """Tango's score statistic for the hypothesis that the true difference is `difference`; about standard normal.
-
-    McNemar's (gained - lost) / sqrt(gained + lost) at a difference of 0.
-    """
-    distance = gained - lost - n * difference
-    if distance == 0:
-        return 0.0
-    variance = score_variance(gained, lost, n, difference)
-    return distance / math.sqrt(n * variance) if variance > 0 else math.copysign(math.inf, distance)
 
 
 def score_variance(gained: float, lost: float, n: float, difference: float) -> float:
@@ -80,22 +69,6 @@ def _upper_limit(gained: float, lost: float, n: float, z: float) -> float:
         return n * (estimate - difference) ** 2 - z * z * score_variance(gained, lost, n, difference)
 
     return float(optimize.brentq(excess, estimate, 1.0, xtol=1e-14, rtol=1e-14))
-
-
-def midp_mcnemar(gained: int, lost: int) -> float:
-    """Two-sided mid-p McNemar test of no difference (Fagerland, Lydersen, Laake 2013, BMC Med Res Methodol 13:91).
-
-    1 where no answer changed, which is no evidence at all. Raises ValueError for negative counts.
-    """
-    if min(gained, lost) < 0:
-        raise ValueError(f"counts must not be negative, got {gained} and {lost}")
-    changed = gained + lost
-    if changed == 0:
-        return 1.0
-    here = float(stats.binom.pmf(gained, changed, 0.5))
-    if gained == lost:
-        return 1 - here / 2
-    return 2 * float(stats.binom.cdf(min(gained, lost), changed, 0.5)) - here
 
 
 class Comparison(Protocol):
@@ -185,7 +158,7 @@ class PairedMean(BaseModel):
 
 def paired_difference(
     differences: Sequence[float], clusters: Sequence[str] | None = None, answers_a_question: int = 1
-) -> PairedCounts | PairedMean | NoInterval:
+) -> PairedCounts | PairedMean | Unknown:
     """What questions' differences (variant - baseline), each between -1 and 1, say; `clusters` has the cluster of each.
 
     Counts where all are -1, 0 or 1, whatever the scores. So scores that are all equal have an interval: unseen
@@ -194,7 +167,7 @@ def paired_difference(
     the same other number, and for a single cluster.
     """
     clustering = clustering_of(differences, clusters)
-    if isinstance(clustering, NoInterval):
+    if isinstance(clustering, Unknown):
         return clustering
     effect, degrees = clustering or (1.0, None)
     if {-1.0, 0.0, 1.0}.issuperset(differences):
@@ -207,7 +180,7 @@ def paired_difference(
             answers_a_question=answers_a_question,
         )
     summary = spread(differences)
-    if isinstance(summary, NoInterval):
+    if isinstance(summary, Unknown):
         return summary
     mean, sd = summary
     return PairedMean(

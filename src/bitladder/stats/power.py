@@ -15,6 +15,7 @@ from scipy import optimize, special
 from bitladder.stats.aggregate import equivalent_documents
 from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import Comparison, score_variance
+from bitladder.unknown import Unknown
 
 POWER = 0.8
 ONE_SIDED_ALPHA = (1 - CONFIDENCE) / 2
@@ -23,21 +24,12 @@ CHANGED_SHARES = (0.01, 0.02, 0.05, 0.1)
 _MAX_GROWTH = 2.0**40
 
 
-class QuestionsToDecide(BaseModel):
-    """How many more questions would decide, or why no number would."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    more: int | None
-    reason: str | None = None
-
-
 def is_decided(difference: Interval, margin: float) -> bool:
     """Whether the interval lies wholly on one side of -margin."""
     return difference.low > -margin or difference.high < -margin
 
 
-def questions_as_observed(comparison: Comparison, margin: float, confidence: float = CONFIDENCE) -> QuestionsToDecide:
+def questions_as_observed(comparison: Comparison, margin: float, confidence: float = CONFIDENCE) -> int | Unknown:
     """About how many more questions, over all tasks in proportion, would decide a difference against -margin.
 
     Assumes that the difference and the share of changed answers stay as observed; at that number the odds of a verdict
@@ -50,16 +42,14 @@ def questions_as_observed(comparison: Comparison, margin: float, confidence: flo
         return grown.low + margin if grown.value > -margin else -margin - grown.high
 
     if is_decided(comparison.interval(confidence), margin):
-        return QuestionsToDecide(more=0)
+        return 0
     growth = _first_positive(clearance)
     if growth is None:
-        return QuestionsToDecide(
-            more=None, reason="the observed difference lies on the margin, so no number of questions would decide"
-        )
-    return QuestionsToDecide(more=math.ceil((growth - 1) * comparison.n_questions))
+        return Unknown("the observed difference lies on the margin, so no number of questions would decide")
+    return math.ceil((growth - 1) * comparison.n_questions)
 
 
-def questions_to_decide(comparison: Comparison, margin: float, confidence: float = CONFIDENCE) -> QuestionsToDecide:
+def questions_to_decide(comparison: Comparison, margin: float, confidence: float = CONFIDENCE) -> int | Unknown:
     """About how many more questions to ask for a verdict: `questions_as_observed`, and where the difference may be 0 no
     fewer than a plan would ask.
 
@@ -68,7 +58,7 @@ def questions_to_decide(comparison: Comparison, margin: float, confidence: float
     observed, and at least the smallest of `CHANGED_SHARES`.
     """
     found = questions_as_observed(comparison, margin, confidence)
-    if not found.more or not comparison.interval(confidence).contains(0.0):
+    if isinstance(found, Unknown) or found == 0 or not comparison.interval(confidence).contains(0.0):
         return found
     alpha = (1 - confidence) / 2
     ratio = 1 + _z(POWER) / _z(1 - alpha)
@@ -80,7 +70,7 @@ def questions_to_decide(comparison: Comparison, margin: float, confidence: float
 
     fewest = documents_for_power(margin, CHANGED_SHARES[0], one_sided_alpha=alpha) / comparison.equivalent_questions
     growth = max(_first_positive(clearance) or 1.0, fewest)
-    return QuestionsToDecide(more=max(found.more, math.ceil((growth - 1) * comparison.n_questions)))
+    return max(found, math.ceil((growth - 1) * comparison.n_questions))
 
 
 def _first_positive(clearance: Callable[[float], float]) -> float | None:

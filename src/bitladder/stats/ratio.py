@@ -6,7 +6,8 @@ from itertools import pairwise
 
 from scipy import special
 
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
+from bitladder.stats.interval import CONFIDENCE, Interval
+from bitladder.unknown import Unknown
 
 LEAST_SERIAL = 8
 """samples that a serial correlation can be seen in"""
@@ -19,7 +20,7 @@ def ratio_interval(
     confidence: float = CONFIDENCE,
     *,
     serial: bool = False,
-) -> Interval | NoInterval:
+) -> Interval | Unknown:
     """Interval of sum(numerators) / sum(denominators), both positive sums over independent samples.
 
     ``serial``: samples stand in the order of time, and each may resemble the one before; see `relative_error`.
@@ -29,7 +30,7 @@ def ratio_interval(
     sums that are not positive.
     """
     spread = relative_error(numerators, denominators, serial=serial)
-    if isinstance(spread, NoInterval):
+    if isinstance(spread, Unknown):
         return spread
     value = math.fsum(numerators) / math.fsum(denominators)
     return _around(value, spread, len(numerators) - 1, confidence)
@@ -37,7 +38,7 @@ def ratio_interval(
 
 def relative_error(
     numerators: Sequence[float], denominators: Sequence[float], *, serial: bool = False
-) -> float | NoInterval:
+) -> float | Unknown:
     """Standard error of sum(numerators) / sum(denominators) as a share of it, or why there is none.
 
     ``serial`` widens it for samples that resemble the one before, by the factor of a first-order autoregressive
@@ -48,7 +49,7 @@ def relative_error(
         raise ValueError(f"needs positive sums, got {total} and {weight}")
     n = len(numerators)
     if n < 2:
-        return NoInterval(reason=f"an interval needs at least 2 samples, there is {n}")
+        return Unknown(f"an interval needs at least 2 samples, there is {n}")
     ratio = total / weight
     squares = math.fsum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
     error = math.sqrt(n / (n - 1) * squares) / total
@@ -56,7 +57,7 @@ def relative_error(
         correlation = min(serial_correlation(numerators, denominators), MOST_CORRELATED)
         error *= math.sqrt((1 + correlation) / (1 - correlation))
     # Sums of floats leave a residue of about 1e-16 where samples are equal; equal samples show no spread.
-    return error if error > 1e-12 else NoInterval(reason=f"all {n} samples are equal, so they show no spread")
+    return error if error > 1e-12 else Unknown(f"all {n} samples are equal, so they show no spread")
 
 
 def serial_correlation(numerators: Sequence[float], denominators: Sequence[float]) -> float:
@@ -92,7 +93,7 @@ def quotient_interval(
     return _around(value, math.sqrt(sum(variances)), pooled, confidence)
 
 
-def paired_ratio_interval(score: Interval, baseline: Interval, difference: Interval) -> Interval | NoInterval:
+def paired_ratio_interval(score: Interval, baseline: Interval, difference: Interval) -> Interval | Unknown:
     """Interval of score / baseline from those of both and of their difference, which knows how they are paired.
 
     Variance estimates recovered from the limits, for a ratio (Donner and Zou 2012, Stat Methods Med Res 21:347-359);
@@ -103,7 +104,7 @@ def paired_ratio_interval(score: Interval, baseline: Interval, difference: Inter
     low = _ratio_limit(score, baseline, difference, upper=False)
     high = _ratio_limit(score, baseline, difference, upper=True)
     if low is None or high is None:
-        return NoInterval(reason="the baseline's own interval is as wide as its score")
+        return Unknown("the baseline's own interval is as wide as its score")
     return Interval(low=low, value=score.value / baseline.value, high=high, confidence=difference.confidence)
 
 

@@ -25,7 +25,8 @@ from typing import Literal, NamedTuple
 
 from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.power import QuestionsToDecide, questions_to_decide
+from bitladder.stats.power import questions_to_decide
+from bitladder.unknown import Unknown
 
 Verdict = Literal["within the margin", "lower but within", "beyond the margin", "undecided", "no signal"]
 FlipsVerdict = Literal["indistinguishable", "above the floor", "not settled"]
@@ -56,7 +57,8 @@ class Judged:
     high: float
     levels: Levels
     verdict: Verdict
-    to_decide: QuestionsToDecide
+    to_decide: int | Unknown | None
+    """how many more questions would; None: not worked out"""
 
 
 class Beside(NamedTuple):
@@ -109,9 +111,10 @@ def _judged(comparison: Comparison, levels: Levels, margin: float, count_more: b
     lower, upper = comparison.interval(levels.low), comparison.interval(levels.high)
     verdict = verdict_of(lower.low, upper.high, margin)
     if verdict == "undecided" and count_more:
-        more = questions_to_decide(comparison, margin, levels.low if lower.value > -margin else levels.high)
+        confidence = levels.low if lower.value > -margin else levels.high
+        more: int | Unknown | None = questions_to_decide(comparison, margin, confidence)
     else:
-        more = QuestionsToDecide(more=None if verdict == "undecided" else 0)
+        more = None if verdict == "undecided" else 0
     return Judged(lower.low, lower.value, upper.high, levels, verdict, more)
 
 

@@ -2,9 +2,9 @@
 
 from bitladder.records import AccuracyTask, StudyRecord
 from bitladder.stats.aggregate import equivalent_documents
-from bitladder.stats.margin import study_margin_points
 from bitladder.stats.power import Resolution, resolutions
 from bitladder.study.resolved import task_sources
+from bitladder.summary.margin import study_margin_points
 from bitladder.units import counted, format_count, points_text, two_digits
 
 

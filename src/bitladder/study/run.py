@@ -284,7 +284,7 @@ class _Run:
         return tuple(part for part in parts if part is not None)
 
     def _asked_by(self, stage: int) -> frozenset[str]:
-        from bitladder.stats.answered import rungs_to_ask
+        from bitladder.summary.answered import rungs_to_ask
 
         results = self._store.load()
         here = tuple(record for record in results.records if place_of(record) == self._kept.place)

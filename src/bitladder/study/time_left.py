@@ -6,10 +6,10 @@ from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord
 from bitladder.rungs import BASELINE
 from bitladder.stages import measured_items
-from bitladder.stats.margin import study_margin_points
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
 from bitladder.study.resolution import too_few_questions
 from bitladder.study.resolved import task_sources
+from bitladder.summary.margin import study_margin_points
 from bitladder.units import format_left, points_text
 
 _ROUND_NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)

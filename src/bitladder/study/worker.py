@@ -247,11 +247,11 @@ def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], jour
     started_at, started = datetime.now(UTC), time.perf_counter()
     outcome: Outcome | None = None
     status: Status = "ok"
-    reason = None
+    reason, disturbed = None, False
     try:
         outcome = run()
         if isinstance(outcome, PerformanceOutcome) and (reason := find_disturbance(outcome, job.device)) is not None:
-            status = "failed"  # its samples stay in the record, and no figure is made of them
+            status, disturbed = "failed", True  # its samples stay in the record, and no figure is made of them
     except DoesNotFitError as error:
         status, reason = "does_not_fit", str(error)
     except UserError as error:
@@ -265,6 +265,7 @@ def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], jour
                 item=item,
                 status=status,
                 reason=reason,
+                disturbed=disturbed,
                 machine=job.machine,
                 started_at=started_at.isoformat(timespec="seconds"),
                 duration_s=time.perf_counter() - started + (journal.earlier_s if journal else 0.0),

@@ -8,6 +8,7 @@ from bitladder.checkpoint.manifest import MANIFEST_NAME, verify_files
 from bitladder.checkpoint.tensors import bytes_by_dtype
 from bitladder.errors import UserError
 from bitladder.records import Finding
+from bitladder.unknown import Unknown
 from bitladder.wording import name_some
 
 
@@ -38,8 +39,10 @@ def check_manifest(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 def check_config(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """The stored tensors against the model that config.json describes."""
     architecture = subject.architecture
-    if isinstance(architecture, str):
-        return [Finding(check="config", severity="warning", message=f"not held against its config: {architecture}")]
+    if isinstance(architecture, Unknown):
+        return [
+            Finding(check="config", severity="warning", message=f"not held against its config: {architecture.reason}")
+        ]
     problems = {
         "are missing": architecture.missing,
         "have another shape": architecture.mismatched,
@@ -59,7 +62,7 @@ def check_config(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 
 def check_tokenizer(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Whether texts can be given to the model, which a network alone doesn't need."""
-    if isinstance(subject.architecture, str):
+    if isinstance(subject.architecture, Unknown):
         return []
     try:
         require_tokenizer(subject.directory, trust_remote_code=subject.trust_remote_code)

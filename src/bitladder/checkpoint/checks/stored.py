@@ -14,6 +14,7 @@ from bitladder.methods.kinds import FLOATS, describe_kept, is_packed, kind_of, m
 from bitladder.records import Finding, Severity
 from bitladder.rungs import NEGLIGIBLE_SHARE, RUNGS, method_of
 from bitladder.units import format_bytes
+from bitladder.unknown import Unknown
 from bitladder.wording import name_some
 
 SIZE_TOLERANCE = 0.03
@@ -68,7 +69,7 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         for field in type(declared).model_fields
         if getattr(declared, field) != getattr(found, field)
     }
-    if not isinstance(subject.architecture, str) and subject.architecture.in_fp32:
+    if not isinstance(subject.architecture, Unknown) and subject.architecture.in_fp32:
         others = {name: one for name, one in subject.tensors.items() if name not in subject.architecture.in_fp32}
         if found_scheme(subject.config, others).rest_type == declared.rest_type:
             differences.pop("rest_type", None)  # what the family keeps in FP32 is no part of what a type is asked for
@@ -99,7 +100,7 @@ def check_scheme(subject: Subject, loaded: Loaded | None) -> list[Finding]:
 
 def check_layers(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Linear layers that the declared scheme covers, and that are stored in another type or unquantized."""
-    if isinstance(subject.architecture, str):
+    if isinstance(subject.architecture, Unknown):
         return []
     declared, linear = subject.declared, subject.architecture.linear
     quantizes = method_of(declared).quantizes
@@ -165,7 +166,7 @@ def _is_skipped(module: str, subject: Subject) -> bool:
 
 def check_head(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """A head that is stored although it is, or should be, the embedding."""
-    if isinstance(subject.architecture, str):
+    if isinstance(subject.architecture, Unknown):
         return []
     pair = _head_like_embedding(subject)
     if pair is None:
@@ -202,7 +203,7 @@ def check_size(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Size of the stored tensors against what the config's model takes in the declared scheme."""
     declared = subject.declared
     predictable = not method_of(declared).foreign and {declared.compute_type, declared.rest_type} <= PREDICTED_TYPES
-    if not predictable or isinstance(subject.architecture, str):
+    if not predictable or isinstance(subject.architecture, Unknown):
         return []
     found_bytes = subject.tensor_bytes
     predicted_bytes = expect(subject.directory, declared, trust_remote_code=subject.trust_remote_code).tensor_bytes

@@ -12,6 +12,7 @@ from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.hardware import Hardware
 from bitladder.checkpoint.tensors import TensorInfo, content_hash
 from bitladder.records import Finding, Manifest, Scheme
+from bitladder.unknown import Unknown
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Subject:
     declared: Scheme
     declared_by: DeclaredBy
     found: Scheme
-    architecture: Architecture | str
+    architecture: Architecture | Unknown
     """or why transformers can't build it here"""
     hardware: Hardware
     trust_remote_code: bool = False

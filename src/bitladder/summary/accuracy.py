@@ -5,18 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bitladder.stats import scores
+from bitladder.stages import Staging
 from bitladder.stats.aggregate import MeanOfTasks, combine
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval
+from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.pots import most_correlated
-from bitladder.stats.power import QuestionsToDecide
 from bitladder.stats.ratio import paired_ratio_interval
-from bitladder.stats.row import Row
-from bitladder.stats.scores import RowComparison, Score
-from bitladder.stats.stopping import Assessed, Staging, assess
-from bitladder.stats.summary import AggregateSummary, Estimate, TaskSummary
 from bitladder.stats.verdict import Judged, judge, shared_confidence
+from bitladder.summary import scores
+from bitladder.summary.pots import most_correlated
+from bitladder.summary.row import Row
+from bitladder.summary.scores import RowComparison, Score
+from bitladder.summary.stopping import Assessed, assess
+from bitladder.summary.table import AggregateSummary, Estimate, TaskSummary
+from bitladder.unknown import Unknown, known, reason_of
 
 Correlations = tuple[tuple[float, ...], ...]
 """of rows with each other, one line a row"""
@@ -24,7 +25,7 @@ Correlations = tuple[tuple[float, ...], ...]
 ScoreAt = Callable[[float], Score]
 """confidence -> a score with its interval"""
 
-_NO_NORM = Estimate.unknown("the task has no length-normalised accuracy")
+_NO_NORM = Estimate.unknown(Unknown("the task has no length-normalised accuracy"))
 
 
 def summarize_tasks(row: Row, margin_points: float) -> dict[str, TaskSummary]:
@@ -34,13 +35,15 @@ def summarize_tasks(row: Row, margin_points: float) -> dict[str, TaskSummary]:
     return {rung: _summarize_task(row, rung, judged.get(rung), confidence) for rung in row.leaves}
 
 
-def _judge_all(compared: Mapping[str, RowComparison | str], baseline: str, margin_points: float) -> dict[str, Judged]:
+def _judge_all(
+    compared: Mapping[str, RowComparison | Unknown], baseline: str, margin_points: float
+) -> dict[str, Judged]:
     """Of the rungs that have an interval; the baseline is no rung to be judged."""
     return judge(
         {
             rung: one.comparison
             for rung, one in compared.items()
-            if rung != baseline and not isinstance(one, str) and not isinstance(one.comparison, NoInterval)
+            if rung != baseline and not isinstance(one, Unknown) and not isinstance(one.comparison, Unknown)
         },
         margin_points / 100,
     )
@@ -50,6 +53,8 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
     compared = row.compared[rung]
     score, norm, questions = _scores(row, rung)
     against = _against_baseline(row, rung, compared, judged)
+    chance, no_signal = known(row.chance), row.without_signal[rung]
+    to_decide = judged.to_decide if judged else None
     return TaskSummary(
         name=row.group.name,
         title=row.group.title,
@@ -59,55 +64,55 @@ def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: floa
         planned_questions=row.planned_questions,
         score=score,
         score_norm=norm,
-        chance_percent=None if row.chance is None else 100 * row.chance,
-        chance_reason=row.chance_reason,
-        signal=row.no_signal_reasons[rung] is None,
-        no_signal_reason=row.no_signal_reasons[rung],
+        chance_percent=None if chance is None else 100 * chance,
+        chance_reason=reason_of(row.chance),
+        signal=no_signal is None,
+        no_signal_reason=reason_of(no_signal),
         weight=row.weights[rung] if row.group.in_aggregate else None,
-        gained=None if isinstance(compared, str) else compared.gained,
-        lost=None if isinstance(compared, str) else compared.lost,
+        gained=None if isinstance(compared, Unknown) else compared.gained,
+        lost=None if isinstance(compared, Unknown) else compared.lost,
         baseline_percent=_baseline_percent(row, rung),
-        changed=None if isinstance(compared, str) else compared.changed,
+        changed=None if isinstance(compared, Unknown) else compared.changed,
         difference_points=against.difference,
         relative_drop_percent=against.relative_drop,
         recovery_percent=against.recovery,
         recovery_above_chance_percent=against.recovery_above_chance,
         right_probability_points=_right_change(row, rung, confidence),
-        verdict="no signal" if row.is_share and row.no_signal_reasons[rung] else judged.verdict if judged else None,
-        more_questions=judged.to_decide.more if judged else None,
-        more_questions_reason=judged.to_decide.reason if judged else None,
+        verdict="no signal" if row.is_share and no_signal else judged.verdict if judged else None,
+        more_questions=known(to_decide),
+        more_questions_reason=reason_of(to_decide),
     )
 
 
 def _right_change(row: Row, rung: str, confidence: float) -> Estimate:
     compared = row.compared[rung]
-    if isinstance(compared, str):
+    if isinstance(compared, Unknown):
         return Estimate.unknown(compared)
     if compared.right is None:
-        return Estimate.unknown("not every question has choices of which one is known to be right")
+        return Estimate.unknown(Unknown("not every question has choices of which one is known to be right"))
     if rung == row.baseline:
         return _known(0.0)
     value, comparison = compared.right
-    return Score(value, comparison if isinstance(comparison, NoInterval) else comparison.interval(confidence)).percent()
+    return Score(value, comparison if isinstance(comparison, Unknown) else comparison.interval(confidence)).percent()
 
 
 def _scores(row: Row, rung: str) -> tuple[Estimate, Estimate, int]:
     """Score, length-normalised score, and number of questions."""
     outcomes = row.outcomes(rung)
-    if isinstance(outcomes, str):
+    if isinstance(outcomes, Unknown):
         return Estimate.unknown(outcomes), Estimate.unknown(outcomes), 0
     if not row.is_share:
         documents = sum(len(outcome.documents) for outcome in outcomes.values())
         return scores.raw_score(list(outcomes.values())), _NO_NORM, documents
     pots = row.pots[rung]
-    assert not isinstance(pots, str)  # the outcomes are there
+    assert not isinstance(pots, Unknown)  # the outcomes are there
     norm = scores.row_norm_score(pots)
     questions = max(len(pot.questions) for pot in pots)
     return scores.row_score(pots).percent(), _NO_NORM if norm is None else norm.percent(), questions
 
 
 def _baseline_percent(row: Row, rung: str) -> float | None:
-    if row.planned_questions is None or not row.is_share or isinstance(row.baselines[rung], str):
+    if row.planned_questions is None or not row.is_share or isinstance(row.baselines[rung], Unknown):
         return None
     return 100 * row.baseline_score(rung).value
 
@@ -122,8 +127,8 @@ class Against:
     recovery_above_chance: Estimate
 
 
-def _against_baseline(row: Row, rung: str, compared: RowComparison | str, judged: Judged | None) -> Against:
-    if isinstance(compared, str):
+def _against_baseline(row: Row, rung: str, compared: RowComparison | Unknown, judged: Judged | None) -> Against:
+    if isinstance(compared, Unknown):
         return _unknown(compared)
     if rung == row.baseline:
         return _SELF
@@ -133,7 +138,7 @@ def _against_baseline(row: Row, rung: str, compared: RowComparison | str, judged
         compared.value,
         compared.comparison,
         judged,
-        row.chance_reason or row.chance or 0.0,
+        row.chance or 0.0,
     )
 
 
@@ -141,17 +146,16 @@ def _against(
     score: ScoreAt,
     baseline: ScoreAt,
     value: float,
-    comparison: Comparison | NoInterval,
+    comparison: Comparison | Unknown,
     judged: Judged | None,
-    chance: float | str,
+    chance: float | Unknown,
 ) -> Against:
     """All between limits of the same confidence, those that the rung is judged by.
 
-    `chance`: what guessing scores, or why that isn't known.
+    `chance`: what guessing scores.
     """
-    if judged is None or isinstance(comparison, NoInterval):
-        reason = comparison.reason if isinstance(comparison, NoInterval) else "not judged"
-        difference = Estimate(value=100 * value, reason=reason)
+    if judged is None or isinstance(comparison, Unknown):
+        difference = Estimate(value=100 * value, reason=_unjudged(comparison).reason)
     else:
         difference = Estimate(value=100 * judged.value, low=100 * judged.low, high=100 * judged.high)
 
@@ -159,25 +163,31 @@ def _against(
         """Of what both score above `above`, in per cent, `less` so many."""
         under = baseline(CONFIDENCE).value - above
         if not under:
-            return Estimate.unknown("the baseline scores 0")
+            return Estimate.unknown(Unknown("the baseline scores 0"))
         found = 100 * value / under + 100 - less
-        if judged is None or isinstance(comparison, NoInterval):
+        if judged is None or isinstance(comparison, Unknown):
             return Estimate(value=found, reason=difference.reason)
         limits: list[Interval] = []
         for level in judged.levels:
             one = _ratio_interval(score(level), baseline(level), comparison.interval(level), above)
-            if isinstance(one, NoInterval):
+            if isinstance(one, Unknown):
                 return Estimate(value=found, reason=one.reason)
             limits.append(one)
         return Estimate(value=found, low=100 * limits[0].low - less, high=100 * limits[1].high - less)
 
     recovery = ratio(0.0, less=0.0)
-    above = Estimate.unknown(chance) if isinstance(chance, str) else ratio(chance, less=0.0)
+    above = Estimate.unknown(chance) if isinstance(chance, Unknown) else ratio(chance, less=0.0)
     return Against(difference, ratio(0.0, less=100.0), recovery, above)
 
 
-def _unknown(reason: str) -> Against:
-    unknown = Estimate.unknown(reason)
+def _unjudged(compared: RowComparison | Comparison | Unknown) -> Unknown:
+    """Why there is no verdict."""
+    one = compared.comparison if isinstance(compared, RowComparison) else compared
+    return one if isinstance(one, Unknown) else Unknown("not judged")
+
+
+def _unknown(why: Unknown) -> Against:
+    unknown = Estimate.unknown(why)
     return Against(unknown, unknown, unknown, unknown)
 
 
@@ -189,15 +199,15 @@ def _known(value: float) -> Estimate:
 _SELF = Against(_known(0.0), _known(0.0), _known(100.0), _known(100.0))
 
 
-def _ratio_interval(score: Score, baseline: Score, difference: Interval, above: float) -> Interval | NoInterval:
+def _ratio_interval(score: Score, baseline: Score, difference: Interval, above: float) -> Interval | Unknown:
     over, under = _shift(score.interval, -above), _shift(baseline.interval, -above)
-    if isinstance(over, NoInterval):
+    if isinstance(over, Unknown):
         return over
-    return under if isinstance(under, NoInterval) else paired_ratio_interval(over, under, difference)
+    return under if isinstance(under, Unknown) else paired_ratio_interval(over, under, difference)
 
 
-def _shift(interval: Interval | NoInterval, by: float) -> Interval | NoInterval:
-    if isinstance(interval, NoInterval):
+def _shift(interval: Interval | Unknown, by: float) -> Interval | Unknown:
+    if isinstance(interval, Unknown):
         return interval
     return Interval(
         low=interval.low + by, value=interval.value + by, high=interval.high + by, confidence=interval.confidence
@@ -228,15 +238,15 @@ class _Counted:
         return tuple(row.weights[self.rung] or 0.0 for row in self.rows)
 
     @cached_property
-    def missing(self) -> str | None:
+    def missing(self) -> Unknown | None:
         """Why there is no mean over the rows."""
         if not self.rows:
-            return "no task has signal" if self.left_out else "accuracy was not measured"
+            return Unknown("no task has signal" if self.left_out else "accuracy was not measured")
         for row in self.rows:
             for who in (row.baseline, self.rung):
                 pots = row.pots[who]
-                if isinstance(pots, str):
-                    return f"{who} has no {row.group.title}: {pots}"
+                if isinstance(pots, Unknown):
+                    return pots.of(f"{who} has no {row.group.title}")
         return None
 
     @property
@@ -251,7 +261,7 @@ class _Counted:
 
     def _mean(self, parts: Sequence[Score]) -> Score:
         intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
-        missing = next((part.interval for part in parts if isinstance(part.interval, NoInterval)), None)
+        missing = next((part.interval for part in parts if isinstance(part.interval, Unknown)), None)
         value = self.mean([part.value for part in parts])
         return Score(value, missing or combine(intervals, self.weights, self.correlations))
 
@@ -261,23 +271,23 @@ class _Counted:
         return math.fsum(weight / total * value for weight, value in zip(self.weights, values, strict=True))
 
     @property
-    def chance(self) -> float | str:
-        """Mean of what guessing scores, 0 where answers are generated; or why it isn't known."""
-        unknown = next((row.chance_reason for row in self.rows if row.chance_reason), None)
-        return unknown or self.mean([row.chance or 0.0 for row in self.rows])
+    def chance(self) -> float | Unknown:
+        """Mean of what guessing scores, 0 where answers are generated."""
+        unknown = next((row.chance for row in self.rows if isinstance(row.chance, Unknown)), None)
+        return unknown or self.mean([known(row.chance) or 0.0 for row in self.rows])
 
-    def compare(self) -> RowComparison | str:
+    def compare(self) -> RowComparison | Unknown:
         """The mean difference, or why there is none."""
         if self.missing is not None:
             return self.missing
         found: list[RowComparison] = []
         for row in self.rows:
             one = row.compared[self.rung]
-            if isinstance(one, str):
-                return f"{row.group.title}: {one}"
+            if isinstance(one, Unknown):
+                return one.of(row.group.title)
             found.append(one)
         parts = [one.comparison for one in found]
-        missing = next((part for part in parts if isinstance(part, NoInterval)), None)
+        missing = next((part for part in parts if isinstance(part, Unknown)), None)
         return RowComparison(
             value=self.mean([one.value for one in found]),
             comparison=missing or MeanOfTasks(parts=tuple(parts), weights=self.weights, correlations=self.correlations),  # type: ignore[arg-type]  # no part is missing
@@ -324,7 +334,7 @@ def summarize_aggregates(
 
 def _assess(
     counted: Mapping[str, _Counted],
-    compared: Mapping[str, RowComparison | str],
+    compared: Mapping[str, RowComparison | Unknown],
     baseline: str,
     margin_points: float,
     staging: Staging | None,
@@ -332,9 +342,9 @@ def _assess(
 ) -> dict[str, Assessed]:
     if staging is None:
         return {}
-    known = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, str)}
-    rows = {rung: counted[rung].rows for rung in known}
-    return assess(rows, known, answered, staging, margin_points / 100)
+    found = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, Unknown)}
+    rows = {rung: counted[rung].rows for rung in found}
+    return assess(rows, found, answered, staging, margin_points / 100)
 
 
 def _correlations(rows: Sequence[Row]) -> Correlations:
@@ -350,16 +360,16 @@ def _correlations(rows: Sequence[Row]) -> Correlations:
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    found = [count for count in counts if count is not None]
+    return sum(found) if len(found) == len(counts) else None
 
 
 def _summarize_aggregate(
-    counted: _Counted, baseline: str, compared: RowComparison | str, judged: Judged | None
+    counted: _Counted, baseline: str, compared: RowComparison | Unknown, judged: Judged | None
 ) -> AggregateSummary:
-    known = None if isinstance(compared, str) else compared
+    counts = known(compared)
     is_baseline = bool(counted.rows) and counted.rung == baseline
-    if isinstance(compared, str):
+    if isinstance(compared, Unknown):
         against = _unknown(compared)
     elif is_baseline:
         against = _SELF
@@ -372,19 +382,21 @@ def _summarize_aggregate(
             judged,
             counted.chance,
         )
-    decided = QuestionsToDecide(more=0) if is_baseline and known else None
-    to_decide = decided or (judged.to_decide if judged else None)
+    if is_baseline and counts:
+        to_decide: int | Unknown | None = 0
+    else:
+        to_decide = judged.to_decide if judged else _unjudged(compared)
     return AggregateSummary(
         tasks=tuple(row.group.name for row in counted.rows),
         score_percent=counted.score_percent,
-        gained=known.gained if known else None,
-        lost=known.lost if known else None,
-        changed=known.changed if known else None,
+        gained=counts.gained if counts else None,
+        lost=counts.lost if counts else None,
+        changed=counts.changed if counts else None,
         difference_points=against.difference,
         relative_drop_percent=against.relative_drop,
         recovery_percent=against.recovery,
         recovery_above_chance_percent=against.recovery_above_chance,
         verdict="no signal" if counted.left_out and not counted.rows else judged.verdict if judged else None,
-        more_questions=to_decide.more if to_decide else None,
-        more_questions_reason=to_decide.reason if to_decide else against.difference.reason,
+        more_questions=known(to_decide),
+        more_questions_reason=reason_of(to_decide),
     )

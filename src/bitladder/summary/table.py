@@ -1,26 +1,35 @@
 """The one table that deciding and reporting read: every number with low, value and high, or the reason why not.
 
-``stats.summarize`` fills it from raw records; ``decide`` only compares its numbers with limits, and ``report`` only
+``summarize`` fills it from raw records; ``decide`` only compares its numbers with limits, and ``report`` only
 formats them.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from bitladder.records import Audit, Machine, Record, Scoring, Source, Status
+from bitladder.stats.interval import Interval
 from bitladder.stats.verdict import FlipsVerdict, Verdict
+from bitladder.unknown import Unknown
 
 End = Status | Literal["missing"]
 """how a checkpoint or a measurement ended; ``missing``: the study has not come to it, another machine
 did it, or it is measured as another rung's, which has the same content"""
 
 
+def stored_end(found: Unknown | None) -> tuple[End, str | None]:
+    """How something ended, with why it did not end well, as they stand in a summary; None: it ended well."""
+    if found is None:
+        return "ok", None
+    return (found.bad_end, found.detail or None) if found.bad_end else ("missing", found.reason)
+
+
 def describe_end(status: End, reason: str | None) -> str:
-    """What did not end well, and why; of what is merely missing the reason alone."""
+    """For people; of what is merely missing the reason alone."""
     if status == "missing":
         return reason or "not measured"
-    return ": ".join(filter(None, (status.replace("_", " "), reason)))
+    return status if status == "ok" else Unknown(reason or "", status).reason
 
 
 class Estimate(Record):
@@ -32,8 +41,15 @@ class Estimate(Record):
     reason: str | None = None
 
     @classmethod
-    def unknown(cls, reason: str) -> "Estimate":
-        return cls(value=None, reason=reason)
+    def unknown(cls, why: Unknown) -> Self:
+        return cls(value=None, reason=why.reason)
+
+    @classmethod
+    def of(cls, value: float, interval: Interval | Unknown, scale: float = 1) -> Self:
+        """Value and limits times ``scale``, or the value alone where the data give no interval."""
+        if isinstance(interval, Unknown):
+            return cls(value=scale * value, reason=interval.reason)
+        return cls(value=scale * value, low=scale * interval.low, high=scale * interval.high)
 
 
 class TaskSummary(Record):
@@ -146,28 +162,30 @@ class AggregateSummary(Record):
 
 
 class ScenarioSummary(Record):
-    """One scenario on one rung; ``metrics`` has the rows of ``stats.metrics.METRICS``."""
+    """One scenario on one rung; ``metrics`` has the rows of ``METRICS``."""
 
     scenario: str
     status: End
     reason: str | None
     machine: Machine | None
-    batch_size: int | None
-    requests: int
+    batch_size: int | None = None
+    requests: int = 0
     prompt_tokens: int
     new_tokens: int
-    stopped_by: str | None
-    metrics: dict[str, Estimate]
+    stopped_by: str | None = None
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
     """empty unless ``status`` is ok"""
     ratios: dict[str, Estimate] = Field(default_factory=dict)
     """requests/s over those of each other rung that was measured here, by its name"""
     ratios_together: dict[str, Estimate] = Field(default_factory=dict)
     """the same with intervals that hold with 95% all together"""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """what the reader has to know: fewer than 10 requests, stopped by the time limit, a short last batch"""
 
     def metric(self, name: str) -> Estimate:
-        return self.metrics[name] if self.status == "ok" else Estimate.unknown(describe_end(self.status, self.reason))
+        if self.status == "ok":
+            return self.metrics[name]
+        return Estimate.unknown(Unknown(describe_end(self.status, self.reason)))
 
 
 class DivergenceSummary(Record):
@@ -256,6 +274,10 @@ class RungSummary(Record):
     def scenario(self, name: str) -> ScenarioSummary | None:
         return next((scenario for scenario in self.scenarios if scenario.scenario == name), None)
 
+    def metric(self, scenario: str, name: str) -> Estimate:
+        found = self.scenario(scenario)
+        return found.metric(name) if found else Estimate.unknown(Unknown(f"{scenario} was not measured"))
+
 
 class Summary(Record):
     """Everything derived from one study's records."""
@@ -305,7 +327,7 @@ class Summary(Record):
     def baseline_score(self) -> Estimate:
         """Its aggregate."""
         found = self.rung(self.baseline)
-        return found.aggregate.score_percent if found else Estimate.unknown("it is not in the study")
+        return found.aggregate.score_percent if found else Estimate.unknown(Unknown("it is not in the study"))
 
     def rung(self, name: str) -> RungSummary | None:
         return next((rung for rung in self.rungs if rung.rung == name), None)

@@ -12,10 +12,11 @@ from scipy import special
 
 from bitladder.records import DivergenceOutcome
 from bitladder.stats.clusters import clustering_of
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, quantile
+from bitladder.stats.interval import CONFIDENCE, quantile
 from bitladder.stats.ratio import ratio_interval
-from bitladder.stats.scores import Score, score_interval
-from bitladder.stats.summary import DivergenceSummary, Estimate
+from bitladder.summary.scores import Score, score_interval
+from bitladder.summary.table import DivergenceSummary, Estimate
+from bitladder.unknown import Unknown
 
 TAIL = 0.99
 """the share of tokens that diverge by at most `DivergenceSummary.kl_tail`"""
@@ -52,7 +53,7 @@ def _mean(outcome: DivergenceOutcome) -> Estimate:
     total = math.fsum(sums.values())
     if total == 0:
         return Estimate(value=0.0, reason="no token diverges at all")
-    return _estimate(total / math.fsum(tokens.values()), ratio_interval(tuple(sums.values()), tuple(tokens.values())))
+    return Estimate.of(total / math.fsum(tokens.values()), ratio_interval(tuple(sums.values()), tuple(tokens.values())))
 
 
 def _tail(kl: Sequence[float], documents: Sequence[str]) -> Estimate:
@@ -64,7 +65,7 @@ def _tail(kl: Sequence[float], documents: Sequence[str]) -> Estimate:
     value = float(np.quantile(kl, TAIL))
     # one token in a hundred lies above, so few documents hold one, and are not all alike for that
     clustering = clustering_of([float(one <= value) for one in kl], documents, unseen=0)
-    if isinstance(clustering, NoInterval):
+    if isinstance(clustering, Unknown):
         return Estimate(value=value, reason=clustering.reason)
     effect, degrees = clustering or (1.0, len(kl) - 1)
     size = len(kl) / effect * (quantile(CONFIDENCE) / quantile(CONFIDENCE, degrees)) ** 2
@@ -84,12 +85,6 @@ def _ratio(differences: Sequence[float], documents: Sequence[str]) -> Estimate:
     if min(differences) == max(differences):
         return Estimate(value=value, reason="all tokens differ by the same, so they show no spread")
     interval = score_interval(differences, documents)
-    if isinstance(interval, NoInterval):
+    if isinstance(interval, Unknown):
         return Estimate(value=value, reason=interval.reason)
     return Estimate(value=value, low=math.exp(interval.low), high=math.exp(interval.high))
-
-
-def _estimate(value: float, interval: Interval | NoInterval) -> Estimate:
-    if isinstance(interval, NoInterval):
-        return Estimate(value=value, reason=interval.reason)
-    return Estimate(value=value, low=interval.low, high=interval.high)

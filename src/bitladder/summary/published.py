@@ -10,8 +10,9 @@ from typing import Literal
 
 from bitladder.records import AccuracyTask, PerformanceOutcome, Record, Scenario
 from bitladder.results import Results
-from bitladder.stats.performance import Timeline, speedup
-from bitladder.stats.summary import Estimate, Summary
+from bitladder.summary.performance import Timeline, speedup
+from bitladder.summary.table import Estimate, Summary
+from bitladder.unknown import Unknown
 
 CONTROL = "fp32"
 """what the published speed-ups are against, by memory"""
@@ -103,7 +104,7 @@ class PublishedComparison(Record):
 @functools.cache
 def published_study() -> PublishedStudy:
     """The packaged numbers."""
-    return PublishedStudy.model_validate_json(files("bitladder.stats").joinpath("published.json").read_bytes())
+    return PublishedStudy.model_validate_json(files("bitladder.summary").joinpath("published.json").read_bytes())
 
 
 def likeness_of(results: Results) -> Likeness:
@@ -158,7 +159,7 @@ def _scores(study: PublishedStudy, results: Results, summary: Summary) -> list[S
         for precision, rung in study.rungs.items():
             found = summary.rung(rung)
             task = next((task for task in found.tasks if task.name == row.task), None) if found else None
-            score = task.score if task else Estimate.unknown(_absent(rung))
+            score = task.score if task else _absent(rung)
             published = row.score_percent[precision]
             known = score.low is not None and score.high is not None
             cells.append(
@@ -186,7 +187,7 @@ def _speeds(study: PublishedStudy, results: Results, summary: Summary) -> list[S
         for precision, rung in study.rungs.items():
             found = summary.rung(rung)
             measured = found.scenario(table.scenario) if found else None
-            absent = Estimate.unknown(_absent(rung))
+            absent = _absent(rung)
             vram = measured.metric("study_vram_bytes") if measured else absent
             cells.append(
                 SpeedCell(
@@ -197,22 +198,22 @@ def _speeds(study: PublishedStudy, results: Results, summary: Summary) -> list[S
                     speedup_to_fp32=_to_control(results, table.scenario, rung) if measured else absent,
                     speedup=measured.metric("speedup") if measured else absent,
                     published_vram_mib=table.vram_mib[precision],
-                    vram_bytes=vram if on_gpu else Estimate.unknown("measured on a CPU, which has no VRAM"),
+                    vram_bytes=vram if on_gpu else Estimate.unknown(Unknown("measured on a CPU, which has no VRAM")),
                 )
             )
     return cells
 
 
-def _absent(rung: str) -> str:
-    return f"{rung} is not among this study's precisions"
+def _absent(rung: str) -> Estimate:
+    return Estimate.unknown(Unknown(f"{rung} is not among this study's precisions"))
 
 
 def _to_control(results: Results, scenario: str, rung: str) -> Estimate:
     if CONTROL not in results.study.settings.rungs:
-        return Estimate.unknown(_absent(CONTROL))
+        return _absent(CONTROL)
     ours, control = (_outcome(results, scenario, name) for name in (rung, CONTROL))
     if ours is None or control is None:
-        return Estimate.unknown(f"{CONTROL if control is None else rung} has no {scenario}")
+        return Estimate.unknown(Unknown(f"{CONTROL if control is None else rung} has no {scenario}"))
     if rung == CONTROL:
         return Estimate(value=1.0, reason="against itself")
     return speedup(Timeline(ours), Timeline(control))

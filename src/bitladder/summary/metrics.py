@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitladder.records import PerformanceOutcome
-from bitladder.stats.performance import Run, energy_per_token, hook, latencies, rates, token_times, took
-from bitladder.stats.summary import Estimate
+from bitladder.summary.performance import Run, energy_per_token, hook, latencies, rates, token_times, took
+from bitladder.summary.table import Estimate
 from bitladder.units import (
     MIB,
     format_bytes,
@@ -20,6 +20,7 @@ from bitladder.units import (
     format_s,
     format_seconds,
 )
+from bitladder.unknown import Unknown
 
 Derive = Callable[[Run], dict[str, Estimate]]
 Device = Literal["cpu", "gpu"]
@@ -196,6 +197,6 @@ def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estima
     """Every metric but the speed-up. `device`: where it ran, ``cpu`` or ``cuda:N``."""
     run = Run(outcome, device)
     if not run.requests:
-        return dict.fromkeys(METRICS, Estimate.unknown("no request ended well")) | took(run)
+        return dict.fromkeys(METRICS, Estimate.unknown(Unknown("no request ended well"))) | took(run)
     derivations = dict.fromkeys(metric.derive for metric in METRICS.values() if metric.derive)
     return {name: estimate for derive in derivations for name, estimate in derive(run).items()}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bitladder.errors import UserError
 from bitladder.records import StudyRecord
-from bitladder.stats.summary import Estimate
+from bitladder.summary.table import Estimate
 
 MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
 """--max-drop by suite: what its questions can resolve"""

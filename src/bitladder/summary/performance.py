@@ -15,11 +15,12 @@ from scipy import stats
 
 from bitladder.environment import BUSY_SHARE
 from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
-from bitladder.stats.interval import CONFIDENCE, Interval, NoInterval, mean_interval
+from bitladder.stats.interval import CONFIDENCE, Interval, mean_interval
 from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, seen_correlation
-from bitladder.stats.resources import Readings, gpu_energy, gpu_utilisation, others_bytes, resource_metrics
-from bitladder.stats.summary import Estimate
+from bitladder.summary.resources import Readings, gpu_energy, gpu_utilisation, others_bytes, resource_metrics
+from bitladder.summary.table import Estimate
 from bitladder.units import counted, format_bytes
+from bitladder.unknown import Unknown
 
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
@@ -32,6 +33,7 @@ _DERIVED_REQUESTS = (200, 2000)
 """workloads of the study's Tables 3 and 4"""
 
 _WAITED = "no interval: a batch waits for those before it"
+_NONE_FULL = Unknown("no batch was full")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Timeline:
         return [index for index, rows in enumerate(self.rows) if rows == self.outcome.batch_size]
 
     @cached_property
-    def rate_error(self) -> float | NoInterval:
+    def rate_error(self) -> float | Unknown:
         """Of requests/s, see `relative_error`."""
         return relative_error(self.rows, self.cycle_s, serial=True)
 
@@ -102,15 +104,15 @@ def speedup(ours: Timeline, theirs: Timeline, confidence: float = CONFIDENCE) ->
     The interval is of the batches of these two runs: it holds nothing of what another hour or host would change.
     """
     if not ours.requests or not theirs.requests:
-        return Estimate.unknown("no request ended well, here or on the baseline")
+        return Estimate.unknown(Unknown("no request ended well, here or on the baseline"))
     value = (len(ours.requests) / ours.total_s) / (len(theirs.requests) / theirs.total_s)
     errors = [ours.rate_error, theirs.rate_error]
-    known = [error for error in errors if not isinstance(error, NoInterval)]
+    known = [error for error in errors if not isinstance(error, Unknown)]
     for error in errors:
-        if isinstance(error, NoInterval):
+        if isinstance(error, Unknown):
             return Estimate(value=value, reason=error.reason)
     degrees = (len(ours.rows) - 1, len(theirs.rows) - 1)
-    return _estimate(value, quotient_interval(value, (known[0], known[1]), degrees, confidence))
+    return Estimate.of(value, quotient_interval(value, (known[0], known[1]), degrees, confidence))
 
 
 def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None = None) -> tuple[str, ...]:
@@ -170,8 +172,8 @@ def rates(line: Timeline) -> dict[str, Estimate]:
     found = {
         "requests_per_s": rate,
         "tokens_per_s": _scaled(sum(line.tokens) / total_s, tokens),
-        "requests_per_s_full_batches": Estimate.unknown("no batch was full"),
-        "tokens_per_s_full_batches": Estimate.unknown("no batch was full"),
+        "requests_per_s_full_batches": Estimate.unknown(_NONE_FULL),
+        "tokens_per_s_full_batches": Estimate.unknown(_NONE_FULL),
         "total_time_s": _times(requests, per_request),
         "inverse_throughput_s": per_request,
     }
@@ -226,7 +228,7 @@ def token_times(line: Timeline) -> dict[str, Estimate]:
     gaps = [np.diff(batch.step_end_s) for batch in line.outcome.batches]
     names = ("tpot_s", "inter_token_s", "inter_token_p50_s", "inter_token_p95_s")
     if any(len(steps) == 0 for steps in gaps):
-        return dict.fromkeys(names, Estimate.unknown("a batch had one step, so no gap between tokens"))
+        return dict.fromkeys(names, Estimate.unknown(Unknown("a batch had one step, so no gap between tokens")))
     seen = _seen_gaps(line)
     weights = [rows * len(steps) for rows, steps in zip(line.rows, gaps, strict=True)]
     sums = [rows * float(np.sum(steps)) for rows, steps in zip(line.rows, gaps, strict=True)]
@@ -248,7 +250,7 @@ def _hook(outcome: PerformanceOutcome) -> Estimate:
     if not outcome.hook_pairs:
         return Estimate(value=outcome.hook_s_per_step, reason="no interval: the stamps' own time, summed")
     costs = [stamped - unstamped for stamped, unstamped in outcome.hook_pairs]
-    return _estimate(outcome.hook_s_per_step, mean_interval(costs))
+    return Estimate.of(outcome.hook_s_per_step, mean_interval(costs))
 
 
 def took(run: Run) -> dict[str, Estimate]:
@@ -293,18 +295,12 @@ def _percentile(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.flo
 
 
 def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    return _estimate(sum(numerators) / sum(denominators), ratio_interval(numerators, denominators, serial=True))
+    return Estimate.of(sum(numerators) / sum(denominators), ratio_interval(numerators, denominators, serial=True))
 
 
-def _estimate(value: float, interval: Interval | NoInterval) -> Estimate:
-    if isinstance(interval, NoInterval):
-        return Estimate(value=value, reason=interval.reason)
-    return Estimate(value=value, low=interval.low, high=interval.high)
-
-
-def _scaled(value: float, interval: Interval | NoInterval) -> Estimate:
+def _scaled(value: float, interval: Interval | Unknown) -> Estimate:
     """The interval's relative width, around a value that differs from its own by the time before the first batch."""
-    if isinstance(interval, NoInterval):
+    if isinstance(interval, Unknown):
         return Estimate(value=value, reason=interval.reason)
     factor = value / interval.value
     return Estimate(value=value, low=factor * interval.low, high=factor * interval.high)

@@ -6,13 +6,13 @@ from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, StudyRecord
 from bitladder.results import Results, same_contents
-from bitladder.stages import stages_done, take_stages
-from bitladder.stats.accuracy import summarize_aggregates
-from bitladder.stats.ends import NOT_MADE, NOT_MEASURED, Ends
-from bitladder.stats.margin import study_margin_points
-from bitladder.stats.row import Leaf, Row
-from bitladder.stats.stopping import Staging
-from bitladder.stats.summary import AggregateSummary
+from bitladder.results.ends import Ends, read_ends
+from bitladder.stages import Staging, stages_done, take_stages
+from bitladder.summary.accuracy import summarize_aggregates
+from bitladder.summary.margin import study_margin_points
+from bitladder.summary.row import Leaf, Row
+from bitladder.summary.table import AggregateSummary
+from bitladder.unknown import Unknown
 
 Leaves = Mapping[str, Mapping[str, Leaf]]
 """rung -> lm-eval task -> what came of it"""
@@ -82,7 +82,7 @@ class Answered:
         for rung in self.study.rungs:
             orders = {name: task.order for name, task in self.staging.tasks.items() if task.order}
             left = {name for name, order in orders.items() if (0, *order.stops)[self.stages[rung]] < order.stops[-1]}
-            not_made = NOT_MADE in self.leaves[rung].values()
+            not_made = any(isinstance(leaf, Unknown) and leaf.kind == "not_made" for leaf in self.leaves[rung].values())
             found[rung] = frozenset(left if rung in self.to_ask or not_made else ())
         return found
 
@@ -100,19 +100,17 @@ def not_asked_on(aggregate: AggregateSummary) -> AggregateSummary:
     )
 
 
-def read_answered(results: Results, ends: Mapping[str, Ends] | None = None, stages: int | None = None) -> Answered:
-    """What the records of a study say, of no more than so many stages."""
-    study = results.study
-    ends = ends or {rung: Ends(results, rung) for rung in study.rungs}
-    tasks = [item.task for item in study.items if isinstance(item, AccuracyTask)]
-    leaves = {rung: {task: end.leaf(task) for task in tasks} for rung, end in ends.items()}
-    staging = Staging.of(study)
+def read_answered(
+    study: StudyRecord, ends: Mapping[str, Ends], staging: Staging | None, *, merged: bool, stages: int | None = None
+) -> Answered:
+    """What the rungs of a study answered, in no more than so many stages."""
+    leaves = {rung: end.answers for rung, end in ends.items()}
     if staging is None:
         return Answered(study, leaves, None, {}, {})
     whole, done = whole_stages(leaves, staging, study.baseline, stages)
-    if results.parts:  # nothing is measured in a merged folder
+    if merged:  # nothing is measured there
         return Answered(study, whole, staging, done, {})
-    going = {rung: end.status == "ok" and not _failed(leaves[rung], staging) for rung, end in ends.items()}
+    going = {rung: end.unmade is None and not _failed(leaves[rung], staging) for rung, end in ends.items()}
     return Answered(study, whole, staging, done, going)
 
 
@@ -136,28 +134,34 @@ def _stages(leaves: Mapping[str, Leaf], staging: Staging) -> int:
         leaf = leaves[name]
         if isinstance(leaf, AccuracyOutcome):
             found = min(found, stages_done(task, leaf))
-        elif leaf == NOT_MEASURED and task.order is not None:
+        elif leaf.kind == "not_measured" and task.order is not None:
             found = min(found, sum(stop == 0 for stop in task.order.stops))
     return found if any(isinstance(leaf, AccuracyOutcome) for leaf in leaves.values()) else 0
 
 
 def _failed(leaves: Mapping[str, Leaf], staging: Staging) -> bool:
-    return any(isinstance(leaves[name], str) and leaves[name] != NOT_MEASURED for name in staging.tasks)
+    return any(_is_end(leaves[name]) for name in staging.tasks)
+
+
+def _is_end(leaf: Leaf) -> bool:
+    """Whether nothing more will be answered: of one that is not measured yet, more will."""
+    return isinstance(leaf, Unknown) and leaf.kind not in ("not_measured", "not_asked")
 
 
 def _cut(leaf: Leaf, task: AccuracyTask | None, stages: int) -> Leaf:
-    if task is None or task.order is None or (isinstance(leaf, str) and leaf != NOT_MEASURED):
+    if task is None or task.order is None or _is_end(leaf):
         return leaf
     if stages == 0:
-        return NOT_MEASURED
+        return Unknown(kind="not_measured")
     if not isinstance(leaf, AccuracyOutcome) or task.order.stops[stages - 1] == 0:
-        return None
+        return Unknown(kind="not_asked")
     return take_stages(task, leaf, stages)
 
 
 def rungs_to_ask(results: Results, stage: int) -> frozenset[str]:
     """Whom a stage asks, the baseline among them: a pure function of the records of the stages before."""
+    study = results.study
     if stage == 0:
-        return frozenset(results.study.rungs) - same_contents(results.study, results.rungs).keys()
-    found = read_answered(results, stages=stage).to_ask
-    return found | {results.study.baseline} if found else found
+        return frozenset(study.rungs) - same_contents(study, results.rungs).keys()
+    answered = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts), stages=stage)
+    return answered.to_ask | {study.baseline} if answered.to_ask else answered.to_ask

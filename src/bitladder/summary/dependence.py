@@ -7,12 +7,11 @@ rung's own floor and the baseline's, on the same documents, show no difference.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bitladder.records import AccuracyOutcome, AccuracyTask, Rescoring, RescoringOutcome, Way
-from bitladder.results import Results
-from bitladder.stats.flips import judge_flips
-from bitladder.stats.pots import likeliest
-from bitladder.stats.scores import Score, score_interval
-from bitladder.stats.summary import ChoiceChange, DependenceSummary
+from bitladder.records import AccuracyOutcome, AccuracyTask, MeasurementRecord, Rescoring, RescoringOutcome, Way
+from bitladder.stats.floors import judge_flips
+from bitladder.summary.pots import likeliest
+from bitladder.summary.scores import Score, score_interval
+from bitladder.summary.table import ChoiceChange, DependenceSummary
 
 Question = tuple[str, str, str]
 """task, document hash, prompt hash"""
@@ -30,15 +29,15 @@ class Scored:
     products: Mapping[str, tuple[str, ...]]
 
 
-def read_scored(results: Results, rung: str) -> Scored:
-    """Of the tasks that are scored again.
+def read_scored(records: Sequence[MeasurementRecord]) -> Scored:
+    """Of one rung, and of the tasks that are scored again.
 
     A second plan that is the first, since all documents fit one batch, says nothing and is left out. Of a document that
     is asked twice the last answer counts.
     """
     first = {
         batch
-        for record in results.of(rung)
+        for record in records
         if isinstance(record.outcome, AccuracyOutcome)
         for plan in record.outcome.plans
         for batch in plan.compositions or (plan.digest,)
@@ -47,7 +46,7 @@ def read_scored(results: Results, rung: str) -> Scored:
     clusters: dict[Question, str] = {}
     again: dict[Way, dict[Question, tuple[float, ...]]] = {}
     products: dict[str, tuple[str, ...]] = {}
-    for record in results.of(rung):
+    for record in records:
         item, outcome = record.item, record.outcome
         if isinstance(item, AccuracyTask) and isinstance(outcome, AccuracyOutcome):
             if outcome.output_type != "multiple_choice":

@@ -1,8 +1,8 @@
 """From a study's raw records to the one table that deciding and reporting read."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple
 
 from bitladder.records import (
     AccuracyOutcome,
@@ -11,36 +11,38 @@ from bitladder.records import (
     DivergenceOutcome,
     Item,
     MeasurementRecord,
+    PerformanceOutcome,
     Rescoring,
     RescoringOutcome,
     Scenario,
-    Scoring,
     StudyRecord,
 )
-from bitladder.results import Results, item_name
+from bitladder.results import Results
+from bitladder.results.ends import Ends, read_ends
+from bitladder.results.machines import find_place, to_decide
 from bitladder.rungs import ready_title
-from bitladder.stats import scores
-from bitladder.stats.accuracy import summarize_tasks
-from bitladder.stats.answered import read_answered
-from bitladder.stats.dependence import Scored, read_scored, summarize_dependence
-from bitladder.stats.divergence import summarize_divergence
-from bitladder.stats.ends import Ends
-from bitladder.stats.machines import find_place, to_decide
-from bitladder.stats.margin import default_margin_points, study_margin_points
-from bitladder.stats.metrics import derive_metrics
-from bitladder.stats.performance import notes_on, speedup
-from bitladder.stats.row import Row
-from bitladder.stats.summary import (
+from bitladder.stages import Staging
+from bitladder.stats.verdict import shared_confidence
+from bitladder.summary import scores
+from bitladder.summary.accuracy import summarize_tasks
+from bitladder.summary.answered import read_answered
+from bitladder.summary.dependence import Scored, read_scored, summarize_dependence
+from bitladder.summary.divergence import summarize_divergence
+from bitladder.summary.margin import default_margin_points, study_margin_points
+from bitladder.summary.metrics import derive_metrics
+from bitladder.summary.performance import Timeline, notes_on, speedup
+from bitladder.summary.row import Row
+from bitladder.summary.table import (
     AggregateSummary,
     Estimate,
     RungSummary,
     ScenarioSummary,
     Summary,
     TaskSummary,
-    describe_end,
+    stored_end,
 )
-from bitladder.stats.verdict import shared_confidence
 from bitladder.units import counted
+from bitladder.unknown import Unknown, reason_of
 
 _BUILTIN_TASK = "bitladder_"
 """how the names of the built-in suite's tasks begin"""
@@ -57,23 +59,24 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     if results.measured_on is None:
         results = to_decide(results, find_place(results, machine))
     study = results.study
+    ends = read_ends(results)
+    staging = Staging.of(study)
     margin = study_margin_points(study) if margin_points is None else margin_points
     if margin <= 0:
         raise ValueError(f"the margin must be more than 0 points, got {margin}")
-    ends = {rung: Ends(results, rung) for rung in study.rungs}
-    answered = read_answered(results, ends)
+    answered = read_answered(study, ends, staging, merged=bool(results.parts))
     rows = answered.rows
     found = [summarize_tasks(row, margin) for row in rows]
     aggregates = answered.aggregates(margin)
-    unasked = answered.unasked
-    scored = _scored(results)
+    runs = _runs(ends)
+    scored = _scored(ends)
     summaries = tuple(
         _rung_summary(
-            results, ends, rung, tuple(row[rung] for row in found), aggregates[rung], unasked[rung]
+            end, study.baseline, tuple(row[rung] for row in found), aggregates[rung], runs, answered.unasked[rung]
         ).model_copy(update=_dependence(study, scored, rung))
-        for rung in ends
+        for rung, end in ends.items()
     )
-    unplanned = sum(end.is_unplanned(item) for end in ends.values() for item in study.items)
+    unplanned = sum(one.is_missing and not one.is_planned for end in ends.values() for one in end.measurements)
     told_apart = sum(end.same_as is None for end in ends.values())
     return Summary(
         source=study.source,
@@ -91,26 +94,24 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
 
 
 def _rung_summary(
-    results: Results,
-    ends: dict[str, Ends],
-    rung: str,
+    end: Ends,
+    baseline: str,
     tasks: tuple[TaskSummary, ...],
     aggregate: AggregateSummary,
+    runs: "Mapping[str, Mapping[str, _Run]]",
     unasked: Collection[str],
 ) -> RungSummary:
     """``unasked``: tasks that are asked in stages, with documents that the rung is still to be asked."""
-    study, end = results.study, ends[rung]
     record = end.record
+    status, reason = stored_end(end.unmade)
     audit = record.audit if record else None
-    scenarios = tuple(
-        _scenario_summary(end, ends, study.baseline, item) for item in study.items if isinstance(item, Scenario)
-    )
-    missing = [item for item in study.items if (item.task in unasked if _is_staged(item) else end.is_missing(item))]
+    scenarios = tuple(_scenario_summary(end.rung, baseline, own) for own in runs.values())
+    missing = [one for one in end.measurements if (one.name in unasked if _is_staged(one.item) else one.is_missing)]
     return RungSummary(
-        rung=rung,
-        title=ready_title(rung, audit),
-        status=end.status,
-        reason=end.reason,
+        rung=end.rung,
+        title=ready_title(end.rung, audit),
+        status=status,
+        reason=reason,
         content_hash=record.content_hash if record else None,
         same_as=end.same_as,
         stored_bytes=audit.stored_bytes if audit else None,
@@ -119,40 +120,34 @@ def _rung_summary(
         tasks=tasks,
         aggregate=aggregate,
         scenarios=scenarios,
-        failures=_failures(end, study.items),
-        missing=tuple(item_name(item) for item in missing),
-        missing_tasks=tuple(item.task for item in missing if isinstance(item, AccuracyTask)),
-        scoring=_scoring(end, study.items),
-        **_divergence(end, study.items),
+        failures=_failures(end),
+        missing=tuple(one.name for one in missing),
+        missing_tasks=tuple(one.name for one in missing if isinstance(one.item, AccuracyTask)),
+        scoring={task: one.scoring for task, one in end.answers.items() if isinstance(one, AccuracyOutcome)},
+        **_divergence(end),
     )
 
 
-def _scoring(end: Ends, items: tuple[Item, ...]) -> dict[str, Scoring | None]:
-    tasks = [item.task for item in items if isinstance(item, AccuracyTask)]
-    answered = ((task, end.leaf(task)) for task in tasks)
-    return {task: leaf.scoring for task, leaf in answered if isinstance(leaf, AccuracyOutcome)}
-
-
-def _is_staged(item: Item) -> TypeGuard[AccuracyTask]:
+def _is_staged(item: Item) -> bool:
     return isinstance(item, AccuracyTask) and item.order is not None
 
 
-def _divergence(end: Ends, items: tuple[Item, ...]) -> dict[str, Any]:
+def _divergence(end: Ends) -> dict[str, Any]:
     """The fields of a rung that are about it."""
-    item = next((item for item in items if isinstance(item, Divergence)), None)
-    if item is None:
-        return {}
-    record, status, reason = end.measurement(item)
-    if record is None or status != "ok" or not isinstance(record.outcome, DivergenceOutcome):
-        return {"no_divergence_reason": describe_end(status, reason)}
-    return {"divergence": summarize_divergence(record.outcome)}
+    for one in end.measurements:
+        if isinstance(one.outcome, DivergenceOutcome):
+            return {"divergence": summarize_divergence(one.outcome)}
+        if isinstance(one.item, Divergence):
+            return {"no_divergence_reason": reason_of(one.outcome)}
+    return {}
 
 
-def _scored(results: Results) -> dict[str, Scored]:
+def _scored(ends: Mapping[str, Ends]) -> dict[str, Scored]:
     """Of each rung the answers that were scored again; empty where none were to be."""
-    if not any(isinstance(item, Rescoring) for item in results.study.items):
+    planned = (one.item for end in ends.values() for one in end.measurements)
+    if not any(isinstance(item, Rescoring) for item in planned):
         return {}
-    return {rung: read_scored(results, rung) for rung in results.study.rungs}
+    return {rung: read_scored(end.records) for rung, end in ends.items()}
 
 
 def _dependence(study: StudyRecord, scored: dict[str, Scored], rung: str) -> dict[str, Any]:
@@ -179,43 +174,55 @@ def _loaded_bytes(end: Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | No
     return next((int(value) for value in seen if value is not None), None)
 
 
-def _failures(end: Ends, items: tuple[Item, ...]) -> tuple[str, ...]:
-    if end.status == "missing":
-        return ()
-    if end.status != "ok":
-        return (f"{end.rung}: {describe_end(end.status, end.reason)}",)
-    measured = [(item, *end.measurement(item)[1:]) for item in items]
+def _failures(end: Ends) -> tuple[str, ...]:
+    if end.unmade is not None:
+        return (end.unmade.of(end.rung).reason,) if end.unmade.bad_end else ()
     return tuple(
-        f"{end.rung}, {item_name(item)}: {describe_end(status, reason)}"
-        for item, status, reason in measured
-        if status not in ("ok", "missing")
+        one.outcome.of(f"{end.rung}, {one.name}").reason
+        for one in end.measurements
+        if isinstance(one.outcome, Unknown) and one.outcome.bad_end
     )
 
 
-def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Scenario) -> ScenarioSummary:
-    record, status, reason = end.measurement(item)
-    line = end.timeline(item)
-    if record is None or line is None:
+class _Run(NamedTuple):
+    """One rung's of a scenario."""
+
+    item: Scenario
+    record: MeasurementRecord | None
+    line: Timeline | Unknown
+
+
+def _runs(ends: Mapping[str, Ends]) -> dict[str, dict[str, _Run]]:
+    """Of each scenario by rung: every rung is held against all others."""
+    found: dict[str, dict[str, _Run]] = {}
+    for rung, end in ends.items():
+        for one in end.measurements:
+            if isinstance(one.item, Scenario):
+                assert isinstance(one.outcome, PerformanceOutcome | Unknown)  # an item's kind is its outcome's
+                line = one.outcome if isinstance(one.outcome, Unknown) else Timeline(one.outcome)
+                found.setdefault(one.name, {})[rung] = _Run(one.item, one.record, line)
+    return found
+
+
+def _scenario_summary(rung: str, baseline: str, runs: Mapping[str, _Run]) -> ScenarioSummary:
+    item, record, line = runs[rung]
+    if isinstance(line, Unknown):
+        status, reason = stored_end(line)
         return ScenarioSummary(
             scenario=item.scenario,
             status=status,
             reason=reason,
             machine=record.machine if record else None,
-            batch_size=None,
-            requests=0,
             prompt_tokens=item.prompt_tokens,
             new_tokens=item.new_tokens,
-            stopped_by=None,
-            metrics={},
-            notes=(),
         )
+    assert record is not None  # whose the line is
     outcome = line.outcome
     metrics = derive_metrics(outcome, item.device)
-    others = {name: other.timeline(item) for name, other in ends.items() if name != end.rung}
-    measured = {name: theirs for name, theirs in others.items() if theirs is not None}
-    ratios = {name: speedup(line, theirs) for name, theirs in measured.items()}
-    confidence = shared_confidence(max(len(measured), 1))
-    metrics["speedup"] = ratios.get(baseline) or _no_speedup(end, ends.get(baseline), item)
+    others = {name: run.line for name, run in runs.items() if name != rung and not isinstance(run.line, Unknown)}
+    ratios = {name: speedup(line, theirs) for name, theirs in others.items()}
+    confidence = shared_confidence(max(len(others), 1))
+    metrics["speedup"] = ratios.get(baseline) or _no_speedup(rung, baseline, runs)
     return ScenarioSummary(
         scenario=item.scenario,
         status="ok",
@@ -228,9 +235,9 @@ def _scenario_summary(end: Ends, ends: dict[str, Ends], baseline: str, item: Sce
         stopped_by=outcome.stopped_by,
         metrics=metrics,
         ratios=ratios,
-        ratios_together={name: speedup(line, theirs, confidence) for name, theirs in measured.items()},
+        ratios_together={name: speedup(line, theirs, confidence) for name, theirs in others.items()},
         notes=notes_on(outcome, item.planned_requests(outcome.batch_size), item.batch_size_cap)
-        + _other_host(record, ends[baseline].measurement(item)[0] if baseline in ends else None, baseline),
+        + _other_host(record, runs[baseline].record if baseline in runs else None, baseline),
     )
 
 
@@ -244,22 +251,24 @@ def _other_host(record: MeasurementRecord, other: MeasurementRecord | None, base
     return (f"measured on another machine of the same kind than {baseline}, for which no interval allows",)
 
 
-def _no_speedup(end: Ends, baseline: Ends | None, item: Scenario) -> Estimate:
+def _no_speedup(rung: str, baseline: str, runs: Mapping[str, _Run]) -> Estimate:
     """Why there is none against the baseline on the same machine, the only one in these results."""
-    if baseline is None:
-        return Estimate.unknown("the baseline is not in the study")
-    if end.rung == baseline.rung:
+    if baseline not in runs:
+        return Estimate.unknown(Unknown("the baseline is not in the study"))
+    if rung == baseline:
         return Estimate(value=1.0, reason="the baseline against itself")
-    _, status, reason = baseline.measurement(item)
-    return Estimate.unknown(f"{baseline.rung} has no {item.scenario}: {describe_end(status, reason)}")
+    line = runs[baseline].line
+    assert isinstance(line, Unknown)  # else there is a speed-up
+    return Estimate.unknown(line.of(f"{baseline} has no {runs[baseline].item.scenario}"))
 
 
 def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
+    of_all = _remarks(results) + _batch_dependence(results) + _about_suite(results)
     notes = [results.study.source.note] if results.study.source.note else []
     for row in rows:
         if row.group.in_aggregate and not any(map(row.counts, row.leaves)):
-            reason = row.no_signal_reasons.get(row.baseline) or next(iter(row.no_signal_reasons.values()))
-            notes.append(f"{row.group.title} is in no aggregate: {reason}.")
+            reason = row.without_signal.get(row.baseline) or next(iter(row.without_signal.values()))
+            notes.append(f"{row.group.title} is in no aggregate: {reason_of(reason)}.")
     for record in results.records:
         if isinstance(record.outcome, AccuracyOutcome) and isinstance(record.item, AccuracyTask):
             about = f"{record.rung}, {record.item.task}"
@@ -267,17 +276,18 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
             if record.outcome.truncated_documents:
                 count = counted(record.outcome.truncated_documents, "prompt")
                 notes.append(f"{about}: {count} longer than the model's context: the beginning was cut off.")
-    return tuple(notes + _remarks(results) + _batch_dependence(results) + _about_suite(results))
+    return tuple(notes + of_all)
 
 
 def notes_about(results: Results, rung: str) -> tuple[str, ...]:
     """Of `Summary.notes` what is true of one rung: a page on it alone has nothing of the others."""
-    rows = read_answered(results, {name: Ends(results, name) for name in results.study.rungs}).rows
+    study = results.study
+    rows = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts)).rows
     own = tuple(record for record in results.records if record.rung == rung)
     return _notes(replace(results, records=own, rungs={rung: results.rungs[rung]}), rows)
 
 
-def _same_contents(ends: dict[str, Ends]) -> tuple[str, ...]:
+def _same_contents(ends: Mapping[str, Ends]) -> tuple[str, ...]:
     return tuple(
         f"{end.rung} has the same content as {end.same_as}: it is not measured, and all that is measured of "
         f"{end.same_as}, answers and times, is true of it."

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, MetricInfo, Record, TaskGroup
-from bitladder.stats import scores
-from bitladder.stats.accuracy import aggregate_score, summarize_aggregates, summarize_tasks
-from bitladder.stats.answered import Leaves, not_asked_on, whole_stages
-from bitladder.stats.margin import Recovery, recovery_margin_points
-from bitladder.stats.pots import primary_metric
-from bitladder.stats.row import Leaf, Row
-from bitladder.stats.stopping import Staging
-from bitladder.stats.summary import AggregateSummary, Summary, TaskSummary
+from bitladder.stages import Staging
+from bitladder.summary import scores
+from bitladder.summary.accuracy import aggregate_score, summarize_aggregates, summarize_tasks
+from bitladder.summary.answered import Leaves, not_asked_on, whole_stages
+from bitladder.summary.margin import Recovery, recovery_margin_points
+from bitladder.summary.pots import primary_metric
+from bitladder.summary.row import Leaf, Row
+from bitladder.summary.table import AggregateSummary, Summary, TaskSummary
 
 
 class ComparedRung(Record):

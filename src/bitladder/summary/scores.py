@@ -11,16 +11,24 @@ from bitladder.stats.clusters import clustering_of
 from bitladder.stats.interval import (
     CONFIDENCE,
     Interval,
-    NoInterval,
     mean_interval,
     spread,
     t_interval,
     wilson_interval,
 )
 from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_difference
-from bitladder.stats.pots import Pot, ask_the_same, clusters_over, is_binary, metric_values, primary_metric
 from bitladder.stats.ratio import ratio_interval
-from bitladder.stats.summary import Estimate
+from bitladder.summary.pots import (
+    Pot,
+    ask_the_same,
+    clusters_over,
+    is_binary,
+    mean_chance,
+    metric_values,
+    primary_metric,
+)
+from bitladder.summary.table import Estimate
+from bitladder.unknown import Unknown, known
 
 
 def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:
@@ -44,13 +52,11 @@ class Score(NamedTuple):
     """A score or a difference in fractions of 1, with its interval or the reason for none."""
 
     value: float
-    interval: Interval | NoInterval
+    interval: Interval | Unknown
 
     def percent(self) -> Estimate:
         """The same in per cent or points."""
-        if isinstance(self.interval, NoInterval):
-            return Estimate(value=100 * self.value, reason=self.interval.reason)
-        return Estimate(value=100 * self.value, low=100 * self.interval.low, high=100 * self.interval.high)
+        return Estimate.of(self.value, self.interval, scale=100)
 
 
 def row_score(pots: Sequence[Pot], confidence: float = CONFIDENCE) -> Score:
@@ -71,46 +77,45 @@ def _mean_of_pots(pots: Sequence[Pot], values: Sequence[Sequence[float]], confid
         return Score(value, score_interval([one for part in values for one in part], clusters_over(pots), confidence))
     intervals = [score_interval(part, pot.clusters, confidence) for part, pot in zip(values, pots, strict=True)]
     known = [interval for interval in intervals if isinstance(interval, Interval)]
-    missing = next((interval for interval in intervals if isinstance(interval, NoInterval)), None)
+    missing = next((interval for interval in intervals if isinstance(interval, Unknown)), None)
     return Score(value, missing or combine_dependent(known))
 
 
 def score_interval(
     values: Sequence[float], clusters: Sequence[str] | None = None, confidence: float = CONFIDENCE
-) -> Interval | NoInterval:
+) -> Interval | Unknown:
     """Interval of a mean score: Wilson's for right and wrong answers, Student's t for any others.
 
     None for a single cluster, see `cluster_spread`, and for equal scores of another kind. Of clustered documents both
     are those of the effective sample, see `PairedCounts`.
     """
     clustering = clustering_of(values, clusters)
-    if isinstance(clustering, NoInterval):
+    if isinstance(clustering, Unknown):
         return clustering
     effect, degrees = clustering or (1.0, None)
     if is_binary(values):
         return wilson_interval(sum(values) / effect, len(values) / effect, confidence, degrees)
     summary = spread(values)
-    if isinstance(summary, NoInterval):
+    if isinstance(summary, Unknown):
         return summary
     mean, sd = summary
     return t_interval(mean, sd * math.sqrt(effect), len(values), confidence, degrees)
 
 
-def chance_of(pots: Sequence[Pot]) -> float | None:
-    chances = [pot.chance for pot in pots if pot.chance is not None]
-    return sum(chances) / len(chances) if len(chances) == len(pots) else None
+def chance_of(pots: Sequence[Pot]) -> float | Unknown | None:
+    return mean_chance([pot.chance for pot in pots if pot.chance is not None], len(pots))
 
 
 def above_chance(pots: Sequence[Pot]) -> float:
     """Score less what guessing scores, as a fraction of 1. A chance that isn't known is taken as 0."""
-    return row_score(pots).value - (chance_of(pots) or 0.0)
+    return row_score(pots).value - (known(chance_of(pots)) or 0.0)
 
 
 class Change(NamedTuple):
     """A mean difference to the baseline in fractions of 1, with what gives its interval."""
 
     value: float
-    comparison: Comparison | NoInterval
+    comparison: Comparison | Unknown
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class RowComparison:
     """A row's score minus the baseline's on the same questions, in fractions of 1."""
 
     value: float
-    comparison: Comparison | NoInterval
+    comparison: Comparison | Unknown
     gained: int | None
     """right here and wrong on the baseline, over all pots; None where some change by less than that"""
     lost: int | None
@@ -128,7 +133,7 @@ class RowComparison:
     """of the right choice's probability; None where some question has none that is known"""
 
 
-def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
+def find_unpaired(pots: Sequence[Pot], baseline: Sequence[Pot]) -> Unknown | None:
     """Why two rungs' answers cannot be paired: a document or a prompt that only one of them has."""
     for pot, other in zip(pots, baseline, strict=True):
         if pot.questions == other.questions:  # in one order, as they mostly are
@@ -136,7 +141,7 @@ def unpaired_reason(pots: Sequence[Pot], baseline: Sequence[Pot]) -> str | None:
         missing = len(set(other.questions) - set(pot.questions))
         added = len(set(pot.questions) - set(other.questions))
         if missing or added:
-            return (
+            return Unknown(
                 f"{pot.title}: the questions differ by document or prompt: "
                 f"{missing:,} of {len(other.questions):,} are the baseline's alone, {added:,} are this rung's alone"
             )
@@ -187,9 +192,9 @@ def paired_values(pot: Pot, other: Pot, values: Sequence[float], before: Sequenc
     return [value - known[question] for question, value in zip(pot.questions, values, strict=True)]
 
 
-def _same_questions(parts: Sequence[PairedCounts | PairedMean | NoInterval]) -> SameQuestions | NoInterval:
-    missing = next((part for part in parts if isinstance(part, NoInterval)), None)
-    return missing or SameQuestions(parts=tuple(part for part in parts if not isinstance(part, NoInterval)))
+def _same_questions(parts: Sequence[PairedCounts | PairedMean | Unknown]) -> SameQuestions | Unknown:
+    missing = next((part for part in parts if isinstance(part, Unknown)), None)
+    return missing or SameQuestions(parts=tuple(part for part in parts if not isinstance(part, Unknown)))
 
 
 def raw_score(outcomes: Sequence[AccuracyOutcome]) -> Estimate:
@@ -216,15 +221,15 @@ def raw_score(outcomes: Sequence[AccuracyOutcome]) -> Estimate:
     if len(outcomes) == 1 and metric.key in outcomes[0].harness_results:
         reason = f"no interval: {metric.aggregation} is no mean over documents"
         return Estimate(value=outcomes[0].harness_results[metric.key], reason=reason)
-    return Estimate.unknown(f"{metric.name} of several tasks cannot be pooled by {metric.aggregation}")
+    return Estimate.unknown(Unknown(f"{metric.name} of several tasks cannot be pooled by {metric.aggregation}"))
 
 
 def _bits(nats: float) -> float:
     return nats / math.log(2)
 
 
-def _transformed(value: float, interval: Interval | NoInterval, transform: Callable[[float], float]) -> Estimate:
-    if isinstance(interval, NoInterval):
+def _transformed(value: float, interval: Interval | Unknown, transform: Callable[[float], float]) -> Estimate:
+    if isinstance(interval, Unknown):
         return Estimate(value=transform(value), reason=interval.reason)
     return Estimate(value=transform(interval.value), low=transform(interval.low), high=transform(interval.high))
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, TaskGroup
-from bitladder.stats import scores
 from bitladder.stats.interval import CONFIDENCE
-from bitladder.stats.pots import Pot, make_pots, primary_metric
-from bitladder.stats.scores import RowComparison, Score
 from bitladder.stats.weights import weight_at, weight_reason
+from bitladder.summary import scores
+from bitladder.summary.pots import Pot, make_pots, primary_metric
+from bitladder.summary.scores import RowComparison, Score
+from bitladder.unknown import Unknown, known
 
-Leaf = AccuracyOutcome | str | None
-"""what a rung answered in one lm-eval task, or why there is nothing; None where the stages so far ask none of it"""
+Leaf = AccuracyOutcome | Unknown
+"""what a rung answered in one lm-eval task, or why there is nothing"""
 
 Pots = tuple[Pot, ...]
 
@@ -29,16 +30,16 @@ class Row:
     _scores: dict[tuple[int, float], Score] = field(default_factory=dict, repr=False, compare=False)
     """by the identity of pots that this row keeps, and confidence: most rungs have one baseline"""
 
-    def outcomes(self, rung: str) -> dict[str, AccuracyOutcome] | str:
-        """The outcomes of the row's tasks on one rung, or why one is missing."""
+    def outcomes(self, rung: str) -> dict[str, AccuracyOutcome] | Unknown:
+        """The outcomes of the row's tasks that were asked on one rung, or why one is missing."""
         found: dict[str, AccuracyOutcome] = {}
         for task in self.group.tasks:
             leaf = self.leaves[rung][task]
-            if isinstance(leaf, str):
-                return leaf if self.group.tasks == (self.group.name,) else f"{task}: {leaf}"
-            if leaf is not None:
+            if isinstance(leaf, AccuracyOutcome):
                 found[task] = leaf
-        return found or "none of its documents were asked yet"
+            elif leaf.kind != "not_asked":
+                return leaf if self.group.tasks == (self.group.name,) else leaf.of(task)
+        return found or Unknown(kind="not_asked")
 
     @cached_property
     def _known(self) -> list[AccuracyOutcome]:
@@ -58,11 +59,11 @@ class Row:
         return " / ".join(dict.fromkeys(primary_metric(outcome.metrics).title for outcome in self._known))
 
     @cached_property
-    def pots(self) -> dict[str, Pots | str]:
+    def pots(self) -> dict[str, Pots | Unknown]:
         """Of a row in per cent: each rung's questions and scores, or why there are none."""
         found = {rung: self.outcomes(rung) for rung in self.leaves}
-        return {self.baseline: "it is not in the study"} | {
-            rung: outcomes if isinstance(outcomes, str) else self._make_pots(outcomes)
+        return {self.baseline: Unknown("it is not in the study")} | {
+            rung: outcomes if isinstance(outcomes, Unknown) else self._make_pots(outcomes)
             for rung, outcomes in found.items()
         }
 
@@ -71,17 +72,17 @@ class Row:
         return make_pots(self.group.model_copy(update={"tasks": tasks}), outcomes)
 
     @cached_property
-    def baselines(self) -> dict[str, Pots | str]:
+    def baselines(self) -> dict[str, Pots | Unknown]:
         """What each rung is held against: the baseline's questions and scores, as far as the rung was asked them."""
         whole = self.pots[self.baseline]
-        if not self.staged or isinstance(whole, str):
+        if not self.staged or isinstance(whole, Unknown):
             return dict.fromkeys(self.leaves, whole)
         outcomes = self.outcomes(self.baseline)
-        assert not isinstance(outcomes, str)  # it has pots
-        found: dict[str, Pots | str] = {}
+        assert not isinstance(outcomes, Unknown)  # it has pots
+        found: dict[str, Pots | Unknown] = {}
         for rung in self.leaves:
             own = self.outcomes(rung)
-            found[rung] = own if isinstance(own, str) else self._make_pots(_as_far_as(outcomes, own, self.staged))
+            found[rung] = own if isinstance(own, Unknown) else self._make_pots(_as_far_as(outcomes, own, self.staged))
         return found
 
     @property
@@ -105,7 +106,7 @@ class Row:
     def _above_chance(self) -> dict[str, float]:
         if not self.is_share:
             return {}
-        return {rung: scores.above_chance(pots) for rung, pots in self.pots.items() if not isinstance(pots, str)}
+        return {rung: scores.above_chance(pots) for rung, pots in self.pots.items() if not isinstance(pots, Unknown)}
 
     def _best(self, rung: str) -> str | None:
         """Whose score a rung's weight is read from."""
@@ -114,17 +115,17 @@ class Row:
         return max(known, key=self._above_chance.__getitem__, default=None)
 
     @cached_property
-    def no_signal_reasons(self) -> dict[str, str | None]:
+    def without_signal(self) -> dict[str, Unknown | None]:
         """Why nothing is compared, by rung, whatever the baseline answers."""
-        return {rung: self._no_signal_reason(rung) for rung in self.leaves}
+        return {rung: self._without_signal(rung) for rung in self.leaves}
 
-    def _no_signal_reason(self, rung: str) -> str | None:
+    def _without_signal(self, rung: str) -> Unknown | None:
         if not self.is_share:
-            return "scored in a unit of its own: in no aggregate and no comparison"
+            return Unknown("scored in a unit of its own: in no aggregate and no comparison")
         if self.weights[rung] == 0:
             best = self.pots[self._best(rung) or rung]
-            assert not isinstance(best, str)  # a weight is read from it
-            return weight_reason(scores.row_score(best).value, self.chance)
+            assert not isinstance(best, Unknown)  # a weight is read from it
+            return Unknown(weight_reason(scores.row_score(best).value, known(self.chance)))
         return None
 
     def counts(self, rung: str) -> bool:
@@ -137,17 +138,12 @@ class Row:
     @cached_property
     def asked(self) -> Pots:
         """Any rung's pots, for what they have in common; none where no rung has answers in per cent."""
-        return next((pots for pots in self.pots.values() if not isinstance(pots, str)), ()) if self.is_share else ()
+        return next((pots for pots in self.pots.values() if not isinstance(pots, Unknown)), ()) if self.is_share else ()
 
     @cached_property
-    def chance(self) -> float | None:
-        """As a fraction of 1; None for generated answers, and for `chance_reason`."""
+    def chance(self) -> float | Unknown | None:
+        """What guessing scores, as a fraction of 1; None for generated answers."""
         return scores.chance_of(self.asked) if self.asked else None
-
-    @cached_property
-    def chance_reason(self) -> str | None:
-        """Why it is not known what guessing scores, though there are choices."""
-        return next((pot.chance_reason for pot in self.asked if pot.chance_reason), None)
 
     def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
         """Raises KeyError where there is none: ask `pots` first."""
@@ -157,29 +153,29 @@ class Row:
         """The baseline's on what the rung was asked. Raises KeyError where there is none."""
         return self._score(self.baselines[rung], rung, confidence)
 
-    def _score(self, pots: Pots | str, rung: str, confidence: float) -> Score:
-        if isinstance(pots, str):
-            raise KeyError(f"{self.group.name} on {rung}: {pots}")
+    def _score(self, pots: Pots | Unknown, rung: str, confidence: float) -> Score:
+        if isinstance(pots, Unknown):
+            raise KeyError(f"{self.group.name} on {rung}: {pots.reason}")
         key = id(pots), confidence
         if key not in self._scores:
             self._scores[key] = scores.row_score(pots, confidence)
         return self._scores[key]
 
     @cached_property
-    def compared(self) -> dict[str, RowComparison | str]:
+    def compared(self) -> dict[str, RowComparison | Unknown]:
         """Each rung's difference to the baseline, or why there is none."""
         return {rung: self._compare(rung) for rung in self.leaves}
 
-    def _compare(self, rung: str) -> RowComparison | str:
-        if (no_signal := self.no_signal_reasons[rung]) is not None:
+    def _compare(self, rung: str) -> RowComparison | Unknown:
+        if (no_signal := self.without_signal[rung]) is not None:
             return no_signal
-        if isinstance(whole := self.pots[self.baseline], str):
-            return f"{self.baseline} has no result to compare with: {whole}"
+        if isinstance(whole := self.pots[self.baseline], Unknown):
+            return whole.of(f"{self.baseline} has no result to compare with")
         pots, baseline = self.pots[rung], self.baselines[rung]
-        if isinstance(pots, str):
+        if isinstance(pots, Unknown):
             return pots
-        assert not isinstance(baseline, str)  # it has a result, and the rung was asked
-        return scores.unpaired_reason(pots, baseline) or scores.compare(pots, baseline)
+        assert not isinstance(baseline, Unknown)  # it has a result, and the rung was asked
+        return scores.find_unpaired(pots, baseline) or scores.compare(pots, baseline)
 
 
 def _as_far_as(

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bitladder.stats.summary import Estimate, RungSummary, Summary
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import format_bytes, format_raw, format_seconds
+from bitladder.unknown import Unknown
 
 MEMORY_TIE = 0.01
 """share of memory within which two rungs need the same: one run's peak differs from the next one's by that much"""
@@ -35,10 +36,10 @@ class Criterion:
 
     def of(self, rung: RungSummary) -> Estimate:
         if self.scenario is None:
-            known = rung.loaded_bytes is not None
-            return Estimate(value=rung.loaded_bytes) if known else Estimate.unknown("its weights were not loaded")
-        scenario = rung.scenario(self.scenario)
-        return scenario.metric(self.metric) if scenario else Estimate.unknown(f"{self.scenario} was not measured")
+            if rung.loaded_bytes is None:
+                return Estimate.unknown(Unknown("its weights were not loaded"))
+            return Estimate(value=rung.loaded_bytes)
+        return rung.metric(self.scenario, self.metric)
 
     def alike(self, one: Estimate, other: Estimate) -> bool:
         """Of figures that aren't sampled: whether they are as good as equal."""

@@ -22,6 +22,7 @@ from bitladder.records import (
     TaskGroup,
 )
 from bitladder.stages import read_as_one
+from bitladder.unknown import Unknown
 
 DIVERGENCE = "divergence"
 _MAY_DIFFER = {"device", "batch_size", "token_budget"}
@@ -76,7 +77,7 @@ def is_planned(study: StudyRecord, record: RungRecord) -> bool:
 
 def not_measured_as(other: str) -> str:
     """Why a rung of the same content as another has no figures of its own."""
-    return f"same content as {other}, not measured"
+    return Unknown(other, "same_content").reason
 
 
 def item_name(item: Item) -> str:

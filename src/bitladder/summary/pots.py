@@ -18,11 +18,12 @@ from functools import cached_property
 
 from bitladder.records import PASSAGE, AccuracyOutcome, MetricInfo, TaskGroup
 from bitladder.stats.clusters import joined
+from bitladder.unknown import Unknown
 
 Question = tuple[str, str, str, int]
 """task, document hash, prompt hash, and how often both came before in the task"""
 
-NO_CHANCE = "its score is no count of right choices, and the log does not say which choices are true"
+_NO_CHANCE = Unknown("its score is no count of right choices, and the log does not say which choices are true")
 
 
 def primary_metric(metrics: Sequence[MetricInfo]) -> MetricInfo:
@@ -71,10 +72,8 @@ class Pot:
     values: tuple[float, ...]
     norm_values: tuple[float, ...] | None
     """acc_norm by question, where every task of the pot has it"""
-    chance: float | None
-    """what guessing scores; None where the answers are not given to choose from, and for `chance_reason`"""
-    chance_reason: str | None = None
-    """why it is not known though there are choices"""
+    chance: float | Unknown | None
+    """what guessing scores; None where the answers are not given to choose from"""
     clusters: tuple[str, ...] | None = None
     """by question; None where no two resemble each other"""
     passages: tuple[str | None, ...] = ()
@@ -105,7 +104,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
     questions: list[Question] = []
     values: list[float] = []
     norm_values: list[float] = []
-    chances: list[float | str] = []
+    chances: list[float | Unknown] = []
     sources: list[str] = []
     passages: list[str | None] = []
     choices: list[int] = []
@@ -132,14 +131,12 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
         values += own
         norm = norm_metric(outcome.metrics)
         norm_values += metric_values(outcome, norm) if norm else []
-    known = [chance for chance in chances if not isinstance(chance, str)]
     return Pot(
         title=title,
         questions=tuple(questions),
         values=tuple(values),
         norm_values=tuple(norm_values) if len(norm_values) == len(values) else None,
-        chance=sum(known) / len(known) if len(known) == len(values) else None,
-        chance_reason=next((chance for chance in chances if isinstance(chance, str)), None),
+        chance=mean_chance(chances, len(values)),
         clusters=_clusters([doc_hash for _, doc_hash, _, _ in questions], sources),
         passages=tuple(passages),
         choices=tuple(choices) if len(choices) == len(values) else None,
@@ -157,7 +154,7 @@ def is_binary(values: Sequence[float]) -> bool:
     return {0.0, 1.0}.issuperset(values)
 
 
-def _chances(outcome: AccuracyOutcome, *, binary: bool) -> list[float | str]:
+def _chances(outcome: AccuracyOutcome, *, binary: bool) -> list[float | Unknown]:
     """What guessing scores in each document, or why that isn't known; nothing where nothing is chosen.
 
     One of the choices is right. Where the score is the probability of all true choices instead (TruthfulQA's mc2),
@@ -167,7 +164,15 @@ def _chances(outcome: AccuracyOutcome, *, binary: bool) -> list[float | str]:
         return []
     if binary:
         return [1 / len(document.loglikelihoods or ()) for document in outcome.documents]
-    return [NO_CHANCE if one.true_share is None else one.true_share for one in outcome.documents]
+    return [_NO_CHANCE if one.true_share is None else one.true_share for one in outcome.documents]
+
+
+def mean_chance(chances: Sequence[float | Unknown], of: int) -> float | Unknown | None:
+    """What guessing scores on average in so many; None where some have nothing to choose from."""
+    known = [chance for chance in chances if not isinstance(chance, Unknown)]
+    if len(known) < len(chances):
+        return next(chance for chance in chances if isinstance(chance, Unknown))
+    return sum(known) / len(known) if len(known) == of else None
 
 
 def _clusters(doc_hashes: list[str], sources: list[str]) -> tuple[str, ...] | None:

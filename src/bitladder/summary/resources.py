@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from bitladder.records import PerformanceOutcome
-from bitladder.stats.summary import Estimate
+from bitladder.summary.table import Estimate
 from bitladder.units import MIB
+from bitladder.unknown import Unknown
 
 SHORTEST_UTILISATION_S = 5.0
 """a GPU's utilisation is itself a mean over up to a second"""
@@ -31,12 +32,14 @@ class Readings:
         pairs = [(sample.time_s, getattr(sample, field)) for sample in self._outcome.resources]
         return [(time_s, float(value)) for time_s, value in pairs if value is not None]
 
-    def missing(self, *fields: str) -> Estimate:
-        """Unknown, for the reason that the record gives for the first of these fields that it names."""
+    def why_missing(self, *fields: str) -> Unknown:
+        """What the record says of the first of these fields that it names."""
         reasons = self._outcome.unavailable
-        return Estimate.unknown(
-            next((reasons[name] for name in (*fields, "resources") if name in reasons), f"{fields[0]} was not recorded")
-        )
+        told = (reasons[name] for name in (*fields, "resources") if name in reasons)
+        return Unknown(next(told, f"{fields[0]} was not recorded"))
+
+    def missing(self, *fields: str) -> Estimate:
+        return Estimate.unknown(self.why_missing(*fields))
 
     def mean(self, field: str) -> Estimate:
         values = [value for _, value in self.series(field)]
@@ -73,7 +76,9 @@ def gpu_utilisation(outcome: PerformanceOutcome, duration_s: float) -> Estimate:
     """Share of the time with a kernel running, in per cent."""
     found = Readings(outcome).mean("gpu_utilisation_percent")
     if found.value is not None and duration_s < SHORTEST_UTILISATION_S:
-        return Estimate.unknown(f"measured for {duration_s:.1f} s, utilisation needs {SHORTEST_UTILISATION_S:g} s")
+        return Estimate.unknown(
+            Unknown(f"measured for {duration_s:.1f} s, utilisation needs {SHORTEST_UTILISATION_S:g} s")
+        )
     return found
 
 
@@ -125,7 +130,7 @@ def gpu_energy(readings: Readings, duration_s: float) -> Estimate:
     if len(series) < 2:
         return readings.missing("gpu_energy_j")
     if duration_s < SHORTEST_ENERGY_S:
-        return Estimate.unknown(f"measured for {duration_s:.1f} s, energy needs {SHORTEST_ENERGY_S:g} s")
+        return Estimate.unknown(Unknown(f"measured for {duration_s:.1f} s, energy needs {SHORTEST_ENERGY_S:g} s"))
     return Estimate(value=mean_power_w(series) * duration_s, reason=_SERIES)
 
 
@@ -134,23 +139,21 @@ def _energy_above_idle(readings: Readings, outcome: PerformanceOutcome, duration
     if gross.value is None:
         return gross
     idle = _idle_power_w(readings, outcome)
-    if isinstance(idle, Estimate):
-        return idle
+    if isinstance(idle, Unknown):
+        return Estimate.unknown(idle)
     return Estimate(value=gross.value - idle * duration_s, reason=_SERIES)
 
 
-def _idle_power_w(readings: Readings, outcome: PerformanceOutcome) -> float | Estimate:
-    """Of the idle card; or why it isn't known, such as a reading that a card at work went below."""
+def _idle_power_w(readings: Readings, outcome: PerformanceOutcome) -> float | Unknown:
+    """Of the idle card; not known where a card at work went below it."""
     if not outcome.idle_powers_w:
         if outcome.idle_power_w is not None:
-            return Estimate.unknown("the power of the idle GPU was read after batches had run on it")
-        return readings.missing("idle_powers_w")
+            return Unknown("the power of the idle GPU was read after batches had run on it")
+        return readings.why_missing("idle_powers_w")
     idle_w = sum(outcome.idle_powers_w) / len(outcome.idle_powers_w)
     least_w = min((value for _, value in readings.series("gpu_power_w")), default=idle_w)
     if least_w < min(outcome.idle_powers_w):
-        return Estimate.unknown(
-            f"the GPU took {least_w:.0f} W at work and {idle_w:.0f} W before, so it was not idle before"
-        )
+        return Unknown(f"the GPU took {least_w:.0f} W at work and {idle_w:.0f} W before, so it was not idle before")
     return idle_w
 
 
