@@ -208,7 +208,7 @@ def _prepare_process(render: Any, *, with_accuracy: bool) -> Any:
     import bitladder.report.output
     import bitladder.study.run
     from bitladder.accuracy import registry
-    from bitladder.forkserver import ForkServer
+    from bitladder.executors.forkserver import ForkServer
     from bitladder.study import layer_timing
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # so that orphans are seen
@@ -254,7 +254,7 @@ class _Forked:
 
 
 def _fork_server(self: Any) -> _Forked:
-    from bitladder.forkserver import _serve
+    from bitladder.executors.serving import _serve
 
     with self._theirs, self._open_log() as log:
         child = os.fork()

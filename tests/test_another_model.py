@@ -14,7 +14,7 @@ from bitladder.cli.dry_run import print_plan
 from bitladder.cli.main import app
 from bitladder.decide import recommend
 from bitladder.errors import UserError
-from bitladder.forkserver import ForkServer
+from bitladder.executors.forkserver import ForkServer
 from bitladder.merge import merge_results
 from bitladder.publish.measured import find_measured
 from bitladder.records import RungRecord, Settings, Source

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bitladder import forkserver
 from bitladder.checkpoint.loading import predicted_load_bytes
 from bitladder.checkpoint.skeleton import cache_bytes
 from bitladder.errors import DoesNotFitError
+from bitladder.executors import forkserver
 from bitladder.perf import maxbatch, probe
 from bitladder.perf.maxbatch import (
     GPU_GROWTH,
@@ -263,7 +263,7 @@ def test_probe_that_raises_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @contextmanager
 def probe_that(ends: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Probe]:
     """Probes whose process does this instead of running a batch."""
-    (directory / "ends.py").write_text(f"import os\n\ndef work(descriptor):\n    {ends}\n")
+    (directory / "ends.py").write_text(f"import os\n\ndef work(job, answers):\n    {ends}\n")
     monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
     monkeypatch.setattr(maxbatch, "PROBE", "ends")
     monkeypatch.setattr(forkserver, "PRELOADED", ())

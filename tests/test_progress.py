@@ -7,7 +7,7 @@ import pytest
 from bitladder.cli.dry_run import show_plan
 from bitladder.cli.progress import LINE_INTERVAL_S, TerminalProgress
 from bitladder.environment import BUSY_SHARE
-from bitladder.forkserver import ForkServer
+from bitladder.executors.forkserver import ForkServer
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
 from bitladder.records import Finding
 from bitladder.stats.performance import notes_on

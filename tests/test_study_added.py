@@ -20,7 +20,7 @@ from bitladder.cli import dry_run
 from bitladder.cli.dry_run import print_plan
 from bitladder.decide import recommend
 from bitladder.errors import UserError
-from bitladder.forkserver import ForkServer
+from bitladder.executors.forkserver import ForkServer
 from bitladder.merge import merge_results
 from bitladder.recommendation import Limits
 from bitladder.records import LoadPolicy, Record, RungRecord
@@ -290,7 +290,7 @@ class WorkerHere:
 def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitladder.study.run.Worker", WorkerHere)
     monkeypatch.setattr(ForkServer, "start", lambda server: None)
-    monkeypatch.setattr(_Run, "_forker", lambda run, phase: run._server)
+    monkeypatch.setattr(_Run, "_executor_of", lambda run, phase: run._executor)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from bitladder.cli.terminal import Terminal
 from bitladder.defaults import ASKED_FROM_S
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
-from bitladder.forkserver import ForkServer
+from bitladder.executors.table import open_executor
 from bitladder.methods.kinds import describe_kept
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
@@ -45,21 +45,21 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         libraries_on_stderr(),
         TerminalProgress() as progress,
         tempfile.TemporaryDirectory(prefix="bitladder-plan-") as scratch,
-        ForkServer(
+        open_executor(
             OVERHEAD,
             Path(scratch) / "log",
             with_gpu=could_have_cards(),
             trust_remote_code=settings.trust_remote_code,
-        ) as server,
+        ) as executor,
     ):
         busy = busy_share()
         if busy > BUSY_SHARE:
             progress.warn(busy_warning(busy))
-        # only then does the server start: its imports beside the timing of layers made those up to 20 times too slow
+        # only then does a worker start: its imports beside the timing of layers made those up to 20 times too slow
         prepared = prepare(settings, Store(out), progress, outline=Path(scratch))
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
-        overhead_bytes = measure_overhead(server, study.calibration.device, (study.baseline, *study.settings.rungs))
+        overhead_bytes = measure_overhead(executor, study.calibration.device, (study.baseline, *study.settings.rungs))
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
         known = Kept(Store(out), study)

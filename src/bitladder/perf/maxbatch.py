@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
-from bitladder.forkserver import RAISED, ForkServer
+from bitladder.executors.executor import RAISED
+from bitladder.executors.table import open_executor
 from bitladder.perf.memory import predict_working_memory
 from bitladder.perf.resources import capacity_bytes, gpus_of, total_bytes, used_bytes
 from bitladder.records import BatchProbe, Prompts, Record, Scenario
@@ -33,7 +34,7 @@ PROBE = "bitladder.perf.probe"
 
 
 class ProbeJob(Record):
-    """What a probing process gets on its standard input, in one line."""
+    """What a probing process gets."""
 
     directory: str
     scenario: Scenario
@@ -203,7 +204,7 @@ def running_probe(
             card_limits=limits,
         )
         with tempfile.TemporaryFile() as log:
-            answer, code = server.ask(job.model_dump_json(), log.fileno())
+            answer, code = executor.ask(job.model_dump_json(), log)
             log.seek(0)
             printed = log.read().decode(errors="replace")
         sys.stderr.write(printed)
@@ -226,7 +227,7 @@ def running_probe(
         available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
         return found.model_copy(update=available)
 
-    with ForkServer(PROBE, None, with_gpu=bool(gpus), trust_remote_code=trust_remote_code) as server:
+    with open_executor(PROBE, None, with_gpu=bool(gpus), trust_remote_code=trust_remote_code) as executor:
         yield probe
 
 

@@ -1,12 +1,11 @@
-"""A process that tries one batch: reads a ``ProbeJob`` line, runs the batch, writes a ``BatchProbe`` line."""
+"""A worker that tries one batch: gets a `ProbeJob`, runs the batch, answers with a `BatchProbe`."""
 
-import os
 import time
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 from bitladder.errors import DoesNotFitError
-from bitladder.forkserver import take_job
 from bitladder.perf.engines import start_engine
 from bitladder.perf.maxbatch import ProbeJob
 from bitladder.perf.memory import limit_memory, out_of_memory_does_not_fit
@@ -17,11 +16,9 @@ ROOMY_SHARE = 0.75
 """Above this share of the memory a second run is made, which meets the allocator as the first one left it."""
 
 
-def work(descriptor: int) -> None:
-    """Do the job on standard input, with the answer to ``descriptor``."""
-    job = ProbeJob.model_validate_json(take_job())
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(try_batch(job).model_dump_json())
+def work(job: str, answers: TextIO) -> None:
+    """Do this job, and answer it."""
+    print(try_batch(ProbeJob.model_validate_json(job)).model_dump_json(), file=answers)
 
 
 def try_batch(job: ProbeJob) -> BatchProbe:

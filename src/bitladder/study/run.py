@@ -16,8 +16,9 @@ from pathlib import Path
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.errors import UserError
+from bitladder.executors.executor import Branch, Executor
+from bitladder.executors.table import open_executor
 from bitladder.files import make_folder, naming, require_own_folder
-from bitladder.forkserver import Branch, Forker, ForkServer
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.processors import heed_quota
 from bitladder.records import (
@@ -64,14 +65,16 @@ def run_study(
     with_gpu, trusted = could_have_cards(), settings.trust_remote_code
     if not trusted:
         forbid_hub_kernels()  # on a CPU its layers are timed in this process
-    with _only_writer(out), ForkServer(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as server:
+    with _only_writer(out), open_executor(WORKER, log, with_gpu=with_gpu, trust_remote_code=trusted) as executor:
         store.remove_unfinished()
+        if executor.remark is not None:
+            progress.warn(executor.remark)
         if not store.has_study():
-            server.start()  # its imports take about as long as preparing does
+            executor.start()  # its imports take about as long as preparing does
         prepared = prepare(settings, store, progress)
         for prompts in prepared.prompts:
             store.write_prompts(prompts)
-        with closing(_Run(prepared, store, progress, server)) as run:
+        with closing(_Run(prepared, store, progress, executor)) as run:
             run.run(asked_from_s)
         return store.load()
 
@@ -102,10 +105,10 @@ def _only_writer(out: Path) -> Iterator[None]:
 class _Run:
     """One run over the plan."""
 
-    def __init__(self, prepared: Prepared, store: Store, progress: StudyProgress, server: ForkServer) -> None:
-        self._server = server
+    def __init__(self, prepared: Prepared, store: Store, progress: StudyProgress, executor: Executor) -> None:
+        self._executor = executor
         self._asking: Branch | None = None
-        """forks the workers that ask questions, with the tasks that all of them ask"""
+        """runs the workers that ask questions, with the tasks that all of them ask"""
         self._has_branches = True
         """or workers build their tasks themselves"""
         self._study = prepared.study
@@ -447,21 +450,21 @@ class _Run:
             journals=str(self._store.journals),
         )
         log = self._store.directory / "logs" / f"{rung}-{phase}.log"
-        return Worker(self._forker(phase), job, log, self._study.settings.timeout_s)
+        return Worker(self._executor_of(phase), job, log, self._study.settings.timeout_s)
 
-    def _forker(self, phase: Phase) -> Forker:
+    def _executor_of(self, phase: Phase) -> Executor:
         if phase == "performance":
             self.close()  # its memory is that of the model to measure
         if phase not in ("accuracy", "rescoring"):
-            return self._server
+            return self._executor
         if self._asking is None and self._has_branches:
-            self._asking = self._server.branch(self._preparation().model_dump_json())
-            why = self._asking.wait_until_ready(self._study.settings.timeout_s)
+            self._asking = self._executor.branch(self._preparation().model_dump_json())
+            why = self._asking.wait_until_ready(self._study.settings.timeout_s) if self._asking is not None else None
+            self._has_branches = self._asking is not None and why is None
             if why is not None:
                 self.close()
-                self._has_branches = False
                 self._progress.warn(f"tasks are built for each rung anew, since building them once {why}")
-        return self._asking or self._server
+        return self._asking or self._executor
 
     def _preparation(self) -> Preparation:
         """The tasks that some rung has yet to answer."""
