@@ -40,7 +40,7 @@ from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
-from bitladder.study.run import _Run, run_study
+from bitladder.study.run import Run, run_study
 from test_study_settings import MACHINE, make_task
 from tiny_families import save_tiny_family
 
@@ -132,7 +132,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
 ) -> None:
     out = tmp_path / "out"
     settings = settings_for(tiny_llama, tasks)
-    monkeypatch.setattr("bitladder.study.run.busy_share", lambda: 0.9)
+    monkeypatch.setattr("bitladder.study.telling.busy_share", lambda: 0.9)
     code = (
         "import sys; from pathlib import Path; from bitladder import Settings, run_study; "
         "run_study(Settings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
@@ -166,22 +166,22 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
         patch.setattr("bitladder.checkpoint.loading.load_config", None)
         prepared = prepare(settings.model_copy(update={"device": "auto"}), Store(out))
     # It sees by size and time that weights changed, and reads no others.
-    run = _Run(prepared, Store(out), resumed, server)
+    run = Run(prepared, Store(out), resumed, server)
     (weights,) = (out / "checkpoints" / "bf16").glob("*.safetensors")
-    record = run._kept.rung("bf16")
+    record = run.missing.rungs["bf16"]
     assert record is not None
     with monkeypatch.context() as patch:
         patch.setattr("bitladder.checkpoint.manifest.sha256_file", None)
-        assert not run._is_damaged(record)
+        assert not run.weights.is_damaged(record, resumed)
     content = weights.read_bytes()
     os.utime(weights)  # as a copy of the folder does
-    assert not run._is_damaged(record)
+    assert not run.weights.is_damaged(record, resumed)
     for seconds, damaged in enumerate((content[:-1], content[:-1] + b"!", None), 1):
         weights.unlink()  # else the cache's own would be written
         if damaged is not None:
             weights.write_bytes(damaged)
             os.utime(weights, (time.time() + seconds,) * 2)  # in a tick of its own
-        assert run._is_damaged(record)
+        assert run.weights.is_damaged(record, resumed)
         assert "changed since its audit (model.safetensors: " in resumed.warnings[-1]
     with (
         monkeypatch.context() as patch,
@@ -191,7 +191,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
         run.run(None)
     weights.write_bytes(content)
-    assert not run._is_damaged(record)
+    assert not run.weights.is_damaged(record, resumed)
 
     # What can't be is told before anything is timed, fetched or planned.
     with pytest.raises(UserError, match="the model's context has 512"):
@@ -212,12 +212,12 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     entry = JournalEntry(key="k", plan="p", batch=0, values="", elapsed_s=1)
     for identity in ("given-up", *changed.measurements):
         store.add_to_journal(identity, entry)
-    run = _Run(prepare(results.study.settings, store), store, changed, ForkServer("", None, with_gpu=False))
-    run._rungs = dict(results.rungs) | {"fp16": None}
-    run._remove_given_up_journals()
+    run = Run(prepare(results.study.settings, store), store, changed, ForkServer("", None, with_gpu=False))
+    run.missing.rungs = dict(results.rungs) | {"fp16": None}
+    run.remove_given_up_journals()
     assert len(list(store.journals.iterdir())) == 2, "a checkpoint that isn't made may need either"
-    run._rungs = dict(results.rungs)
-    run._remove_given_up_journals()
+    run.missing.rungs = dict(results.rungs)
+    run.remove_given_up_journals()
     assert [path.stem for path in store.journals.iterdir()] == changed.measurements, "which another run may go on with"
 
 

@@ -20,7 +20,7 @@ from bitladder.methods.kinds import describe_kept
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import Settings, StudyRecord
-from bitladder.results import device_title, item_name, not_measured_as, same_contents
+from bitladder.results import device_title, item_name, not_measured_as
 from bitladder.stages import measured_items
 from bitladder.stats.margin import study_margin_points
 from bitladder.stats.power import POWER, Resolution
@@ -28,6 +28,7 @@ from bitladder.stats.stopping import Staging
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
 from bitladder.study.kept import Kept
+from bitladder.study.missing import Missing
 from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
@@ -38,7 +39,7 @@ from bitladder.units import counted, format_bytes, format_count, format_seconds,
 
 def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
-    from bitladder.study.run import require_study_folder
+    from bitladder.study.folder import require_study_folder
 
     require_study_folder(out)
     with (
@@ -62,10 +63,10 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         overhead_bytes = measure_overhead(executor, study.calibration.device, (study.baseline, *study.settings.rungs))
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
-        known = Kept(Store(out), study)
-        same = same_contents(study, {name: known.rung(name) for name in study.rungs})
+        missing = Missing(study, Kept(Store(out), study))
+        same = missing.same
         resolved = plan_resolutions(study, len(same))
-        advice = _advice(study, estimates, Store(out))
+        advice = _advice(missing, estimates)
     if json_output:
         plan = {
             "study": study.model_dump(mode="json"),
@@ -196,15 +197,10 @@ def _recorded(study: StudyRecord, store: Store) -> int:
     return sum(record.item in planned for record in done)
 
 
-def _advice(study: StudyRecord, estimates: Sequence[RungEstimate], store: Store) -> str | None:
+def _advice(missing: Missing, estimates: Sequence[RungEstimate]) -> str | None:
     """What the study itself will say to what is left of it, where it will ask whether it is meant."""
-    kept = Kept(store, study)
-    rungs = {name: kept.rung(name) for name in study.rungs}
-    baseline = rungs.get(study.baseline)
-    bound = bind_baseline(study, baseline.content_hash if baseline else None)
-    items = tuple(chain.from_iterable(map(measured_items, bound.items)))
-    left = TimeLeft(bound, estimates, {name: kept.missing(record, items, rungs) for name, record in rungs.items()})
-    return advise(bound, left, ASKED_FROM_S)
+    missing.bind_baseline()
+    return advise(missing.study, TimeLeft(missing.study, estimates, missing.by_rung), ASKED_FROM_S)
 
 
 def _counted_as(study: StudyRecord, estimates: Sequence[RungEstimate], same: Mapping[str, str]) -> str:
