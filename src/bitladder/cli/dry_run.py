@@ -17,6 +17,7 @@ from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.executors.table import open_executor
 from bitladder.methods.kinds import describe_kept
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import Settings, StudyRecord
@@ -60,7 +61,8 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         prepared = prepare(settings, Store(out), progress, outline=Path(scratch))
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
-        overhead_bytes = measure_overhead(executor, study.calibration.device, (study.baseline, *study.settings.rungs))
+        rungs, engine = (study.baseline, *study.settings.rungs), find_engine(study.settings.engine).name
+        overhead_bytes = measure_overhead(executor, study.calibration.device, rungs, engine)
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
         missing = Missing(study, Kept(Store(out), study))

@@ -12,7 +12,7 @@ from bitladder.executors.executor import RAISED
 from bitladder.executors.table import open_executor
 from bitladder.perf.memory import predict_working_memory
 from bitladder.perf.resources import capacity_bytes, gpus_of, total_bytes, used_bytes
-from bitladder.records import BatchProbe, Prompts, Record, Scenario
+from bitladder.records import BatchProbe, LoadPolicy, Prompts, Record, Scenario
 from bitladder.units import format_bytes
 
 Probe = Callable[[int], BatchProbe]
@@ -39,7 +39,7 @@ class ProbeJob(Record):
     directory: str
     scenario: Scenario
     token_ids: tuple[tuple[int, ...], ...]
-    trust_remote_code: bool
+    policy: LoadPolicy
     card_limits: tuple[int, ...] = ()
     """bytes that each card in use has for it; empty where the driver doesn't say"""
 
@@ -200,7 +200,7 @@ def running_probe(
             directory=str(directory),
             scenario=scenario,
             token_ids=tuple(prompts.row(index) for index in range(batch_size)),
-            trust_remote_code=trust_remote_code,
+            policy=scenario.policy(trust_remote_code=trust_remote_code),
             card_limits=limits,
         )
         with tempfile.TemporaryFile() as log:

@@ -17,6 +17,7 @@ from bitladder.records import (
     Audit,
     Divergence,
     Item,
+    LoadPolicy,
     Manifest,
     MeasurementRecord,
     Outcome,
@@ -174,12 +175,15 @@ def _measure_divergence(job: Job, pipe: _Pipe) -> None:
 def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     from bitladder.accuracy.evaluate import evaluate
     from bitladder.accuracy.rescoring import rescore
-    from bitladder.checkpoint.loading import load_model, load_tokenizer
+    from bitladder.checkpoint.loading import load_tokenizer
+    from bitladder.perf.engines.table import find_engine
 
     _set_threads(job.threads)
     directory = Path(job.directory)
     trust = job.settings.trust_remote_code
-    model = load_model(directory, job.device, trust_remote_code=trust)
+    answering = find_engine(_task_of(job.items[0]).engine).answering
+    assert answering is not None  # as planned
+    model = answering(directory, LoadPolicy(device=job.device, trust_remote_code=trust))
     tokenizer = load_tokenizer(directory, trust_remote_code=trust)
 
     def run(item: AccuracyTask, journal: "Journal | None") -> Outcome:
@@ -197,6 +201,12 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
         else:
             journal = _journal(job, item, pipe)
             _measure(job, item, pipe, partial(run, item, journal), journal)
+
+
+def _task_of(item: Item) -> AccuracyTask:
+    """What is asked, or scored again."""
+    assert isinstance(item, AccuracyTask | Rescoring)
+    return item if isinstance(item, AccuracyTask) else item.task
 
 
 def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":
