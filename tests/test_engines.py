@@ -67,10 +67,11 @@ ROW = EngineRow(
     settings=(("pause_ms", 1),),
     refusal=lambda scheme: "it has no INT8" if scheme.stored_type == "I8" else None,
 )
-ASKED = replace(eager.EAGER, name="asked", title="the same under another name", settings=(("chunk", 8),))
-ENGINES |= {row.name: row for row in (ROW, ASKED)}
+ASKED = replace(eager.EAGER, name="asked", settings=(("chunk", 8),), refusal=lambda scheme: None)
+UNTRIED = replace(ASKED, name="untried", refusal=None)
+ENGINES |= {row.name: row for row in (ROW, ASKED, UNTRIED)}
 """
-"""All that two more engines are: one of a file of its own, and one that answers questions, too."""
+"""All that more engines are: one of a file of its own, and such as answer questions, too."""
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +137,10 @@ def test_another_engine_answers_under_its_name(tiny_llama: Path, tasks: Path, tm
     ("changes", "says"),
     [
         ({"rungs": ("bf16", "int8"), "only": "performance"}, "--engine halting can't run int8: it has no INT8; leave"),
+        (
+            {"engine": "untried"},
+            "--engine untried can't run bf16: it has not been tried with its layout; leave bf16",
+        ),
         ({}, "--engine halting answers no questions; add --only performance, or take another engine"),
     ],
 )
@@ -143,7 +148,7 @@ def test_what_an_engine_cannot_do_is_refused_before_any_work(
     changes: dict[str, object], says: str, tiny_llama: Path, tasks: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
-        prepare(settings_for(tiny_llama, tasks, engine="halting", **changes), Store(tmp_path / "out"))
+        prepare(settings_for(tiny_llama, tasks, **{"engine": "halting"} | changes), Store(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

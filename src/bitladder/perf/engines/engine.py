@@ -54,8 +54,8 @@ class EngineRow:
     """Load a checkpoint. Raises as `checkpoint.loading.load_model`"""
     settings: EngineSettings = ()
     """name and value of each that moves its figures: a part of what a measurement is known by"""
-    refusal: Callable[[Scheme], str | None] = lambda scheme: None
-    """why it can't run checkpoints of a scheme; None: it can"""
+    refusal: Callable[[Scheme], str | None] | None = None
+    """why it can't run checkpoints of a scheme, or None where it can; without one the scheme's method says it"""
     answering: "Callable[[Path, LoadPolicy], PreTrainedModel] | None" = None
     """loads what the accuracy backends ask; None: it answers no questions"""
     of_model: "Callable[[PreTrainedModel], Engine] | None" = None
