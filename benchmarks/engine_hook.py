@@ -21,16 +21,17 @@ def main(
     pairs: Annotated[int, typer.Option(min=2, help="runs with and runs without")] = 5,
 ) -> None:
     """Print a step's time, the stamp's own time, and the paired difference of whole runs."""
-    from bitladder.checkpoint.loading import load_model, load_tokenizer
+    from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.corpus import read_prose
     from bitladder.models.source import resolve_model
-    from bitladder.perf.engines import EagerEngine
+    from bitladder.perf.engines.table import find_engine
     from bitladder.perf.prompts import cut_prompts
+    from bitladder.records import LoadPolicy
 
     directory = resolve_model(model).directory
     prompts = cut_prompts(load_tokenizer(directory), prompt_tokens, read_prose())
     rows = [prompts.row(index) for index in range(batch_size)]
-    engine = EagerEngine(load_model(directory, device))
+    engine = find_engine(None).start(directory, LoadPolicy(device=device))
     engine.run(rows, new_tokens)  # warm-up
 
     own_s: list[float] = []

@@ -201,10 +201,10 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
 
 
 def decoded(directory: Path) -> str:
-    from bitladder.checkpoint.loading import load_model
-    from bitladder.perf.engines import EagerEngine
+    from bitladder.perf.engines.table import find_engine
+    from bitladder.records import LoadPolicy
 
-    engine = EagerEngine(load_model(directory, "cpu"))
+    engine = find_engine(None).start(directory, LoadPolicy())
     for rows in (1, 3):
         engine.run([[5 + row, 6, 7, 8, 9, 10, 11, 12] for row in range(rows)], 4)
     return "ok"

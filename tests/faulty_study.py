@@ -206,16 +206,16 @@ def _prepare_process(render: Any, *, with_accuracy: bool) -> Any:
         import_module(name)
     import bitladder.accuracy.journal
     import bitladder.report.output
-    import bitladder.study.run
+    import bitladder.study.telling
     from bitladder.accuracy import registry
-    from bitladder.forkserver import ForkServer
+    from bitladder.executors.forkserver import ForkServer
     from bitladder.study import layer_timing
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # so that orphans are seen
     draw = bitladder.report.output._render
     bitladder.report.output._render = render
     bitladder.accuracy.journal.INTERVAL_S = 0.0  # else a tiny study writes no journal
-    bitladder.study.run.busy_share = lambda: 0.0  # type: ignore[attr-defined]  # which takes a second
+    bitladder.study.telling.busy_share = lambda: 0.0  # type: ignore[attr-defined]  # which takes a second
     if with_accuracy:
         scan, folder = registry.scan, registry.harness_tasks()
         names = scan(folder)
@@ -254,7 +254,7 @@ class _Forked:
 
 
 def _fork_server(self: Any) -> _Forked:
-    from bitladder.forkserver import _serve
+    from bitladder.executors.serving import _serve
 
     with self._theirs, self._open_log() as log:
         child = os.fork()

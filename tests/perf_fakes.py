@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
-from bitladder.perf.engines import LaunchFacts, StepTimes
+from bitladder.perf.engines.engine import LaunchFacts, StepTimes
 from bitladder.records import Prompts, Scenario, hash_json
 
 
@@ -34,8 +34,8 @@ def make_scenario(prompts: Prompts, **changes: Any) -> Scenario:
 class FakeEngine:
     """Runs of the given lengths in turn, in equal steps; remembers the rows it was given."""
 
-    name = "fake"
     launch: LaunchFacts = {"engine": "fake"}  # noqa: RUF012
+    loaded_bytes = 0
 
     def __init__(self, durations_s: Iterable[float]) -> None:
         self.now_s = 100.0

@@ -14,7 +14,7 @@ from bitladder.cli.dry_run import print_plan
 from bitladder.cli.main import app
 from bitladder.decide import recommend
 from bitladder.errors import UserError
-from bitladder.forkserver import ForkServer
+from bitladder.executors.forkserver import ForkServer
 from bitladder.merge import merge_results
 from bitladder.publish.measured import find_measured
 from bitladder.records import RungRecord, Settings, Source
@@ -23,7 +23,7 @@ from bitladder.store import Store, load_results
 from bitladder.study.job import RungMade
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import StudyProgress
-from bitladder.study.run import _Run, run_study
+from bitladder.study.run import Run, run_study
 from bitladder.summary.summarize import summarize
 from replay import RUNGS, write_replay
 
@@ -179,22 +179,24 @@ def test_a_model_that_changes_while_its_study_runs_ends_it(
 ) -> None:
     made = Store(write_replay(tmp_path / "replay", rungs=LADDER)).load().rungs["nf4"]
     monkeypatch.setattr(OtherFiles, "record", made, raising=False)
-    monkeypatch.setattr("bitladder.study.run.Worker", OtherFiles)
+    monkeypatch.setattr("bitladder.study.workers.Worker", OtherFiles)
     store = Store(tmp_path / "out")
     progress = Warnings()
     prepared = prepare(settings_for(tiny_llama, rungs=("bf16", "nf4")), store)
-    run = _Run(prepared, store, progress, ForkServer("", None, with_gpu=False))
+    run = Run(prepared, store, progress, ForkServer("", None, with_gpu=False))
     with pytest.raises(UserError, match="tiny-llama: its files have changed since the study began; run it again with"):
-        run._make_checkpoint("nf4")
+        run.workers.make("nf4")
     assert store.read_rung("nf4") is None
 
     monkeypatch.setattr(OtherFiles, "record", made.model_copy(update={"rung": "w4"}))
-    run._study = run._study.model_copy(update={"added": {"w4": ADDED}})
-    assert run._make_checkpoint("w4").source == ADDED
-    run._tell_changed()
+    run.missing.study = run.missing.study.model_copy(update={"added": {"w4": ADDED}})
+    assert run.workers.make("w4").source == ADDED
+    run.telling.changed()
     assert not progress.lines
-    run._study = run._study.model_copy(update={"added": {"w4": ADDED.model_copy(update={"content_hash": "b4" * 32})}})
-    run._tell_changed()
+    run.missing.study = run.missing.study.model_copy(
+        update={"added": {"w4": ADDED.model_copy(update={"content_hash": "b4" * 32})}}
+    )
+    run.telling.changed()
     assert [line.split(";")[0] for line in progress.lines] == [
         "w4: its files have changed since its audit, which is made anew"
     ]

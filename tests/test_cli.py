@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from bitladder.cli import main
 from bitladder.cli.libraries import libraries_on_stderr
 from bitladder.errors import UserError
-from bitladder.forkserver import ForkServer
+from bitladder.executors.forkserver import ForkServer
 from bitladder.records import Settings
 from bitladder.store import load_results
 from bitladder.study.settings import _OF_COMMAND, Command

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from bitladder import cuda, environment, forkserver
+from bitladder import cuda, environment
 from bitladder.checkpoint.loading import require_device
 from bitladder.errors import UserError
-from bitladder.forkserver import ForkServer
+from bitladder.executors import forkserver
+from bitladder.executors.forkserver import ForkServer
 from bitladder.study.calibration import WantedDevice, find_device
 from machines import make_gpu, make_machine
 
@@ -171,9 +172,7 @@ def test_no_import_of_the_server_asks_a_torch_built_for_cuda_for_cards(
 ) -> None:
     """PyPI's, on a machine without a driver: asked once, CUDA's runtime makes every fork of the process unusable."""
     (tmp_path / "asking.py").write_text(ASKING)
-    (tmp_path / "telling.py").write_text(
-        "import os, asking\ndef work(descriptor): os.write(descriptor, str(asking.asked).encode())\n"
-    )
+    (tmp_path / "telling.py").write_text("import asking\ndef work(job, answers): print(asking.asked, file=answers)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(forkserver, "PRELOADED", ("asking", *forkserver.PRELOADED))

@@ -19,7 +19,7 @@ from bitladder.study import calibration
 from bitladder.study.calibration import WantedDevice
 from nvml_fakes import ERROR_NAMES, WAYS, install_nvml, used_functions
 from perf_fakes import make_prompts, make_scenario
-from test_perf_maxbatch import _EndsIn, probe_job
+from test_perf_maxbatch import _EndsIn, engine_of, probe_job
 from test_perf_measure import assert_every_none_has_a_reason
 
 MIB = 1 << 20
@@ -257,7 +257,7 @@ def test_a_probe_goes_by_torch(
     FakeTorch(monkeypatch, 1)
     install_nvml(monkeypatch, tmp_path, refuses={"nvmlDeviceGetMemoryInfo": "NVMLError_NotSupported"})
     monkeypatch.setattr(probe, "limit_memory", lambda device, limit_bytes, idle_bytes: None)
-    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(None))
+    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(None)))
     monkeypatch.setattr("bitladder.checkpoint.loading.load_model", lambda *_, **__: None)
     job = probe_job(tiny_llama)
     scenario = job.scenario.model_copy(update={"memory_limit_bytes": limit, "device": "cuda:0"})

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bitladder import forkserver
 from bitladder.errors import UserError, describe_machine_error
-from bitladder.forkserver import ForkServer
+from bitladder.executors import forkserver
+from bitladder.executors.forkserver import ForkServer
 
 
 def test_a_server_that_was_killed_is_one_line(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_server_that_ends_by_itself_is_a_bug(tmp_path: Path, monkeypatch: pyte
 def test_a_fork_that_the_machine_refuses_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "refusing.py").write_text(
         "import os\nfork = os.fork\n\n\ndef refuse():\n    os.fork = fork\n    raise BlockingIOError(11, 'no')\n\n\n"
-        "os.fork = refuse\n\n\ndef work(messages):\n    os.write(messages, b'done')\n"
+        "os.fork = refuse\n\n\ndef work(job, answers):\n    print('done', file=answers)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with ForkServer("refusing", tmp_path / "log", with_gpu=False) as server:
@@ -48,7 +48,7 @@ def test_a_fork_that_the_machine_refuses_is_no_end(tmp_path: Path, monkeypatch: 
 def test_a_log_that_cannot_be_closed_ends_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "refusing.py").write_text(
         "import os\nclose = os.close\n\n\ndef refuse(descriptor):\n    close(descriptor)\n    raise OSError(5)\n\n\n"
-        "def work(messages):\n    os.write(messages, b'done')\n\n\nos.close = refuse\n"
+        "def work(job, answers):\n    print('done', file=answers)\n\n\nos.close = refuse\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with ForkServer("refusing", tmp_path / "log", with_gpu=False) as server:
@@ -63,7 +63,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "import os, time\n\nprepared = None\n\n\ndef prepare(text):\n    global prepared\n"
         "    if text == 'fail': raise ValueError('nothing to prepare')\n    if text == 'sleep': time.sleep(60)\n"
         "    prepared = f'{os.getpid()} {text}'\n\n\ndef try_out():\n    assert prepared.split()[1] != 'unfit'\n\n\n"
-        "def work(messages):\n    os.write(messages, f'{os.getppid()} {prepared}'.encode())\n"
+        "def work(job, answers):\n    print(os.getppid(), prepared, file=answers)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     for name in ("PRELOADED", "CPU_PRELOADED"):
@@ -127,7 +127,7 @@ def test_threads_that_a_fork_loses_are_found(target: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("preparation", ["it", "sleep"])
 def test_a_branch_ends_with_its_owner(target: str, tmp_path: Path, preparation: str) -> None:
     owner = (
-        "import os; from bitladder import forkserver; forkserver.PRELOADED = forkserver.CPU_PRELOADED = ()\n"
+        "import os; from bitladder.executors import forkserver; forkserver.PRELOADED = forkserver.CPU_PRELOADED = ()\n"
         f"branch = forkserver.ForkServer({target!r}, None, with_gpu=False).branch({preparation!r})\n"
         "branch.wait_until_ready(0.5)\nprint(branch._process_id, flush=True)\nos.kill(os.getpid(), 9)"
     )

@@ -8,10 +8,10 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-from bitladder import forkserver
 from bitladder.checkpoint.loading import load_config
 from bitladder.cli.main import app
-from bitladder.forkserver import ForkServer
+from bitladder.executors import forkserver
+from bitladder.executors.forkserver import ForkServer
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -19,10 +19,9 @@ def test_workers_find_them_only_with_leave(trusted: bool, tmp_path: Path, monkey
     """Looked for as bitsandbytes does at its import, which the server may do before any worker."""
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__): ...\n")
     (tmp_path / "asking.py").write_text(
-        "import os\n"
         "try:\n    from kernels import get_kernel\nexcept Exception as error:\n    found = str(error)\n"
         "else:\n    found = 'fetched'\n\n"
-        "def work(descriptor):\n    os.write(descriptor, found.encode())\n"
+        "def work(job, answers):\n    print(found, file=answers)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))))
     monkeypatch.setattr(forkserver, "PRELOADED", ("asking",))
@@ -70,7 +69,7 @@ socket.socket.connect = _refuse
 """
 WORKING = """
 import os
-def work(descriptor):
+def work(job, answers):
     import bitsandbytes, torch, transformers.integrations.hub_kernels
     try:
         from kernels import get_kernel
@@ -79,7 +78,7 @@ def work(descriptor):
         assert isinstance(error, (ImportError, OSError)), error
     layer = bitsandbytes.nn.LinearNF4(32, 32, bias=False, compute_dtype=torch.bfloat16).to("cpu")
     out = layer(torch.ones(1, 32, dtype=torch.bfloat16))
-    os.write(descriptor, str(tuple(out.shape)).encode())
+    print(tuple(out.shape), file=answers)
 """
 
 
@@ -102,6 +101,6 @@ def test_no_import_and_no_fork_needs_what_a_package_fetches(
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "USE_HUB_KERNELS"):
         monkeypatch.delenv(name, raising=False)
     with ForkServer("working", tmp_path / "log", with_gpu=False, trust_remote_code=trusted) as server:
-        answer, code = server.ask("{}", (tmp_path / "log").open("ab").fileno())
+        answer, code = server.ask("{}", (tmp_path / "log").open("ab"))
     assert (answer, code) == (b"(1, 32)", 0), (tmp_path / "log").read_text()
     assert seen.exists() == trusted

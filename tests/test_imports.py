@@ -35,7 +35,7 @@ FOUNDATION = {
     "package",
     "patches",
     "processors",
-    "forkserver",
+    "executors",
     "home",
     "hub",
     "hub_kernels",
@@ -157,6 +157,17 @@ def test_imports_point_one_way() -> None:
 def test_the_guard_sees_every_way(line: str) -> None:
     """Also those that name no module of their own."""
     assert forbidden(PACKAGE / "stats" / "interval.py", line)
+
+
+def test_a_study_knows_of_no_descriptors() -> None:
+    """How a job reaches a worker, and its messages come back, is its executor's."""
+    descriptors = {"os", "selectors", "socket", "subprocess"}
+    for path in (PACKAGE / "study").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+                assert not descriptors & set(names), path
+            assert not (isinstance(node, ast.Attribute) and node.attr == "fileno"), path
 
 
 def test_a_file_reads_beside_itself_alone() -> None:

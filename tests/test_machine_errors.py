@@ -16,8 +16,8 @@ from bitladder.files import entry_lock, naming, new_directory, new_file, remove_
 from bitladder.records import Divergence, JournalEntry, measurement_id
 from bitladder.report.stamp import mark_begun, require_report_folder
 from bitladder.store import Store
+from bitladder.study.folder import only_writer, require_study_folder
 from bitladder.study.kept import Kept
-from bitladder.study.run import _only_writer, require_study_folder
 from replay import write_replay
 
 
@@ -140,7 +140,7 @@ def test_locks_and_journals_that_cannot_be_had_say_where(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", refusal(errno.EIO))
         for lock, path in (
-            (_only_writer(tmp_path), tmp_path / ".lock"),
+            (only_writer(tmp_path), tmp_path / ".lock"),
             (entry_lock(tmp_path / "a"), tmp_path / "a.lock"),
         ):
             with pytest.raises(OSError) as caught, lock:

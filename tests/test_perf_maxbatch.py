@@ -5,14 +5,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bitladder import forkserver
 from bitladder.checkpoint.loading import predicted_load_bytes
 from bitladder.checkpoint.skeleton import cache_bytes
 from bitladder.errors import DoesNotFitError
+from bitladder.executors import forkserver
 from bitladder.perf import maxbatch, probe
 from bitladder.perf.maxbatch import (
     GPU_GROWTH,
@@ -25,7 +26,7 @@ from bitladder.perf.maxbatch import (
     search_largest_batch,
 )
 from bitladder.perf.memory import out_of_memory_does_not_fit, predict_working_memory
-from bitladder.records import BatchProbe
+from bitladder.records import BatchProbe, LoadPolicy
 from perf_fakes import FakeEngine, make_prompts, make_scenario
 
 
@@ -131,7 +132,7 @@ def test_a_spread_run_fits_where_each_card_does(
     monkeypatch.setattr(probe, "gpus_of", lambda device: ("0", "1"))
     monkeypatch.setattr(probe, "used_bytes", lambda gpus: next(readings))
     monkeypatch.setattr(probe, "limit_memory", lambda device, limit_bytes, idle_bytes: None)
-    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(None))
+    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(None)))
     job = probe_job(tiny_llama)
     job = job.model_copy(update={"scenario": job.scenario.model_copy(update={"memory_limit_bytes": limit})})
     answer = probe.try_batch(job)
@@ -263,7 +264,7 @@ def test_probe_that_raises_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @contextmanager
 def probe_that(ends: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Probe]:
     """Probes whose process does this instead of running a batch."""
-    (directory / "ends.py").write_text(f"import os\n\ndef work(descriptor):\n    {ends}\n")
+    (directory / "ends.py").write_text(f"import os\n\ndef work(job, answers):\n    {ends}\n")
     monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
     monkeypatch.setattr(maxbatch, "PROBE", "ends")
     monkeypatch.setattr(forkserver, "PRELOADED", ())
@@ -284,20 +285,20 @@ def probe_that(ends: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> I
 def test_out_of_memory_is_an_answer(
     error: Exception | None, said: str | None, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(error))
+    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(error)))
     answer = probe.try_batch(probe_job(tiny_llama))
     assert answer.fits is (said is None) and answer.reason is None
     assert answer.ran_out is None if said is None else (answer.ran_out or "").startswith(said)
 
 
 def test_what_torch_refuses_is_an_answer_with_its_reason(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(RuntimeError("mha_graph\nmore")))
+    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(RuntimeError("mha_graph\nmore"))))
     answer = probe.try_batch(probe_job(tiny_llama))
     assert (answer.fits, answer.reason) == (False, "RuntimeError: mha_graph")
 
 
 def test_other_errors_are_bugs(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "start_engine", lambda name, model: _EndsIn(TypeError("shapes differ")))
+    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(TypeError("shapes differ"))))
     with pytest.raises(TypeError, match="shapes differ"):
         probe.try_batch(probe_job(tiny_llama))
 
@@ -318,8 +319,13 @@ def probe_job(directory: Path) -> ProbeJob:
         directory=str(directory),
         scenario=make_scenario(prompts),
         token_ids=prompts.token_ids[:2],
-        trust_remote_code=False,
+        policy=LoadPolicy(),
     )
+
+
+def engine_of(engine: FakeEngine) -> Any:
+    """A row of engines that starts this one."""
+    return SimpleNamespace(start=lambda directory, policy: engine)
 
 
 class _EndsIn(FakeEngine):

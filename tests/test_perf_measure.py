@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from bitladder.errors import DoesNotFitError, UnknownNameError, UserError
-from bitladder.perf.engines import EagerEngine, start_engine
+from bitladder.checkpoint.footprint import loaded_bytes
+from bitladder.errors import DoesNotFitError, UserError
+from bitladder.perf.engines.eager import EagerEngine
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.measure import CPU_WARMUP_TOKENS, _mean_cost_s, measure
-from bitladder.records import PerformanceOutcome, Prompts, hash_json
+from bitladder.records import LoadPolicy, PerformanceOutcome, Prompts, hash_json
 from perf_fakes import make_prompts, make_scenario
 
 NEW_TOKENS = 12
@@ -66,10 +68,12 @@ def test_engine_refuses_rows_of_unequal_length(model: Any) -> None:
         EagerEngine(model).run([(1, 2, 3), (1, 2)], NEW_TOKENS)
 
 
-def test_engine_has_a_name(model: Any) -> None:
-    assert start_engine("eager", model).launch["attention"] == "sdpa"
-    with pytest.raises(UnknownNameError, match="unknown engine 'eagre'; nearest: eager"):
-        start_engine("eagre", model)
+def test_an_engine_starts_from_a_directory(tiny_llama: Path, model: Any) -> None:
+    engine = find_engine("eager").start(tiny_llama, LoadPolicy())
+    assert (engine.launch["engine"], engine.launch["attention"]) == ("eager", "sdpa")
+    assert engine.loaded_bytes == loaded_bytes(model) > 0
+    rows = make_prompts().token_ids[:2]
+    assert engine.run(rows, NEW_TOKENS).tokens == EagerEngine(model).run(rows, NEW_TOKENS).tokens
 
 
 def test_batch1_is_measured(tiny_llama: Path) -> None:

@@ -15,7 +15,7 @@ from bitladder.checkpoint import hardware, loading, placement
 from bitladder.checkpoint.footprint import loaded_bytes
 from bitladder.checkpoint.quantize import quantize
 from bitladder.errors import DoesNotFitError, UserError
-from bitladder.perf import engines
+from bitladder.perf.engines.eager import EagerEngine, synchronization
 from bitladder.units import MIB
 from perf_fakes import make_prompts
 
@@ -107,12 +107,11 @@ import pynvml
 pynvml.nvmlInit()
 first = pynvml.nvmlDeviceGetHandleByIndex(0)
 before = pynvml.nvmlDeviceGetMemoryInfo(first).used
-from bitladder.checkpoint.loading import load_model
-from bitladder.perf.engines import start_engine
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.memory import limit_memory
+from bitladder.records import LoadPolicy
 limit_memory("cuda:1", 8 * 1024**3, ())
-model = load_model(Path(sys.argv[1]), "cuda:1")
-start_engine("eager", model).run(((1, 2, 3),), 4)
+find_engine(None).start(Path(sys.argv[1]), LoadPolicy(device="cuda:1")).run(((1, 2, 3),), 4)
 print(pynvml.nvmlDeviceGetMemoryInfo(first).used - before)
 """
 
@@ -211,9 +210,9 @@ def test_a_spread_model_generates_the_same(spread_llama: Any, monkeypatch: pytes
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: waited.append(str(device)))
     directory, spread = spread_llama
     rows = make_prompts().token_ids[:2]
-    engine = engines.EagerEngine(spread)
+    engine = EagerEngine(spread)
     steps = engine.run(rows, 4)
-    assert steps.tokens == engines.EagerEngine(loading.load_model(directory, "cpu")).run(rows, 4).tokens
+    assert steps.tokens == EagerEngine(loading.load_model(directory, "cpu")).run(rows, 4).tokens
     assert waited == ["meta"] * 4, "one wait a step, here for the disk"
     assert engine.launch["device"] == "cpu, meta"
 
@@ -224,7 +223,7 @@ def test_every_stamp_waits_for_all_cards(monkeypatch: pytest.MonkeyPatch) -> Non
     waited: list[str] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: waited.append(str(device)))
     for names in (["cpu"], ["cuda:1"], ["cuda:0", "cuda:1"]):
-        engines.synchronization([torch.device(name) for name in names])()
+        synchronization([torch.device(name) for name in names])()
     assert waited == ["cuda:1", "cuda:0", "cuda:1"]
 
 

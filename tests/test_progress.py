@@ -7,7 +7,8 @@ import pytest
 from bitladder.cli.dry_run import show_plan
 from bitladder.cli.progress import LINE_INTERVAL_S, TerminalProgress
 from bitladder.environment import BUSY_SHARE
-from bitladder.forkserver import ForkServer
+from bitladder.executors.forkserver import ForkServer
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.overhead import OVERHEAD, measure_overhead
 from bitladder.records import Finding
 from bitladder.store import Store
@@ -164,7 +165,7 @@ def test_a_plan_without_the_baseline_is_warned_of_and_its_times_may_be_the_most(
 @pytest.mark.slow
 def test_overhead_is_what_a_measuring_process_holds(tmp_path: Path) -> None:
     with ForkServer(OVERHEAD, tmp_path / "log", with_gpu=False) as server:
-        found = measure_overhead(server, "cpu", ("bf16", "fp16", "int8", "nf4"))
+        found = measure_overhead(server, "cpu", ("bf16", "fp16", "int8", "nf4"), find_engine(None).name)
     assert list(found) == ["plain", "llm.int8", "bnb-4bit"]
     assert all(200 * MIB < size < 2000 * MIB for size in found.values())
 
@@ -175,6 +176,6 @@ def test_overhead_on_a_gpu_is_its_context(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     with ForkServer(OVERHEAD, tmp_path / "log", with_gpu=True) as server:
-        found = measure_overhead(server, "cuda:0", ("bf16", "int8", "nf4"))
+        found = measure_overhead(server, "cuda:0", ("bf16", "int8", "nf4"), find_engine(None).name)
     assert all(100 * MIB < size < 4000 * MIB for size in found.values())
     assert found["llm.int8"] > found["plain"], "it loads cuBLASLt's kernels for INT8 beside those for 16 bits"

@@ -20,7 +20,7 @@ from bitladder.cli import dry_run
 from bitladder.cli.dry_run import print_plan
 from bitladder.decide import recommend
 from bitladder.errors import UserError
-from bitladder.forkserver import ForkServer
+from bitladder.executors.forkserver import ForkServer
 from bitladder.merge import merge_results
 from bitladder.recommendation import Limits
 from bitladder.records import LoadPolicy, Record, RungRecord
@@ -34,8 +34,9 @@ from bitladder.study.estimate import estimate_study
 from bitladder.study.job import Job, RungMade
 from bitladder.study.prepare import prepare
 from bitladder.study.resolution import plan_resolutions
-from bitladder.study.run import _Run, run_study
+from bitladder.study.run import Run, run_study
 from bitladder.study.settings import _added, load_settings
+from bitladder.study.workers import Workers
 from bitladder.summary.summarize import summarize
 from conftest import MakeTinyLlama
 from test_study_run import Counting, job_for, settings_for, write_tasks
@@ -288,9 +289,9 @@ class WorkerHere:
 
 @pytest.fixture
 def workers_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitladder.study.run.Worker", WorkerHere)
+    monkeypatch.setattr("bitladder.study.workers.Worker", WorkerHere)
     monkeypatch.setattr(ForkServer, "start", lambda server: None)
-    monkeypatch.setattr(_Run, "_forker", lambda run, phase: run._server)
+    monkeypatch.setattr(Workers, "_executor_of", lambda workers, phase: workers.executor)
 
 
 @pytest.mark.slow
@@ -328,8 +329,8 @@ def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, task
     assert f"theirs: {theirs} (files {record.source.content_hash[:12]})" in page
 
     edit_weights(theirs, scale_first_absmax)
-    again = _Run(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))
-    known = [name for name in results.rungs if again._kept.rung(name) is not None]
+    again = Run(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))
+    known = [name for name in results.rungs if again.missing.rungs[name] is not None]
     assert known == ["bf16"], "bytes changed; what was refused is audited again, which costs little"
     assert audited(theirs).content_hash != record.content_hash
 

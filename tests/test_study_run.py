@@ -18,7 +18,9 @@ from bitladder.accuracy.rescoring import DOCUMENTS
 from bitladder.cli.dry_run import _recorded
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
-from bitladder.forkserver import Branch, ForkServer
+from bitladder.executors.executor import Executor
+from bitladder.executors.forkserver import ForkedBranch, ForkServer
+from bitladder.executors.table import EXECUTORS, VARIABLE, open_executor
 from bitladder.records import (
     AccuracyOutcome,
     Divergence,
@@ -38,7 +40,7 @@ from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
 from bitladder.study.progress import StudyProgress, busy_warning
-from bitladder.study.run import _Run, run_study
+from bitladder.study.run import Run, run_study
 from test_study_settings import MACHINE, make_task
 from tiny_families import save_tiny_family
 
@@ -116,7 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 @pytest.fixture
 def ready_server(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies of this process take a server that has done its imports."""
-    monkeypatch.setattr("bitladder.study.run.ForkServer", lambda *_, **__: nullcontext(server))
+    monkeypatch.setattr("bitladder.study.run.open_executor", lambda *_, **__: nullcontext(server))
 
 
 @pytest.mark.slow
@@ -130,7 +132,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
 ) -> None:
     out = tmp_path / "out"
     settings = settings_for(tiny_llama, tasks)
-    monkeypatch.setattr("bitladder.study.run.busy_share", lambda: 0.9)
+    monkeypatch.setattr("bitladder.study.telling.busy_share", lambda: 0.9)
     code = (
         "import sys; from pathlib import Path; from bitladder import Settings, run_study; "
         "run_study(Settings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
@@ -164,22 +166,22 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
         patch.setattr("bitladder.checkpoint.loading.load_config", None)
         prepared = prepare(settings.model_copy(update={"device": "auto"}), Store(out))
     # It sees by size and time that weights changed, and reads no others.
-    run = _Run(prepared, Store(out), resumed, server)
+    run = Run(prepared, Store(out), resumed, server)
     (weights,) = (out / "checkpoints" / "bf16").glob("*.safetensors")
-    record = run._kept.rung("bf16")
+    record = run.missing.rungs["bf16"]
     assert record is not None
     with monkeypatch.context() as patch:
         patch.setattr("bitladder.checkpoint.manifest.sha256_file", None)
-        assert not run._is_damaged(record)
+        assert not run.weights.is_damaged(record, resumed)
     content = weights.read_bytes()
     os.utime(weights)  # as a copy of the folder does
-    assert not run._is_damaged(record)
+    assert not run.weights.is_damaged(record, resumed)
     for seconds, damaged in enumerate((content[:-1], content[:-1] + b"!", None), 1):
         weights.unlink()  # else the cache's own would be written
         if damaged is not None:
             weights.write_bytes(damaged)
             os.utime(weights, (time.time() + seconds,) * 2)  # in a tick of its own
-        assert run._is_damaged(record)
+        assert run.weights.is_damaged(record, resumed)
         assert "changed since its audit (model.safetensors: " in resumed.warnings[-1]
     with (
         monkeypatch.context() as patch,
@@ -189,7 +191,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
         run.run(None)
     weights.write_bytes(content)
-    assert not run._is_damaged(record)
+    assert not run.weights.is_damaged(record, resumed)
 
     # What can't be is told before anything is timed, fetched or planned.
     with pytest.raises(UserError, match="the model's context has 512"):
@@ -210,12 +212,12 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     entry = JournalEntry(key="k", plan="p", batch=0, values="", elapsed_s=1)
     for identity in ("given-up", *changed.measurements):
         store.add_to_journal(identity, entry)
-    run = _Run(prepare(results.study.settings, store), store, changed, ForkServer("", None, with_gpu=False))
-    run._rungs = dict(results.rungs) | {"fp16": None}
-    run._remove_given_up_journals()
+    run = Run(prepare(results.study.settings, store), store, changed, ForkServer("", None, with_gpu=False))
+    run.missing.rungs = dict(results.rungs) | {"fp16": None}
+    run.remove_given_up_journals()
     assert len(list(store.journals.iterdir())) == 2, "a checkpoint that isn't made may need either"
-    run._rungs = dict(results.rungs)
-    run._remove_given_up_journals()
+    run.missing.rungs = dict(results.rungs)
+    run.remove_given_up_journals()
     assert [path.stem for path in store.journals.iterdir()] == changed.measurements, "which another run may go on with"
 
 
@@ -320,11 +322,11 @@ def test_tasks_are_built_for_each_rung_where_they_cannot_be_built_once(
 ) -> None:
     asked: list[float] = []
 
-    def late(_: Branch, timeout_s: float) -> str:
+    def late(_: ForkedBranch, timeout_s: float) -> str:
         asked.append(timeout_s)
         return "took too long"
 
-    monkeypatch.setattr(Branch, "wait_until_ready", late)
+    monkeypatch.setattr(ForkedBranch, "wait_until_ready", late)
     seen = Counting()
     settings = settings_for(tiny_llama, tasks, rungs=("bf16", "fp16"), only="accuracy", divergence=False)
     results = run_study(settings, tmp_path / "out", seen)
@@ -332,6 +334,39 @@ def test_tasks_are_built_for_each_rung_where_they_cannot_be_built_once(
     (warning,) = (one for one in seen.warnings if "tasks are built" in one)
     assert warning == "tasks are built for each rung anew, since building them once took too long"
     assert asked == [settings.timeout_s], "not for each rung again"
+
+
+@pytest.mark.slow
+def test_plain_processes_leave_the_same_records(
+    tiny_llama: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As forks do, but for times and memory; that workers are slower to begin is told once."""
+
+    def measured(executor: str) -> tuple[list[str], list[object]]:
+        monkeypatch.setenv(VARIABLE, executor)
+        seen = Counting()
+        settings = settings_for(tiny_llama, tasks)
+        results = run_study(settings, tmp_path / executor, seen)
+        assert [record.status for record in results.records] == ["ok"] * len(seen.records)
+        told = [one for one in seen.warnings if "Python of its own" in one]
+        return told, [_without_times(record) for record in results.records]
+
+    forked_told, forked = measured("forkserver")
+    plain_told, plain = measured("subprocess")
+    assert plain == forked and len(plain) == 3
+    assert (len(forked_told), len(plain_told)) == (0, 1)
+    monkeypatch.setenv(VARIABLE, "thread")
+    with pytest.raises(UserError, match=r"unknown executor in BITLADDER_EXECUTOR 'thread'; known: forkserver, sub"):
+        measured("thread")
+
+
+def _without_times(record: MeasurementRecord) -> object:
+    outcome = record.outcome
+    if isinstance(outcome, PerformanceOutcome):  # all but a few figures of it are times
+        left = (outcome.engine, outcome.batch_size, outcome.memory.loaded_bytes, len(outcome.requests))
+        launch = {name: value for name, value in outcome.launch.items() if not name.endswith("_s_per_step")}
+        return record.measurement_id, left, launch
+    return record.model_copy(update={"started_at": "", "duration_s": 0.0})
 
 
 def job_for(directory: Path, **changes: object) -> Job:
@@ -349,33 +384,40 @@ def job_for(directory: Path, **changes: object) -> Job:
     return Job.model_validate(values | changes)
 
 
-def test_worker_that_takes_too_long_is_ended(server: ForkServer, tmp_path: Path) -> None:
-    worker = Worker(server, job_for(tmp_path), tmp_path / "log", timeout_s=1e-3)
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest, server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> Executor:
+    monkeypatch.setenv(VARIABLE, request.param)
+    return server if request.param == "forkserver" else open_executor(WORKER, None, with_gpu=False)
+
+
+def test_worker_that_takes_too_long_is_ended(executor: Executor, tmp_path: Path) -> None:
+    worker = Worker(executor, job_for(tmp_path), tmp_path / "log", timeout_s=1e-3)
     assert list(worker.messages()) == []
     assert worker.ended is not None
     assert (worker.ended.status, worker.ended.in_flight) == ("timeout", None)
+    assert worker.process_id is not None and not psutil.pid_exists(worker.process_id)
 
 
-def test_worker_names_what_it_can_name(server: ForkServer, tmp_path: Path) -> None:
-    worker = Worker(server, job_for(tmp_path), tmp_path / "log", timeout_s=60)
+def test_worker_names_what_it_can_name(executor: Executor, tmp_path: Path) -> None:
+    worker = Worker(executor, job_for(tmp_path), tmp_path / "log", timeout_s=60)
     list(worker.messages())
     assert worker.ended is not None
     assert worker.ended.status == "failed"
     assert "no weights" in worker.ended.reason
 
 
-def test_a_worker_that_the_machine_refuses_something_ends_the_study(server: ForkServer, tmp_path: Path) -> None:
+def test_a_worker_that_the_machine_refuses_something_ends_the_study(executor: Executor, tmp_path: Path) -> None:
     """In one line, and it leaves no record of what can be measured another time."""
-    worker = Worker(server, job_for(tmp_path / ("x" * 300)), tmp_path / "log", timeout_s=60)
+    worker = Worker(executor, job_for(tmp_path / ("x" * 300)), tmp_path / "log", timeout_s=60)
     with pytest.raises(UserError, match=r"^bf16, accuracy: .*xxx.*: file name too long; expected a place"):
         list(worker.messages())
     assert worker.ended is None
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_killed_worker_is_said_to_be_killed(server: ForkServer, tiny_llama: Path, tmp_path: Path) -> None:
+def test_killed_worker_is_said_to_be_killed(executor: Executor, tiny_llama: Path, tmp_path: Path) -> None:
     job = job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path)))
-    worker = Worker(server, job, tmp_path / "log", 60)
+    worker = Worker(executor, job, tmp_path / "log", 60)
     for message in worker.messages():
         if isinstance(message, Started):
             assert worker.process_id is not None
@@ -386,29 +428,28 @@ def test_killed_worker_is_said_to_be_killed(server: ForkServer, tiny_llama: Path
     assert worker.ended.in_flight is not None
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_workers_end_with_the_process_that_started_them(name: str, tmp_path: Path) -> None:
     """The server and its worker, in the middle of a job, are gone soon after the owner was killed."""
     (tmp_path / "sleeper.py").write_text(
-        "import os, time\n"
-        "from bitladder.study.job import Started\n"
-        "from bitladder.forkserver import take_job\n\n"
-        "def work(descriptor):\n"
-        "    take_job()\n"
-        "    os.write(descriptor, Started(measurement_id='m').model_dump_json().encode() + b'\\n')\n"
+        "import time\n"
+        "from bitladder.study.job import Started\n\n"
+        "def work(job, answers):\n"
+        "    print(Started(measurement_id='m').model_dump_json(), file=answers, flush=True)\n"
         "    time.sleep(60)\n"
     )
     code = (
-        "import sys; from pathlib import Path; from bitladder import forkserver; from bitladder.study.job import Job;"
-        "from bitladder.study.process import Worker\n"
+        "import sys; from pathlib import Path; from bitladder.executors import forkserver, table\n"
+        "from bitladder.study.job import Job; from bitladder.study.process import Worker\n"
         "forkserver.PRELOADED = forkserver.CPU_PRELOADED = ()\n"
-        "server = forkserver.ForkServer('sleeper', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
-        "worker = Worker(server, Job.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / 'worker', 60)\n"
+        "executor = table.open_executor('sleeper', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
+        "worker = Worker(executor, Job.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / 'worker', 60)\n"
         "for message in worker.messages():\n"
-        "    print(worker.process_id, server._process.pid, flush=True); import time; time.sleep(60)\n"
+        "    print(worker.process_id, executor._process.pid, flush=True); import time; time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, job_for(tmp_path).model_dump_json(), str(tmp_path)]
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": path, VARIABLE: name}
     owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert owner.stdout is not None
     process_ids = [int(number) for number in owner.stdout.readline().split()]

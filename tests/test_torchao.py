@@ -20,6 +20,7 @@ from bitladder.checkpoint.tensors import read_tensors, weight_files
 from bitladder.errors import UserError
 from bitladder.methods.torchao_int8 import TORCHAO_INT8
 from bitladder.methods.types import torch_dtype
+from bitladder.perf.engines.eager import EagerEngine
 from bitladder.perf.overhead import run_tiny_model
 from bitladder.publish.card import _header, _packages
 from bitladder.publish.origin import Origin
@@ -275,7 +276,7 @@ def test_a_layer_is_timed_and_a_process_measured_as_models_have_it() -> None:
     assert layer.weight.dtype == torch_dtype("BF16")
     rates = time_layers((RUNG,), "cpu", 64, 32, threads=1)
     assert [(rate.rows, rate.widened) for rate in rates] == [*((rows, False) for rows in ROWS), (ROWS[-1], True)]
-    assert run_tiny_model("cpu", scheme) < run_tiny_model("cpu", find_rung("bf16").scheme)
+    assert run_tiny_model("cpu", scheme, EagerEngine) < run_tiny_model("cpu", find_rung("bf16").scheme, EagerEngine)
 
 
 def test_its_card_says_what_it_needs(made: Path) -> None:

@@ -13,7 +13,7 @@ from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.suites import find_suite, published_title
 from bitladder.defaults import ACCURACY_BATCH_SIZE, TOKEN_BUDGET
 from bitladder.errors import UnknownNameError
-from bitladder.records import AccuracyTask, Order, TaskGroup, TaskSources
+from bitladder.records import AccuracyTask, EngineSettings, Order, TaskGroup, TaskSources
 from bitladder.rungs import BASELINE
 
 CUSTOM = "custom"
@@ -46,6 +46,9 @@ class TaskRequest:
     limits: Mapping[str, int]
     """documents of one task, where it differs"""
     backend: Literal["hf", "bitladder"]
+    engine: str | None
+    """whose model it asks; None: the default's"""
+    engine_settings: EngineSettings
     batch_size: int
     """rows of a batch of lm-eval's own backend"""
     token_budget: int | None
@@ -83,6 +86,8 @@ def resolve_tasks(request: TaskRequest, device: str) -> TaskSet:
             token_budget=_token_budget(request, device),
             harness_version=harness_version(),
             order=orders.get(name),
+            engine=request.engine,
+            engine_settings=request.engine_settings,
         )
         for name, limit in limits.items()
     )

@@ -15,17 +15,19 @@ from bitladder.cli.terminal import Terminal
 from bitladder.defaults import ASKED_FROM_S
 from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
-from bitladder.forkserver import ForkServer
+from bitladder.executors.table import open_executor
 from bitladder.methods.kinds import describe_kept
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
 from bitladder.records import Settings, StudyRecord
-from bitladder.results import device_title, item_name, not_measured_as, same_contents
+from bitladder.results import device_title, item_name, not_measured_as
 from bitladder.stages import Staging, measured_items
 from bitladder.stats.power import POWER, Resolution
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
 from bitladder.study.kept import Kept
+from bitladder.study.missing import Missing
 from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
@@ -37,34 +39,35 @@ from bitladder.units import counted, format_bytes, format_count, format_seconds,
 
 def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
-    from bitladder.study.run import require_study_folder
+    from bitladder.study.folder import require_study_folder
 
     require_study_folder(out)
     with (
         libraries_on_stderr(),
         TerminalProgress() as progress,
         tempfile.TemporaryDirectory(prefix="bitladder-plan-") as scratch,
-        ForkServer(
+        open_executor(
             OVERHEAD,
             Path(scratch) / "log",
             with_gpu=could_have_cards(),
             trust_remote_code=settings.trust_remote_code,
-        ) as server,
+        ) as executor,
     ):
         busy = busy_share()
         if busy > BUSY_SHARE:
             progress.warn(busy_warning(busy))
-        # only then does the server start: its imports beside the timing of layers made those up to 20 times too slow
+        # only then does a worker start: its imports beside the timing of layers made those up to 20 times too slow
         prepared = prepare(settings, Store(out), progress, outline=Path(scratch))
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
-        overhead_bytes = measure_overhead(server, study.calibration.device, (study.baseline, *study.settings.rungs))
+        rungs, engine = (study.baseline, *study.settings.rungs), find_engine(study.settings.engine).name
+        overhead_bytes = measure_overhead(executor, study.calibration.device, rungs, engine)
         estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
-        known = Kept(Store(out), study)
-        same = same_contents(study, {name: known.rung(name) for name in study.rungs})
+        missing = Missing(study, Kept(Store(out), study))
+        same = missing.same
         resolved = plan_resolutions(study, len(same))
-        advice = _advice(study, estimates, Store(out))
+        advice = _advice(missing, estimates)
     if json_output:
         plan = {
             "study": study.model_dump(mode="json"),
@@ -195,15 +198,10 @@ def _recorded(study: StudyRecord, store: Store) -> int:
     return sum(record.item in planned for record in done)
 
 
-def _advice(study: StudyRecord, estimates: Sequence[RungEstimate], store: Store) -> str | None:
+def _advice(missing: Missing, estimates: Sequence[RungEstimate]) -> str | None:
     """What the study itself will say to what is left of it, where it will ask whether it is meant."""
-    kept = Kept(store, study)
-    rungs = {name: kept.rung(name) for name in study.rungs}
-    baseline = rungs.get(study.baseline)
-    bound = bind_baseline(study, baseline.content_hash if baseline else None)
-    items = tuple(chain.from_iterable(map(measured_items, bound.items)))
-    left = TimeLeft(bound, estimates, {name: kept.missing(record, items, rungs) for name, record in rungs.items()})
-    return advise(bound, left, ASKED_FROM_S)
+    missing.bind_baseline()
+    return advise(missing.study, TimeLeft(missing.study, estimates, missing.by_rung), ASKED_FROM_S)
 
 
 def _counted_as(study: StudyRecord, estimates: Sequence[RungEstimate], same: Mapping[str, str]) -> str:

@@ -47,7 +47,7 @@ class Method(ABC):
     """what making and loading its checkpoints needs beside transformers"""
     hub_tags: tuple[str, ...] = ()
     engines: tuple[str, ...] = ("eager",)
-    """which of `perf/engines.py` run its checkpoints as they are stored"""
+    """which of `perf/engines` run its checkpoints as they are stored, where the engine's row leaves it open"""
     why_no_other: str = "has not been tried with its layout"
     """of an engine that isn't among them: that engine ..."""
     replaces: str = "its library replaces plain linear layers alone"

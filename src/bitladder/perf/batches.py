@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from bitladder.errors import DoesNotFitError
-from bitladder.perf.engines import Engine, StepTimes
+from bitladder.perf.engines.engine import Engine, StepTimes
 from bitladder.perf.memory import out_of_memory_does_not_fit
 from bitladder.records import BatchSample, Prompts, RequestSample, Scenario
 

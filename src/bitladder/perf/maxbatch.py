@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitladder.errors import DoesNotFitError
-from bitladder.forkserver import RAISED, ForkServer
+from bitladder.executors.executor import RAISED
+from bitladder.executors.table import open_executor
 from bitladder.perf.memory import predict_working_memory
 from bitladder.perf.resources import capacity_bytes, gpus_of, total_bytes, used_bytes
-from bitladder.records import BatchProbe, Prompts, Record, Scenario
+from bitladder.records import BatchProbe, LoadPolicy, Prompts, Record, Scenario
 from bitladder.units import format_bytes
 
 Probe = Callable[[int], BatchProbe]
@@ -33,12 +34,12 @@ PROBE = "bitladder.perf.probe"
 
 
 class ProbeJob(Record):
-    """What a probing process gets on its standard input, in one line."""
+    """What a probing process gets."""
 
     directory: str
     scenario: Scenario
     token_ids: tuple[tuple[int, ...], ...]
-    trust_remote_code: bool
+    policy: LoadPolicy
     card_limits: tuple[int, ...] = ()
     """bytes that each card in use has for it; empty where the driver doesn't say"""
 
@@ -199,11 +200,11 @@ def running_probe(
             directory=str(directory),
             scenario=scenario,
             token_ids=tuple(prompts.row(index) for index in range(batch_size)),
-            trust_remote_code=trust_remote_code,
+            policy=scenario.policy(trust_remote_code=trust_remote_code),
             card_limits=limits,
         )
         with tempfile.TemporaryFile() as log:
-            answer, code = server.ask(job.model_dump_json(), log.fileno())
+            answer, code = executor.ask(job.model_dump_json(), log)
             log.seek(0)
             printed = log.read().decode(errors="replace")
         sys.stderr.write(printed)
@@ -226,7 +227,7 @@ def running_probe(
         available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
         return found.model_copy(update=available)
 
-    with ForkServer(PROBE, None, with_gpu=bool(gpus), trust_remote_code=trust_remote_code) as server:
+    with open_executor(PROBE, None, with_gpu=bool(gpus), trust_remote_code=trust_remote_code) as executor:
         yield probe
 
 

@@ -9,7 +9,8 @@ from bitladder.allocator import give_back_freed
 from bitladder.errors import UserError
 from bitladder.perf.batches import Run, run_batches, to_sample
 from bitladder.perf.disturbance import ProcessorTimes
-from bitladder.perf.engines import Engine, LaunchFacts, StepTimes, start_engine
+from bitladder.perf.engines.engine import Engine, LaunchFacts, StepTimes
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.maxbatch import choose_batch
 from bitladder.perf.memory import (
     PeakDevice,
@@ -55,7 +56,8 @@ def measure(
     """
     if prompts.prompts_hash != scenario.prompts_hash:
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
-    require_context(directory, scenario, LoadPolicy(trust_remote_code=trust_remote_code))
+    policy = scenario.policy(trust_remote_code=trust_remote_code)
+    require_context(directory, scenario, policy)
     _set_up_torch(scenario)
     gpus = gpus_of(scenario.device)
     powers_w, no_power_reason = power_at_rest_w(gpus)  # before the search, whose batches leave a card hot
@@ -69,7 +71,7 @@ def measure(
     limit_memory(scenario.device, scenario.memory_limit_bytes, idle_card_bytes)
 
     with watching(gpus) as watch, out_of_memory_does_not_fit(f"batch of {batch_size}"):
-        seen = _load_and_run(directory, scenario, prompts, batch_size, trust_remote_code, progress)
+        seen = _load_and_run(directory, scenario, prompts, batch_size, policy, progress)
 
     resources, unavailable = watch.between(seen.run.started_s, seen.run.ended_s)
     if not gpus:
@@ -133,26 +135,18 @@ def _load_and_run(
     scenario: Scenario,
     prompts: Prompts,
     batch_size: int,
-    trust_remote_code: bool,
+    policy: LoadPolicy,
     progress: Progress | None,
 ) -> _Seen:
-    from bitladder.checkpoint.footprint import loaded_bytes
-    from bitladder.checkpoint.loading import load_model
-
+    start = find_engine(scenario.engine).start
     started_s = time.perf_counter()
-    model = load_model(
-        directory,
-        scenario.device,
-        trust_remote_code=trust_remote_code,
-        card_limit_bytes=scenario.memory_limit_bytes,
-    )
+    engine = start(directory, policy)
     load_time_s = time.perf_counter() - started_s
-    engine = start_engine(scenario.engine, model)
     rows = [prompts.row(index) for index in range(batch_size)]
     on_cpu = scenario.device == "cpu"
     warmup = engine.run(rows, min(scenario.new_tokens, CPU_WARMUP_TOKENS) if on_cpu else scenario.new_tokens)
     pairs = () if on_cpu else stamp_pairs(engine, rows[:HOOK_ROWS], min(scenario.new_tokens, HOOK_TOKENS))
-    bytes_held = loaded_bytes(model)
+    bytes_held = engine.loaded_bytes
     give_back_freed()
     peak_resident, peak_device = PeakResident(), PeakDevice(scenario.device)
     processors = ProcessorTimes()

@@ -1,13 +1,12 @@
-"""A process that tries one batch: reads a ``ProbeJob`` line, runs the batch, writes a ``BatchProbe`` line."""
+"""A worker that tries one batch: gets a `ProbeJob`, runs the batch, answers with a `BatchProbe`."""
 
-import os
 import time
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 from bitladder.errors import DoesNotFitError
-from bitladder.forkserver import take_job
-from bitladder.perf.engines import start_engine
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.maxbatch import ProbeJob
 from bitladder.perf.memory import limit_memory, out_of_memory_does_not_fit
 from bitladder.perf.resources import gpus_of, torch_memory_bytes, total_bytes, used_bytes
@@ -17,18 +16,14 @@ ROOMY_SHARE = 0.75
 """Above this share of the memory a second run is made, which meets the allocator as the first one left it."""
 
 
-def work(descriptor: int) -> None:
-    """Do the job on standard input, with the answer to ``descriptor``."""
-    job = ProbeJob.model_validate_json(take_job())
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(try_batch(job).model_dump_json())
+def work(job: str, answers: TextIO) -> None:
+    """Do this job, and answer it."""
+    print(try_batch(ProbeJob.model_validate_json(job)).model_dump_json(), file=answers)
 
 
 def try_batch(job: ProbeJob) -> BatchProbe:
     """Whether the batch runs. What torch refuses for another cause than memory, such as a kernel that can't index so
     many rows, is an answer too, with its reason; with one row it is whoever asks that makes it an error."""
-    from bitladder.checkpoint.loading import load_model
-
     batch_size = len(job.token_ids)
     scenario = job.scenario
     gpus = gpus_of(scenario.device)
@@ -40,13 +35,7 @@ def try_batch(job: ProbeJob) -> BatchProbe:
     try:
         with out_of_memory_does_not_fit(f"batch of {batch_size}"):
             limit_memory(scenario.device, scenario.memory_limit_bytes, idle_bytes)
-            model = load_model(
-                Path(job.directory),
-                scenario.device,
-                trust_remote_code=job.trust_remote_code,
-                card_limit_bytes=scenario.memory_limit_bytes,
-            )
-            engine = start_engine(scenario.engine, model)
+            engine = find_engine(scenario.engine).start(Path(job.directory), job.policy)
             engine.run(job.token_ids, scenario.new_tokens)
             if not _is_roomy(_held_bytes(gpus, idle_bytes), job.card_limits):
                 engine.run(job.token_ids, scenario.new_tokens)

@@ -7,15 +7,15 @@ from typing import Literal
 
 from bitladder.defaults import REQUESTS
 from bitladder.errors import UserError
+from bitladder.perf.engines.engine import EngineRow
 from bitladder.records import Calibration, LoadPolicy, Scenario
-
-ENGINE = "eager"
 
 
 @dataclass(frozen=True)
 class Workload:
     """What is to be run, and until when."""
 
+    engine: EngineRow
     scenarios: tuple[Literal["batch1", "max-batch"], ...]
     requests: Mapping[Literal["batch1", "max-batch"], int]
     """cap on a scenario's requests; `defaults.REQUESTS` where it has none"""
@@ -41,7 +41,8 @@ def plan_scenarios(workload: Workload, calibration: Calibration, prompts_hash: s
             prompts_hash=prompts_hash,
             seed=workload.seed,
             device=calibration.device,
-            engine=ENGINE,
+            engine=workload.engine.name,
+            engine_settings=workload.engine.settings,
             threads=calibration.threads,
             half_width_target=workload.half_width_target,
             time_limit_s=workload.time_limit_s,

@@ -5,12 +5,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
+from bitladder.records.load import LoadPolicy
 from bitladder.records.order import Order
 from bitladder.records.scoring import Scoring
 from bitladder.unknown import BadEnd
 
 FULL_BATCHES = 3
 """of the largest batch at least: an interval from two batches is four times as wide as from three"""
+
+
+EngineSettings = tuple[tuple[str, str | int | float | bool], ...]
 
 
 class AccuracyTask(Record):
@@ -34,6 +38,9 @@ class AccuracyTask(Record):
     harness_version: str
     order: Order | None = Field(default=None, exclude_if=lambda order: order is None)
     """None: all documents in one measurement, in the task's own order"""
+    engine: str | None = Field(default=None, exclude_if=lambda engine: engine is None)
+    """whose model the backend asks; None: the default's, whose settings there are none of"""
+    engine_settings: EngineSettings = Field(default=(), exclude_if=lambda settings: not settings)
 
 
 class Scenario(Record):
@@ -51,12 +58,20 @@ class Scenario(Record):
     seed: int
     device: str
     engine: str
+    engine_settings: EngineSettings = Field(default=(), exclude_if=lambda settings: not settings)
+    """name and value of each that moves its figures"""
     threads: int | None
     half_width_target: float
     """stop when the 95% interval of the rate is narrower than ± this share"""
     time_limit_s: float
     memory_limit_bytes: int | None = None
     """most memory the model may take of the device, or of each of several cards, as if it had no more; None: all"""
+
+    def policy(self, *, trust_remote_code: bool) -> LoadPolicy:
+        """How a checkpoint is loaded for it."""
+        return LoadPolicy(
+            device=self.device, trust_remote_code=trust_remote_code, memory_limit_bytes=self.memory_limit_bytes
+        )
 
     def planned_requests(self, batch_size: int) -> int:
         """Requests at most: for max-batch at least three full batches."""

@@ -117,6 +117,12 @@ class Settings(Record):
         description="auto, cpu, cuda:N, or cuda:N,M to spread each model over cards, as auto does where one is too "
         "small.",
     )
+    engine: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Engine that runs the model: for its speed, and for its answers where it gives any. An unknown "
+        "name tells which there are.",
+    )
     scenarios: tuple[_Scenario, ...] = Field(default=("batch1", "max-batch"), description="Comma-separated.")
     requests: Annotated[int | dict[_Scenario, int], BeforeValidator(_requests)] | None = Field(
         default=None,

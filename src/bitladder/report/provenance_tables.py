@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from bitladder.records import (
+    AccuracyTask,
     Audit,
     Finding,
     Gpu,
@@ -201,9 +202,18 @@ def settings_table(study: StudyRecord) -> Table:
         "max_batch_cap": study.calibration.max_batch_cap,
         "requests": [f"{item.scenario} {item.requests}" for item in study.items if isinstance(item, Scenario)],
         "baseline": study.baseline,
+        **_engine(study),
         "source_files_hash": source.content_hash,
     }
     return _pairs("settings", "Effective settings", {name: _plain(value) for name, value in values.items()})
+
+
+def _engine(study: StudyRecord) -> dict[str, list[str]]:
+    """With its settings; nothing where none was asked for."""
+    if study.settings.engine is None:
+        return {}
+    found = next((item.engine_settings for item in study.items if isinstance(item, AccuracyTask | Scenario)), ())
+    return {"engine": [study.settings.engine, *(f"{name} {value}" for name, value in found)]}
 
 
 def _plain(value: Any) -> str:

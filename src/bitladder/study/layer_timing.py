@@ -1,14 +1,13 @@
 """How fast this hardware runs one linear layer on each rung: what a dry run's times are made of."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import TypeAdapter
 
-from bitladder.forkserver import STDERR, ForkServer, take_job
+from bitladder.executors.table import open_executor
 from bitladder.methods.types import torch_dtype
 from bitladder.records import LayerRate, Record
 from bitladder.rungs import find_rung
@@ -25,7 +24,7 @@ _RATES = TypeAdapter(tuple[LayerRate, ...])
 
 
 class LayerJob(Record):
-    """What a process that times layers on a card gets on its standard input, in one line."""
+    """What a process gets that times layers on a card."""
 
     rungs: tuple[str, ...]
     device: str
@@ -38,19 +37,18 @@ def time_layers_apart(job: LayerJob, *, trust_remote_code: bool = False) -> tupl
 
     Raises RuntimeError where that process does; its traceback is on stderr.
     """
-    with ForkServer(__name__, None, with_gpu=True, trust_remote_code=trust_remote_code) as server:
-        answer, code = server.ask(job.model_dump_json(), STDERR)
+    with open_executor(__name__, None, with_gpu=True, trust_remote_code=trust_remote_code) as executor:
+        answer, code = executor.ask(job.model_dump_json())
     if code:
         raise RuntimeError(f"timing a layer of each rung on {job.device} ended with {code}")
     return _RATES.validate_json(answer)
 
 
-def work(descriptor: int) -> None:
-    """Do the job on standard input, with the rates to ``descriptor``."""
-    job = LayerJob.model_validate_json(take_job())
-    rates = time_layers(job.rungs, job.device, job.in_features, job.out_features)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(_RATES.dump_json(rates))
+def work(job: str, answers: TextIO) -> None:
+    """Do this `LayerJob`, and answer with its rates."""
+    asked = LayerJob.model_validate_json(job)
+    rates = time_layers(asked.rungs, asked.device, asked.in_features, asked.out_features)
+    print(_RATES.dump_json(rates).decode(), file=answers)
 
 
 def time_layers(

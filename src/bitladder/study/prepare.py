@@ -10,6 +10,7 @@ from bitladder.corpus import read_corpus
 from bitladder.defaults import DIVERGENCE_WINDOW_TOKENS
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
+from bitladder.perf.engines.table import require_runs
 from bitladder.records import (
     AccuracyTask,
     Calibration,
@@ -195,6 +196,8 @@ def _require_sense(wanted: Resolved) -> None:
         if wanted.tasks.batch_dependence:
             require_planned_batches(wanted.tasks.backend)
         require_names(wanted.tasks)
+    schemes = {name: find_rung(name).scheme for name in wanted.rungs}
+    require_runs(wanted.engine, schemes, with_questions=wanted.tasks is not None)
     machine, name = describe_machine(), wanted.device.name
     without = name == "auto" and not (machine.gpus or machine.gpus_unknown)
     if name != "cpu" and not without:  # else nothing has to ask torch
@@ -204,9 +207,17 @@ def _require_sense(wanted: Resolved) -> None:
 def _added(wanted: Resolved, baseline: Path, outline: Path | None) -> dict[str, Added]:
     if not wanted.add:
         return {}
+    from bitladder.checkpoint.config import read_config
+    from bitladder.checkpoint.declared import found_scheme
+    from bitladder.checkpoint.tensors import read_tensors
+
     device = find_device(wanted.device, describe_machine(), baseline, wanted.policy)
     policy = wanted.policy.model_copy(update={"device": device})
-    return find_added(wanted.add, baseline, policy, chat_template=wanted.chat_template, outline=outline)
+    added = find_added(wanted.add, baseline, policy, chat_template=wanted.chat_template, outline=outline)
+    places = {name: one.directory for name, one in added.items()}
+    schemes = {name: found_scheme(read_config(place), read_tensors(place)) for name, place in places.items()}
+    require_runs(wanted.engine, schemes, with_questions=False)
+    return added
 
 
 def _texts(wanted: Resolved, items: Iterable[Item]) -> Iterator[str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from bitladder.accuracy.tasks import CUSTOM, TaskRequest
 from bitladder.errors import UserError
+from bitladder.perf.engines.engine import EngineRow
+from bitladder.perf.engines.table import find_engine
 from bitladder.perf.scenarios import Workload
 from bitladder.records import LoadPolicy, Settings, TaskSources
 from bitladder.study.calibration import WantedDevice
@@ -38,6 +40,7 @@ class Resolved:
     divergence_windows: int | None
     """None: it is turned off"""
     chat_template: bool
+    engine: EngineRow
     text: tuple[str | None, bool]
     """where running text comes from, as `read_corpus` takes it: a mirror, and whether the model is a built-in one"""
 
@@ -81,6 +84,7 @@ def resolve(settings: Settings) -> Resolved:
         workload=None if settings.only == "accuracy" else workload(settings),
         divergence_windows=settings.divergence_windows if settings.divergence else None,
         chat_template=settings.chat_template,
+        engine=find_engine(settings.engine),
         text=(settings.datasets, builtin),
     )
 
@@ -101,12 +105,15 @@ def task_sources(settings: Settings) -> TaskSources:
 
 
 def task_request(settings: Settings, suite: str) -> TaskRequest:
+    engine = find_engine(settings.engine)
     return TaskRequest(
         sources=task_sources(settings),
         suite=suite,
         limit=settings.limit,
         limits=settings.limits,
         backend=settings.backend,
+        engine=None if engine == find_engine(None) else engine.name,
+        engine_settings=engine.settings,
         batch_size=settings.batch_size,
         token_budget=settings.token_budget,
         chat_template=settings.chat_template,
@@ -119,6 +126,7 @@ def task_request(settings: Settings, suite: str) -> TaskRequest:
 def workload(settings: Settings) -> Workload:
     given = settings.requests or {}
     return Workload(
+        engine=find_engine(settings.engine),
         scenarios=settings.scenarios,
         requests=given if isinstance(given, dict) else dict.fromkeys(settings.scenarios, given),
         prompt_tokens=settings.prompt_tokens,

@@ -11,6 +11,7 @@ from bitladder import defaults
 from bitladder.accuracy.suites import find_suite
 from bitladder.devices import cards_of
 from bitladder.errors import UnknownNameError, UserError
+from bitladder.perf.engines.table import find_engine
 from bitladder.records import Settings
 from bitladder.rungs import RUNGS, find_rung
 from bitladder.study.combinations import require_use
@@ -160,6 +161,7 @@ def _numbers(where: str, text: str, expected: str) -> dict[str, str]:
 def _require_known(settings: Settings, where: Where) -> None:
     for rung in settings.rungs:
         find_rung(rung)
+    find_engine(settings.engine)
     if settings.suite is not None:
         find_suite(settings.suite)
     if settings.device != "auto":

@@ -1,10 +1,9 @@
-"""A worker: one process for one rung and phase. Reads a job on standard input, sends messages on a pipe of its own.
+"""A worker: one process for one rung and phase. Gets a job, answers with messages.
 
-Standard input stays open for as long as the parent lives: when it ends, so does the worker. What the worker can name
-(too large for memory, bad input) it reports; a bug ends it with its traceback, which the parent records.
+What the worker can name (too large for memory, bad input) it reports; a bug ends it with its traceback, which the
+parent records.
 """
 
-import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from bitladder.errors import DoesNotFitError, UserError, describe_machine_error
-from bitladder.forkserver import take_job
 from bitladder.records import (
     AccuracyTask,
     Audit,
     Divergence,
     Item,
+    LoadPolicy,
     Manifest,
     MeasurementRecord,
     Outcome,
@@ -69,22 +68,20 @@ class _Pipe:
             self.send(Progress(done=done, total=total))
 
 
-def work(descriptor: int) -> None:
-    """Do the job on standard input, with messages to ``descriptor``."""
-    job = Job.model_validate_json(take_job())
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        pipe = _Pipe(file)
-        try:
-            _PHASES[job.phase](job, pipe)
-        except DoesNotFitError as error:
-            pipe.send(Stopped(status="does_not_fit", reason=str(error)))
-        except UserError as error:
-            pipe.send(Stopped(status="failed", reason=str(error)))
-        except OSError as error:
-            reason = describe_machine_error(error)
-            if reason is None:
-                raise
-            pipe.send(Refused(reason=reason))
+def work(job: str, answers: TextIO) -> None:
+    """Do this `Job`, with messages as lines of ``answers``."""
+    asked, pipe = Job.model_validate_json(job), _Pipe(answers)
+    try:
+        _PHASES[asked.phase](asked, pipe)
+    except DoesNotFitError as error:
+        pipe.send(Stopped(status="does_not_fit", reason=str(error)))
+    except UserError as error:
+        pipe.send(Stopped(status="failed", reason=str(error)))
+    except OSError as error:
+        reason = describe_machine_error(error)
+        if reason is None:
+            raise
+        pipe.send(Refused(reason=reason))
 
 
 def prepare(preparation: str) -> None:
@@ -178,12 +175,15 @@ def _measure_divergence(job: Job, pipe: _Pipe) -> None:
 def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     from bitladder.accuracy.evaluate import evaluate
     from bitladder.accuracy.rescoring import rescore
-    from bitladder.checkpoint.loading import load_model, load_tokenizer
+    from bitladder.checkpoint.loading import load_tokenizer
+    from bitladder.perf.engines.table import find_engine
 
     _set_threads(job.threads)
     directory = Path(job.directory)
     trust = job.settings.trust_remote_code
-    model = load_model(directory, job.device, trust_remote_code=trust)
+    answering = find_engine(_task_of(job.items[0]).engine).answering
+    assert answering is not None  # as planned
+    model = answering(directory, LoadPolicy(device=job.device, trust_remote_code=trust))
     tokenizer = load_tokenizer(directory, trust_remote_code=trust)
 
     def run(item: AccuracyTask, journal: "Journal | None") -> Outcome:
@@ -201,6 +201,12 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
         else:
             journal = _journal(job, item, pipe)
             _measure(job, item, pipe, partial(run, item, journal), journal)
+
+
+def _task_of(item: Item) -> AccuracyTask:
+    """What is asked, or scored again."""
+    assert isinstance(item, AccuracyTask | Rescoring)
+    return item if isinstance(item, AccuracyTask) else item.task
 
 
 def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":

@@ -1,50 +1,18 @@
-"""Engines: token ids and a number of new tokens in, the time of every step out.
-
-Nothing else about measuring lives here: search, monitor, warm-up and stopping stand outside.
-"""
+"""transformers' ``generate``, as most people deploy."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from bitladder.checkpoint.placement import model_devices
-from bitladder.errors import UnknownNameError
+from bitladder.perf.engines.engine import EngineRow, LaunchFacts, StepTimes
+from bitladder.records import LoadPolicy
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-LaunchFacts = dict[str, str | int | float | bool | None]
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """One run: readings of ``time.perf_counter``, and the tokens, (rows, new_tokens)."""
-
-    started_s: float
-    step_end_s: tuple[float, ...]
-    """one a step, after the device has finished it; the first step is the prefill"""
-    hook_s: float
-    """time spent in taking all time stamps, the wait for the device included"""
-    tokens: tuple[tuple[int, ...], ...]
-
-
-class Engine(Protocol):
-    """What turns prompts into tokens."""
-
-    name: str
-
-    @property
-    def launch(self) -> LaunchFacts:
-        """How it was set up, for the record."""
-
-    def run(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> StepTimes:
-        """Greedy decoding of exactly ``new_tokens`` tokens after rows of equal length."""
-
-    def run_unstamped(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> float:
-        """The same without time stamps: seconds of the whole run, to see what the stamps cost."""
 
 
 class EagerEngine:
@@ -52,8 +20,6 @@ class EagerEngine:
 
     The model's own sampling settings are replaced, so that every checkpoint decodes greedily and in the same way.
     """
-
-    name = "eager"
 
     def __init__(self, model: "PreTrainedModel") -> None:
         import torch
@@ -79,7 +45,7 @@ class EagerEngine:
         import transformers
 
         return {
-            "engine": self.name,
+            "engine": EAGER.name,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
             "attention": str(self._model.config._attn_implementation),
@@ -89,6 +55,12 @@ class EagerEngine:
             "device": ", ".join(map(str, model_devices(self._model))),
             "threads": torch.get_num_threads(),
         }
+
+    @property
+    def loaded_bytes(self) -> int:
+        from bitladder.checkpoint.footprint import loaded_bytes
+
+        return loaded_bytes(self._model)
 
     def run(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> StepTimes:
         """See ``Engine.run``. Raises ValueError for rows of unequal length."""
@@ -158,11 +130,21 @@ class _StepClock:
         return self._go_on
 
 
-ENGINES: dict[str, Callable[["PreTrainedModel"], Engine]] = {EagerEngine.name: EagerEngine}
+def load(directory: Path, policy: LoadPolicy) -> "PreTrainedModel":
+    from bitladder.checkpoint.loading import load_model
+
+    return load_model(
+        directory,
+        policy.device,
+        trust_remote_code=policy.trust_remote_code,
+        card_limit_bytes=policy.memory_limit_bytes,
+    )
 
 
-def start_engine(name: str, model: "PreTrainedModel") -> Engine:
-    """The engine of that name on a loaded model. Raises UnknownNameError."""
-    if name not in ENGINES:
-        raise UnknownNameError("engine", name, ENGINES)
-    return ENGINES[name](model)
+EAGER = EngineRow(
+    name="eager",
+    title="transformers' generate",
+    start=lambda directory, policy: EagerEngine(load(directory, policy)),
+    answering=load,
+    of_model=EagerEngine,
+)

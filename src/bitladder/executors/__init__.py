@@ -1,0 +1,1 @@
+"""What runs workers: see `executor`. Which one a study has: `table`."""

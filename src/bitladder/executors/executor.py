@@ -1,0 +1,161 @@
+"""What runs workers: processes that take one job each, a line of text, and answer it with lines.
+
+A worker calls ``work(job, answers)`` of the module that is its executor's target, ``answers`` being a file of text.
+"""
+
+import os
+import selectors
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import BinaryIO, Self
+
+STDERR = 2
+RAISED = 70
+"""What a worker of ours ends with when it raised; any other code is that of a library that ended the process."""
+
+
+class Executor:
+    """Runs workers, one at a time: `Running.wait` comes before the next `submit`.
+
+    One more needs `_begin` and `_wait`, and a row in `table.EXECUTORS`.
+    """
+
+    remark: str | None = None
+    """what a user has to be told of workers that run like this"""
+
+    def start(self) -> None:
+        """Begin to get ready, if that takes a while and hasn't begun."""
+
+    def submit(self, job: str, log: BinaryIO | None = None) -> "Running":
+        """A worker at this job, one line, that prints to ``log``; None: to the standard error of this process.
+
+        Raises ConnectionError when what starts workers has ended, UserError when it was killed, and OSError when the
+        machine allows no process.
+        """
+        read_job, write_job = os.pipe()
+        read_answers, write_answers = os.pipe()
+        # the job's pipe stays open: a worker ends when this process does
+        running = Running(self, os.fdopen(write_job, "wb", buffering=0), os.fdopen(read_answers, "rb", buffering=0))
+        try:
+            try:
+                running.process_id = self._begin(read_job, STDERR if log is None else log.fileno(), write_answers)
+            finally:
+                os.close(read_job)
+                os.close(write_answers)
+            running.send(job)
+        except BaseException:
+            running.close()
+            raise
+        return running
+
+    def ask(self, job: str, log: BinaryIO | None = None) -> tuple[bytes, int]:
+        """What a worker answered, and how it ended, as `submit` and `Running.wait` have it."""
+        with self.submit(job, log) as running:
+            return b"\n".join(running.lines()), running.wait()
+
+    def branch(self, preparation: str) -> "Branch | None":
+        """What runs workers from where the target's function ``prepare`` left, which got this; closed before this is.
+
+        None: each worker prepares for itself. Raises as `submit`.
+        """
+        return None
+
+    def close(self) -> None:
+        """No more workers are run."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, job: int, log: int, answers: int) -> int:
+        """Start a worker, leader of its process group, that has these descriptors. Returns its process id."""
+        raise NotImplementedError
+
+    def _wait(self) -> int:
+        """How the worker ended, once it has: its exit code, or the negative number of the signal that ended it."""
+        raise NotImplementedError
+
+
+class Branch(Executor):
+    """See `Executor.branch`. It prepares meanwhile: `wait_until_ready` comes before its first `submit`."""
+
+    def wait_until_ready(self, timeout_s: float) -> str | None:
+        """None once it runs workers; else why it can't."""
+        raise NotImplementedError
+
+
+class Running:
+    """A worker at its job. Leaving it as a context ends it, if it hasn't ended."""
+
+    def __init__(self, executor: Executor, job: BinaryIO, answers: BinaryIO) -> None:
+        self.process_id: int | None = None
+        self._executor = executor
+        self._job = job
+        self._answers = answers
+        self._lines: list[bytes] = []
+        self._pending = b""
+        self._code: int | None = None
+
+    def send(self, job: str) -> None:
+        with suppress(BrokenPipeError):  # it has ended already
+            self._job.write(job.encode() + b"\n")
+
+    def receive(self, timeout_s: float | None = None) -> bytes | None:
+        """The next line that it answers, without its end; None when there are no more. Raises TimeoutError."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answers, selectors.EVENT_READ)
+            while not self._lines:
+                left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
+                if not selector.select(left_s):
+                    raise TimeoutError
+                chunk = os.read(self._answers.fileno(), 1 << 20)
+                if not chunk:
+                    return None  # what it was writing when it was ended is no line
+                *lines, self._pending = (self._pending + chunk).split(b"\n")
+                self._lines = lines[::-1]
+        return self._lines.pop()
+
+    def lines(self) -> Iterator[bytes]:
+        """All that it answers, however long that takes."""
+        while (line := self.receive()) is not None:
+            yield line
+
+    def end(self) -> None:
+        """Kill it, and all that it has started in its process group."""
+        if self.process_id is not None and self._code is None:
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self.process_id, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """How it ended, once it has: its exit code, or the negative number of the signal that ended it."""
+        if self._code is None:
+            self._code = self._executor._wait()
+        return self._code
+
+    def close(self) -> None:
+        try:
+            if self.process_id is not None:
+                self.end()
+                self.wait()
+        finally:
+            self._job.close()
+            self._answers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def surroundings(with_gpu: bool) -> dict[str, str]:
+    """The environment of workers, and of what forks them."""
+    # a torch that is built for CUDA would look for cards at an import, and no fork could use it after
+    hidden = {} if with_gpu else {"CUDA_VISIBLE_DEVICES": ""}
+    # NVML counts cards without starting CUDA
+    return {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **hidden}

@@ -1,0 +1,24 @@
+"""Which executors there are, and which one is used."""
+
+import os
+from pathlib import Path
+
+from bitladder.errors import UnknownNameError
+from bitladder.executors.executor import Executor
+from bitladder.executors.forkserver import ForkServer
+from bitladder.executors.subprocesses import Subprocesses
+
+EXECUTORS: dict[str, type[ForkServer] | type[Subprocesses]] = {"forkserver": ForkServer, "subprocess": Subprocesses}
+VARIABLE = "BITLADDER_EXECUTOR"
+
+
+def open_executor(target: str, log: Path | None, *, with_gpu: bool, trust_remote_code: bool = False) -> Executor:
+    """That of the environment's ``BITLADDER_EXECUTOR``, else the fork server, where the system can fork.
+
+    ``target``: see `executor`; ``log`` has what isn't a worker's, None: the standard error of this process;
+    ``with_gpu``: whether workers may find cards. Raises UnknownNameError.
+    """
+    name = os.environ.get(VARIABLE) or ("forkserver" if hasattr(os, "fork") else "subprocess")
+    if name not in EXECUTORS:
+        raise UnknownNameError(f"executor in {VARIABLE}", name, EXECUTORS)
+    return EXECUTORS[name](target, log, with_gpu=with_gpu, trust_remote_code=trust_remote_code)

@@ -1,0 +1,179 @@
+"""Who runs what: a worker for each checkpoint, and for each rung and phase; what they leave is written here."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bitladder.errors import UserError
+from bitladder.executors.executor import Branch, Executor
+from bitladder.records import (
+    Divergence,
+    Item,
+    MeasurementRecord,
+    PerformanceOutcome,
+    Prompts,
+    RungRecord,
+    Scenario,
+    measurement_id,
+)
+from bitladder.results import is_planned
+from bitladder.store import Store
+from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
+from bitladder.study.missing import Missing
+from bitladder.study.process import Ended, Worker
+from bitladder.study.telling import Telling
+
+
+@dataclass
+class Workers:
+    """Runs a plan's workers, one at a time."""
+
+    executor: Executor
+    added: Mapping[str, Path]
+    """where each ready checkpoint lies"""
+    store: Store
+    missing: Missing
+    telling: Telling
+    asking: Branch | None = None
+    """runs the workers that ask questions, with the tasks that all of them ask"""
+    has_branches: bool = True
+    """or workers build their tasks themselves"""
+
+    def close(self) -> None:
+        if self.asking is not None:
+            self.asking.close()
+            self.asking = None
+
+    def make(self, name: str) -> RungRecord:
+        """Quantize and audit, or audit a ready checkpoint. Raises UserError where it is of other files than planned."""
+        study = self.missing.study
+        source = study.added.get(name)
+        self.telling.progress.phase(name, "audit" if source else "quantize and audit")
+        record = RungRecord(
+            rung=name, status="failed", reason="the worker sent no record", content_hash=None, manifest=None, audit=None
+        )
+        worker = self._worker("audit" if source else "checkpoint", name, None, ())
+        for message in worker.messages():
+            if isinstance(message, RungMade):
+                record = message.record
+        if worker.ended is not None:
+            record = record.model_copy(update={"status": worker.ended.status, "reason": worker.ended.reason})
+        record = record.model_copy(update={"source": source})
+        if not is_planned(study, record):
+            raise UserError(
+                f"{study.source.model}: its files have changed since the study began; run it again with "
+                "another --out, or with the files that it began with"
+            )
+        self.store.write_rung(record)
+        self.telling.left.made(name)
+        self.telling.progress.rung(record)
+        return record
+
+    def measure(self, rung: RungRecord, items: tuple[Item, ...]) -> None:
+        """Measure what is missing; a worker that ended badly costs its measurement in flight, not the rest."""
+        assert rung.content_hash is not None
+        left = {measurement_id(rung.content_hash, item): item for item in self.missing.of(rung, items)}
+        while left:
+            started_at, started = datetime.now(UTC), time.perf_counter()
+            before = len(left)
+            ended = self._run_worker(rung, left)
+            if ended is None:
+                return
+            if ended.in_flight is None and len(left) < before:
+                continue  # it ended between two measurements
+            # without one in flight the worker could not even begin, and a second would not either
+            lost = [ended.in_flight] if ended.in_flight in left else list(left)
+            for identity in lost:
+                record = MeasurementRecord(
+                    measurement_id=identity,
+                    rung=rung.rung,
+                    content_hash=rung.content_hash,
+                    item=left.pop(identity),
+                    status=ended.status,
+                    reason=ended.reason,
+                    machine=self.missing.study.calibration.machine,
+                    started_at=started_at.isoformat(timespec="seconds"),
+                    duration_s=time.perf_counter() - started,
+                )
+                self.store.write_measurement(record)
+                self.telling.measured(record)
+
+    def _run_worker(self, rung: RungRecord, left: dict[str, Item]) -> Ended | None:
+        """One worker over ``left``, from which each measurement that leaves a record is removed."""
+        first = next(iter(left.values()))
+        self.telling.progress.phase(rung.rung, first.scenario if isinstance(first, Scenario) else first.kind)
+        busy = self.telling.busy_share() if isinstance(first, Scenario) else None
+        audited_bytes = rung.audit.loaded_bytes if rung.audit else None
+        worker = self._worker(first.kind, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
+        for message in worker.messages():
+            if isinstance(message, Progress):
+                self.telling.progress.step(message.done, message.total)
+            elif isinstance(message, Documents):
+                self.store.write_documents(message.documents)
+            elif isinstance(message, Batch):
+                self.store.add_to_journal(message.measurement_id, message.entry)
+            elif isinstance(message, Measured):
+                record = _with_busy_share(message.record, busy)
+                self.store.write_measurement(record)
+                self.store.remove_journal(record.measurement_id)
+                left.pop(record.measurement_id)
+                self.telling.measured(record)
+        return worker.ended
+
+    def _worker(
+        self,
+        phase: Phase,
+        rung: str,
+        content_hash: str | None,
+        items: tuple[Item, ...],
+        audited_bytes: int | None = None,
+    ) -> Worker:
+        study = self.missing.study
+        calibration = study.calibration
+        first = items[0] if items else None
+        job = Job(
+            phase=phase,
+            rung=rung,
+            directory=str(self.added.get(rung) or self.store.checkpoint_directory(rung)),
+            settings=study.settings,
+            device=calibration.device,
+            threads=calibration.threads,
+            machine=calibration.machine,
+            content_hash=content_hash,
+            audited_bytes=audited_bytes,
+            items=items,
+            prompts=self._prompts(first),
+            reference=str(self.store.reference_file(first)) if isinstance(first, Divergence) else None,
+            journals=str(self.store.journals),
+        )
+        log = self.store.directory / "logs" / f"{rung}-{phase}.log"
+        return Worker(self._executor_of(phase), job, log, study.settings.timeout_s)
+
+    def _executor_of(self, phase: Phase) -> Executor:
+        if phase == "performance":
+            self.close()  # its memory is that of the model to measure
+        if phase not in ("accuracy", "rescoring"):
+            return self.executor
+        if self.asking is None and self.has_branches:
+            settings = self.missing.study.settings
+            preparation = Preparation(settings=settings, items=self.missing.tasks)
+            self.asking = self.executor.branch(preparation.model_dump_json())
+            why = self.asking.wait_until_ready(settings.timeout_s) if self.asking is not None else None
+            self.has_branches = self.asking is not None and why is None
+            if why is not None:
+                self.close()
+                self.telling.progress.warn(f"tasks are built for each rung anew, since building them once {why}")
+        return self.asking or self.executor
+
+    def _prompts(self, item: Item | None) -> Prompts | None:
+        if isinstance(item, Scenario):
+            return self.store.read_prompts(item.prompts_hash)
+        return self.store.read_prompts(item.texts_hash) if isinstance(item, Divergence) else None
+
+
+def _with_busy_share(record: MeasurementRecord, share: float | None) -> MeasurementRecord:
+    if not isinstance(record.outcome, PerformanceOutcome):
+        return record
+    return record.model_copy(update={"outcome": record.outcome.model_copy(update={"busy_share": share})})
