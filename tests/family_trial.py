@@ -139,8 +139,8 @@ def rung_comes_back(source: Path, rung: str, out: Path) -> str:
         )
     config = find_rung(rung).method.quantization_config(scheme, expect(source, scheme).skipped)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
-    made = _logits(load_pretrained(source, "cpu", dtype=torch_dtype(scheme.rest_type), **options))
-    if not torch.equal(made, _logits(load_model(out, "cpu"))):
+    made = _logits(load_pretrained(source, dtype=torch_dtype(scheme.rest_type), **options))
+    if not torch.equal(made, _logits(load_model(out))):
         raise RuntimeError(f"{rung}: other logits after loading")
     return "ok"
 
@@ -162,9 +162,10 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
     from bitladder.accuracy.huggingface import HuggingFaceModel
     from bitladder.checkpoint.loading import load_model, load_tokenizer
     from bitladder.checkpoint.quantize import quantize
+    from bitladder.records import LoadPolicy
 
     quantize(str(source), "fp32", out)
-    model, tokenizer = load_model(out, device), load_tokenizer(out)
+    model, tokenizer = load_model(out, LoadPolicy(device=device)), load_tokenizer(out)
     ours = BitladderLM(model, tokenizer, cache_requests=False)
     hf = HuggingFaceModel(model, tokenizer, 1)
     contexts = [f"Question: {'word ' * (3 * number)}is the answer {number}?" for number in range(6)]

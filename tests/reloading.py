@@ -24,7 +24,7 @@ from bitladder.checkpoint.loading import load_model
 ids = torch.tensor({ids})
 for directory in sys.argv[1:]:
     with torch.inference_mode():
-        torch.save(load_model(Path(directory), "cpu")(ids).logits, directory + ".logits")
+        torch.save(load_model(Path(directory))(ids).logits, directory + ".logits")
 """
 
 

@@ -38,7 +38,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tiny_llama: Path) -> Any:
-    return load_model(tiny_llama, "cpu")
+    return load_model(tiny_llama)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_prompts_that_lose_their_beginning_are_counted(
     """lm-eval cuts off on the left what is longer than the model's context, and only logs it."""
     limit = 12
     directory = make_tiny_llama(tmp_path / "short", max_position_embeddings=limit)
-    short, tokenizer = load_model(directory, "cpu"), load_tokenizer(directory)
+    short, tokenizer = load_model(directory), load_tokenizer(directory)
 
     def truncated(name: str) -> int:
         chosen, item = plan(tasks / f"{name}.yaml")
@@ -261,7 +261,7 @@ def test_too_short_a_context_to_generate(make_tiny_llama: MakeTinyLlama, tmp_pat
     directory = make_tiny_llama(tmp_path / "short", max_position_embeddings=6)
     chosen, item = plan(tasks / "tiny_generate.yaml")
     with pytest.raises(UserError, match="generates up to 6 tokens, the model's context is 6"):
-        evaluate(load_model(directory, "cpu"), load_tokenizer(directory), item, task_sources(chosen))
+        evaluate(load_model(directory), load_tokenizer(directory), item, task_sources(chosen))
 
 
 def test_answers_that_are_no_numbers_fail(run: Run, model: Any) -> None:

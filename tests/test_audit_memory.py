@@ -44,7 +44,7 @@ def loaded(
 def test_memory_holds_what_the_file_does(made_rungs: CopyRung, rung: str) -> None:
     """All but the settings that are decoded at load, and with the buffers that no file has."""
     subject = subject_of(made_rungs(rung))
-    model = load_model(subject.directory, "cpu")
+    model = load_model(subject.directory)
     settings = sum(
         tensor.size_bytes
         for name, tensor in subject.tensors.items()
@@ -102,7 +102,7 @@ def test_bf16_loaded_as_float32_is_an_error(made_rungs: CopyRung) -> None:
     import torch
 
     subject = subject_of(made_rungs("bf16"))
-    model = load_model(subject.directory, "cpu")
+    model = load_model(subject.directory)
     assert check_loaded_types(subject, observe_forward(model)) == []
     (finding,) = check_loaded_types(subject, observe_forward(model.to(torch.float32)))  # type: ignore[arg-type]
     assert (finding.severity, finding.data["type"]) == ("error", "F32")
@@ -153,7 +153,7 @@ def test_weights_that_unpack_at_the_first_forward_are_told(tiny_llama: Path) -> 
                 self.packed = torch.nn.Parameter(torch.zeros(self.shape, dtype=torch.bfloat16), False)
             return torch.nn.functional.linear(inputs, self.packed)
 
-    model = load_model(tiny_llama, "cpu")
+    model = load_model(tiny_llama)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and "proj" in name:
             model.set_submodule(name, UnpackingLinear(module))
@@ -204,7 +204,7 @@ def test_dense_beside_a_large_embedding(made_rungs: CopyRung, share: float, word
 @pytest.mark.parametrize("rung", ["bf16", "int8", "nf4"])
 def test_the_profiler_sees_each_schemes_own_operators(made_rungs: CopyRung, rung: str) -> None:
     subject = subject_of(made_rungs(rung))
-    seen = observe_forward(load_model(subject.directory, "cpu"))
+    seen = observe_forward(load_model(subject.directory))
     products = check_operators(subject, seen)[0].data["products"]
     own = {"bf16": "aten::mm", "int8": "bitsandbytes::int8", "nf4": "bitsandbytes::"}[rung]
     assert any(name.startswith(own) for name in products)

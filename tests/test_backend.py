@@ -199,7 +199,7 @@ def test_the_trial_finds_wrong_attention(short_chain: int, monkeypatch: pytest.M
 @pytest.fixture(scope="module")
 def pair(tiny_llama: Path) -> Iterator[tuple[BitladderLM, HuggingFaceModel]]:
     """Ours and lm-eval's on the same FP32 model."""
-    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
     ours = BitladderLM(model, tokenizer, token_budget=96, max_rows=3, max_length=128, cache_requests=False)
     theirs = HuggingFaceModel(model, tokenizer, 2)
     theirs._max_length = 128
@@ -283,7 +283,7 @@ def test_rolling_covers_texts_longer_than_the_model(pair: tuple[BitladderLM, Hug
 
 
 def test_progress_ends_at_the_number_of_requests(tiny_llama: Path) -> None:
-    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
     seen: list[tuple[int, int]] = []
     ours = BitladderLM(
         model,
@@ -300,7 +300,7 @@ def test_progress_ends_at_the_number_of_requests(tiny_llama: Path) -> None:
 def test_out_of_memory_halves_the_budget(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bitladder.accuracy.backend import lm
 
-    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
     ours = BitladderLM(model, tokenizer, token_budget=256, cache_requests=False)
     expected = ours.loglikelihood(ask("loglikelihood", PAIRS), disable_tqdm=True)
 

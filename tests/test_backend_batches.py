@@ -182,7 +182,7 @@ def test_low_precision_is_as_near_to_hf_as_hf_to_itself(tiny_llama: Path, kind: 
         "int8": {"quantization_config": config(load_in_8bit=True, llm_int8_threshold=0.0)},
         "nf4": {"quantization_config": config(load_in_4bit=True, bnb_4bit_quant_type="nf4")},
     }.get(kind, {"dtype": getattr(torch, kind, None)})
-    model = load_pretrained(tiny_llama, "cpu", **options)
+    model = load_pretrained(tiny_llama, **options)
     ours = BitladderLM(model, load_tokenizer(tiny_llama), cache_requests=False)
     assert ours.unsupported is None
     requests = ask("loglikelihood", [pair for pair in PAIRS if pair[0].strip()])

@@ -33,7 +33,7 @@ FEWSHOT = "Question: what is the sum of twelve and thirty? The answer is forty-t
 @pytest.fixture(scope="module")
 def pair(tiny_llama: Path) -> Iterator[tuple[BitladderLM, HuggingFaceModel]]:
     """Ours with room for three rows, and lm-eval's one row at a time, on the same model."""
-    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
     ours = BitladderLM(model, tokenizer, max_rows=3, cache_requests=False)
     yield ours, HuggingFaceModel(model, tokenizer, 1)
     assert ours.unsupported is None, "what was compared was lm-eval's own way on both sides"
@@ -91,7 +91,7 @@ def test_an_overflow_is_told_by_either_backend(
 
 def test_a_task_begins_anew_where_memory_runs_out(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With half as many rows for all of it: which texts share a batch is then known from their number."""
-    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
     asked = ask([(f"{word} and", {"until": [], "max_gen_toks": 5}) for word in ("one", "two", "three", "four", "five")])
     roomy = BitladderLM(model, tokenizer, max_rows=4, cache_requests=False)
     expected = roomy.generate_until(asked, disable_tqdm=True)

@@ -57,7 +57,7 @@ def test_what_requests_share_counts_once() -> None:
 
 
 def test_requests_in_chunks_get_the_same_answers(tiny_llama: Path) -> None:
-    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
     asked = ask("loglikelihood", make_pairs())
     seen: list[tuple[int, int]] = []
     whole, chunks = (
@@ -122,7 +122,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
         return call
 
     monkeypatch.setattr(compiling, "_compiled", compiler)
-    model, tokenizer = load_pretrained(tiny_llama, "cpu", dtype=torch.float32), load_tokenizer(tiny_llama)
+    model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
     lm = BitladderLM(model, tokenizer, token_budget=64, cache_requests=False, ways=Ways(compiled=True))
     assert len(lm.loglikelihood(ask("loglikelihood", make_pairs()[:6]), disable_tqdm=True)) == 6
     assert "can't be compiled here, so they run as they are (no compiler)" in caplog.text

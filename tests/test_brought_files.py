@@ -181,7 +181,7 @@ def test_four_bit_codes_may_be_packed_in_any_type(storage: str, tiny_llama: Path
     assert found.found == audit(plain, load=False).found
     tokens = torch.arange(1, 33)[None]
     with torch.no_grad():
-        logits = [load_model(place, "cpu")(tokens).logits for place in (packed, plain)]
+        logits = [load_model(place)(tokens).logits for place in (packed, plain)]
     assert torch.equal(*logits)
 
 

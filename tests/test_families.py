@@ -246,7 +246,7 @@ def test_families_whose_texts_padding_changes_are_asked_one_by_one(
     monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
     source = save_tiny_family(family, tmp_path / "source")
     for rung in ("bf16", "int8"):
-        model = load_model(quantize(str(source), rung, tmp_path / rung).directory, "cpu")
+        model = load_model(quantize(str(source), rung, tmp_path / rung).directory)
         asked = HuggingFaceModel(model, load_tokenizer(tmp_path / rung), 4)
         texts = [
             Instance("generate_until", {}, (text, {"until": ["."], "max_gen_toks": 2}), 0, ("task", 0, 1))
@@ -259,7 +259,7 @@ def test_families_whose_texts_padding_changes_are_asked_one_by_one(
 
 def test_texts_as_a_whole_are_asked_one_by_one_where_what_pads_them_shows(tmp_path: Path) -> None:
     source = save_tiny_family("deepseek_v32", tmp_path / "source")
-    model, tokenizer = load_pretrained(source, "cpu", dtype=torch.float32), load_tokenizer(source)
+    model, tokenizer = load_pretrained(source, dtype=torch.float32), load_tokenizer(source)
     texts = [Instance("loglikelihood_rolling", {}, ("A ladder has rungs " * number,), 0) for number in (1, 5)]
     alone, beside = (HuggingFaceModel(model, tokenizer, size) for size in (1, 2))
     scores = [lm.loglikelihood_rolling(texts, disable_tqdm=True) for lm in (alone, beside)]
@@ -276,7 +276,7 @@ def test_the_trial_of_padding_takes_what_the_model_has_embeddings_for(fields: di
 
 def test_a_trial_of_padding_that_fails_is_told_as_that(tmp_path: Path) -> None:
     source = save_tiny_family("prophetnet", tmp_path / "source")  # takes no mask that hides a beginning
-    why = _reason_to_ask_alone(padding_shows, load_model(source, "cpu"))
+    why = _reason_to_ask_alone(padding_shows, load_model(source))
     assert why is not None and why.startswith(f"{UNTRIED} (")
 
 
@@ -286,7 +286,7 @@ def test_no_rung_is_asked_one_by_one_for_the_outliers_of_what_pads(
     """LLM.int8's depend on all rows of a batch, in every family: its baseline is asked in batches too."""
     monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
     source = save_tiny_family("llama", tmp_path / "source")
-    model: Any = load_model(quantize(str(source), "int8").directory, "cpu")
+    model: Any = load_model(quantize(str(source), "int8").directory)
     model.get_input_embeddings().weight.data[0] = torch.nn.functional.one_hot(torch.tensor(5), 64) * 10.0
     text = torch.arange(9, 12)[None]
     padded = torch.cat([text, torch.zeros_like(text)], 1)

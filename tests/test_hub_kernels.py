@@ -12,6 +12,7 @@ from bitladder.checkpoint.loading import load_config
 from bitladder.cli.main import app
 from bitladder.executors import forkserver
 from bitladder.executors.forkserver import ForkServer
+from bitladder.records import LoadPolicy
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -37,7 +38,7 @@ def test_this_process_finds_them_only_with_leave(
 ) -> None:
     fake = ModuleType("kernels")
     monkeypatch.setitem(sys.modules, "kernels", fake)
-    load_config(tiny_llama, trust_remote_code=trusted)
+    load_config(tiny_llama, LoadPolicy(trust_remote_code=trusted))
     assert sys.modules["kernels"] is (fake if trusted else None)
     flags = ["--trust-remote-code"] if trusted else []
     for command in (["audit", "none"], ["publish", "none", "--repo", "a/b"], ["study", "none", "--out", __file__]):

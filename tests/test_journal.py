@@ -13,10 +13,10 @@ from bitladder.accuracy.backend.scoring import score
 from bitladder.accuracy.backend.ways import Ways
 from bitladder.accuracy.journal import Journal, read_entries
 from bitladder.accuracy.tasks import resolve_tasks
-from bitladder.records import AccuracyTask, JournalEntry, Settings, measurement_id
+from bitladder.records import AccuracyTask, JournalEntry, LoadPolicy, Settings, measurement_id
 from bitladder.store import Store
 from bitladder.study.job import Batch, Job, Measured
-from bitladder.study.resolved import task_request
+from bitladder.study.resolved import task_request, task_sources
 from bitladder.study.worker import _measure_accuracy
 from test_backend import make_model, make_requests, one_thread
 from test_study_run import write_tasks
@@ -160,8 +160,8 @@ def test_a_killed_worker_s_task_goes_on(tiny_llama: Path, tmp_path: Path) -> Non
             phase="accuracy",
             rung="bf16",
             directory=str(tiny_llama),
-            settings=settings,
-            device="cpu",
+            policy=LoadPolicy(),
+            sources=task_sources(settings),
             threads=1,
             machine=MACHINE,
             content_hash="c",

@@ -22,7 +22,7 @@ NEW_TOKENS = 12
 def model(tiny_llama: Path) -> Any:
     from bitladder.checkpoint.loading import load_model
 
-    return load_model(tiny_llama, "cpu")
+    return load_model(tiny_llama)
 
 
 def test_engine_stamps_every_step(model: Any) -> None:
@@ -148,9 +148,9 @@ def test_two_cards_are_counted_together(tiny_llama: Path, monkeypatch: pytest.Mo
     asked: dict[str, Any] = {}
     load = loading.load_model
 
-    def load_here(directory: Path, device: str, **options: Any) -> Any:
-        asked["load"] = device, options["card_limit_bytes"]
-        return load(directory, "cpu")
+    def load_here(directory: Path, policy: LoadPolicy) -> Any:
+        asked["load"] = policy.device, policy.memory_limit_bytes
+        return load(directory)
 
     monkeypatch.setattr(loading, "load_model", load_here)
     monkeypatch.setattr("bitladder.perf.measure.used_bytes", lambda gpus: (300, 200))

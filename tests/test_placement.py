@@ -154,13 +154,13 @@ def test_what_the_cards_have_no_room_for_is_refused(
 
     monkeypatch.setattr(loading, "placement_options", no_room)
     with pytest.raises(DoesNotFitError, match=r"does not fit the memory of cuda:0,1 \(a part of it was put on meta\)"):
-        loading.load_model(tiny_llama, "cuda:0,1", card_limit_bytes=7)
+        loading.load_model(tiny_llama, LoadPolicy(device="cuda:0,1", memory_limit_bytes=7))
     assert asked == [((0, 1), 7)]
     nf4 = quantize(str(tiny_llama), "nf4", out=tmp_path / "nf4").directory
     over = {"device_map": {"model": "cpu", "lm_head": "disk"}}
     monkeypatch.setattr(loading, "placement_options", lambda cards, limit_bytes: over)
     with pytest.raises(DoesNotFitError, match="a part of it would be left over"):
-        loading.load_model(nf4, "cuda:0,1")
+        loading.load_model(nf4, LoadPolicy(device="cuda:0,1"))
 
 
 @pytest.mark.usefixtures("two_cards")
@@ -175,7 +175,7 @@ def spread_llama(make_tiny_llama: Any, tmp_path: Path) -> Any:
     import accelerate
 
     directory = make_tiny_llama(tmp_path / "model", dtype="float32")
-    model = loading.load_model(directory, "cpu")
+    model = loading.load_model(directory)
     device_map = {"model.layers.1": "disk", "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.norm": "cpu"}
     device_map |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
     yield directory, accelerate.dispatch_model(model, device_map, main_device="cpu", offload_dir=str(tmp_path / "off"))
@@ -197,7 +197,7 @@ def test_a_spread_model_is_scored_by_lm_evals_way(spread_llama: Any) -> None:
         for context in ("The quick brown", "A ladder has")
     ]
     ours = BitladderLM(spread, tokenizer, cache_requests=False)
-    whole = HuggingFaceModel(loading.load_model(directory, "cpu"), tokenizer, 2)
+    whole = HuggingFaceModel(loading.load_model(directory), tokenizer, 2)
     found, expected = (lm.loglikelihood(asked, disable_tqdm=True) for lm in (ours, whole))
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
     assert ours.remarks == ("scored by lm-eval's hf backend, because it is spread over several devices",)
@@ -212,7 +212,7 @@ def test_a_spread_model_generates_the_same(spread_llama: Any, monkeypatch: pytes
     rows = make_prompts().token_ids[:2]
     engine = EagerEngine(spread)
     steps = engine.run(rows, 4)
-    assert steps.tokens == EagerEngine(loading.load_model(directory, "cpu")).run(rows, 4).tokens
+    assert steps.tokens == EagerEngine(loading.load_model(directory)).run(rows, 4).tokens
     assert waited == ["meta"] * 4, "one wait a step, here for the disk"
     assert engine.launch["device"] == "cpu, meta"
 
@@ -230,7 +230,7 @@ def test_every_stamp_waits_for_all_cards(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_hooks_of_a_spread_add_nothing_to_the_weights(tiny_llama: Path) -> None:
     import accelerate
 
-    model = loading.load_model(tiny_llama, "cpu")
+    model = loading.load_model(tiny_llama)
     before = loaded_bytes(model)
     hooked = accelerate.dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
     assert hasattr(hooked, "_hf_hook")

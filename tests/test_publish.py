@@ -134,7 +134,7 @@ def test_published_downloaded_audited_and_equal(hub: Hub, nf4: Path, tmp_path: P
 
     assert tmp_path in Path(downloaded).parents
     with torch.no_grad():
-        logits = load_model(nf4, "cpu")(torch.tensor([PROMPT])).logits
+        logits = load_model(nf4)(torch.tensor([PROMPT])).logits
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits)
 
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]

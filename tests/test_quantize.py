@@ -23,6 +23,7 @@ from bitladder.checkpoint.space import require_space
 from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, DoesNotFitError, UnknownNameError, UserError
 from bitladder.models.source import resolve_model
+from bitladder.records import LoadPolicy
 from bitladder.rungs import RUNGS
 from conftest import MakeTinyLlama
 from reloading import forward, made_models, reloaded_logits
@@ -139,7 +140,7 @@ def test_sharded_source_to_shards(
     made = quantize(str(source), "bf16", tmp_path / "out")
     assert sum(name.endswith(".safetensors") for name in made.manifest.files) > 1
     assert content_hash(made.directory) == content_hash(source)
-    load_model(made.directory, "cpu")
+    load_model(made.directory)
 
 
 class TestCache:
@@ -294,7 +295,7 @@ class TestRefused:
         with pytest.raises(DoesNotFitError, match=r"fp32 of .*needs about .* on cpu, 195\.3 KiB are free"):
             quantize(str(tiny_llama), "fp32")
         with pytest.raises(DoesNotFitError):
-            load_model(made.directory, "cpu")
+            load_model(made.directory)
         assert len(saves) == 1
 
     @pytest.mark.parametrize("device", ["cuda:99", "tpu", "cuda:x"])
@@ -331,7 +332,7 @@ def test_space_is_wanted_for_all_rungs_at_once_and_none_for_links(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free))
 
     def require(*rungs: str) -> None:
-        require_space(model, rungs, tmp_path / "out", trust_remote_code=False)
+        require_space(model, rungs, tmp_path / "out", LoadPolicy())
 
     require("bf16")
     with pytest.raises(UserError, match=r"needed for fp16, nf4; free some space, or put the cache elsewhere"):
@@ -363,7 +364,7 @@ def test_bitsandbytes_is_quiet_from_its_import_on(tiny_llama: Path) -> None:
 def test_int8_is_quiet(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = quantize(str(tiny_llama), "int8")
     with caplog.at_level(logging.INFO):
-        forward(load_model(made.directory, "cpu"))
+        forward(load_model(made.directory))
     assert "cast" not in caplog.text
 
 
@@ -399,8 +400,8 @@ def test_remote_code_only_when_asked(tiny_llama: Path, tmp_path: Path) -> None:
     assert made.manifest.architecture == "OwnForCausalLM"
     shutil.rmtree(copy)
     with pytest.raises(UserError, match="--trust-remote-code"):
-        load_model(made.directory, "cpu")
-    forward(load_model(made.directory, "cpu", trust_remote_code=True))
+        load_model(made.directory)
+    forward(load_model(made.directory, LoadPolicy(trust_remote_code=True)))
     load_tokenizer(made.directory)
 
 

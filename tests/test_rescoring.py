@@ -41,7 +41,7 @@ from textbook import midp_mcnemar
 
 @pytest.fixture(scope="module")
 def model(make_tiny_llama: MakeTinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load_model(make_tiny_llama(tmp_path_factory.mktemp("fp32") / "llama", dtype="float32"), "cpu")
+    return load_model(make_tiny_llama(tmp_path_factory.mktemp("fp32") / "llama", dtype="float32"))
 
 
 @pytest.fixture(scope="module")

@@ -379,7 +379,7 @@ def test_a_dry_run_guesses_no_time_of_an_unknown_format(
 ) -> None:
     prepared = prepare(settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)}), Store(tmp_path / "out"))
     ladder, ready = estimate_study(
-        prepared.study, tiny_llama, prepared.added, overhead_bytes={"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000}
+        prepared.work, prepared.added, overhead_bytes={"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000}
     )
     assert ladder.total_s is not None
     assert (ready.rung, ready.disk_bytes, ready.accuracy_s, ready.total_s) == ("theirs", 0, None, None)
@@ -539,12 +539,13 @@ def test_the_plan_leaves_out_what_is_known_to_be_the_same(
 ) -> None:
     copy = shutil.copytree(tiny_llama, tmp_path / "same")
     prepared = prepare(settings_for(tiny_llama, tasks, add={"same": str(copy)}), Store(tmp_path / "out"))
-    estimates = estimate_study(prepared.study, tiny_llama, prepared.added, overhead_bytes={})
+    estimates = estimate_study(prepared.work, prepared.added, overhead_bytes={})
     dry_run.show_plan(prepared.study, estimates, {"plain": 1000}, same={"same": "bf16"})
     shown = capsys.readouterr().out
     assert "1 rung x " in shown and "same: same content as bf16, not measured" in shown
     assert "whose formats were not timed" not in shown
 
     study = prepared.study.with_rungs(["bf16", "nf4"], prepared.study.added)
-    of_one, of_two = plan_resolutions(study, unmeasured=1)[0], plan_resolutions(study)[0]
+    sources = prepared.wanted.tasks.sources
+    of_one, of_two = plan_resolutions(study, sources, unmeasured=1)[0], plan_resolutions(study, sources)[0]
     assert of_one.resolvable_margin < of_two.resolvable_margin, "which is judged with no other"

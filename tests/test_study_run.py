@@ -26,16 +26,18 @@ from bitladder.records import (
     Divergence,
     DivergenceOutcome,
     JournalEntry,
+    LoadPolicy,
     MeasurementRecord,
     PerformanceOutcome,
     Rescoring,
     RescoringOutcome,
     RungRecord,
     Settings,
+    TaskSources,
 )
 from bitladder.results import item_name
 from bitladder.store import Store
-from bitladder.study.job import Job, Started
+from bitladder.study.job import Job, Recipe, Started
 from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
@@ -374,8 +376,9 @@ def job_for(directory: Path, **changes: object) -> Job:
         "phase": "accuracy",
         "rung": "bf16",
         "directory": str(directory),
-        "settings": Settings(model="m"),
-        "device": "cpu",
+        "policy": LoadPolicy(),
+        "recipe": Recipe(model="m", revision=None, allow_partial=False),
+        "sources": TaskSources(seed=1),
         "threads": 1,
         "machine": MACHINE,
         "content_hash": "c",

@@ -16,6 +16,7 @@ from bitladder.records import (
     Source,
     StudyRecord,
     TaskGroup,
+    TaskSources,
 )
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
 from bitladder.study.plan import plan_study
@@ -26,6 +27,7 @@ from test_study_settings import MACHINE, make_scenario, make_task
 
 DIVERGENCE = Divergence(baseline_hash=None, texts_hash="t", windows=2, window_tokens=8, device="cpu")
 SCENARIO = make_scenario()
+SOURCES = TaskSources(seed=1)
 
 
 def plan(*tasks: AccuracyTask, device: str = "cpu", scenarios: tuple[Scenario, ...] = (SCENARIO,)) -> StudyRecord:
@@ -135,12 +137,12 @@ def test_only_a_cpu_is_asked_about_and_the_half_that_takes_long_is_named() -> No
     for device, asked in (("cpu", True), ("cuda:0", False)):
         study = plan(device=device)
         left = left_of(study, everything, estimate("bf16", 1.0, 4000.0))
-        said = advise(study, left, 1800.0)
+        said = advise(study, SOURCES, left, 1800.0)
         assert (said is not None) == asked
-        assert advise(study, left, None) is None
+        assert advise(study, SOURCES, left, None) is None
     study = plan()
     left = left_of(study, everything, estimate("bf16", 1.0, 4000.0))
-    assert advise(study, left, 1800.0) == (
+    assert advise(study, SOURCES, left, 1800.0) == (
         "about 67 min of work on this CPU, and more than 30 min has to be meant; give --requests 20 to measure less, "
         "or --yes to go on"
     )
@@ -177,7 +179,7 @@ def test_no_plan_is_told_to_ask_more_and_less_at_once(
     everything = dict.fromkeys(study.rungs, study.items)
     seconds = (0.0, 50_000.0, 200_000.0)
     left = left_of(study, everything, estimate("bf16", *seconds), estimate("nf4", *seconds))
-    assert said in (advise(study, left, 3600.0) or "")
+    assert said in (advise(study, SOURCES, left, 3600.0) or "")
 
 
 @pytest.mark.slow

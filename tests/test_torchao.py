@@ -80,10 +80,10 @@ def test_it_comes_back_bit_for_bit(tiny_llama: Path, made: Path, monkeypatch: py
     from torchao.quantization import Int8Tensor
 
     config = TORCHAO_INT8.quantization_config(RUNGS[RUNG].scheme)
-    before: Any = load_pretrained(tiny_llama, "cpu", dtype=torch.bfloat16, quantization_config=config)
+    before: Any = load_pretrained(tiny_llama, dtype=torch.bfloat16, quantization_config=config)
     monkeypatch.setattr("torchao.quantization.quantize_", lambda *_, **__: pytest.fail("quantized again"))
     monkeypatch.setattr(Int8Tensor, "from_hp", lambda *_, **__: pytest.fail("quantized again"))
-    after: Any = load_model(made, "cpu")
+    after: Any = load_model(made)
     for name, weight in before.named_parameters():
         again = after.get_parameter(name)
         assert type(again.data) is type(weight.data)

@@ -15,7 +15,7 @@ from bitladder.checkpoint.renaming import loaded_names
 from bitladder.checkpoint.skeleton import build_skeleton, fp32_plan, has_tied_head, linear_weights
 from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.methods.kinds import module_of
-from bitladder.records import Scheme
+from bitladder.records import LoadPolicy, Scheme
 from bitladder.rungs import method_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Architecture:
 
 
 def read_architecture(
-    directory: Path, tensors: Mapping[str, TensorInfo], found: Scheme, *, trust_remote_code: bool = False
+    directory: Path, tensors: Mapping[str, TensorInfo], found: Scheme, policy: LoadPolicy = LoadPolicy()
 ) -> Architecture:
     """Build the config's model without memory and hold the tensors against it.
 
@@ -51,7 +51,7 @@ def read_architecture(
     """
     import torch
 
-    skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
+    skeleton = build_skeleton(directory, policy)
     method = method_of(found)
     weights = {name: method.weight_name(name) for name in tensors}
     names = loaded_names(skeleton, set(weights.values()))

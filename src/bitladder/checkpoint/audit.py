@@ -21,7 +21,7 @@ from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
 from bitladder.checkpoint.tensors import TensorInfo, read_tensors
 from bitladder.errors import BrokenFileError, NotCausalError, UnknownNameError, UserError
-from bitladder.records import Audit, Finding, Scheme
+from bitladder.records import Audit, Finding, LoadPolicy, Scheme
 from bitladder.rungs import method_of
 from bitladder.unknown import Unknown
 
@@ -40,12 +40,13 @@ def audit(
     BrokenFileError for a file that can't be parsed, UserError for a directory without config or weights and for a
     device that isn't there, UnknownNameError for an unknown rung or architecture.
     """
-    subject = read_subject(directory, as_rung=as_rung, device=device, trust_remote_code=trust_remote_code)
+    policy = LoadPolicy(device=device, trust_remote_code=trust_remote_code)
+    subject = read_subject(directory, as_rung=as_rung, policy=policy)
     loaded: Loaded | None = None
     not_loaded = Finding(check="load", severity="info", message="not loaded: not asked to")
     if load:
         try:
-            loaded, why_not = _load(subject, device)
+            loaded, why_not = _load(subject)
             not_loaded = Finding(check="load", severity="info", message=f"not loaded: {why_not}")
         except FailingModelError as error:
             not_loaded = Finding(check="load", severity="error", message=str(error))
@@ -64,18 +65,16 @@ def audit(
     )
 
 
-def require_sound(directory: Path, *, trust_remote_code: bool = False) -> None:
+def require_sound(directory: Path, policy: LoadPolicy = LoadPolicy()) -> None:
     """Raise BrokenFileError where a checkpoint's files aren't what its manifest or config says; nothing is loaded."""
-    subject = read_subject(directory, trust_remote_code=trust_remote_code)
+    subject = read_subject(directory, policy=policy)
     for check in SOUNDNESS_CHECKS:
         for finding in check(subject, None):
             if finding.severity == "error":
                 raise BrokenFileError(f"{directory}: {finding.message}; make or fetch it again")
 
 
-def read_subject(
-    directory: Path, *, as_rung: str | None = None, device: str = "cpu", trust_remote_code: bool = False
-) -> Subject:
+def read_subject(directory: Path, *, as_rung: str | None = None, policy: LoadPolicy = LoadPolicy()) -> Subject:
     """What the checks look at. Raises as `audit`."""
     config = read_config(directory)
     tensors = read_tensors(directory)
@@ -94,24 +93,24 @@ def read_subject(
         declared=declared,
         declared_by=declared_by,
         found=found,
-        architecture=_architecture(directory, tensors, found, trust_remote_code),
-        hardware=find_hardware(device),
-        trust_remote_code=trust_remote_code,
+        architecture=_architecture(directory, tensors, found, policy),
+        hardware=find_hardware(policy.device),
+        policy=policy,
     )
 
 
 def _architecture(
-    directory: Path, tensors: dict[str, TensorInfo], found: Scheme, trust_remote_code: bool
+    directory: Path, tensors: dict[str, TensorInfo], found: Scheme, policy: LoadPolicy
 ) -> Architecture | Unknown:
     try:
-        return read_architecture(directory, tensors, found, trust_remote_code=trust_remote_code)
+        return read_architecture(directory, tensors, found, policy)
     except (BrokenFileError, NotCausalError, UnknownNameError):  # nobody can load it
         raise
     except UserError as error:
         return Unknown(str(error))
 
 
-def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
+def _load(subject: Subject) -> tuple[Loaded | None, str]:
     """The model's one forward, or why there is none."""
     if any(finding.severity == "error" for finding in check_manifest(subject, None)):
         return None, "its files aren't those of its manifest"
@@ -124,9 +123,9 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
         return None, f"its config says {said.name}, its tensors are {found.name}"
     try:
         if found.foreign:
-            require_format(subject.directory, device)
+            require_format(subject.directory, subject.policy.device)
         with library_warnings() as remarks:
-            model = load_model(subject.directory, device, trust_remote_code=subject.trust_remote_code)
+            model = load_model(subject.directory, subject.policy)
             loaded = observe_forward(model)
         return replace(loaded, remarks=tuple(remarks)), ""
     except FailingModelError as error:
@@ -143,4 +142,4 @@ def _load(subject: Subject, device: str) -> tuple[Loaded | None, str]:
         # Other libraries' formats need packages and hardware of their own, and say so in exceptions of all kinds.
         if not found.foreign:
             raise
-        return None, f"its format {describe_refusal(error, device)}"
+        return None, f"its format {describe_refusal(error, subject.policy.device)}"

@@ -16,7 +16,7 @@ from bitladder.errors import UserError
 from bitladder.methods.kinds import kind_of
 from bitladder.methods.method import Method
 from bitladder.methods.types import torch_dtype
-from bitladder.records import Scheme
+from bitladder.records import LoadPolicy, Scheme
 from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung, method_of
 from bitladder.wording import name_some
 
@@ -93,17 +93,17 @@ def require_whole(what: str, rung: Rung, expected: Expected, *, allow_partial: b
     )
 
 
-def expected_bytes(directory: Path, rung: str | Scheme, *, trust_remote_code: bool = False) -> int:
+def expected_bytes(directory: Path, rung: str | Scheme, policy: LoadPolicy = LoadPolicy()) -> int:
     """Bytes of the SafeTensors files that a rung (by name) or scheme of the model in ``directory`` takes.
 
     Only config.json is read, so that ``directory`` may hold the source or the rung itself. Raises UserError as
     `load_config`.
     """
     scheme = find_rung(rung).scheme if isinstance(rung, str) else rung
-    return expect(directory, scheme, trust_remote_code=trust_remote_code).stored_bytes
+    return expect(directory, scheme, policy).stored_bytes
 
 
-def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) -> Expected:
+def expect(directory: Path, scheme: Scheme, policy: LoadPolicy = LoadPolicy()) -> Expected:
     """Size of the scheme's checkpoint and number of weights of the model in ``directory``.
 
     A configuration that hasn't changed since this process last built a network from it is not built again.
@@ -111,17 +111,17 @@ def expect(directory: Path, scheme: Scheme, *, trust_remote_code: bool = False) 
     quiet_libraries()  # what bitsandbytes has to tell it tells when it is imported, here at the latest
     status = (directory / "config.json").stat() if (directory / "config.json").is_file() else None
     mark = status and (status.st_ino, status.st_size, status.st_mtime_ns)
-    return _expect(directory, mark, scheme, trust_remote_code)
+    return _expect(directory, mark, scheme, policy)
 
 
 @functools.lru_cache(maxsize=64)
-def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bool) -> Expected:
-    model = build_skeleton(directory, trust_remote_code=trust_remote_code)
+def _expect(directory: Path, mark: object, scheme: Scheme, policy: LoadPolicy) -> Expected:
+    model = build_skeleton(directory, policy)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parameters, largest = sum(sizes.values()), max(sizes.values())
     linear = {name: weight.numel() for name, weight in linear_weights(model).items()}
     method = method_of(scheme)
-    skipped = _skipped(directory, mark, method, trust_remote_code) if method.quantizes else ()
+    skipped = _skipped(directory, mark, method, policy) if method.quantizes else ()
     config = method.quantization_config(scheme, skipped)
     layers = dict(method.packed_layers(model, config))
     widths = _rest_widths(model, scheme.rest_type)
@@ -152,9 +152,9 @@ def _expect(directory: Path, mark: object, scheme: Scheme, trust_remote_code: bo
 
 
 @functools.lru_cache(maxsize=64)
-def _skipped(directory: Path, mark: object, method: Method, trust_remote_code: bool) -> tuple[str, ...]:
+def _skipped(directory: Path, mark: object, method: Method, policy: LoadPolicy) -> tuple[str, ...]:
     """`skipped_modules`, which takes a forward and is the same for every scheme of a method."""
-    return skipped_modules(build_skeleton(directory, trust_remote_code=trust_remote_code), method)
+    return skipped_modules(build_skeleton(directory, policy), method)
 
 
 def _converted(model: "PreTrainedModel", layers: Iterable[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from bitladder.errors import (
 from bitladder.files import naming
 from bitladder.hub_kernels import forbid_hub_kernels
 from bitladder.main_memory import available_memory_bytes, memory_bytes
+from bitladder.records import LoadPolicy
 from bitladder.rungs import METHODS, method_of
 from bitladder.units import format_bytes
 from bitladder.wording import first_line
@@ -57,30 +58,21 @@ _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, Runti
 """what transformers raises for a file with impossible values; it doesn't check them all"""
 
 
-def load_model(
-    directory: Path, device: str, *, trust_remote_code: bool = False, card_limit_bytes: int | None = None
-) -> "PreTrainedModel":
-    """The checkpoint's model on ``device``, in evaluation mode and with the types it is stored with.
+def load_model(directory: Path, policy: LoadPolicy = LoadPolicy()) -> "PreTrainedModel":
+    """The checkpoint's model on the policy's device, in evaluation mode and with the types it is stored with.
 
-    ``device`` may name several cards (``cuda:0,1``): accelerate then spreads the layers over them, with at most
-    ``card_limit_bytes`` on each; the model takes its input and gives its answers on the first.
+    Over several cards (``cuda:0,1``) accelerate spreads the layers, with at most the policy's limit on each; the model
+    takes its input and gives its answers on the first.
 
     Raises DoesNotFitError before anything is loaded, BrokenFileError for weights that can't be read or don't fit
     the configuration, UnknownNameError for an unknown architecture, UserError for remote code without leave or an
     unknown device.
     """
-    require_memory(directory, device)
-    return load_pretrained(directory, device, trust_remote_code=trust_remote_code, card_limit_bytes=card_limit_bytes)
+    require_memory(directory, policy.device)
+    return load_pretrained(directory, policy)
 
 
-def load_pretrained(
-    directory: Path,
-    device: str,
-    *,
-    trust_remote_code: bool = False,
-    card_limit_bytes: int | None = None,
-    **options: Any,
-) -> "PreTrainedModel":
+def load_pretrained(directory: Path, policy: LoadPolicy = LoadPolicy(), **options: Any) -> "PreTrainedModel":
     """`load_model` without the look at memory; ``options`` (dtype, quantization_config) go to transformers."""
     import torch
 
@@ -88,19 +80,20 @@ def load_pretrained(
     method = method_of(config_scheme(stored, found_scheme(stored, read_tensors(directory))))
     method.require_packages(str(directory))
     require_generation_config(directory)
+    device = policy.device
     use_device(device)
-    config = load_config(directory, trust_remote_code=trust_remote_code)
+    config = load_config(directory, policy)
     from transformers import AutoModelForCausalLM
 
     cards = cards_of(device)
     spread = len(cards) > 1
-    place = placement_options(cards, card_limit_bytes) if spread else {"device_map": {"": device}}
+    place = placement_options(cards, policy.memory_limit_bytes) if spread else {"device_map": {"": device}}
     with nullcontext() if method.foreign else naming_config(directory):  # others' libraries fail in their ways
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 config=config,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=policy.trust_remote_code,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -148,14 +141,14 @@ def naming_config(directory: Path) -> Iterator[None]:
         ) from None
 
 
-def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
+def load_config(directory: Path, policy: LoadPolicy = LoadPolicy()) -> "PretrainedConfig":
     """transformers' configuration of a causal language model. Raises UnknownNameError for an architecture that it
     doesn't know, BrokenFileError where it can make nothing of the values.
 
     Without leave for remote code this process does without kernels of the Hub from here on, so this comes before what
     imports them.
     """
-    if not trust_remote_code:
+    if not policy.trust_remote_code:
         forbid_hub_kernels()
     quiet_libraries()
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
@@ -163,7 +156,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "Pretrai
     stored = read_config(directory)
     with naming_config(directory):
         try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            config: PretrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=policy.trust_remote_code)
         except ValueError as error:
             if "trust_remote_code" in str(error):
                 raise UserError(
@@ -234,7 +227,7 @@ def require_generation_config(directory: Path) -> None:
         ) from None
 
 
-def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(directory: Path, policy: LoadPolicy = LoadPolicy()) -> "PreTrainedTokenizerBase":
     """The checkpoint's tokenizer, padding on the left, with end-of-sequence where it has no padding token.
 
     The side is given at load, since one set later isn't saved. Raises UserError where there is no tokenizer.
@@ -244,7 +237,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
     try:
         with naming(directory):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                directory, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
+                directory, padding_side="left", trust_remote_code=policy.trust_remote_code, local_files_only=True
             )
     except (OSError, *_REFUSALS) as error:
         if isinstance(error, OSError) and describe_machine_error(error):
@@ -261,14 +254,14 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> "PreT
     return tokenizer
 
 
-def require_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> None:
+def require_tokenizer(directory: Path, policy: LoadPolicy = LoadPolicy()) -> None:
     """Raise UserError for a tokenizer that can't be loaded, or gives token ids that the model's embedding lacks.
 
     Tokens that were added to a tokenizer may lack a row, as one for images in a model of texts does, where nothing but
     the token's own text gives them: neither the tokenizer by itself nor its chat template.
     """
-    config = load_config(directory, trust_remote_code=trust_remote_code).get_text_config()
-    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    config = load_config(directory, policy).get_text_config()
+    tokenizer = load_tokenizer(directory, policy)
     rows = getattr(config, "vocab_size", None)
     if not isinstance(rows, int):
         return
@@ -286,11 +279,11 @@ def require_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> No
         )
 
 
-def require_chat_template(directory: Path, *, trust_remote_code: bool = False) -> None:
+def require_chat_template(directory: Path, policy: LoadPolicy = LoadPolicy()) -> None:
     """Raise UserError where the tokenizer has no chat template, or one that fails on a question."""
     from jinja2 import TemplateError
 
-    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(directory, policy)
     if not tokenizer.chat_template:
         raise UserError(f"{directory}: its tokenizer has no chat template; leave --chat-template out")
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.loading import load_config
 from bitladder.errors import UserError
+from bitladder.records import LoadPolicy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -40,10 +41,10 @@ _SAME = 1e-6
 """relative: a float that went through FP32 is the same"""
 
 
-def require_same_network(baseline: Path, directory: Path, *, trust_remote_code: bool = False) -> None:
+def require_same_network(baseline: Path, directory: Path, policy: LoadPolicy = LoadPolicy()) -> None:
     """Raise UserError naming the first field in which ``directory`` is another network than the baseline."""
-    expected = _fields(load_config(baseline, trust_remote_code=trust_remote_code))
-    found = _fields(load_config(directory, trust_remote_code=trust_remote_code))
+    expected = _fields(load_config(baseline, policy))
+    found = _fields(load_config(directory, policy))
     for name in dict.fromkeys((*_FIRST, *expected, *found)):
         if not _equal(found.get(name), expected.get(name)):
             raise UserError(

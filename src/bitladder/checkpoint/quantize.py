@@ -47,7 +47,7 @@ from bitladder.files import (
 from bitladder.home import cache_directory
 from bitladder.methods.types import torch_dtype
 from bitladder.models.source import ResolvedModel, resolve_model
-from bitladder.records import Manifest, Source, hash_json
+from bitladder.records import LoadPolicy, Manifest, Source, hash_json
 from bitladder.rungs import Rung, find_rung
 
 __all__ = ["Checkpoint", "expected_bytes", "expected_recipe_hash", "quantize", "require_unquantized"]
@@ -89,6 +89,7 @@ def quantize(
     refuses, an unknown rung, a source that is already quantized, weights that are no numbers or that the rung can't
     hold, an ``out`` that holds something else, and too little disk or memory (before writing or loading).
     """
+    policy = LoadPolicy(device=device, trust_remote_code=trust_remote_code)
     row = find_rung(rung)
     row.method.require_packages(f"rung {rung}")
     if out is not None:
@@ -96,7 +97,7 @@ def quantize(
         require_place(out)
     resolved = resolve_model(model, revision)
     require_unquantized(resolved)
-    expected = expect(resolved.directory, row.scheme, trust_remote_code=trust_remote_code)
+    expected = expect(resolved.directory, row.scheme, policy)
     require_whole(resolved.source.model, row, expected, allow_partial=allow_partial)
     recipe_hash = expected_recipe_hash(resolved.source, rung, device)
     entry = cache_entry(recipe_hash)
@@ -111,8 +112,8 @@ def quantize(
     with entry_lock(entry):
         manifest = _intact(entry, recipe_hash)
         if manifest is None:
-            _require_fit_source(resolved.directory, row, trust_remote_code)
-            manifest = _make(entry, resolved, row, device, recipe_hash, trust_remote_code, expected)
+            _require_fit_source(resolved.directory, row, policy)
+            manifest = _make(entry, resolved, row, recipe_hash, policy, expected)
         # Equal content may have been asked for under other names.
         manifest = manifest.model_copy(update={"rung": rung, "source": resolved.source})
         if out is None:
@@ -164,11 +165,11 @@ def require_unquantized(resolved: ResolvedModel) -> None:
         )
 
 
-def _require_fit_source(directory: Path, rung: Rung, trust_remote_code: bool) -> None:
+def _require_fit_source(directory: Path, rung: Rung, policy: LoadPolicy) -> None:
     """Raise UserError for a source whose files don't fit each other, or whose texts or weights the rung can't do with;
     its weights are read once. What is in the cache was made from the same bytes and need not be asked again."""
-    require_sound(directory, trust_remote_code=trust_remote_code)
-    require_tokenizer(directory, trust_remote_code=trust_remote_code)
+    require_sound(directory, policy)
+    require_tokenizer(directory, policy)
     require_range(directory, rung.name)
     if vanished := vanishing(directory, rung.scheme):
         log.warning("%s: %s", rung.name, vanished)
@@ -214,19 +215,19 @@ def _make(
     entry: Path,
     resolved: ResolvedModel,
     rung: Rung,
-    device: str,
     recipe_hash: str,
-    trust_remote_code: bool,
+    policy: LoadPolicy,
     expected: Expected,
 ) -> Manifest:
     scheme = rung.scheme
-    device = device if rung.method.quantizes else "cpu"
+    device = policy.device if rung.method.quantizes else "cpu"
+    policy = policy.model_copy(update={"device": device})
     if entry.exists():
         remove_tree(entry)
     require_disk_space(entry, expected.stored_bytes)
     require_bytes(f"{rung.name} of {resolved.source.model}", device, expected.quantizing_bytes)
     with new_directory(entry) as temporary:
-        architecture = _save(temporary, resolved, rung, device, trust_remote_code, expected.skipped)
+        architecture = _save(temporary, resolved, rung, policy, expected.skipped)
         with ThreadPoolExecutor(1) as pool:
             hashing = pool.submit(content_hash, temporary)
             files = hash_files(temporary)
@@ -252,8 +253,7 @@ def _save(
     directory: Path,
     resolved: ResolvedModel,
     rung: Rung,
-    device: str,
-    trust_remote_code: bool,
+    policy: LoadPolicy,
     skipped: tuple[str, ...],
 ) -> str:
     """Write model and tokenizer; returns the architecture's name.
@@ -264,17 +264,11 @@ def _save(
     from transformers import GenerationConfig
 
     # Written and dropped first: it fails early, and takes no memory while the weights do.
-    pad_token_id = _save_tokenizer(directory, resolved, trust_remote_code)
+    pad_token_id = _save_tokenizer(directory, resolved, policy)
     map_large_blocks()
     config = rung.method.quantization_config(rung.scheme, skipped)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
-    model = load_pretrained(
-        resolved.directory,
-        device,
-        trust_remote_code=trust_remote_code,
-        dtype=torch_dtype(rung.scheme.rest_type),
-        **options,
-    )
+    model = load_pretrained(resolved.directory, policy, dtype=torch_dtype(rung.scheme.rest_type), **options)
     # Many published generation configs can't be saved (a temperature without sampling): theirs is written as it is.
     published = read_generation_config(resolved.directory)
     if published is not None:
@@ -295,8 +289,8 @@ def _save(
     return type(model).__name__
 
 
-def _save_tokenizer(directory: Path, resolved: ResolvedModel, trust_remote_code: bool) -> int:
-    tokenizer = load_tokenizer(resolved.directory, trust_remote_code=trust_remote_code)
+def _save_tokenizer(directory: Path, resolved: ResolvedModel, policy: LoadPolicy) -> int:
+    tokenizer = load_tokenizer(resolved.directory, policy)
     with naming(directory):
         tokenizer.save_pretrained(directory)
     return int(tokenizer.pad_token_id)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitladder.checkpoint.loading import load_config, naming_config
 from bitladder.errors import NotCausalError
+from bitladder.records import LoadPolicy
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems", "past_bu
 """what an output calls the state that it hands to the next step"""
 
 
-def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def build_skeleton(directory: Path, policy: LoadPolicy = LoadPolicy()) -> "PreTrainedModel":
     """The config's model on torch's meta device, in BF16, as it is before a quantizer replaces layers.
 
     Raises UserError as `load_config`, and where the family needs another package; BrokenFileError for a config that no
@@ -52,14 +53,14 @@ def build_skeleton(directory: Path, *, trust_remote_code: bool = False) -> "PreT
     """
     import torch
 
-    config = load_config(directory, trust_remote_code=trust_remote_code)
+    config = load_config(directory, policy)
     from transformers import AutoModelForCausalLM
 
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with naming_config(directory), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, trust_remote_code=trust_remote_code, dtype=torch.bfloat16
+            config, trust_remote_code=policy.trust_remote_code, dtype=torch.bfloat16
         )
     model.eval()  # type: ignore[no-untyped-call]
     by_config = _leaves_out_mask(model)

@@ -9,9 +9,10 @@ from bitladder.checkpoint.quantize import cache_entry, expected_recipe_hash
 from bitladder.files import CACHE_ELSEWHERE, existing_part, require_disk_space
 from bitladder.home import cache_directory
 from bitladder.models.source import ResolvedModel
+from bitladder.records import LoadPolicy
 
 
-def require_space(model: ResolvedModel, rungs: Collection[str], folder: Path, *, trust_remote_code: bool) -> None:
+def require_space(model: ResolvedModel, rungs: Collection[str], folder: Path, policy: LoadPolicy) -> None:
     """Raise UserError where the cache's disk, or that of ``folder``, has too little space for all these rungs.
 
     What the cache has takes no more there, and none in a ``folder`` on the same disk: it is linked.
@@ -20,9 +21,7 @@ def require_space(model: ResolvedModel, rungs: Collection[str], folder: Path, *,
     new = [rung for rung, entry in entries.items() if not (entry / MANIFEST_NAME).is_file()]
     cache = cache_directory()
     copied = list(rungs) if existing_part(cache).stat().st_dev != existing_part(folder).stat().st_dev else []
-    sizes = {
-        rung: expected_bytes(model.directory, rung, trust_remote_code=trust_remote_code) for rung in {*new, *copied}
-    }
+    sizes = {rung: expected_bytes(model.directory, rung, policy) for rung in {*new, *copied}}
     for place, written, instead in (
         (cache, new, CACHE_ELSEWHERE),
         (folder, copied, "name an --out on another disk"),

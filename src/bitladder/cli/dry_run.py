@@ -17,10 +17,9 @@ from bitladder.driver import could_have_cards
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.executors.table import open_executor
 from bitladder.methods.kinds import describe_kept
-from bitladder.perf.engines.table import find_engine
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
-from bitladder.records import Settings, StudyRecord
+from bitladder.records import Settings, StudyRecord, TaskSources
 from bitladder.results import device_title, item_name, not_measured_as
 from bitladder.stages import Staging, measured_items
 from bitladder.stats.power import POWER, Resolution
@@ -60,14 +59,14 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         prepared = prepare(settings, Store(out), progress, outline=Path(scratch))
         study = prepared.study
         progress.preparing("estimating disk, memory and time")
-        rungs, engine = (study.baseline, *study.settings.rungs), find_engine(study.settings.engine).name
-        overhead_bytes = measure_overhead(executor, study.calibration.device, rungs, engine)
-        estimates = estimate_study(study, prepared.model.directory, prepared.added, overhead_bytes)
+        wanted, device = prepared.wanted, study.calibration.device
+        overhead_bytes = measure_overhead(executor, device, (study.baseline, *wanted.rungs), wanted.engine.name)
+        estimates = estimate_study(prepared.work, prepared.added, overhead_bytes)
         margin_points = study_margin_points(study)
         missing = Missing(study, Kept(Store(out), study))
         same = missing.same
-        resolved = plan_resolutions(study, len(same))
-        advice = _advice(missing, estimates)
+        resolved = plan_resolutions(study, wanted.tasks.sources, len(same))
+        advice = _advice(missing, wanted.tasks.sources, estimates)
     if json_output:
         plan = {
             "study": study.model_dump(mode="json"),
@@ -198,10 +197,10 @@ def _recorded(study: StudyRecord, store: Store) -> int:
     return sum(record.item in planned for record in done)
 
 
-def _advice(missing: Missing, estimates: Sequence[RungEstimate]) -> str | None:
+def _advice(missing: Missing, sources: TaskSources, estimates: Sequence[RungEstimate]) -> str | None:
     """What the study itself will say to what is left of it, where it will ask whether it is meant."""
     missing.bind_baseline()
-    return advise(missing.study, TimeLeft(missing.study, estimates, missing.by_rung), ASKED_FROM_S)
+    return advise(missing.study, sources, TimeLeft(missing.study, estimates, missing.by_rung), ASKED_FROM_S)
 
 
 def _counted_as(study: StudyRecord, estimates: Sequence[RungEstimate], same: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitladder.divergence.reference import Reference, begin_reference, find_head, load_reference
 from bitladder.errors import DoesNotFitError, UserError
-from bitladder.records import Divergence, DivergenceOutcome, Prompts, WindowDivergence
+from bitladder.records import Divergence, DivergenceOutcome, LoadPolicy, Prompts, WindowDivergence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ def measure_divergence(
     reference_path: Path,
     *,
     is_baseline: bool,
-    trust_remote_code: bool = False,
+    policy: LoadPolicy = LoadPolicy(),
     progress: Progress | None = None,
 ) -> DivergenceOutcome:
     """The divergence of the checkpoint in ``directory`` from the baseline, whose states are in ``reference_path``.
@@ -44,7 +44,7 @@ def measure_divergence(
     if item.baseline_hash is None:
         raise UserError("the baseline has no checkpoint to be held against; see what became of it")
     reference = None if is_baseline else load_reference(reference_path, torch_devices(item.device)[0])
-    model = load_model(directory, item.device, trust_remote_code=trust_remote_code)
+    model = load_model(directory, policy.model_copy(update={"device": item.device}))
     reference = reference or begin_reference(model)
     types = () if reference.dtype is None else (reference.dtype,)  # the baseline's head is in its own type
     found = []

@@ -123,9 +123,9 @@ def choose_batch(
     directory: Path,
     scenario: Scenario,
     prompts: Prompts,
+    policy: LoadPolicy = LoadPolicy(),
     *,
     audited_bytes: int | None = None,
-    trust_remote_code: bool = False,
 ) -> tuple[int, tuple[BatchProbe, ...]]:
     """The scenario's batch size, and the search that found it (none where the size is given).
 
@@ -134,10 +134,10 @@ def choose_batch(
     if scenario.scenario == "batch1":
         return 1, ()
     if scenario.device == "cpu":
-        probe = predicting_probe(directory, scenario, audited_bytes, trust_remote_code=trust_remote_code)
+        probe = predicting_probe(directory, scenario, audited_bytes, policy)
         probes = search_largest_batch(probe, scenario.batch_size_cap)
     else:
-        with running_probe(directory, scenario, prompts, trust_remote_code=trust_remote_code) as probe:
+        with running_probe(directory, scenario, prompts, policy) as probe:
             probes = search_largest_batch(probe, scenario.batch_size_cap, GPU_GROWTH)
     largest = largest_fitting(probes)
     if largest is None:
@@ -153,7 +153,7 @@ def choose_batch(
 
 
 def predicting_probe(
-    directory: Path, scenario: Scenario, audited_bytes: int | None = None, *, trust_remote_code: bool = False
+    directory: Path, scenario: Scenario, audited_bytes: int | None = None, policy: LoadPolicy = LoadPolicy()
 ) -> Probe:
     """Predicts from weights, cache, activations and logits against the main memory that is available now.
 
@@ -166,7 +166,7 @@ def predicting_probe(
     from bitladder.checkpoint.skeleton import build_skeleton
     from bitladder.checkpoint.tensors import read_tensors
 
-    skeleton = build_skeleton(directory, trust_remote_code=trust_remote_code)
+    skeleton = build_skeleton(directory, policy)
     width = value_bytes(found_scheme(read_config(directory), read_tensors(directory)))
     row = predict_working_memory(skeleton, width, scenario.prompt_tokens, scenario.new_tokens)
     load_bytes = max(predicted_load_bytes(directory), audited_bytes or 0)
@@ -189,7 +189,7 @@ def predicting_probe(
 
 @contextmanager
 def running_probe(
-    directory: Path, scenario: Scenario, prompts: Prompts, *, trust_remote_code: bool = False
+    directory: Path, scenario: Scenario, prompts: Prompts, policy: LoadPolicy = LoadPolicy()
 ) -> Iterator[Probe]:
     """Runs each batch in a process of its own, so that a failure leaves nothing behind."""
     gpus = gpus_of(scenario.device)
@@ -200,7 +200,7 @@ def running_probe(
             directory=str(directory),
             scenario=scenario,
             token_ids=tuple(prompts.row(index) for index in range(batch_size)),
-            policy=scenario.policy(trust_remote_code=trust_remote_code),
+            policy=scenario.policy(policy),
             card_limits=limits,
         )
         with tempfile.TemporaryFile() as log:
@@ -227,7 +227,7 @@ def running_probe(
         available = {"available_bytes": total_bytes(limits), "card_available_bytes": limits if len(gpus) > 1 else ()}
         return found.model_copy(update=available)
 
-    with open_executor(PROBE, None, with_gpu=bool(gpus), trust_remote_code=trust_remote_code) as executor:
+    with open_executor(PROBE, None, with_gpu=bool(gpus), trust_remote_code=policy.trust_remote_code) as executor:
         yield probe
 
 

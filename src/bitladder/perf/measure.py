@@ -42,9 +42,9 @@ def measure(
     directory: Path,
     scenario: Scenario,
     prompts: Prompts,
+    policy: LoadPolicy = LoadPolicy(),
     *,
     audited_bytes: int | None = None,
-    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> PerformanceOutcome:
     """Measure a checkpoint in one scenario. Expects a process that has loaded no other model.
@@ -56,14 +56,12 @@ def measure(
     """
     if prompts.prompts_hash != scenario.prompts_hash:
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
-    policy = scenario.policy(trust_remote_code=trust_remote_code)
+    policy = scenario.policy(policy)
     require_context(directory, scenario, policy)
     _set_up_torch(scenario)
     gpus = gpus_of(scenario.device)
     powers_w, no_power_reason = power_at_rest_w(gpus)  # before the search, whose batches leave a card hot
-    batch_size, search = choose_batch(
-        directory, scenario, prompts, audited_bytes=audited_bytes, trust_remote_code=trust_remote_code
-    )
+    batch_size, search = choose_batch(directory, scenario, prompts, policy, audited_bytes=audited_bytes)
     give_back_freed()
     idle_process_bytes = resident_bytes()
     idle_card_bytes = used_bytes(gpus)

@@ -56,7 +56,7 @@ def require_context(directory: Path, scenario: Scenario, policy: LoadPolicy) -> 
     """Raise UserError when prompt and new tokens are more than the model has positions."""
     from bitladder.checkpoint.loading import load_config
 
-    config = load_config(directory, trust_remote_code=policy.trust_remote_code)
+    config = load_config(directory, policy)
     positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and scenario.prompt_tokens + scenario.new_tokens > positions:
         raise UserError(

@@ -67,11 +67,9 @@ class Scenario(Record):
     memory_limit_bytes: int | None = None
     """most memory the model may take of the device, or of each of several cards, as if it had no more; None: all"""
 
-    def policy(self, *, trust_remote_code: bool) -> LoadPolicy:
+    def policy(self, of_study: LoadPolicy) -> LoadPolicy:
         """How a checkpoint is loaded for it."""
-        return LoadPolicy(
-            device=self.device, trust_remote_code=trust_remote_code, memory_limit_bytes=self.memory_limit_bytes
-        )
+        return of_study.model_copy(update={"device": self.device, "memory_limit_bytes": self.memory_limit_bytes})
 
     def planned_requests(self, batch_size: int) -> int:
         """Requests at most: for max-batch at least three full batches."""

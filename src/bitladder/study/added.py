@@ -54,7 +54,7 @@ def _find(source: str, baseline: Path, policy: LoadPolicy, chat_template: bool, 
     from bitladder.models.source import resolve_model
 
     model = resolve_model(source, outline=outline)
-    require_same_network(baseline, model.directory, trust_remote_code=policy.trust_remote_code)
+    require_same_network(baseline, model.directory, policy)
     require_format(model.directory, policy.device)
     ours, theirs = _tokenizers(baseline, model.directory, policy)
     same = same_rules(ours, theirs)
@@ -88,8 +88,7 @@ def _tokenizers(
 ) -> "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]":
     from bitladder.checkpoint.loading import load_tokenizer
 
-    trust = policy.trust_remote_code
-    ours, theirs = (load_tokenizer(place, trust_remote_code=trust) for place in (baseline, directory))
+    ours, theirs = (load_tokenizer(place, policy) for place in (baseline, directory))
     return ours, theirs
 
 

@@ -66,14 +66,13 @@ def time_rungs(
     from bitladder.checkpoint.skeleton import build_skeleton, widest_layer
     from bitladder.study.layer_timing import LayerJob, time_layers, time_layers_apart
 
-    trust = policy.trust_remote_code
-    in_features, out_features = widest_layer(build_skeleton(model_directory, trust_remote_code=trust))
+    in_features, out_features = widest_layer(build_skeleton(model_directory, policy))
     card = torch_devices(calibration.device)[0]
     if card == "cpu":
         rates = time_layers(rungs, card, in_features, out_features, threads=calibration.threads)
     else:
         job = LayerJob(rungs=rungs, device=card, in_features=in_features, out_features=out_features)
-        rates = time_layers_apart(job, trust_remote_code=trust)
+        rates = time_layers_apart(job, trust_remote_code=policy.trust_remote_code)
     return calibration.model_copy(update={"layer_rates": calibration.layer_rates + rates})
 
 
@@ -114,11 +113,8 @@ def largest_load_bytes(planned: Iterable[str], model_directory: Path, policy: Lo
     """Memory that loading the largest of the planned rungs takes, the baseline among them."""
     from bitladder.checkpoint.expected import expect
 
-    trust = policy.trust_remote_code
     rungs = dict.fromkeys((BASELINE, *planned))
-    return max(
-        expect(model_directory, find_rung(rung).scheme, trust_remote_code=trust).quantizing_bytes for rung in rungs
-    )
+    return max(expect(model_directory, find_rung(rung).scheme, policy).quantizing_bytes for rung in rungs)
 
 
 def _still_meant(wanted: str, known: Calibration) -> bool:

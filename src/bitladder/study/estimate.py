@@ -15,15 +15,14 @@ from bitladder.records import (
     Divergence,
     Item,
     LayerRate,
+    LoadPolicy,
     Rescoring,
     Scenario,
     Scheme,
-    Settings,
-    StudyRecord,
+    TaskSources,
 )
 from bitladder.rungs import BASELINE, find_rung, method_of
 from bitladder.study.peaks import phase_peaks
-from bitladder.study.resolved import task_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,19 +75,37 @@ class TaskLoad:
     generated_tokens: float
 
 
+@dataclass(frozen=True)
+class PlannedWork:
+    """What is estimated: what each rung gets, on which machine, and with which model."""
+
+    items: tuple[Item, ...]
+    rungs: tuple[str, ...]
+    """of the ladder"""
+    calibration: Calibration
+    directory: Path
+    """the model's"""
+    policy: LoadPolicy
+    sources: TaskSources
+    prompt_tokens: int
+    new_tokens: int
+    token_budget: int | None
+    """of the accuracy backend's forward, where it is given"""
+
+
 def estimate_study(
-    study: StudyRecord, directory: Path, added: Mapping[str, Path], overhead_bytes: Mapping[str, int]
+    work: PlannedWork, added: Mapping[str, Path], overhead_bytes: Mapping[str, int]
 ) -> tuple[RungEstimate, ...]:
-    """One estimate a rung, for the model in ``directory``, then one for each ready checkpoint.
+    """One estimate a rung, then one for each ready checkpoint.
 
     ``overhead_bytes``: by method what `perf.overhead` found a measuring process to take beside its model.
     """
-    loads = {item.task: _task_load(study.settings, item) for item in study.items if isinstance(item, AccuracyTask)}
-    rungs = (_estimate_rung(study, rung, directory, loads, overhead_bytes) for rung in study.settings.rungs)
-    return (*rungs, *(_estimate_ready(study, name, place, overhead_bytes) for name, place in added.items()))
+    loads = {item.task: _task_load(work.sources, item) for item in work.items if isinstance(item, AccuracyTask)}
+    rungs = (_estimate_rung(work, rung, loads, overhead_bytes) for rung in work.rungs)
+    return (*rungs, *(_estimate_ready(work, name, place, overhead_bytes) for name, place in added.items()))
 
 
-def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
+def _estimate_ready(work: PlannedWork, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
     from bitladder.checkpoint.config import read_config
     from bitladder.checkpoint.declared import found_scheme
     from bitladder.checkpoint.loading import predicted_load_bytes
@@ -99,20 +116,20 @@ def _estimate_ready(study: StudyRecord, name: str, directory: Path, overhead_byt
     tensors = read_tensors(directory)
     scheme = found_scheme(read_config(directory), tensors)
     packed = (one.size_bytes for name, one in tensors.items() if kind_of(name, one) == "linear" and one.dtype in _CODES)
-    skeleton = build_skeleton(directory, trust_remote_code=study.settings.trust_remote_code)
+    skeleton = build_skeleton(directory, work.policy)
     return RungEstimate(
         rung=name,
         disk_bytes=0,
-        peak_memory_bytes=_peak(study, skeleton, scheme, predicted_load_bytes(directory), sum(packed), overhead_bytes),
+        peak_memory_bytes=_peak(work, skeleton, scheme, predicted_load_bytes(directory), sum(packed), overhead_bytes),
         quantize_s=PROCESS_START_S,
-        accuracy_s=None if any(isinstance(item, AccuracyTask) for item in study.items) else 0.0,
-        performance_s=None if any(isinstance(item, Scenario) for item in study.items) else 0.0,
-        item_s=(None,) * len(study.items),
+        accuracy_s=None if any(isinstance(item, AccuracyTask) for item in work.items) else 0.0,
+        performance_s=None if any(isinstance(item, Scenario) for item in work.items) else 0.0,
+        item_s=(None,) * len(work.items),
     )
 
 
 def _peak(
-    study: StudyRecord,
+    work: PlannedWork,
     skeleton: "PreTrainedModel",
     scheme: Scheme,
     weights_bytes: int,
@@ -125,48 +142,47 @@ def _peak(
     libraries_bytes = overhead_bytes.get(scheme.method)
     if libraries_bytes is None:
         return None
-    settings = study.settings
-    working = predict_working_memory(skeleton, value_bytes(scheme), settings.prompt_tokens, settings.new_tokens)
-    copies = method_of(scheme).loading_copies(study.calibration.device)
+    working = predict_working_memory(skeleton, value_bytes(scheme), work.prompt_tokens, work.new_tokens)
+    copies = method_of(scheme).loading_copies(work.calibration.device)
     return libraries_bytes + weights_bytes + copies * packed_bytes + working.total_bytes
 
 
 def _estimate_rung(
-    study: StudyRecord, rung: str, directory: Path, loads: dict[str, TaskLoad], overhead_bytes: Mapping[str, int]
+    work: PlannedWork, rung: str, loads: dict[str, TaskLoad], overhead_bytes: Mapping[str, int]
 ) -> RungEstimate:
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.skeleton import build_skeleton, head_weights
 
-    trust, scheme = study.settings.trust_remote_code, find_rung(rung).scheme
-    expected = expect(directory, scheme, trust_remote_code=trust)
-    skeleton = build_skeleton(directory, trust_remote_code=trust)
+    scheme = find_rung(rung).scheme
+    expected = expect(work.directory, scheme, work.policy)
+    skeleton = build_skeleton(work.directory, work.policy)
     head = head_weights(skeleton)
-    clock = _Clock(study.calibration, rung, expected.parameters - head, head)
-    item_s = {item: _item_s(study, item, loads, clock) for item in study.items}
-    scenarios = [item for item in study.items if isinstance(item, Scenario)]
-    asking = any(isinstance(item, AccuracyTask) for item in study.items)
+    clock = _Clock(work.calibration, rung, expected.parameters - head, head)
+    item_s = {item: _item_s(work, item, loads, clock) for item in work.items}
+    scenarios = [item for item in work.items if isinstance(item, Scenario)]
+    asking = any(isinstance(item, AccuracyTask) for item in work.items)
     return RungEstimate(
         rung=rung,
         disk_bytes=expected.tensor_bytes,
-        peak_memory_bytes=_peak(study, skeleton, scheme, expected.stored_bytes, expected.packed_bytes, overhead_bytes),
+        peak_memory_bytes=_peak(work, skeleton, scheme, expected.stored_bytes, expected.packed_bytes, overhead_bytes),
         quantize_s=2 * PROCESS_START_S,
         accuracy_s=sum(seconds for item, seconds in item_s.items() if not isinstance(item, Scenario))
         + (PROCESS_START_S if asking else 0.0),
         performance_s=sum(item_s[item] for item in scenarios),
-        item_s=tuple(item_s[item] for item in study.items),
-        phase_bytes=phase_peaks(study, skeleton, scheme, expected, overhead_bytes.get(scheme.method)),
+        item_s=tuple(item_s[item] for item in work.items),
+        phase_bytes=phase_peaks(work, skeleton, scheme, expected, overhead_bytes.get(scheme.method)),
         kept_bytes=dict(expected.kept),
         at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )
 
 
-def _item_s(study: StudyRecord, item: Item, loads: Mapping[str, TaskLoad], clock: "_Clock") -> float:
+def _item_s(work: PlannedWork, item: Item, loads: Mapping[str, TaskLoad], clock: "_Clock") -> float:
     if isinstance(item, Divergence):
         return _divergence_s(item, clock)
     if isinstance(item, AccuracyTask):
         return _task_s(item, loads[item.task], clock)
     if isinstance(item, Rescoring):
-        return _rescoring_s(study, item, loads[item.task.task], clock)
+        return _rescoring_s(work, item, loads[item.task.task], clock)
     return PROCESS_START_S + min(_scenario_s(item, clock), item.time_limit_s)
 
 
@@ -218,12 +234,12 @@ def _task_s(item: AccuracyTask, load: TaskLoad, clock: _Clock) -> float:
     return seconds + load.generated_tokens / item.batch_size * clock.forward_s(item.batch_size, item.batch_size)
 
 
-def _rescoring_s(study: StudyRecord, item: Rescoring, load: TaskLoad, clock: _Clock) -> float:
+def _rescoring_s(work: PlannedWork, item: Rescoring, load: TaskLoad, clock: _Clock) -> float:
     """At batch 1 each of about four choices reads the question, unless they are one token; decoded, each further token
     is a step."""
     from bitladder.accuracy.library import task_library
 
-    count = task_library(task_sources(study.settings)).count(item.task.task, item.task.limit)
+    count = task_library(work.sources).count(item.task.task, item.task.limit)
     prefill, scored = load.prefill_tokens / count, load.scored_tokens / count
     if item.way == "second plan":
         return item.documents * clock.packed_s(prefill, scored)
@@ -247,11 +263,11 @@ def _batch(scenario: Scenario) -> int:
     return scenario.batch_size_cap or 256
 
 
-def _task_load(settings: Settings, item: AccuracyTask) -> TaskLoad:
+def _task_load(sources: TaskSources, item: AccuracyTask) -> TaskLoad:
     """Work of one task, from the length of its first documents."""
     from bitladder.accuracy.library import task_library
 
-    library = task_library(task_sources(settings))
+    library = task_library(sources)
     task = library.task(item.task)
     count = library.count(item.task, item.limit)
     sample = list(library.documents(item.task, min(count, _SAMPLED_DOCUMENTS)))

@@ -8,17 +8,26 @@ from bitladder.records import (
     AccuracyTask,
     Item,
     JournalEntry,
+    LoadPolicy,
     Machine,
     MeasurementRecord,
     Prompts,
     Record,
     RungRecord,
-    Settings,
     Status,
     TaskDocuments,
+    TaskSources,
 )
 
 Phase = Literal["checkpoint", "audit", "divergence", "accuracy", "rescoring", "performance"]
+
+
+class Recipe(Record):
+    """What a rung's checkpoint is made from, and how."""
+
+    model: str
+    revision: str | None
+    allow_partial: bool
 
 
 class Job(Record):
@@ -28,11 +37,14 @@ class Job(Record):
     rung: str
     directory: str
     """the checkpoint's, to be made or to be read"""
-    settings: Settings
-    device: str
+    policy: LoadPolicy
     threads: int | None
     machine: Machine
     content_hash: str | None
+    recipe: Recipe | None = None
+    """of a checkpoint that is to be made"""
+    sources: TaskSources | None = None
+    """of a job that asks questions"""
     audited_bytes: int | None = None
     """in memory after one forward, which some formats unpack in; None before the audit"""
     items: tuple[Item, ...] = ()
@@ -47,7 +59,7 @@ class Job(Record):
 class Preparation(Record):
     """What workers of a study's accuracy have in common."""
 
-    settings: Settings
+    sources: TaskSources
     items: tuple[AccuracyTask, ...]
     """of the plan"""
 

@@ -7,11 +7,13 @@ known.
 from typing import TYPE_CHECKING
 
 from bitladder.checkpoint.expected import Expected, value_bytes
-from bitladder.records import AccuracyTask, Divergence, Rescoring, Scenario, Scheme, StudyRecord
+from bitladder.records import AccuracyTask, Divergence, Rescoring, Scenario, Scheme
 from bitladder.rungs import method_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from bitladder.study.estimate import PlannedWork
 
 _FLOAT32_BYTES = 4
 _LOGITS_AT_ONCE = 6
@@ -19,7 +21,7 @@ _LOGITS_AT_ONCE = 6
 
 
 def phase_peaks(
-    study: StudyRecord, skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
+    work: "PlannedWork", skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
 ) -> dict[str, int]:
     """Bytes of main memory, or of a GPU, by what is planned; empty where the libraries' share isn't known."""
     from bitladder.checkpoint.skeleton import head_weights, vocabulary_size
@@ -27,7 +29,7 @@ def phase_peaks(
 
     if overhead_bytes is None:
         return {}
-    device, settings = study.calibration.device, study.settings
+    device = work.calibration.device
     on_cpu = device == "cpu"
     copies = method_of(scheme).loading_copies(device)
     held = overhead_bytes + expected.stored_bytes + copies * expected.packed_bytes
@@ -35,23 +37,23 @@ def phase_peaks(
     found = {}
     if on_cpu:  # which is where rungs are made: from the source in 16 bits
         found["quantizing"] = overhead_bytes + 2 * expected.parameters + expected.quantizing_bytes
-    if any(isinstance(item, AccuracyTask | Rescoring) for item in study.items):
-        found["accuracy"] = held + widened + _forward_bytes(study, skeleton)
-    for item in study.items:
+    if any(isinstance(item, AccuracyTask | Rescoring) for item in work.items):
+        found["accuracy"] = held + widened + _forward_bytes(work, skeleton)
+    for item in work.items:
         if isinstance(item, Divergence):
             logits = item.window_tokens * vocabulary_size(skeleton) * _FLOAT32_BYTES
             head = 2 * head_weights(skeleton) + widened  # the baseline's beside the rung's
             found["divergence"] = held + widened + head + _LOGITS_AT_ONCE * logits
         elif isinstance(item, Scenario):
-            row = predict_working_memory(skeleton, value_bytes(scheme), settings.prompt_tokens, settings.new_tokens)
+            row = predict_working_memory(skeleton, value_bytes(scheme), item.prompt_tokens, item.new_tokens)
             found[item.scenario] = held + row.of_rows(item.batch_size_cap or 1).total_bytes
     return found
 
 
-def _forward_bytes(study: StudyRecord, skeleton: "PreTrainedModel") -> int:
+def _forward_bytes(work: "PlannedWork", skeleton: "PreTrainedModel") -> int:
     """Of as many tokens as the accuracy backend forwards at once."""
     from bitladder.accuracy.backend.budget import budget_on, token_bytes
 
-    device = study.calibration.device
+    device = work.calibration.device
     one = token_bytes(skeleton, device.partition(":")[0])
-    return one * (study.settings.token_budget or budget_on(device.partition(",")[0], one))
+    return one * (work.token_budget or budget_on(device.partition(",")[0], one))

@@ -28,6 +28,7 @@ from bitladder.rungs import BASELINE, find_rung
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
+from bitladder.study.estimate import PlannedWork
 from bitladder.study.plan import plan_study
 from bitladder.study.progress import StudyProgress
 from bitladder.study.resolution import too_few_questions
@@ -46,6 +47,22 @@ class Prepared:
     prompts: tuple[Prompts, ...]
     added: dict[str, Path]
     """where each ready checkpoint lies"""
+    wanted: Resolved
+
+    @property
+    def work(self) -> PlannedWork:
+        """As it is estimated."""
+        return PlannedWork(
+            items=self.study.items,
+            rungs=self.wanted.rungs,
+            calibration=self.study.calibration,
+            directory=self.model.directory,
+            policy=self.wanted.policy,
+            sources=self.wanted.tasks.sources,
+            prompt_tokens=self.wanted.workload.prompt_tokens,
+            new_tokens=self.wanted.workload.new_tokens,
+            token_budget=self.wanted.tasks.token_budget,
+        )
 
 
 def prepare(
@@ -97,7 +114,7 @@ def prepare(
     )
     new = tuple(filter(None, (prompts, windows)))
     _tell_limits(wanted, study, progress, is_new=kept is None, has_prompts=bool(new))
-    return Prepared(study, model, new, {name: one.directory for name, one in added.items()})
+    return Prepared(study, model, new, {name: one.directory for name, one in added.items()}, wanted)
 
 
 def _as_can_be_asked(settings: Settings) -> Settings:
@@ -138,13 +155,13 @@ def _require_sound(wanted: Resolved, model: "ResolvedModel", kept: StudyRecord |
     require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began
         if model.has_weights:
-            require_sound(model.directory, trust_remote_code=wanted.policy.trust_remote_code)
+            require_sound(model.directory, wanted.policy)
             _tell_ranges(wanted.rungs, model.directory, progress)
         else:
             progress.warn(f"{wanted.model}: its weights were not fetched, and are checked when the study begins")
         for line in _partial_rungs(wanted, model):
             progress.warn(line)
-    if kept is None or wanted.chat_template != kept.settings.chat_template:
+    if kept is None or wanted.tasks.chat_template != kept.settings.chat_template:
         _require_texts(wanted, model.directory)
 
 
@@ -156,7 +173,7 @@ def _partial_rungs(wanted: Resolved, model: "ResolvedModel") -> Iterator[str]:
         row = find_rung(name)
         if not row.method.quantizes:
             continue
-        expected = expect(model.directory, row.scheme, trust_remote_code=wanted.policy.trust_remote_code)
+        expected = expect(model.directory, row.scheme, wanted.policy)
         try:
             require_whole(f"{name} is left out", row, expected, allow_partial=wanted.allow_partial)
         except UserError as error:
@@ -167,11 +184,10 @@ def _require_texts(wanted: Resolved, directory: Path) -> None:
     """Raise UserError where texts can't be given to the model, or asked of it, as is wanted."""
     from bitladder.checkpoint.loading import require_chat_template, require_generation_config, require_tokenizer
 
-    trust = wanted.policy.trust_remote_code
     require_generation_config(directory)
-    require_tokenizer(directory, trust_remote_code=trust)
-    if wanted.tasks is not None and wanted.chat_template:
-        require_chat_template(directory, trust_remote_code=trust)
+    require_tokenizer(directory, wanted.policy)
+    if wanted.asks and wanted.tasks.chat_template:
+        require_chat_template(directory, wanted.policy)
 
 
 def _tell_ranges(rungs: Iterable[str], directory: Path, progress: StudyProgress) -> None:
@@ -192,12 +208,12 @@ def _require_sense(wanted: Resolved) -> None:
 
     for name in wanted.rungs:
         find_rung(name).method.require_packages(f"rung {name}")
-    if wanted.tasks is not None:
+    if wanted.asks:
         if wanted.tasks.batch_dependence:
             require_planned_batches(wanted.tasks.backend)
         require_names(wanted.tasks)
     schemes = {name: find_rung(name).scheme for name in wanted.rungs}
-    require_runs(wanted.engine, schemes, with_questions=wanted.tasks is not None)
+    require_runs(wanted.engine, schemes, with_questions=wanted.asks)
     machine, name = describe_machine(), wanted.device.name
     without = name == "auto" and not (machine.gpus or machine.gpus_unknown)
     if name != "cpu" and not without:  # else nothing has to ask torch
@@ -213,7 +229,7 @@ def _added(wanted: Resolved, baseline: Path, outline: Path | None) -> dict[str, 
 
     device = find_device(wanted.device, describe_machine(), baseline, wanted.policy)
     policy = wanted.policy.model_copy(update={"device": device})
-    added = find_added(wanted.add, baseline, policy, chat_template=wanted.chat_template, outline=outline)
+    added = find_added(wanted.add, baseline, policy, chat_template=wanted.tasks.chat_template, outline=outline)
     places = {name: one.directory for name, one in added.items()}
     schemes = {name: found_scheme(read_config(place), read_tensors(place)) for name, place in places.items()}
     require_runs(wanted.engine, schemes, with_questions=False)
@@ -229,13 +245,13 @@ def _texts(wanted: Resolved, items: Iterable[Item]) -> Iterator[str]:
         yield read_corpus(*wanted.text).text
     if any(isinstance(item, Divergence) for item in items):
         yield from read_corpus(*wanted.text).documents.values()
-    yield from accuracy_texts(wanted.sources, (item for item in items if isinstance(item, AccuracyTask)))
+    yield from accuracy_texts(wanted.tasks.sources, (item for item in items if isinstance(item, AccuracyTask)))
 
 
 def _accuracy(wanted: Resolved, calibration: Calibration, kept: StudyRecord | None, progress: StudyProgress) -> TaskSet:
-    if wanted.tasks is None:
+    if not wanted.asks:
         if kept is None:
-            return TaskSet(wanted.suite, (), (), {})
+            return TaskSet(wanted.tasks.suite, (), (), {})
         tasks = tuple(item for item in kept.items if isinstance(item, AccuracyTask))
         return TaskSet(kept.suite, kept.groups, tasks, {})
     resolved = resolve_tasks(wanted.tasks, calibration.device)
@@ -245,13 +261,13 @@ def _accuracy(wanted: Resolved, calibration: Calibration, kept: StudyRecord | No
 
 
 def _rescorings(wanted: Resolved, tasks: TaskSet, kept: StudyRecord | None) -> tuple[Rescoring, ...]:
-    if wanted.tasks is None:
+    if not wanted.asks:
         return tuple(item for item in kept.items if isinstance(item, Rescoring)) if kept else ()
     if not wanted.tasks.batch_dependence:
         return ()
     from bitladder.accuracy.rescoring import plan_rescorings
 
-    return plan_rescorings(wanted.sources, tasks.groups, tasks.items)
+    return plan_rescorings(wanted.tasks.sources, tasks.groups, tasks.items)
 
 
 def _scenarios(
@@ -261,7 +277,7 @@ def _scenarios(
     too short for them."""
     stored = tuple(item for item in kept.items if isinstance(item, Scenario)) if kept else ()
     workload = wanted.workload
-    if workload is None:
+    if not wanted.runs:
         return stored, None
     from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.perf.prompts import cut_prompts
@@ -277,7 +293,7 @@ def _scenarios(
     ):
         found = plan_scenarios(workload, calibration, stored[0].prompts_hash)
     else:
-        tokenizer = load_tokenizer(directory, trust_remote_code=wanted.policy.trust_remote_code)
+        tokenizer = load_tokenizer(directory, wanted.policy)
         prompts = cut_prompts(tokenizer, workload.prompt_tokens, read_corpus(*wanted.text))
         found = plan_scenarios(workload, calibration, prompts.prompts_hash)
     for scenario in found:
@@ -294,7 +310,7 @@ def _divergence(
     count = wanted.divergence_windows
     if count is None or BASELINE not in wanted.all_rungs or len(wanted.all_rungs) < 2:
         return None, None
-    if wanted.tasks is None:
+    if not wanted.asks:
         return stored, None
     if (
         kept
@@ -307,7 +323,7 @@ def _divergence(
     from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.divergence.windows import cut_documents
 
-    tokenizer = load_tokenizer(directory, trust_remote_code=wanted.policy.trust_remote_code)
+    tokenizer = load_tokenizer(directory, wanted.policy)
     windows = cut_documents(tokenizer, read_corpus(*wanted.text), count, DIVERGENCE_WINDOW_TOKENS)
     item = Divergence(
         baseline_hash=None,
@@ -332,7 +348,7 @@ def _tell_limits(
     wanted: Resolved, study: StudyRecord, progress: StudyProgress, *, is_new: bool, has_prompts: bool
 ) -> None:
     """What the plan can't give."""
-    if is_new and (too_few := too_few_questions(study)):
+    if is_new and (too_few := too_few_questions(study, wanted.tasks.sources)):
         progress.warn(too_few)
     if study.baseline not in study.rungs:
         names = ",".join((study.baseline, *wanted.rungs))

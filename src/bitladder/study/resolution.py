@@ -1,14 +1,13 @@
 """What a plan's questions can show, before any of them is asked."""
 
-from bitladder.records import AccuracyTask, StudyRecord
+from bitladder.records import AccuracyTask, StudyRecord, TaskSources
 from bitladder.stats.aggregate import equivalent_documents
 from bitladder.stats.power import Resolution, resolutions
-from bitladder.study.resolved import task_sources
 from bitladder.summary.margin import study_margin_points
 from bitladder.units import counted, format_count, points_text, two_digits
 
 
-def task_documents(study: StudyRecord) -> list[int]:
+def task_documents(study: StudyRecord, sources: TaskSources) -> list[int]:
     """Documents of each row that the aggregate may rest on; those of parts that ask the same count once."""
     from bitladder.accuracy.library import task_library
 
@@ -16,27 +15,27 @@ def task_documents(study: StudyRecord) -> list[int]:
     groups = [group for group in study.groups if group.in_aggregate and items.keys() >= set(group.tasks)]
     if not groups:
         return []
-    library = task_library(task_sources(study.settings))
+    library = task_library(sources)
     counts = {name: library.count(name, item.limit) for name, item in items.items()}
     return [(sum if group.pooling == "documents" else min)(counts[task] for task in group.tasks) for group in groups]
 
 
-def plan_resolutions(study: StudyRecord, unmeasured: int = 0) -> tuple[Resolution, ...]:
+def plan_resolutions(study: StudyRecord, sources: TaskSources, unmeasured: int = 0) -> tuple[Resolution, ...]:
     """None where accuracy is not planned, or nothing is held against the baseline. ``unmeasured``: rungs that are known
     to have another's content, and are not judged."""
-    documents, rungs = task_documents(study), len(study.rungs) - unmeasured - 1
+    documents, rungs = task_documents(study, sources), len(study.rungs) - unmeasured - 1
     if not documents or rungs < 1:
         return ()
     return resolutions(documents, rungs, study_margin_points(study) / 100)
 
 
-def too_few_questions(study: StudyRecord) -> str | None:
+def too_few_questions(study: StudyRecord, sources: TaskSources) -> str | None:
     """What a plan can't settle, even of rungs that change the fewest answers: its study would end without an answer."""
-    found = plan_resolutions(study)
+    found = plan_resolutions(study, sources)
     margin_points = study_margin_points(study)
     if not found or 100 * found[0].resolvable_margin <= margin_points:
         return None
-    documents = task_documents(study)
+    documents = task_documents(study, sources)
     most = found[-1]
     tasks = f" of {counted(len(documents), 'task')}" if len(documents) > 1 else ""
     uneven = sum(documents) / equivalent_documents(documents)

@@ -5,6 +5,7 @@ Whoever comes after takes its own part, and nobody all settings; they go on into
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from bitladder.accuracy.tasks import CUSTOM, TaskRequest
 from bitladder.errors import UserError
@@ -13,6 +14,7 @@ from bitladder.perf.engines.table import find_engine
 from bitladder.perf.scenarios import Workload
 from bitladder.records import LoadPolicy, Settings, TaskSources
 from bitladder.study.calibration import WantedDevice
+from bitladder.study.job import Recipe
 
 BUILTIN = "builtin:"
 
@@ -30,19 +32,31 @@ class Resolved:
     policy: LoadPolicy
     """for what is read of the model before it is measured, which needs no device"""
     device: WantedDevice
-    tasks: TaskRequest | None
-    """None: nothing is asked"""
-    suite: str
-    sources: TaskSources
-    """of the tasks, also of those that an earlier plan has"""
-    workload: Workload | None
-    """None: no scenario is run"""
+    only: Literal["accuracy", "performance"] | None
+    tasks: TaskRequest
+    """also where nothing is asked: an earlier plan's tasks have the same sources"""
+    workload: Workload
     divergence_windows: int | None
     """None: it is turned off"""
-    chat_template: bool
     engine: EngineRow
     text: tuple[str | None, bool]
     """where running text comes from, as `read_corpus` takes it: a mirror, and whether the model is a built-in one"""
+    timeout_s: float
+    """of one measurement"""
+
+    @property
+    def asks(self) -> bool:
+        """Whether questions are asked."""
+        return self.only != "performance"
+
+    @property
+    def runs(self) -> bool:
+        """Whether scenarios are run."""
+        return self.only != "accuracy"
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(model=self.model, revision=self.revision, allow_partial=self.allow_partial)
 
     @property
     def all_rungs(self) -> tuple[str, ...]:
@@ -78,14 +92,13 @@ def resolve(settings: Settings) -> Resolved:
             memory_limit_bytes=settings.memory_limit,
             rungs=settings.rungs,
         ),
-        tasks=None if settings.only == "performance" else task_request(settings, suite_of(settings)),
-        suite=suite_of(settings),
-        sources=task_sources(settings),
-        workload=None if settings.only == "accuracy" else workload(settings),
+        only=settings.only,
+        tasks=task_request(settings, suite_of(settings)),
+        workload=workload(settings),
         divergence_windows=settings.divergence_windows if settings.divergence else None,
-        chat_template=settings.chat_template,
         engine=find_engine(settings.engine),
         text=(settings.datasets, builtin),
+        timeout_s=settings.timeout_s,
     )
 
 

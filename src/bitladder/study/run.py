@@ -65,12 +65,13 @@ class Run:
 
     def __init__(self, prepared: Prepared, store: Store, progress: StudyProgress, executor: Executor) -> None:
         self._store = store
+        self._wanted = prepared.wanted
         self._kept = Kept(store, prepared.study)
         self.missing = Missing(prepared.study, self._kept)
         self.asked = Asked(store, self.missing, self._kept.place)
-        self.telling = Telling(progress, _time_left(prepared, self.missing), store, self.missing)
-        self.weights = Weights(prepared.model, prepared.added, store, self._kept, self.missing)
-        self.workers = Workers(executor, prepared.added, store, self.missing, self.telling)
+        self.telling = Telling(progress, _time_left(prepared, self.missing), store, self.missing, prepared.wanted.only)
+        self.weights = Weights(prepared.model, prepared.added, store, self._kept, self.missing, prepared.wanted.policy)
+        self.workers = Workers(executor, prepared.wanted, prepared.added, store, self.missing, self.telling)
 
     def close(self) -> None:
         self.workers.close()
@@ -79,7 +80,7 @@ class Run:
         """Raises UserError as `run_study`."""
         missing, telling = self.missing, self.telling
         _require_running(missing)
-        require_meant(missing.study, telling.left, asked_from_s)
+        require_meant(missing.study, self._wanted.tasks.sources, telling.left, asked_from_s)
         self._write_study()
         telling.changed()
         same = missing.same
@@ -165,7 +166,6 @@ def _require_running(missing: Missing) -> None:
 
 def _time_left(prepared: Prepared, missing: Missing) -> TimeLeft:
     """As estimated, which takes a model's outline only where anything is missing."""
-    left, directory = missing.by_rung, prepared.model.directory
-    is_done = not any(left.values())
-    estimates = () if is_done else estimate_study(missing.study, directory, prepared.added, overhead_bytes={})
+    left = missing.by_rung
+    estimates = estimate_study(prepared.work, prepared.added, overhead_bytes={}) if any(left.values()) else ()
     return TimeLeft(missing.study, estimates, left)

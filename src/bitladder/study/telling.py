@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.records import MeasurementRecord, Scenario
@@ -20,6 +21,8 @@ class Telling:
     left: TimeLeft
     store: Store
     missing: Missing
+    only: Literal["accuracy", "performance"] | None = None
+    """the half that is asked for"""
     warned: bool = False
     """that others keep the processors busy"""
 
@@ -57,7 +60,7 @@ class Telling:
 
     def other_half(self, asked: Collection[str]) -> None:
         """With ``only`` the half that isn't asked for stays in the plan, and so is measured where something lacks."""
-        missing, only = self.missing, self.missing.study.settings.only
+        missing, only = self.missing, self.only
         if only is None:
             return
         others = tuple(item for item in missing.whole_items if isinstance(item, Scenario) == (only == "accuracy"))

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bitladder.errors import UserError
-from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord
+from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord, TaskSources
 from bitladder.rungs import BASELINE
 from bitladder.stages import measured_items
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
 from bitladder.study.resolution import too_few_questions
-from bitladder.study.resolved import task_sources
 from bitladder.summary.margin import study_margin_points
 from bitladder.units import format_left, points_text
 
@@ -106,25 +105,28 @@ def _shares(item: Item) -> dict[Item, float]:
     return {part: length / sum(lengths) for part, length in zip(parts, lengths, strict=True)}
 
 
-def require_meant(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> None:
+def require_meant(study: StudyRecord, sources: TaskSources, left: TimeLeft, asked_from_s: float | None) -> None:
     """Raise UserError, with what to add, for a study on a CPU of which more is left than ``asked_from_s``."""
-    advice = advise(study, left, asked_from_s)
+    advice = advise(study, sources, left, asked_from_s)
     if advice is not None:
         raise UserError(advice)
 
 
-def advise(study: StudyRecord, left: TimeLeft, asked_from_s: float | None) -> str | None:
+def advise(study: StudyRecord, sources: TaskSources, left: TimeLeft, asked_from_s: float | None) -> str | None:
     """What `require_meant` has against a study; None where it has nothing."""
     if asked_from_s is None or study.calibration.device != "cpu" or left.seconds <= asked_from_s:
         return None
     most_s = _ADVISED_SHARE * asked_from_s
     flags, note = [], ""
-    if left.half_s(performance=False) > most_s and (limit := _advised_limit(study, left, asked_from_s)) is not None:
-        if too_few_questions(study) is not None:
+    if (
+        left.half_s(performance=False) > most_s
+        and (limit := _advised_limit(study, sources, left, asked_from_s)) is not None
+    ):
+        if too_few_questions(study, sources) is not None:
             flags, note = ["fewer --rungs"], " (fewer questions would settle nothing)"
         else:
             flags = [f"--limit {limit}"]
-            if too_few_questions(_limited(study, limit)) is not None:
+            if too_few_questions(_limited(study, limit), sources) is not None:
                 note = f" (so few questions settle no drop of {points_text(study_margin_points(study))})"
     requests = _advised_requests(study, left, asked_from_s)
     if left.half_s(performance=True) > most_s and requests is not None:
@@ -145,11 +147,11 @@ def _limited(study: StudyRecord, limit: int) -> StudyRecord:
     return study.model_copy(update={"items": tuple(items)})
 
 
-def _advised_limit(study: StudyRecord, left: TimeLeft, asked_from_s: float) -> int | None:
+def _advised_limit(study: StudyRecord, sources: TaskSources, left: TimeLeft, asked_from_s: float) -> int | None:
     """The largest round number of questions a task whose time is within bounds; None where it is no fewer."""
     from bitladder.accuracy.library import task_library
 
-    library = task_library(task_sources(study.settings))
+    library = task_library(sources)
     items = {item.task: item for item in study.items if isinstance(item, AccuracyTask)}
     counts = {task: library.count(task, item.limit) for task, item in items.items()}
 

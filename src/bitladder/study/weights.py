@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bitladder.records import Item, RungRecord
+from bitladder.records import Item, LoadPolicy, RungRecord
 from bitladder.store import Store
 from bitladder.study.kept import Kept
 from bitladder.study.missing import Missing
@@ -24,6 +24,7 @@ class Weights:
     store: Store
     kept: Kept
     missing: Missing
+    policy: LoadPolicy
     there: set[str] = field(default_factory=set)
     """whose checkpoint this run has made, or found to be what was audited"""
 
@@ -56,5 +57,4 @@ class Weights:
         from bitladder.checkpoint.space import require_space
 
         made = [name for name in names if name not in self.added]
-        trust = self.missing.study.settings.trust_remote_code
-        require_space(self.model, made, self.store.directory, trust_remote_code=trust)
+        require_space(self.model, made, self.store.directory, self.policy)

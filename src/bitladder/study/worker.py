@@ -17,7 +17,6 @@ from bitladder.records import (
     Audit,
     Divergence,
     Item,
-    LoadPolicy,
     Manifest,
     MeasurementRecord,
     Outcome,
@@ -42,7 +41,6 @@ from bitladder.study.job import (
     Started,
     Stopped,
 )
-from bitladder.study.resolved import task_sources
 
 if TYPE_CHECKING:
     from bitladder.accuracy.journal import Journal
@@ -89,7 +87,7 @@ def prepare(preparation: str) -> None:
     from bitladder.accuracy.evaluate import build_tasks
 
     found = Preparation.model_validate_json(preparation)
-    build_tasks(found.items, task_sources(found.settings))
+    build_tasks(found.items, found.sources)
 
 
 def try_out() -> None:
@@ -106,18 +104,19 @@ def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
     from bitladder.checkpoint.audit import audit
     from bitladder.checkpoint.quantize import quantize
 
-    settings = job.settings
+    recipe, trust = job.recipe, job.policy.trust_remote_code
+    assert recipe is not None
     directory = Path(job.directory)
     checkpoint = quantize(
-        settings.model,
+        recipe.model,
         job.rung,
         directory,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
+        revision=recipe.revision,
+        trust_remote_code=trust,
         replace=True,
-        allow_partial=settings.allow_partial,
+        allow_partial=recipe.allow_partial,
     )
-    found = audit(directory, device=job.device, trust_remote_code=settings.trust_remote_code)
+    found = audit(directory, device=job.policy.device, trust_remote_code=trust)
     pipe.send(RungMade(record=_to_record(job.rung, found, checkpoint.manifest)))
 
 
@@ -128,8 +127,8 @@ def _audit_ready(job: Job, pipe: _Pipe) -> None:
     from bitladder.checkpoint.loading import require_memory
 
     directory = Path(job.directory)
-    require_memory(directory, job.device)
-    found = audit(directory, device=job.device, trust_remote_code=job.settings.trust_remote_code)
+    require_memory(directory, job.policy.device)
+    found = audit(directory, device=job.policy.device, trust_remote_code=job.policy.trust_remote_code)
     record = _to_record(job.rung, found, own_manifest(directory))
     if record.status == "ok" and found.loaded_bytes is None:
         reason = next(finding.message for finding in found.findings if finding.check == "load")
@@ -163,7 +162,7 @@ def _measure_divergence(job: Job, pipe: _Pipe) -> None:
             windows,
             Path(reference),
             is_baseline=job.content_hash == item.baseline_hash,
-            trust_remote_code=job.settings.trust_remote_code,
+            policy=job.policy,
             progress=pipe.progress,
         )
 
@@ -179,20 +178,20 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     from bitladder.perf.engines.table import find_engine
 
     _set_threads(job.threads)
-    directory = Path(job.directory)
-    trust = job.settings.trust_remote_code
+    directory, sources = Path(job.directory), job.sources
+    assert sources is not None
     answering = find_engine(_task_of(job.items[0]).engine).answering
     assert answering is not None  # as planned
-    model = answering(directory, LoadPolicy(device=job.device, trust_remote_code=trust))
-    tokenizer = load_tokenizer(directory, trust_remote_code=trust)
+    model = answering(directory, job.policy)
+    tokenizer = load_tokenizer(directory, job.policy)
 
     def run(item: AccuracyTask, journal: "Journal | None") -> Outcome:
-        outcome, documents = evaluate(model, tokenizer, item, task_sources(job.settings), pipe.progress, journal)
+        outcome, documents = evaluate(model, tokenizer, item, sources, pipe.progress, journal)
         pipe.send(Documents(documents=documents))
         return outcome
 
     def run_again(item: Rescoring) -> Outcome:
-        return rescore(model, tokenizer, item, task_sources(job.settings), pipe.progress)
+        return rescore(model, tokenizer, item, sources, pipe.progress)
 
     for item in job.items:
         assert isinstance(item, AccuracyTask | Rescoring)
@@ -216,7 +215,7 @@ def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":
         return None
     identity = measurement_id(job.content_hash, item)
     entries = read_entries(Path(job.journals) / f"{identity}.jsonl")
-    key = hash_json([job.machine.identity, job.device, job.threads])
+    key = hash_json([job.machine.identity, job.policy.device, job.threads])
     return Journal(entries, key, lambda entry: pipe.send(Batch(measurement_id=identity, entry=entry)))
 
 
@@ -228,13 +227,12 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
     assert prompts is not None
 
     def run(item: Scenario) -> Outcome:
-        trust = job.settings.trust_remote_code
         return measure(
             Path(job.directory),
             item,
             prompts,
+            job.policy,
             audited_bytes=job.audited_bytes,
-            trust_remote_code=trust,
             progress=pipe.progress,
         )
 
@@ -256,7 +254,10 @@ def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], jour
     reason, disturbed = None, False
     try:
         outcome = run()
-        if isinstance(outcome, PerformanceOutcome) and (reason := find_disturbance(outcome, job.device)) is not None:
+        if (
+            isinstance(outcome, PerformanceOutcome)
+            and (reason := find_disturbance(outcome, job.policy.device)) is not None
+        ):
             status, disturbed = "failed", True  # its samples stay in the record, and no figure is made of them
     except DoesNotFitError as error:
         status, reason = "does_not_fit", str(error)

@@ -23,6 +23,7 @@ from bitladder.store import Store
 from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
 from bitladder.study.missing import Missing
 from bitladder.study.process import Ended, Worker
+from bitladder.study.resolved import Resolved
 from bitladder.study.telling import Telling
 
 
@@ -31,6 +32,7 @@ class Workers:
     """Runs a plan's workers, one at a time."""
 
     executor: Executor
+    wanted: Resolved
     added: Mapping[str, Path]
     """where each ready checkpoint lies"""
     store: Store
@@ -130,15 +132,15 @@ class Workers:
         items: tuple[Item, ...],
         audited_bytes: int | None = None,
     ) -> Worker:
-        study = self.missing.study
-        calibration = study.calibration
+        calibration = self.missing.study.calibration
         first = items[0] if items else None
         job = Job(
             phase=phase,
             rung=rung,
             directory=str(self.added.get(rung) or self.store.checkpoint_directory(rung)),
-            settings=study.settings,
-            device=calibration.device,
+            policy=self.wanted.policy.model_copy(update={"device": calibration.device}),
+            recipe=self.wanted.recipe,
+            sources=self.wanted.tasks.sources,
             threads=calibration.threads,
             machine=calibration.machine,
             content_hash=content_hash,
@@ -149,7 +151,7 @@ class Workers:
             journals=str(self.store.journals),
         )
         log = self.store.directory / "logs" / f"{rung}-{phase}.log"
-        return Worker(self._executor_of(phase), job, log, study.settings.timeout_s)
+        return Worker(self._executor_of(phase), job, log, self.wanted.timeout_s)
 
     def _executor_of(self, phase: Phase) -> Executor:
         if phase == "performance":
@@ -157,10 +159,9 @@ class Workers:
         if phase not in ("accuracy", "rescoring"):
             return self.executor
         if self.asking is None and self.has_branches:
-            settings = self.missing.study.settings
-            preparation = Preparation(settings=settings, items=self.missing.tasks)
+            preparation = Preparation(sources=self.wanted.tasks.sources, items=self.missing.tasks)
             self.asking = self.executor.branch(preparation.model_dump_json())
-            why = self.asking.wait_until_ready(settings.timeout_s) if self.asking is not None else None
+            why = self.asking.wait_until_ready(self.wanted.timeout_s) if self.asking is not None else None
             self.has_branches = self.asking is not None and why is None
             if why is not None:
                 self.close()

@@ -11,6 +11,7 @@ from bitladder.accuracy.backend.ways import Ways, default_ways
 from bitladder.cuda import count_cards, require_usable
 from bitladder.environment import describe_gpus
 from bitladder.errors import UnknownNameError, UserError
+from bitladder.records import LoadPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,15 +48,15 @@ def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise UserError(f"dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     directory: Path = resolve_model(str(arguments["pretrained"]), arguments.get("revision")).directory
-    trust: bool = bool(arguments.get("trust_remote_code", False))
     device = str(arguments.get("device") or _fastest_device())
+    policy = LoadPolicy(device=device, trust_remote_code=bool(arguments.get("trust_remote_code", False)))
     if given.get("device") is None and device == _commands_device() and not count_cards():
         log.warning("no %s, lm-eval's default device, on this machine: running on the CPU", device)
         device = "cpu"
     options = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     loaded: dict[str, Any] = {
-        "model": load_pretrained(directory, device, trust_remote_code=trust, **options),
-        "tokenizer": load_tokenizer(directory, trust_remote_code=trust),
+        "model": load_pretrained(directory, policy, **options),
+        "tokenizer": load_tokenizer(directory, policy),
         **{name: arguments[name] for name in _OWN if name in arguments},
     }
     if str(arguments.get("batch_size", "auto")).isdecimal():

@@ -65,7 +65,7 @@ def check_tokenizer(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     if isinstance(subject.architecture, Unknown):
         return []
     try:
-        require_tokenizer(subject.directory, trust_remote_code=subject.trust_remote_code)
+        require_tokenizer(subject.directory, subject.policy)
     except UserError as error:
         message = str(error).removeprefix(f"{subject.directory}: ")
         return [Finding(check="tokenizer", severity="warning", message=message)]

@@ -206,7 +206,7 @@ def check_size(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     if not predictable or isinstance(subject.architecture, Unknown):
         return []
     found_bytes = subject.tensor_bytes
-    predicted_bytes = expect(subject.directory, declared, trust_remote_code=subject.trust_remote_code).tensor_bytes
+    predicted_bytes = expect(subject.directory, declared, subject.policy).tensor_bytes
     doubled = sum(int(finding.data["bytes"]) for finding in check_head(subject, None))
     excess = (found_bytes - doubled) / predicted_bytes - 1
     off = abs(excess) > SIZE_TOLERANCE

@@ -1,7 +1,7 @@
 """What an audit check looks at, and what it gives back."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from bitladder.checkpoint.declared import DeclaredBy
 from bitladder.checkpoint.forward import Loaded
 from bitladder.checkpoint.hardware import Hardware
 from bitladder.checkpoint.tensors import TensorInfo, content_hash
-from bitladder.records import Finding, Manifest, Scheme
+from bitladder.records import Finding, LoadPolicy, Manifest, Scheme
 from bitladder.unknown import Unknown
 
 
@@ -31,7 +31,7 @@ class Subject:
     architecture: Architecture | Unknown
     """or why transformers can't build it here"""
     hardware: Hardware
-    trust_remote_code: bool = False
+    policy: LoadPolicy = field(default_factory=LoadPolicy)
 
     @cached_property
     def content_hash(self) -> str:

@@ -133,12 +133,7 @@ class _StepClock:
 def load(directory: Path, policy: LoadPolicy) -> "PreTrainedModel":
     from bitladder.checkpoint.loading import load_model
 
-    return load_model(
-        directory,
-        policy.device,
-        trust_remote_code=policy.trust_remote_code,
-        card_limit_bytes=policy.memory_limit_bytes,
-    )
+    return load_model(directory, policy)
 
 
 EAGER = EngineRow(
