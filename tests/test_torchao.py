@@ -197,6 +197,9 @@ def test_its_other_granularities_are_another_format(fields: dict[str, Any], know
     config["quantization_config"]["quant_type"] = {"default": {"_type": "Int8WeightOnlyConfig", "_data": fields}}
     found = config_scheme(config, RUNGS["bf16"].scheme)
     assert found == (RUNGS[RUNG].scheme if known else found.model_copy(update={"method": "other"}))
+    (copy / "config.json").write_text(json.dumps(config))
+    edit(copy, lambda tensors: tensors.update({SCALES: tensors[SCALES].repeat(1, 2)}))
+    assert bool(messages(audit(copy, load=False), "decoding")) == known
 
 
 def test_settings_that_torchao_refuses_are_told(copy: Path) -> None:
