@@ -16,6 +16,7 @@ from bitladder.checkpoint.footprint import loaded_bytes
 from bitladder.checkpoint.quantize import quantize
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.perf.engines.eager import EagerEngine, synchronization
+from bitladder.records import LoadPolicy
 from bitladder.units import MIB
 from perf_fakes import make_prompts
 
