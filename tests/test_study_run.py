@@ -419,7 +419,7 @@ def test_a_worker_that_the_machine_refuses_something_ends_the_study(executor: Ex
 
 
 def test_killed_worker_is_said_to_be_killed(executor: Executor, tiny_llama: Path, tmp_path: Path) -> None:
-    job = job_for(tiny_llama, settings=Settings(model="m", datasets=str(tmp_path)))
+    job = job_for(tiny_llama, sources=TaskSources(seed=1, datasets=str(tmp_path)))
     worker = Worker(executor, job, tmp_path / "log", 60)
     for message in worker.messages():
         if isinstance(message, Started):

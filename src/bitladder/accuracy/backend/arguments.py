@@ -49,10 +49,10 @@ def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[
         raise UserError(f"dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     directory: Path = resolve_model(str(arguments["pretrained"]), arguments.get("revision")).directory
     device = str(arguments.get("device") or _fastest_device())
-    policy = LoadPolicy(device=device, trust_remote_code=bool(arguments.get("trust_remote_code", False)))
     if given.get("device") is None and device == _commands_device() and not count_cards():
         log.warning("no %s, lm-eval's default device, on this machine: running on the CPU", device)
         device = "cpu"
+    policy = LoadPolicy(device=device, trust_remote_code=bool(arguments.get("trust_remote_code", False)))
     options = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     loaded: dict[str, Any] = {
         "model": load_pretrained(directory, policy, **options),
