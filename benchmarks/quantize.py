@@ -45,7 +45,7 @@ AutoTokenizer.from_pretrained(source, padding_side="left").save_pretrained(out)
 OURS = """
 import sys
 from pathlib import Path
-from bitladder.checkpoint.quantize import quantize
+from bitladder.quantization.quantize import quantize
 source, out, rung = sys.argv[1:]
 quantize(source, rung, Path(out))
 """

@@ -117,9 +117,9 @@ def rung_comes_back(source: Path, rung: str, out: Path) -> str:
     from bitladder.checkpoint.audit import audit
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.loading import load_model, load_pretrained
-    from bitladder.checkpoint.quantize import quantize
     from bitladder.errors import UserError
     from bitladder.methods.types import torch_dtype
+    from bitladder.quantization.quantize import quantize
     from bitladder.rungs import find_rung
 
     scheme = find_rung(rung).scheme
@@ -161,7 +161,7 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
     from bitladder.accuracy.harness import quiet
     from bitladder.accuracy.huggingface import HuggingFaceModel
     from bitladder.checkpoint.loading import load_model, load_tokenizer
-    from bitladder.checkpoint.quantize import quantize
+    from bitladder.quantization.quantize import quantize
     from bitladder.records import LoadPolicy
 
     quantize(str(source), "fp32", out)

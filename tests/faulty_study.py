@@ -31,7 +31,7 @@ _NOTED = "FAULT_INJECTION_MODULES"
 _exit = os._exit
 _IMPORTED = (
     *("torch.profiler", "bitsandbytes", "transformers.models.llama.modeling_llama", "transformers.generation.utils"),
-    *("bitladder.study.worker", "bitladder.checkpoint.audit", "bitladder.checkpoint.quantize"),
+    *("bitladder.study.worker", "bitladder.checkpoint.audit", "bitladder.quantization.quantize"),
     *("bitladder.perf.measure", "bitladder.perf.overhead", "bitladder.summary.summarize", "bitladder.decide"),
 )
 """before the first study; it notes what else there is to import"""

@@ -109,8 +109,8 @@ class Outcome:
 
 def make_bases(folder: Path) -> None:
     """The sound folders that cases copy."""
-    from bitladder.checkpoint.quantize import quantize
     from bitladder.merge import merge_results
+    from bitladder.quantization.quantize import quantize
     from conftest import _make_tiny_llama
     from lm_eval_logs import LoggedTask, write_logs
     from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bitladder.checkpoint import loading
-from bitladder.checkpoint import quantize as quantize_module
-from bitladder.checkpoint.quantize import Checkpoint
+from bitladder.quantization import quantize as quantize_module
+from bitladder.quantization.quantize import Checkpoint
 
 TOKEN_IDS = [[5, 17, 250, 301, 9, 44, 3, 120], [7, 7, 300, 12, 66, 1, 2, 299]]
 

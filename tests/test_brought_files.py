@@ -13,9 +13,9 @@ from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.declared import own_manifest
 from bitladder.checkpoint.loading import load_model, require_chat_template, require_tokenizer
-from bitladder.checkpoint.quantize import quantize
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.models.source import resolve_model
+from bitladder.quantization.quantize import quantize
 
 pytest_plugins = ("audit_fixtures",)
 

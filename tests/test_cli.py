@@ -160,7 +160,7 @@ def test_bad_input_is_one_line_and_exit_2(
     ("function", "arguments"),
     [
         ("bitladder.checkpoint.audit.audit", "audit {model} --json"),
-        ("bitladder.checkpoint.quantize.quantize", "quantize {model} --rung nf4 --out new"),
+        ("bitladder.quantization.quantize.quantize", "quantize {model} --rung nf4 --out new"),
         ("bitladder.publish.publish_checkpoint", "publish {model} --repo a/b --json"),
         ("bitladder.study.run.run_study", "study {model} --json"),
         ("bitladder.cli.dry_run.prepare", "study {model} --dry-run --json"),

@@ -24,7 +24,6 @@ from bitladder.accuracy.passes import ALONE, UNTRIED
 from bitladder.checkpoint.audit import audit, require_sound
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.loading import load_model, load_pretrained, load_tokenizer
-from bitladder.checkpoint.quantize import quantize
 from bitladder.checkpoint.skeleton import (
     _without_numbers,
     build_skeleton,
@@ -36,6 +35,7 @@ from bitladder.checkpoint.skeleton import (
 )
 from bitladder.errors import UserError
 from bitladder.methods.bnb_4bit import BNB_4BIT
+from bitladder.quantization.quantize import quantize
 from bitladder.rungs import find_rung, made_title
 from family_trial import TOLERANCE, UNNAMED_SHARE, named_share, rung_comes_back, scored
 from tiny_families import causal_families, save_tiny_family, tiny_config

@@ -45,31 +45,19 @@ FOUNDATION = {
     "wording",
     "printable",
 }
-CHECKPOINT_FILES = {
-    "config",
-    "declared",
-    "four_bits",
-    "generation",
-    "loading",
-    "manifest",
-    "placement",
-    "tensors",
-    "values",
-}
-"""What reads a checkpoint's directory; `models` needs it, and quantizing needs `models`."""
 MAY_IMPORT = {
     "foundation": FOUNDATION,
-    "checkpoint files": FOUNDATION,
-    "models": FOUNDATION | {"checkpoint files"},
-    "checkpoint": FOUNDATION | {"checkpoint files", "models"},
-    "accuracy": FOUNDATION | {"checkpoint", "checkpoint files", "models"},
-    "divergence": FOUNDATION | {"accuracy", "checkpoint", "checkpoint files"},
-    "perf": FOUNDATION | {"checkpoint", "checkpoint files"},
+    "models": FOUNDATION | {"checkpoint"},
+    "checkpoint": FOUNDATION,
+    "quantization": FOUNDATION | {"checkpoint", "models"},
+    "accuracy": FOUNDATION | {"checkpoint", "models"},
+    "divergence": FOUNDATION | {"accuracy", "checkpoint"},
+    "perf": FOUNDATION | {"checkpoint"},
     # summary: what decides whether a rung is asked on is what its verdict will be
     "study": FOUNDATION
-    | {"models", "checkpoint", "checkpoint files", "accuracy", "divergence", "perf", "stats", "summary"},
+    | {"models", "quantization", "checkpoint", "accuracy", "divergence", "perf", "stats", "summary"},
     "archive": FOUNDATION,
-    "merge": FOUNDATION | {"archive", "checkpoint files"},
+    "merge": FOUNDATION | {"archive", "checkpoint"},
     # numbers in, numbers out
     "stats": {"unknown"},
     "summary": FOUNDATION | {"stats"},
@@ -82,17 +70,10 @@ MAY_IMPORT = {
     "decide": FOUNDATION
     | {"stats", "summary", "objections", "recommendation", "evidence", "tradeoffs", "ranking", "sentence"},
     "report": FOUNDATION | {"stats", "summary", "decide", "recommendation"},
-    "publish": FOUNDATION | {"models", "checkpoint", "checkpoint files", "stats", "summary"},
+    "publish": FOUNDATION | {"models", "quantization", "checkpoint", "stats", "summary"},
 }
 MAY_IMPORT_ALL = ("cli", "__init__", "__main__")
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
-
-
-def part_of(modules: list[str]) -> str:
-    """The part that bitladder's module of this dotted path belongs to."""
-    if modules[0] == "checkpoint" and len(modules) > 1 and modules[1] in CHECKPOINT_FILES:
-        return "checkpoint files"
-    return modules[0]
 
 
 def module_parts(path: Path) -> list[str]:
@@ -121,12 +102,12 @@ def imported_parts(source: str) -> Iterator[str]:
     for name in reached(source):
         if name.split(".")[0] == "bitladder":
             below = name.split(".")[1:]
-            yield part_of(below) if name in MODULES and below else "__init__"
+            yield below[0] if name in MODULES and below else "__init__"
 
 
 def forbidden(path: Path, source: str) -> list[str]:
     """What a file imports that it may not."""
-    part = part_of(module_parts(path))
+    part = module_parts(path)[0]
     if part in MAY_IMPORT_ALL:
         return []
     allowed = MAY_IMPORT["foundation" if part in FOUNDATION else part] | {part}

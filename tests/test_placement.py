@@ -13,9 +13,9 @@ from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.support import require_support
 from bitladder.checkpoint import hardware, loading, placement
 from bitladder.checkpoint.footprint import loaded_bytes
-from bitladder.checkpoint.quantize import quantize
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.perf.engines.eager import EagerEngine, synchronization
+from bitladder.quantization.quantize import quantize
 from bitladder.records import LoadPolicy
 from bitladder.units import MIB
 from perf_fakes import make_prompts

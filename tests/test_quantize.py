@@ -15,14 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from bitladder.checkpoint import loading
-from bitladder.checkpoint import quantize as quantize_module
 from bitladder.checkpoint.loading import load_model, load_tokenizer, predicted_load_bytes
 from bitladder.checkpoint.manifest import MANIFEST_NAME, read_manifest, verify_files
-from bitladder.checkpoint.quantize import expected_bytes, expected_recipe_hash, quantize
-from bitladder.checkpoint.space import require_space
 from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, DoesNotFitError, UnknownNameError, UserError
 from bitladder.models.source import resolve_model
+from bitladder.quantization import quantize as quantize_module
+from bitladder.quantization.quantize import expected_bytes, expected_recipe_hash, quantize
+from bitladder.quantization.space import require_space
 from bitladder.records import LoadPolicy
 from bitladder.rungs import RUNGS
 from conftest import MakeTinyLlama
@@ -208,7 +208,7 @@ class TestCache:
         """SIGKILL leaves a temporary folder and no entry; the next run removes it."""
         code = (
             "import os, signal\n"
-            "from bitladder.checkpoint import quantize as module\n"
+            "from bitladder.quantization import quantize as module\n"
             "module.content_hash = lambda directory: os.kill(os.getpid(), signal.SIGKILL)\n"
             f"module.quantize({str(tiny_llama)!r}, 'bf16')"
         )
@@ -339,7 +339,7 @@ def test_space_is_wanted_for_all_rungs_at_once_and_none_for_links(
         require(*sizes)
     free = sizes["fp16"] + sizes["nf4"]
     require(*sizes)
-    monkeypatch.setattr("bitladder.checkpoint.space.existing_part", lambda path: Elsewhere(path.name))
+    monkeypatch.setattr("bitladder.quantization.space.existing_part", lambda path: Elsewhere(path.name))
     with pytest.raises(UserError, match=r"out on another disk") as refused:
         require(*sizes)
     assert "needed for bf16, fp16, nf4" in str(refused.value)

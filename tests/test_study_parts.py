@@ -20,7 +20,7 @@ from staged_replay import answer, write_plan
 @pytest.fixture(autouse=True)
 def replayed_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints of a replay were made by its own recipes."""
-    recipe = "bitladder.checkpoint.quantize.expected_recipe_hash"
+    recipe = "bitladder.quantization.quantize.expected_recipe_hash"
     monkeypatch.setattr(recipe, lambda source, name: hash_json([name, source.content_hash]))
 
 

@@ -15,7 +15,6 @@ from bitladder.checkpoint.declared import config_scheme
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.loading import load_model, load_pretrained
 from bitladder.checkpoint.manifest import MANIFEST_NAME
-from bitladder.checkpoint.quantize import quantize
 from bitladder.checkpoint.tensors import read_tensors, weight_files
 from bitladder.errors import UserError
 from bitladder.methods.torchao_int8 import TORCHAO_INT8
@@ -24,6 +23,7 @@ from bitladder.perf.engines.eager import EagerEngine
 from bitladder.perf.overhead import run_tiny_model
 from bitladder.publish.card import _header, _packages
 from bitladder.publish.origin import Origin
+from bitladder.quantization.quantize import quantize
 from bitladder.records import Audit
 from bitladder.rungs import RUNGS, find_rung, ready_title
 from bitladder.study.layer_timing import ROWS, time_layers

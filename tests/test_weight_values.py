@@ -10,10 +10,10 @@ import pytest
 
 from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
 from bitladder.checkpoint.audit import audit, require_sound
-from bitladder.checkpoint.quantize import quantize
 from bitladder.checkpoint.ranges import beyond_range, vanishing
 from bitladder.checkpoint.values import Values, tensor_values
 from bitladder.errors import BrokenFileError, UserError
+from bitladder.quantization.quantize import quantize
 from bitladder.rungs import RUNGS
 from test_tensors import write_checkpoint
 

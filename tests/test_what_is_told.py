@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from bitladder.checkpoint.audit import audit
 from bitladder.checkpoint.loading import load_tokenizer
-from bitladder.checkpoint.quantize import quantize
 from bitladder.cli import dry_run
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import make_folder
 from bitladder.json_files import parse_json
 from bitladder.models.source import resolve_model
+from bitladder.quantization.quantize import quantize
 from bitladder.report.figure import CHARACTER_PX, panel
 from bitladder.report.verdict_tables import verdict_tables
 from bitladder.store import Store
@@ -75,7 +75,7 @@ def test_where_no_checkpoint_can_be_made_is_told_before_any_work(
     def resolve(*_: object) -> None:
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr("bitladder.checkpoint.quantize.resolve_model", resolve)
+    monkeypatch.setattr("bitladder.quantization.quantize.resolve_model", resolve)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^/proc/x: can't be made; expected a place to read and write in$"):
         quantize("m", "nf4", Path("/proc/x"))
@@ -93,7 +93,7 @@ def test_a_full_disk_is_told_before_anything_is_quantized(
 ) -> None:
     """Where the checkpoint can't be linked from the cache."""
     monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("bitladder.checkpoint.quantize._make", None)
+    monkeypatch.setattr("bitladder.quantization.quantize._make", None)
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("one file system alone")

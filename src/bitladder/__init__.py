@@ -19,10 +19,10 @@ from bitladder.package import __version__
 if TYPE_CHECKING:
     from bitladder.archive import pack
     from bitladder.checkpoint.audit import audit
-    from bitladder.checkpoint.quantize import quantize
     from bitladder.decide import recommend
     from bitladder.merge import merge_results
     from bitladder.publish import publish_checkpoint
+    from bitladder.quantization.quantize import quantize
     from bitladder.recommendation import Limits
     from bitladder.records import Settings
     from bitladder.report import write_report
@@ -42,7 +42,7 @@ _HOMES = {
     "merge_results": "bitladder.merge",
     "pack": "bitladder.archive",
     "publish_checkpoint": "bitladder.publish",
-    "quantize": "bitladder.checkpoint.quantize",
+    "quantize": "bitladder.quantization.quantize",
     "recommend": "bitladder.decide",
     "run_study": "bitladder.study.run",
     "summarize": "bitladder.summary.summarize",

@@ -8,7 +8,7 @@ import typer
 from bitladder.cli.remote_code import TrustRemoteCode
 
 if TYPE_CHECKING:
-    from bitladder.checkpoint.quantize import Checkpoint
+    from bitladder.quantization.quantize import Checkpoint
 
 
 def quantize_command(
@@ -24,8 +24,8 @@ def quantize_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Quantize MODEL to a rung and write the checkpoint: weights, tokenizer, generation config, manifest."""
-    from bitladder.checkpoint.quantize import quantize
     from bitladder.cli.libraries import libraries_on_stderr
+    from bitladder.quantization.quantize import quantize
 
     with libraries_on_stderr():
         checkpoint = quantize(

@@ -22,7 +22,7 @@ class Kept:
 
     def rung(self, name: str) -> RungRecord | None:
         """The stored record, if it is of the present recipe and needs no second try."""
-        from bitladder.checkpoint.quantize import expected_recipe_hash
+        from bitladder.quantization.quantize import expected_recipe_hash
 
         record = self._store.read_rung(name)
         if name in self._study.added:  # an audit costs little, and what it refused may be put right by another library

@@ -150,7 +150,7 @@ def _require_same_model(stored: Source, found: Source, out: Path) -> None:
 def _require_sound(wanted: Resolved, model: "ResolvedModel", kept: StudyRecord | None, progress: StudyProgress) -> None:
     """Raise UserError for a model that can't be studied as is wanted; tell which rungs can't be made of it."""
     from bitladder.checkpoint.audit import require_sound
-    from bitladder.checkpoint.quantize import require_unquantized
+    from bitladder.quantization.quantize import require_unquantized
 
     require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began

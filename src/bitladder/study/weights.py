@@ -54,7 +54,7 @@ class Weights:
 
     def require_space(self, names: Collection[str]) -> None:
         """For all at once: a disk that is too small ends a study before hours of it."""
-        from bitladder.checkpoint.space import require_space
+        from bitladder.quantization.space import require_space
 
         made = [name for name in names if name not in self.added]
         require_space(self.model, made, self.store.directory, self.policy)

@@ -102,7 +102,7 @@ def try_out() -> None:
 
 def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
     from bitladder.checkpoint.audit import audit
-    from bitladder.checkpoint.quantize import quantize
+    from bitladder.quantization.quantize import quantize
 
     recipe, trust = job.recipe, job.policy.trust_remote_code
     assert recipe is not None

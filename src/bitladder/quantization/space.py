@@ -5,10 +5,10 @@ from pathlib import Path
 
 from bitladder.checkpoint.expected import expected_bytes
 from bitladder.checkpoint.manifest import MANIFEST_NAME
-from bitladder.checkpoint.quantize import cache_entry, expected_recipe_hash
 from bitladder.files import CACHE_ELSEWHERE, existing_part, require_disk_space
 from bitladder.home import cache_directory
 from bitladder.models.source import ResolvedModel
+from bitladder.quantization.quantize import cache_entry, expected_recipe_hash
 from bitladder.records import LoadPolicy
 
 
