@@ -15,7 +15,6 @@ from bitladder.records import (
     Divergence,
     Item,
     LayerRate,
-    LoadPolicy,
     Rescoring,
     Scenario,
     Scheme,
@@ -23,6 +22,7 @@ from bitladder.records import (
 )
 from bitladder.rungs import BASELINE, find_rung, method_of
 from bitladder.study.peaks import phase_peaks
+from bitladder.study.plan import PlannedWork
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,24 +73,6 @@ class TaskLoad:
     prefill_tokens: float
     scored_tokens: float
     generated_tokens: float
-
-
-@dataclass(frozen=True)
-class PlannedWork:
-    """What is estimated: what each rung gets, on which machine, and with which model."""
-
-    items: tuple[Item, ...]
-    rungs: tuple[str, ...]
-    """of the ladder"""
-    calibration: Calibration
-    directory: Path
-    """the model's"""
-    policy: LoadPolicy
-    sources: TaskSources
-    prompt_tokens: int
-    new_tokens: int
-    token_budget: int | None
-    """of the accuracy backend's forward, where it is given"""
 
 
 def estimate_study(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from bitladder.checkpoint.expected import Expected, value_bytes
 from bitladder.records import AccuracyTask, Divergence, Rescoring, Scenario, Scheme
 from bitladder.rungs import method_of
+from bitladder.study.plan import PlannedWork
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from bitladder.study.estimate import PlannedWork
 
 _FLOAT32_BYTES = 4
 _LOGITS_AT_ONCE = 6
@@ -21,7 +20,7 @@ _LOGITS_AT_ONCE = 6
 
 
 def phase_peaks(
-    work: "PlannedWork", skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
+    work: PlannedWork, skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
 ) -> dict[str, int]:
     """Bytes of main memory, or of a GPU, by what is planned; empty where the libraries' share isn't known."""
     from bitladder.checkpoint.skeleton import head_weights, vocabulary_size
@@ -50,7 +49,7 @@ def phase_peaks(
     return found
 
 
-def _forward_bytes(work: "PlannedWork", skeleton: "PreTrainedModel") -> int:
+def _forward_bytes(work: PlannedWork, skeleton: "PreTrainedModel") -> int:
     """Of as many tokens as the accuracy backend forwards at once."""
     from bitladder.accuracy.backend.budget import budget_on, token_bytes
 

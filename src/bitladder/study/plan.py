@@ -1,21 +1,43 @@
 """The plan: a pure function of settings, source, calibration, resolved tasks and prompts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from bitladder.records import (
     AccuracyTask,
     Calibration,
     Divergence,
     Item,
+    LoadPolicy,
     Rescoring,
     Scenario,
     Settings,
     Source,
     StudyRecord,
     TaskGroup,
+    TaskSources,
 )
 from bitladder.rungs import BASELINE
 from bitladder.stages import measured_items
+
+
+@dataclass(frozen=True)
+class PlannedWork:
+    """What is estimated: what each rung gets, on which machine, and with which model."""
+
+    items: tuple[Item, ...]
+    rungs: tuple[str, ...]
+    """of the ladder"""
+    calibration: Calibration
+    directory: Path
+    """the model's"""
+    policy: LoadPolicy
+    sources: TaskSources
+    prompt_tokens: int
+    new_tokens: int
+    token_budget: int | None
+    """of the accuracy backend's forward, where it is given"""
 
 
 def plan_study(

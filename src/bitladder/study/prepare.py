@@ -28,8 +28,7 @@ from bitladder.rungs import BASELINE, find_rung
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
-from bitladder.study.estimate import PlannedWork
-from bitladder.study.plan import plan_study
+from bitladder.study.plan import PlannedWork, plan_study
 from bitladder.study.progress import StudyProgress
 from bitladder.study.resolution import too_few_questions
 from bitladder.study.resolved import BUILTIN, Resolved, resolve
