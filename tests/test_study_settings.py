@@ -1,9 +1,11 @@
 """Settings from flags and study.yaml, and the plan that follows from them."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
+import bitladder
 from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
 from bitladder.study.estimate import s_per_weight
@@ -248,3 +250,23 @@ def test_requests_are_of_all_scenarios_or_of_each(given: object, found: object) 
 def test_requests_that_are_no_numbers_are_refused(given: object) -> None:
     with pytest.raises(UserError, match="--requests: found"):
         load_settings(None, {"model": "m", "requests": given})
+
+
+def test_nobody_after_the_plan_takes_all_settings() -> None:
+    """Each room takes its own part of them, which `resolve` makes."""
+    package = Path(bitladder.__file__).parent
+    takers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.arg | ast.AnnAssign) and ast.unparse(node.annotation or node) == "Settings"
+    }
+    assert takers == {
+        "records/study.py",
+        "cli/dry_run.py",
+        "study/settings.py",
+        "study/resolved.py",
+        "study/prepare.py",
+        "study/plan.py",
+        "study/run.py",
+    }

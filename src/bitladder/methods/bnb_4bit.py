@@ -10,7 +10,7 @@ from bitladder.errors import BrokenFileError
 from bitladder.json_files import parse_json_object
 from bitladder.methods.bitsandbytes import BitsAndBytes
 from bitladder.methods.kinds import is_packed
-from bitladder.methods.method import ReadBytes, Settings, Stored, Tensors, unlike
+from bitladder.methods.method import FormatSettings, ReadBytes, Stored, Tensors, unlike
 from bitladder.methods.types import Types, torch_dtype, type_name
 from bitladder.records import Scheme
 from bitladder.wording import describe_mismatch
@@ -47,7 +47,7 @@ class _Bnb4Bit(BitsAndBytes):
             double_quantization=double_quantization,
         )
 
-    def declared(self, settings: Settings | None, types: Types) -> Scheme | None:
+    def declared(self, settings: FormatSettings | None, types: Types) -> Scheme | None:
         if not settings or not settings.get("load_in_4bit"):
             return None
         return self.scheme(
@@ -57,7 +57,7 @@ class _Bnb4Bit(BitsAndBytes):
             double_quantization=bool(settings.get("bnb_4bit_use_double_quant", False)),
         )
 
-    def found(self, settings: Settings | None, tensors: Tensors, types: Types) -> Scheme | None:
+    def found(self, settings: FormatSettings | None, tensors: Tensors, types: Types) -> Scheme | None:
         codebooks = {name.rpartition(_STATE)[2].upper() for name in tensors if ".quant_state." in name}
         if not codebooks:
             return None
@@ -126,7 +126,7 @@ class _Bnb4Bit(BitsAndBytes):
 BNB_4BIT = _Bnb4Bit()
 
 
-def _compute_type(settings: Settings) -> str:
+def _compute_type(settings: FormatSettings) -> str:
     return type_name(settings.get("bnb_4bit_compute_dtype") or "float32")
 
 

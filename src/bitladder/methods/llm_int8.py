@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitladder.methods.bitsandbytes import BitsAndBytes
 from bitladder.methods.kinds import module_of
-from bitladder.methods.method import ReadBytes, Settings, Tensors, unlike
+from bitladder.methods.method import FormatSettings, ReadBytes, Tensors, unlike
 from bitladder.methods.types import Types
 from bitladder.records import Scheme
 
@@ -34,12 +34,12 @@ class _LlmInt8(BitsAndBytes):
             int8_threshold=threshold,
         )
 
-    def declared(self, settings: Settings | None, types: Types) -> Scheme | None:
+    def declared(self, settings: FormatSettings | None, types: Types) -> Scheme | None:
         if not settings or not settings.get("load_in_8bit"):
             return None
         return self.scheme(_threshold(settings), rest_type=types.rest)
 
-    def found(self, settings: Settings | None, tensors: Tensors, types: Types) -> Scheme | None:
+    def found(self, settings: FormatSettings | None, tensors: Tensors, types: Types) -> Scheme | None:
         scaled = [f"{module_of(name)}.weight" for name in tensors if name.endswith(".SCB")]
         if not scaled:
             return None
@@ -90,7 +90,7 @@ class _LlmInt8(BitsAndBytes):
 LLM_INT8 = _LlmInt8()
 
 
-def _threshold(settings: Settings) -> float:
+def _threshold(settings: FormatSettings) -> float:
     stated: float | None = settings.get("llm_int8_threshold")
     return _THRESHOLD if stated is None else stated
 

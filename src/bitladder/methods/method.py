@@ -28,7 +28,7 @@ class Stored(Protocol):
 
 Shape = tuple[int, ...]
 Tensors = Mapping[str, Stored]
-Settings = Mapping[str, Any]
+FormatSettings = Mapping[str, Any]
 """what config.json says of how its weights are quantized"""
 ReadBytes = Callable[[str], bytes]
 """name of a stored tensor -> its bytes"""
@@ -67,11 +67,11 @@ class Method(ABC):
     # Telling a checkpoint
 
     @abstractmethod
-    def declared(self, settings: Settings | None, types: Types) -> Scheme | None:
+    def declared(self, settings: FormatSettings | None, types: Types) -> Scheme | None:
         """The scheme that settings declare, or that there are none; None where they are another method's."""
 
     @abstractmethod
-    def found(self, settings: Settings | None, tensors: Tensors, types: Types) -> Scheme | None:
+    def found(self, settings: FormatSettings | None, tensors: Tensors, types: Types) -> Scheme | None:
         """The scheme that the stored tensors show; None where they are another method's. What no tensor shows is the
         settings'."""
 
@@ -142,7 +142,7 @@ class Method(ABC):
         """What the first forward turned scales into, from the bytes by type in memory before and after it."""
         return None
 
-    def read_by(self, settings: Settings) -> str | None:
+    def read_by(self, settings: FormatSettings) -> str | None:
         """The library that read it, where that isn't among those every machine is known by."""
         return None
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitladder.methods.kinds import FLOATS, is_state, module_of
-from bitladder.methods.method import Method, Settings, Shape, Tensors
+from bitladder.methods.method import FormatSettings, Method, Shape, Tensors
 from bitladder.methods.types import Types
 from bitladder.records import Scheme
 
@@ -23,17 +23,17 @@ class _Other(Method):
     name = "other"
     foreign = True
 
-    def declared(self, settings: Settings | None, types: Types) -> Scheme | None:
+    def declared(self, settings: FormatSettings | None, types: Types) -> Scheme | None:
         if settings is None:
             return None
         return self._scheme(settings, Types(stored=_stored_type(settings), computed=types.rest, rest=types.rest))
 
-    def found(self, settings: Settings | None, tensors: Tensors, types: Types) -> Scheme | None:
+    def found(self, settings: FormatSettings | None, tensors: Tensors, types: Types) -> Scheme | None:
         if types.stored in FLOATS and not (settings and any(is_state(name) for name in tensors)):
             return None
         return self._scheme(settings or {}, types)
 
-    def _scheme(self, settings: Settings, types: Types) -> Scheme:
+    def _scheme(self, settings: FormatSettings, types: Types) -> Scheme:
         return Scheme(
             method=self.name,
             stored_type=types.stored,
@@ -62,14 +62,14 @@ class _Other(Method):
     def multiplies_int8(self, scheme: Scheme) -> bool:
         return scheme.activation_type == "INT8"
 
-    def read_by(self, settings: Settings) -> str | None:
+    def read_by(self, settings: FormatSettings) -> str | None:
         return str(settings.get("quant_method"))
 
 
 OTHER = _Other()
 
 
-def _stored_type(settings: Settings) -> str:
+def _stored_type(settings: FormatSettings) -> str:
     """How the settings call the weights' type, such as INT4; the library's own name where they don't say."""
     weights = _first_group(settings, "weights")
     bits = settings.get("bits") or settings.get("w_bit") or weights.get("num_bits")
@@ -78,7 +78,7 @@ def _stored_type(settings: Settings) -> str:
     return _number_type(str(weights.get("type", "int")), bits)
 
 
-def _activation_type(settings: Settings) -> str | None:
+def _activation_type(settings: FormatSettings) -> str | None:
     """What the inputs of the products are rounded to, as the settings say it."""
     inputs = _first_group(settings, "input_activations")
     bits = inputs.get("num_bits") or settings.get("act_bits")
@@ -89,19 +89,19 @@ def _activation_type(settings: Settings) -> str | None:
     return _number_type(found[1], found[2]) if found else None
 
 
-def _first_group(settings: Settings, part: str) -> Mapping[str, Any]:
+def _first_group(settings: FormatSettings, part: str) -> Mapping[str, Any]:
     """What compressed-tensors says of the weights, or of the inputs, of its first group of layers."""
     groups = list(object_of(settings.get("config_groups")).values())
     return object_of(object_of(groups[0]).get(part)) if groups else {}
 
 
-def torchao_settings(settings: Settings) -> Mapping[str, Any]:
+def torchao_settings(settings: FormatSettings) -> Mapping[str, Any]:
     """What torchao says of all layers: the name of its settings as ``_type``, their fields as ``_data``."""
     stated = settings.get("quant_type")
     return object_of(stated.get("default") if isinstance(stated, dict) else {"_type": stated})
 
 
-def _torchao_type(settings: Settings) -> str | None:
+def _torchao_type(settings: FormatSettings) -> str | None:
     """The weights' type in torchao's settings: its own field, else as the name of the settings says it."""
     default = torchao_settings(settings)
     stated_type = object_of(object_of(default.get("_data")).get("weight_dtype"))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bitladder.methods.method import Method, Settings, Shape, Tensors
+from bitladder.methods.method import FormatSettings, Method, Shape, Tensors
 from bitladder.methods.types import Types, torch_dtype
 from bitladder.records import Scheme
 
@@ -18,10 +18,10 @@ class _Plain(Method):
     def scheme(self, stored_type: str) -> Scheme:
         return Scheme(method=self.name, stored_type=stored_type, compute_type=stored_type, rest_type=stored_type)
 
-    def declared(self, settings: Settings | None, types: Types) -> Scheme | None:
+    def declared(self, settings: FormatSettings | None, types: Types) -> Scheme | None:
         return None if settings is not None else self.scheme(types.stored)
 
-    def found(self, settings: Settings | None, tensors: Tensors, types: Types) -> Scheme | None:
+    def found(self, settings: FormatSettings | None, tensors: Tensors, types: Types) -> Scheme | None:
         return Scheme(method=self.name, stored_type=types.stored, compute_type=types.computed, rest_type=types.rest)
 
     def weight_name(self, name: str) -> str:

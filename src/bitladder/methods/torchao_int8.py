@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitladder.errors import UserError
 from bitladder.methods.kinds import is_state, module_of
-from bitladder.methods.method import Method, ReadBytes, Settings, Shape, Tensors, kept_modules, unlike
+from bitladder.methods.method import FormatSettings, Method, ReadBytes, Shape, Tensors, kept_modules, unlike
 from bitladder.methods.other import object_of, torchao_settings
 from bitladder.methods.types import Types, torch_dtype
 from bitladder.records import Scheme
@@ -43,14 +43,14 @@ class _TorchAoInt8(Method):
     def scheme(self, rest_type: str = "BF16") -> Scheme:
         return Scheme(method=self.name, stored_type="I8", compute_type=rest_type, rest_type=rest_type)
 
-    def declared(self, settings: Settings | None, types: Types) -> Scheme | None:
+    def declared(self, settings: FormatSettings | None, types: Types) -> Scheme | None:
         stated = torchao_settings(settings or {})
         fields = object_of(stated.get("_data"))
         by_row = object_of(fields.get("granularity")).get("_type", "PerRow") == "PerRow"
         weights_alone = stated.get("_type") == "Int8WeightOnlyConfig" and fields.get("group_size") is None and by_row
         return self.scheme(types.rest) if weights_alone else None
 
-    def found(self, settings: Settings | None, tensors: Tensors, types: Types) -> Scheme | None:
+    def found(self, settings: FormatSettings | None, tensors: Tensors, types: Types) -> Scheme | None:
         packed = Counter(tensor.dtype for name, tensor in tensors.items() if name.endswith(f".{_CODES}"))
         others = settings is not None and self.declared(settings, types) is None
         return None if others or not packed or set(packed) != {"I8"} else self.scheme(types.rest)
@@ -105,7 +105,7 @@ class _TorchAoInt8(Method):
     def why_decoded(self, scheme: Scheme) -> str | None:
         return "weights alone are INT8"
 
-    def read_by(self, settings: Settings) -> str | None:
+    def read_by(self, settings: FormatSettings) -> str | None:
         return "torchao"
 
 
