@@ -1,6 +1,7 @@
 """Which executors there are, and which one is used."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from bitladder.errors import UnknownNameError
@@ -8,7 +9,7 @@ from bitladder.executors.executor import Executor
 from bitladder.executors.forkserver import ForkServer
 from bitladder.executors.subprocesses import Subprocesses
 
-EXECUTORS: dict[str, type[ForkServer] | type[Subprocesses]] = {"forkserver": ForkServer, "subprocess": Subprocesses}
+EXECUTORS: dict[str, Callable[..., Executor]] = {"forkserver": ForkServer, "subprocess": Subprocesses}
 VARIABLE = "BITLADDER_EXECUTOR"
 
 
