@@ -236,7 +236,7 @@ def test_a_measurement_on_a_card_of_unknown_memory(
     from bitladder.checkpoint import loading
 
     load = loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda directory, policy: load(directory))
+    monkeypatch.setattr("bitladder.perf.engines.eager.load_model", lambda directory, policy: load(directory))
     for name in ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda card: 70)
     install_nvml(monkeypatch, tmp_path, refuses={refused: "NVMLError_NotSupported"})

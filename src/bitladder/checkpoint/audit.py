@@ -112,12 +112,13 @@ def _architecture(
 
 def _load(subject: Subject) -> tuple[Loaded | None, str]:
     """The model's one forward, or why there is none."""
-    if any(finding.severity == "error" for finding in check_manifest(subject, None)):
-        return None, "its files aren't those of its manifest"
-    if any(finding.severity == "error" for finding in check_config(subject, None)):
-        return None, "its tensors aren't those that its config describes"
-    if any(finding.severity == "error" for finding in check_decoding(subject, None)):
-        return None, "its weights can't be decoded"
+    for check, why_not in (
+        (check_manifest, "its files aren't those of its manifest"),
+        (check_config, "its tensors aren't those that its config describes"),
+        (check_decoding, "its weights can't be decoded"),
+    ):
+        if any(finding.severity == "error" for finding in check(subject, None)):
+            return None, why_not
     said, found = (method_of(one) for one in (config_scheme(subject.config, subject.found), subject.found))
     if said is not found and not (said.foreign or found.foreign):
         return None, f"its config says {said.name}, its tensors are {found.name}"
@@ -128,15 +129,9 @@ def _load(subject: Subject) -> tuple[Loaded | None, str]:
             model = load_model(subject.directory, subject.policy)
             loaded = observe_forward(model)
         return replace(loaded, remarks=tuple(remarks)), ""
-    except FailingModelError as error:
-        if not found.foreign:  # another library's format may lack a kernel for this device
+    except UserError as error:  # such as too large for memory; another library's format may lack a kernel, too
+        if isinstance(error, FailingModelError | BrokenFileError) and not found.foreign:
             raise
-        return None, str(error)
-    except BrokenFileError as error:
-        if not found.foreign:
-            raise
-        return None, str(error)
-    except UserError as error:  # such as too large for memory
         return None, str(error)
     except (ImportError, ValueError, RuntimeError) as error:
         # Other libraries' formats need packages and hardware of their own, and say so in exceptions of all kinds.

@@ -4,7 +4,6 @@ names that are no text."""
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
 
 from bitladder.errors import UserError
 
@@ -27,13 +26,9 @@ def open_streams() -> None:
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
     for stream in (sys.stdout, sys.stderr):
-        escape_unencodable(stream)
-
-
-def escape_unencodable(stream: TextIO, encoding: str | None = None) -> None:
-    """Write ``\\u2026`` for what the encoding lacks, and ``\\udce9`` for a byte of a name that isn't UTF-8."""
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(encoding=encoding, errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            # ``\\u2026`` for what the encoding lacks, and ``\\udce9`` for a byte of a name that isn't UTF-8
+            stream.reconfigure(errors="backslashreplace")
 
 
 def require_names() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from bitladder.checkpoint.manifest import read_manifest, suspect_files, verify_files
 from bitladder.records import AccuracyTask, Divergence, Item, RungRecord, Status, StudyRecord, measurement_id
 from bitladder.results import place_key, place_of
 from bitladder.store import Store
@@ -35,8 +36,6 @@ class Kept:
 
     def has_weights(self, record: RungRecord) -> bool:
         """Whether the checkpoint is there, and still what was audited."""
-        from bitladder.checkpoint.manifest import read_manifest, verify_files
-
         directory = self._store.checkpoint_directory(record.rung)
         found = read_manifest(directory)
         return found is not None and found.content_hash == record.content_hash and not verify_files(directory, found)
@@ -44,8 +43,6 @@ class Kept:
     def damages(self, record: RungRecord) -> list[str]:
         """In what a checkpoint that nothing needs any more is not what was audited. One that was removed is not there
         to be deployed; of one that is, only what seems to have changed is read."""
-        from bitladder.checkpoint.manifest import suspect_files, verify_files
-
         directory = self._store.checkpoint_directory(record.rung)
         if record.manifest is None or record.rung in self._study.added or not directory.is_dir():
             return []

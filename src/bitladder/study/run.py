@@ -55,7 +55,8 @@ def run_study(
         prepared = prepare(settings, store, progress)
         for prompts in prepared.prompts:
             store.write_prompts(prompts)
-        with closing(Run(prepared, store, progress, executor)) as run:
+        run = Run(prepared, store, progress, executor)
+        with closing(run.workers):
             run.run(asked_from_s)
         return store.load()
 
@@ -72,9 +73,6 @@ class Run:
         self.telling = Telling(progress, _time_left(prepared, self.missing), store, self.missing, prepared.wanted.only)
         self.weights = Weights(prepared.model, prepared.added, store, self._kept, self.missing, prepared.wanted.policy)
         self.workers = Workers(executor, prepared.wanted, prepared.added, store, self.missing, self.telling)
-
-    def close(self) -> None:
-        self.workers.close()
 
     def run(self, asked_from_s: float | None) -> None:
         """Raises UserError as `run_study`."""
@@ -167,5 +165,5 @@ def _require_running(missing: Missing) -> None:
 def _time_left(prepared: Prepared, missing: Missing) -> TimeLeft:
     """As estimated, which takes a model's outline only where anything is missing."""
     left = missing.by_rung
-    estimates = estimate_study(prepared.work, prepared.added, overhead_bytes={}) if any(left.values()) else ()
+    estimates = estimate_study(prepared, overhead_bytes={}) if any(left.values()) else ()
     return TimeLeft(missing.study, estimates, left)

@@ -117,7 +117,10 @@ class Workers:
             elif isinstance(message, Batch):
                 self.store.add_to_journal(message.measurement_id, message.entry)
             elif isinstance(message, Measured):
-                record = _with_busy_share(message.record, busy)
+                record = message.record
+                if isinstance(record.outcome, PerformanceOutcome):
+                    outcome = record.outcome.model_copy(update={"busy_share": busy})
+                    record = record.model_copy(update={"outcome": outcome})
                 self.store.write_measurement(record)
                 self.store.remove_journal(record.measurement_id)
                 left.pop(record.measurement_id)
@@ -172,9 +175,3 @@ class Workers:
         if isinstance(item, Scenario):
             return self.store.read_prompts(item.prompts_hash)
         return self.store.read_prompts(item.texts_hash) if isinstance(item, Divergence) else None
-
-
-def _with_busy_share(record: MeasurementRecord, share: float | None) -> MeasurementRecord:
-    if not isinstance(record.outcome, PerformanceOutcome):
-        return record
-    return record.model_copy(update={"outcome": record.outcome.model_copy(update={"busy_share": share})})
