@@ -200,10 +200,8 @@ def _what_it_is(config: "PretrainedConfig") -> str:
     """The first kind of model that transformers knows such a configuration as, in words."""
     from transformers.models.auto import modeling_auto
 
-    for mapping, words in _OTHER_KINDS.items():
-        if type(config) in getattr(modeling_auto, mapping, {}):
-            return words
-    return "not a causal language model"
+    known = (words for name, words in _OTHER_KINDS.items() if type(config) in getattr(modeling_auto, name, {}))
+    return next(known, "not a causal language model")
 
 
 def require_generation_config(directory: Path) -> None:

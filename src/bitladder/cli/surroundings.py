@@ -18,7 +18,9 @@ def open_streams() -> None:
     standard output.
     """
     for number, name in enumerate(_NAMES):
-        if not _is_open(number):
+        try:
+            os.fstat(number)
+        except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number, the lowest that is free
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
@@ -67,11 +69,3 @@ def describe_name(name: str) -> str:
         return f"'{shown}': not UTF-8; rename it, or give a link of another name"
     shown = name.encode("ascii", "backslashreplace").decode("ascii")
     return f"'{shown}': not {encoding}, the encoding of names here; set LC_ALL=C.UTF-8, or give a link of another name"
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -149,10 +150,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()
     threading.Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()
-    try:
+    with suppress(psutil.NoSuchProcess):
         _monitor(psutil.Process(arguments.pid), arguments.gpu, arguments.interval, stop)
-    except psutil.NoSuchProcess:
-        return
 
 
 def _wait_for_end_of_input(stop: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """What a study's folder has already: checkpoints that stand, and measurements that need not be made again."""
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 
 from bitladder.checkpoint.manifest import read_manifest, suspect_files, verify_files
 from bitladder.records import AccuracyTask, Divergence, Item, RungRecord, Status, StudyRecord, measurement_id
@@ -78,12 +79,11 @@ class Kept:
 
     def remove_unbound(self, rungs: Iterable[RungRecord | None]) -> None:
         """Remove what was recorded of a divergence while there was no baseline: nothing asks for its name again."""
-        contents = {one.content_hash for one in rungs if one is not None}
-        for item in self._study.items:
-            for content_hash in contents if isinstance(item, Divergence) else ():
-                if content_hash is not None:
-                    unbound = item.model_copy(update={"baseline_hash": None})
-                    self._store.remove_measurement(measurement_id(content_hash, unbound))
+        contents = {one.content_hash for one in rungs if one is not None and one.content_hash is not None}
+        divergences = (item for item in self._study.items if isinstance(item, Divergence))
+        for item, content_hash in product(divergences, contents):
+            unbound = item.model_copy(update={"baseline_hash": None})
+            self._store.remove_measurement(measurement_id(content_hash, unbound))
 
     def _is_missing(self, identity: str) -> bool:
         if identity not in self._finished:

@@ -145,14 +145,13 @@ def _require_sound(wanted: Resolved, model: ResolvedModel, kept: StudyRecord | N
             _tell_ranges(wanted.rungs, model.directory, progress)
         else:
             progress.warn(f"{wanted.recipe.model}: its weights were not fetched, and are checked when the study begins")
-        for line in _partial_rungs(wanted, model):
-            progress.warn(line)
+        _tell_partial(wanted, model, progress)
     if kept is None or wanted.tasks.chat_template != kept.settings.chat_template:
         _require_texts(wanted, model.directory)
 
 
-def _partial_rungs(wanted: Resolved, model: ResolvedModel) -> Iterator[str]:
-    """What there is to say of rungs that won't be made, since their method leaves too many weights as they are."""
+def _tell_partial(wanted: Resolved, model: ResolvedModel, progress: StudyProgress) -> None:
+    """Which rungs won't be made, since their method leaves too many weights as they are."""
     from bitladder.checkpoint.expected import expect, require_whole
 
     for name in wanted.rungs:
@@ -163,7 +162,7 @@ def _partial_rungs(wanted: Resolved, model: ResolvedModel) -> Iterator[str]:
         try:
             require_whole(f"{name} is left out", row, expected, allow_partial=wanted.recipe.allow_partial)
         except UserError as error:
-            yield str(error)
+            progress.warn(str(error))
 
 
 def _require_texts(wanted: Resolved, directory: Path) -> None:

@@ -179,7 +179,10 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     _set_threads(job.threads)
     directory, sources = Path(job.directory), job.sources
     assert sources is not None
-    answering = find_engine(_task_of(job.items[0]).engine).answering
+    first = job.items[0]
+    task = first.task if isinstance(first, Rescoring) else first
+    assert isinstance(task, AccuracyTask)
+    answering = find_engine(task.engine).answering
     assert answering is not None  # as planned
     model = answering(directory, job.policy)
     tokenizer = load_tokenizer(directory, job.policy)
@@ -196,12 +199,6 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
         else:
             journal = _journal(job, item, pipe)
             _measure(job, item, pipe, partial(run, item, journal), journal)
-
-
-def _task_of(item: Item) -> AccuracyTask:
-    """What is asked, or scored again."""
-    assert isinstance(item, AccuracyTask | Rescoring)
-    return item if isinstance(item, AccuracyTask) else item.task
 
 
 def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":

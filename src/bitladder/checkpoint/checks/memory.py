@@ -123,11 +123,10 @@ def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         return []
     findings = []
     name = method_of(subject.declared).read_by(quantization_of(subject.config) or {})
-    if name is not None:
-        version = library_versions((name,)).get(name)
-        if version is not None:
-            data = {"library": name, "version": version}
-            findings.append(Finding(check="library", severity="info", message=f"read by {name} {version}", data=data))
+    version = library_versions((name,)).get(name) if name is not None else None
+    if version is not None:
+        data = {"library": name, "version": version}
+        findings.append(Finding(check="library", severity="info", message=f"read by {name} {version}", data=data))
     if loaded.remarks:
         message = f"its library warns: {' '.join(loaded.remarks)}"
         findings.append(Finding(check="library", severity="warning", message=message))
@@ -156,11 +155,9 @@ def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Whether the device multiplies the declared types in hardware; what it doesn't is emulated or decoded first."""
     declared, hardware = subject.declared, subject.hardware
     method = method_of(declared)
-    types = [declared.compute_type]
-    if declared.stored_type == "I8" and method.multiplies_int8(declared):
-        types = ["I8", declared.compute_type]
+    codes = ["I8"] if declared.stored_type == "I8" and method.multiplies_int8(declared) else []
     findings = []
-    for number_type in types:
+    for number_type in (*codes, declared.compute_type):
         native = hardware.multiplies(number_type)
         data = {"type": number_type, "native": native, "hardware": hardware.name}
         severity: Severity = "warning" if native is False else "info"
