@@ -65,7 +65,7 @@ def test_every_refusal_is_none_with_a_reason(function: str, tmp_path: Path, monk
                 assert "None" not in _gpu_text(gpu)
             for gpus in (("0",), ("0", "1"), ("GPU-00",), ("no such",)):
                 readers, unavailable = open_gpus(gpus, 1)
-                read = {name for card in (readers.read_cards() if readers else []) for name in card}
+                read = {name for reader in readers for name in reader.read()}
                 assert read | set(unavailable) | {"gpu_process_bytes"} == set(GPU_FIELDS), how
                 assert all(unavailable.values())
                 figures = resources.capacity_bytes(gpus), resources.used_bytes(gpus)

@@ -19,9 +19,9 @@ from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
-from bitladder.checkpoint.tensors import TensorInfo, read_tensors
+from bitladder.checkpoint.tensors import read_tensors
 from bitladder.errors import BrokenFileError, NotCausalError, UnknownNameError, UserError
-from bitladder.records import Audit, Finding, LoadPolicy, Scheme
+from bitladder.records import Audit, Finding, LoadPolicy
 from bitladder.rungs import method_of
 from bitladder.unknown import Unknown
 
@@ -83,6 +83,12 @@ def read_subject(directory: Path, *, as_rung: str | None = None, policy: LoadPol
     carried = manifest if manifest is not None and is_carried(manifest, config, tensors) else None
     manifest = None if carried else manifest
     found = found_scheme(config, tensors)
+    try:
+        architecture: Architecture | Unknown = read_architecture(directory, tensors, found, policy)
+    except (BrokenFileError, NotCausalError, UnknownNameError):  # nobody can load it
+        raise
+    except UserError as error:
+        architecture = Unknown(str(error))
     declared, declared_by = declared_scheme(config, manifest, as_rung, found)
     return Subject(
         directory=directory,
@@ -93,21 +99,10 @@ def read_subject(directory: Path, *, as_rung: str | None = None, policy: LoadPol
         declared=declared,
         declared_by=declared_by,
         found=found,
-        architecture=_architecture(directory, tensors, found, policy),
+        architecture=architecture,
         hardware=find_hardware(policy.device),
         policy=policy,
     )
-
-
-def _architecture(
-    directory: Path, tensors: dict[str, TensorInfo], found: Scheme, policy: LoadPolicy
-) -> Architecture | Unknown:
-    try:
-        return read_architecture(directory, tensors, found, policy)
-    except (BrokenFileError, NotCausalError, UnknownNameError):  # nobody can load it
-        raise
-    except UserError as error:
-        return Unknown(str(error))
 
 
 def _load(subject: Subject) -> tuple[Loaded | None, str]:

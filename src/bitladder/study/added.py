@@ -44,22 +44,20 @@ def find_added(
     found = {}
     for name, source in sources.items():
         with _naming(name):
-            found[name] = _find(source, baseline, policy, chat_template, outline)
+            model = resolve_model(source, outline=outline)
+            require_same_network(baseline, model.directory, policy)
+            require_format(model.directory, policy.device)
+            ours, theirs = (load_tokenizer(place, policy) for place in (baseline, model.directory))
+            same = same_rules(ours, theirs)
+            if not same:
+                require_same_tokens(ours, theirs, probe_texts())
+            require_same_ends(ours, theirs)
+            if chat_template and ours.chat_template != theirs.chat_template:
+                raise UserError(
+                    "another chat template than the baseline's; leave --chat-template out, or give it the same"
+                )
+            found[name] = Added(model.source, model.directory.absolute(), same)
     return found
-
-
-def _find(source: str, baseline: Path, policy: LoadPolicy, chat_template: bool, outline: Path | None) -> Added:
-    model = resolve_model(source, outline=outline)
-    require_same_network(baseline, model.directory, policy)
-    require_format(model.directory, policy.device)
-    ours, theirs = (load_tokenizer(place, policy) for place in (baseline, model.directory))
-    same = same_rules(ours, theirs)
-    if not same:
-        require_same_tokens(ours, theirs, probe_texts())
-    require_same_ends(ours, theirs)
-    if chat_template and ours.chat_template != theirs.chat_template:
-        raise UserError("another chat template than the baseline's; leave --chat-template out, or give it the same")
-    return Added(model.source, model.directory.absolute(), same)
 
 
 def require_same_prompts(baseline: Path, added: Mapping[str, Added], texts: Iterable[str], policy: LoadPolicy) -> None:

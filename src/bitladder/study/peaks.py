@@ -23,6 +23,7 @@ def phase_peaks(
     prepared: Prepared, skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
 ) -> dict[str, int]:
     """Bytes of main memory, or of a GPU, by what is planned; empty where the libraries' share isn't known."""
+    from bitladder.accuracy.backend.budget import budget_on, token_bytes
     from bitladder.checkpoint.skeleton import head_weights, vocabulary_size
     from bitladder.perf.memory import predict_working_memory
 
@@ -37,7 +38,9 @@ def phase_peaks(
     if on_cpu:  # which is where rungs are made: from the source in 16 bits
         found["quantizing"] = overhead_bytes + 2 * expected.parameters + expected.quantizing_bytes
     if any(isinstance(item, AccuracyTask | Rescoring) for item in prepared.study.items):
-        found["accuracy"] = held + widened + _forward_bytes(prepared, skeleton)
+        one = token_bytes(skeleton, device.partition(":")[0])
+        tokens = prepared.wanted.tasks.token_budget or budget_on(device.partition(",")[0], one)
+        found["accuracy"] = held + widened + one * tokens
     for item in prepared.study.items:
         if isinstance(item, Divergence):
             logits = item.window_tokens * vocabulary_size(skeleton) * _FLOAT32_BYTES
@@ -47,12 +50,3 @@ def phase_peaks(
             row = predict_working_memory(skeleton, value_bytes(scheme), item.prompt_tokens, item.new_tokens)
             found[item.scenario] = held + row.of_rows(item.batch_size_cap or 1).total_bytes
     return found
-
-
-def _forward_bytes(prepared: Prepared, skeleton: "PreTrainedModel") -> int:
-    """Of as many tokens as the accuracy backend forwards at once."""
-    from bitladder.accuracy.backend.budget import budget_on, token_bytes
-
-    device = prepared.study.calibration.device
-    one = token_bytes(skeleton, device.partition(":")[0])
-    return one * (prepared.wanted.tasks.token_budget or budget_on(device.partition(",")[0], one))

@@ -110,7 +110,9 @@ def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     products = sorted(name for name in loaded.operators if _PRODUCTS.search(name))
     data = {"products": products, "operators": sorted(loaded.operators)}
     findings = [Finding(check="operators", severity="info", message=", ".join(products) or "none", data=data)]
-    if _says_int8_products(subject) and not multiplies_int8(loaded):
+    declared = subject.declared  # of another library's format only its config tells
+    schemes = (declared,) if method_of(declared).foreign else (declared, subject.found)
+    if any(method_of(scheme).multiplies_int8(scheme) for scheme in schemes) and not multiplies_int8(loaded):
         device = "CPU" if subject.hardware.kind == "cpu" else "GPU"
         message = f"no operator multiplied INT8: on this {device} the products run in a floating type"
         findings.append(Finding(check="operators", severity="warning", message=message))
@@ -131,13 +133,6 @@ def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         message = f"its library warns: {' '.join(loaded.remarks)}"
         findings.append(Finding(check="library", severity="warning", message=message))
     return findings
-
-
-def _says_int8_products(subject: Subject) -> bool:
-    """What is declared or found does; of another library's format only its config tells."""
-    declared = subject.declared
-    schemes = (declared,) if method_of(declared).foreign else (declared, subject.found)
-    return any(method_of(scheme).multiplies_int8(scheme) for scheme in schemes)
 
 
 def multiplies_int8(loaded: Loaded) -> bool:
