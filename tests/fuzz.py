@@ -183,13 +183,14 @@ def run_command(words: Sequence[str]) -> tuple[int | None, str, str]:
 def quick_plans() -> Iterator[None]:
     """A dry run without the process that finds what libraries take, and without timing a layer."""
 
-    def no_timing(rungs: Sequence[str], *_: object, threads: int | None = None) -> tuple[object, ...]:
-        from bitladder.records import LayerRate
+    from bitladder.records import LayerRate
+    from bitladder.study.layer_timing import LayerJob
 
+    def no_timing(job: LayerJob, *, threads: int | None = None) -> tuple[object, ...]:
         rates = ((1, False), (512, False), (512, True))
         return tuple(
             LayerRate(rung=rung, rows=rows, s_per_weight=1e-9, widened=widened)
-            for rung in rungs
+            for rung in job.rungs
             for rows, widened in rates
         )
 

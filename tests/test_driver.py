@@ -65,7 +65,7 @@ def test_every_refusal_is_none_with_a_reason(function: str, tmp_path: Path, monk
                 assert "None" not in _gpu_text(gpu)
             for gpus in (("0",), ("0", "1"), ("GPU-00",), ("no such",)):
                 readers, unavailable = open_gpus(gpus, 1)
-                read = {name for card in (readers.read_cards() if readers else []) for name in card}
+                read = {name for reader in readers for name in reader.read()}
                 assert read | set(unavailable) | {"gpu_process_bytes"} == set(GPU_FIELDS), how
                 assert all(unavailable.values())
                 figures = resources.capacity_bytes(gpus), resources.used_bytes(gpus)
@@ -236,7 +236,7 @@ def test_a_measurement_on_a_card_of_unknown_memory(
     from bitladder.checkpoint import loading
 
     load = loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda directory, policy: load(directory))
+    monkeypatch.setattr("bitladder.perf.engines.eager.load_model", lambda directory, policy: load(directory))
     for name in ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda card: 70)
     install_nvml(monkeypatch, tmp_path, refuses={refused: "NVMLError_NotSupported"})

@@ -69,7 +69,7 @@ def test_leaving_a_worker_ends_it(executor: Executor) -> None:
 
 def test_half_a_line_is_no_answer(executor: Executor) -> None:
     with executor.submit("die") as running:
-        _, *lines = running.lines()
+        _, *lines = iter(running.receive, None)
         assert (lines, running.wait()) == ([b"whole"], -signal.SIGKILL)
 
 

@@ -246,7 +246,7 @@ class TestHub:
         settings = settings_for(Path("org/model"), write_tasks(tmp_path / "tasks"), add={"same": "org/model"})
         told = Telling()
         prepared = prepare(settings, Store(tmp_path / "out"), told, outline=tmp_path / "outline")
-        bf16, same = estimate_study(prepared.work, prepared.added, overhead_bytes={"plain": 0})
+        bf16, same = estimate_study(prepared, overhead_bytes={"plain": 0})
         assert "model.safetensors" not in hub.fetched
         assert told.warnings[0] == "org/model: its weights were not fetched, and are checked when the study begins"
         assert bf16.peak_memory_bytes is not None and bf16.peak_memory_bytes > bf16.disk_bytes

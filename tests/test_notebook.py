@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bitladder.study.settings import load_settings
+from bitladder.study.settings import load_command
 from harness_tasks import write_tasks
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def test_it_is_committed_without_output_and_is_plain_python() -> None:
 
 
 def test_its_settings_are_those_of_make_paper(environment: pytest.MonkeyPatch) -> None:
-    assert run(["parameters", "settings"])["settings"] == load_settings(ROOT / "examples" / "paper.yaml", {})
+    assert run(["parameters", "settings"])["settings"] == load_command(ROOT / "examples" / "paper.yaml", {})[1]
 
 
 def test_it_installs_the_checkout_that_it_lies_in(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:

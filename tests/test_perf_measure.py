@@ -152,7 +152,7 @@ def test_two_cards_are_counted_together(tiny_llama: Path, monkeypatch: pytest.Mo
         asked["load"] = policy.device, policy.memory_limit_bytes
         return load(directory)
 
-    monkeypatch.setattr(loading, "load_model", load_here)
+    monkeypatch.setattr("bitladder.perf.engines.eager.load_model", load_here)
     monkeypatch.setattr("bitladder.perf.measure.used_bytes", lambda gpus: (300, 200))
     monkeypatch.setattr("bitladder.perf.measure.power_at_rest_w", lambda gpus: ((50.0 * len(gpus),), None))
     monkeypatch.setattr("bitladder.perf.measure.limit_memory", lambda *arguments: asked.update(limit=arguments))

@@ -219,7 +219,7 @@ def test_idle_readings_of_both_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resources.capacity_bytes(both) == (8000, 6000)
 
 
-class Cards:
+class Card:
     """Readings of a card that another process has just left, one after the other."""
 
     unavailable: dict[str, str] = {}  # noqa: RUF012
@@ -227,32 +227,32 @@ class Cards:
     def __init__(self, *readings: tuple[float, int]) -> None:
         self._readings = [*readings, *[readings[-1]] * 200]
 
-    def read_cards(self) -> list[dict[str, float | int]]:
+    def read(self) -> dict[str, float | int]:
         power_w, percent = self._readings.pop(0)
-        return [{"gpu_power_w": power_w, "gpu_utilisation_percent": percent}]
+        return {"gpu_power_w": power_w, "gpu_utilisation_percent": percent}
 
 
 def test_power_is_read_of_a_card_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ran before leaves it hot: 490 W were read as idle where it takes 80 to 130."""
     waited_s: list[float] = []
     monkeypatch.setattr("bitladder.perf.resources.time.sleep", waited_s.append)
-    cooling = Cards((490.0, 100), (480.0, 60), (300.0, 0), (200.0, 0), (150.0, 0), (120.0, 0), (119.0, 0))
-    monkeypatch.setattr(resources, "open_gpus", lambda gpus: (cooling, {}))
+    cooling = Card((490.0, 100), (480.0, 60), (300.0, 0), (200.0, 0), (150.0, 0), (120.0, 0), (119.0, 0))
+    monkeypatch.setattr(resources, "open_gpus", lambda gpus: ([cooling], {}))
     assert resources.power_at_rest_w(("0",)) == ((120.0, 119.0, 119.0, 119.0, 119.0), None)
     assert sum(waited_s) == pytest.approx(1.0)
     for never, why in (
         (((350.0, 0), (90.0, 40)), "(90 W, busy for 40%)"),
         (((90.0, 0), (300.0, 7)), "(300 W, busy for 7%)"),
     ):
-        monkeypatch.setattr(resources, "open_gpus", lambda gpus, never=never: (Cards(*never), {}))
+        monkeypatch.setattr(resources, "open_gpus", lambda gpus, never=never: ([Card(*never)], {}))
         assert resources.power_at_rest_w(("0",)) == ((), f"the card did not come to rest within 10 s {why}")
-    monkeypatch.setattr(resources, "open_gpus", lambda gpus: (None, {"gpu_power_w": "no GPU"}))
+    monkeypatch.setattr(resources, "open_gpus", lambda gpus: ([], {"gpu_power_w": "no GPU"}))
     assert resources.power_at_rest_w(()) == ((), "no GPU")
 
 
 def test_every_gpu_field_has_a_reading_or_a_reason() -> None:
     readers, unavailable = open_gpus(("0",))
-    read = set(readers.read_cards()[0]) if readers else set()
+    read = set(readers[0].read()) if readers else set()
     assert read | set(unavailable) == set(GPU_FIELDS)
     assert not read & set(unavailable)
 

@@ -152,7 +152,7 @@ def test_a_plan_without_the_baseline_is_warned_of_and_its_times_may_be_the_most(
     assert warning.startswith("without bf16 among the rungs there is no drop and no speed-up")
     assert warning.endswith("add it, as --rungs bf16,fp16")
     assert "reading tasks and prompts" in told.prepared
-    (estimate,) = estimate_study(prepared.work, {}, overhead_bytes={"plain": 300 * MIB})
+    (estimate,) = estimate_study(prepared, overhead_bytes={"plain": 300 * MIB})
     assert estimate.at_most
     assert estimate.peak_memory_bytes is not None and 300 * MIB < estimate.peak_memory_bytes < 302 * MIB
     show_plan(prepared.study, [estimate], {"plain": 300 * MIB})

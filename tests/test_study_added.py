@@ -35,7 +35,7 @@ from bitladder.study.job import Job, RungMade
 from bitladder.study.prepare import prepare
 from bitladder.study.resolution import plan_resolutions
 from bitladder.study.run import Run, run_study
-from bitladder.study.settings import _added, load_settings
+from bitladder.study.settings import _added, load_command
 from bitladder.study.workers import Workers
 from bitladder.summary.summarize import summarize
 from conftest import MakeTinyLlama
@@ -378,9 +378,7 @@ def test_a_dry_run_guesses_no_time_of_an_unknown_format(
     tiny_llama: Path, bnb_checkpoint: Path, tasks: Path, tmp_path: Path
 ) -> None:
     prepared = prepare(settings_for(tiny_llama, tasks, add={"theirs": str(bnb_checkpoint)}), Store(tmp_path / "out"))
-    ladder, ready = estimate_study(
-        prepared.work, prepared.added, overhead_bytes={"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000}
-    )
+    ladder, ready = estimate_study(prepared, overhead_bytes={"plain": 1000, "llm.int8": 1000, "bnb-4bit": 1000})
     assert ladder.total_s is not None
     assert (ready.rung, ready.disk_bytes, ready.accuracy_s, ready.total_s) == ("theirs", 0, None, None)
     assert ready.peak_memory_bytes is not None
@@ -429,12 +427,12 @@ def test_bad_flags(pairs: list[str], says: str) -> None:
 )
 def test_bad_names(name: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        load_settings(None, {"model": "m", "add": {name: "somewhere"}})
+        load_command(None, {"model": "m", "add": {name: "somewhere"}})
 
 
 def test_flags_and_file_mean_the_same(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("model: m\nadd:\n  fp8: org/name=x\n  b.1: ./here\n")
-    settings = load_settings(tmp_path / "study.yaml", {})
+    _, settings = load_command(tmp_path / "study.yaml", {})
     assert settings.add == _added(["fp8=org/name=x", "b.1=./here"], "--add") == {"fp8": "org/name=x", "b.1": "./here"}
 
 
@@ -539,7 +537,7 @@ def test_the_plan_leaves_out_what_is_known_to_be_the_same(
 ) -> None:
     copy = shutil.copytree(tiny_llama, tmp_path / "same")
     prepared = prepare(settings_for(tiny_llama, tasks, add={"same": str(copy)}), Store(tmp_path / "out"))
-    estimates = estimate_study(prepared.work, prepared.added, overhead_bytes={})
+    estimates = estimate_study(prepared, overhead_bytes={})
     dry_run.show_plan(prepared.study, estimates, {"plain": 1000}, same={"same": "bf16"})
     shown = capsys.readouterr().out
     assert "1 rung x " in shown and "same: same content as bf16, not measured" in shown

@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from bitladder.accuracy.rescoring import DOCUMENTS
-from bitladder.cli.dry_run import _recorded
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.executors.executor import Executor
@@ -38,6 +37,8 @@ from bitladder.records import (
 from bitladder.results import item_name
 from bitladder.store import Store
 from bitladder.study.job import Job, Recipe, Started
+from bitladder.study.kept import Kept
+from bitladder.study.missing import Missing
 from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.process import WORKER, Worker
@@ -157,7 +158,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
         assert (out / "records" / name).read_bytes() == content
     assert len(list((out / "documents").iterdir())) == 2, "questions are stored once a task"
     assert not list(out.glob("**/*.tmp")), "what a killed study was writing is removed"
-    assert _recorded(results.study, Store(out)) == 3, "a dry run knows what is done"
+    assert Missing(results.study, Kept(Store(out), results.study)).recorded == 3, "a dry run knows what is done"
 
     # A finished study asks neither torch nor transformers anything, which take seconds to import.
     with monkeypatch.context() as patch:
@@ -206,7 +207,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     results = run_study(settings.model_copy(update={"prompt_tokens": 9, "timeout_s": 1e-3}), out, changed)
     assert len(changed.measurements) == 1
     ends = {record.item.kind: (record.status, record.reason or "") for record in results.records}
-    assert _recorded(results.study, Store(out)) == 2, "what failed is tried again"
+    assert Missing(results.study, Kept(Store(out), results.study)).recorded == 2, "what failed is tried again"
     assert ends["accuracy"] == ("ok", "")
     assert ends["performance"][0] == "timeout"
 

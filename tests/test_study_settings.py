@@ -1,20 +1,36 @@
 """Settings from flags and study.yaml, and the plan that follows from them."""
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bitladder
 from bitladder.errors import UserError
-from bitladder.records import AccuracyTask, Calibration, LayerRate, Machine, Scenario, Settings, Source, measurement_id
+from bitladder.records import (
+    AccuracyTask,
+    Calibration,
+    LayerRate,
+    Machine,
+    Scenario,
+    Settings,
+    Source,
+    StudyRecord,
+    measurement_id,
+)
 from bitladder.study.estimate import s_per_weight
-from bitladder.study.plan import phase_items, plan_study
+from bitladder.study.plan import phase_items
 from bitladder.study.resolved import task_request
-from bitladder.study.settings import load_command, load_settings
+from bitladder.study.settings import load_command
 from bitladder.units import GIB
 
 MACHINE = Machine(cpu_model="c", cpu_count=2, total_memory_bytes=8, platform="p", gpus=(), versions={})
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    return load_command(config, flags)[1]
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -202,14 +218,14 @@ def make_scenario(requests: int = 200) -> Scenario:
 
 
 def test_all_tasks_share_a_worker_and_each_scenario_has_its_own() -> None:
-    study = plan_study(
-        Settings(model="m"),
-        "custom",
-        Source(model="m", kind="directory", revision=None, content_hash="s"),
-        Calibration(device="cpu", threads=2, max_batch_cap=8, machine=MACHINE),
-        (),
-        (make_task("a"), make_task("b")),
-        (make_scenario(), make_scenario(5)),
+    study = StudyRecord(
+        settings=Settings(model="m"),
+        suite="custom",
+        baseline="bf16",
+        source=Source(model="m", kind="directory", revision=None, content_hash="s"),
+        calibration=Calibration(device="cpu", threads=2, max_batch_cap=8, machine=MACHINE),
+        groups=(),
+        items=(make_task("a"), make_task("b"), make_scenario(), make_scenario(5)),
     )
     assert [len(items) for items in phase_items(study)] == [2, 1, 1]
 

@@ -19,7 +19,6 @@ from bitladder.records import (
     TaskSources,
 )
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
-from bitladder.study.plan import plan_study
 from bitladder.study.run import run_study
 from bitladder.study.time_left import TimeLeft, advise
 from test_study_run import settings_for, write_tasks
@@ -31,15 +30,14 @@ SOURCES = TaskSources(seed=1)
 
 
 def plan(*tasks: AccuracyTask, device: str = "cpu", scenarios: tuple[Scenario, ...] = (SCENARIO,)) -> StudyRecord:
-    return plan_study(
-        Settings(model="m", rungs=("bf16", "nf4")),
-        "custom",
-        Source(model="m", kind="directory", revision=None, content_hash="s"),
-        Calibration(device=device, threads=2, max_batch_cap=8, machine=MACHINE),
-        (),
-        tasks,
-        scenarios,
-        DIVERGENCE,
+    return StudyRecord(
+        settings=Settings(model="m", rungs=("bf16", "nf4")),
+        suite="custom",
+        baseline="bf16",
+        source=Source(model="m", kind="directory", revision=None, content_hash="s"),
+        calibration=Calibration(device=device, threads=2, max_batch_cap=8, machine=MACHINE),
+        groups=(),
+        items=(DIVERGENCE, *tasks, *scenarios),
     )
 
 

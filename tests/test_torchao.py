@@ -26,7 +26,7 @@ from bitladder.publish.origin import Origin
 from bitladder.quantization.quantize import quantize
 from bitladder.records import Audit
 from bitladder.rungs import RUNGS, find_rung, ready_title
-from bitladder.study.layer_timing import ROWS, time_layers
+from bitladder.study.layer_timing import ROWS, LayerJob, time_layers
 from family_trial import rung_comes_back
 from tiny_families import save_tiny_family
 
@@ -277,7 +277,7 @@ def test_a_layer_is_timed_and_a_process_measured_as_models_have_it() -> None:
     layer = TORCHAO_INT8.make_layer(scheme, 64, 32, "cpu")
     assert isinstance(layer.weight.data, Int8Tensor)
     assert layer.weight.dtype == torch_dtype("BF16")
-    rates = time_layers((RUNG,), "cpu", 64, 32, threads=1)
+    rates = time_layers(LayerJob(rungs=(RUNG,), device="cpu", in_features=64, out_features=32), threads=1)
     assert [(rate.rows, rate.widened) for rate in rates] == [*((rows, False) for rows in ROWS), (ROWS[-1], True)]
     assert run_tiny_model("cpu", scheme, EagerEngine) < run_tiny_model("cpu", find_rung("bf16").scheme, EagerEngine)
 

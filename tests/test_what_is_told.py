@@ -21,7 +21,7 @@ from bitladder.report.figure import CHARACTER_PX, panel
 from bitladder.report.verdict_tables import verdict_tables
 from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate
-from bitladder.study.settings import load_command, load_settings
+from bitladder.study.settings import load_command
 from bitladder.summary.compare import Compared
 from bitladder.units import UNKNOWN
 from bitladder.wording import first_line
@@ -52,7 +52,7 @@ def test_a_study_given_for_a_model_names_its_checkpoints(tmp_path: Path) -> None
 @pytest.mark.parametrize("tasks", ["''", "arc_easy,''", ["", "arc_easy"]])
 def test_an_empty_name_is_called_one(tasks: object) -> None:
     with pytest.raises(UserError, match="--tasks: found an empty name, expected one name or several"):
-        load_settings(None, {"model": "m", "tasks": tasks})
+        load_command(None, {"model": "m", "tasks": tasks})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.renaming import loaded_names
@@ -17,10 +17,6 @@ from bitladder.checkpoint.tensors import TensorInfo
 from bitladder.methods.kinds import module_of
 from bitladder.records import LoadPolicy, Scheme
 from bitladder.rungs import method_of
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,16 @@ def read_architecture(
         name: torch.empty(shape, device="meta") for name, shape in method.decoded_shapes(tensors, wanted).items()
     }
     in_fp32 = fp32_plan(skeleton, torch.bfloat16)
-    model, info = _match(type(skeleton), skeleton.config, logical)
+    model_class: Any = type(skeleton)
+    with _silent_transformers():
+        model, info = model_class.from_pretrained(
+            None,
+            config=skeleton.config,
+            state_dict=logical,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     stored_modules = {module_of(names[weights[name]]) for name in tensors} if method.quantizes else set()
     missing = sorted(name for name in info["missing_keys"] if not _is_packed(name, stored_modules))
     mismatched = sorted(info["mismatched_keys"])
@@ -75,21 +80,6 @@ def read_architecture(
         unexpected=tuple(sorted(info["unexpected_keys"])),
         mismatched=tuple(f"{name}: {list(stored)}, not {list(expected)}" for name, stored, expected in mismatched),
     )
-
-
-def _match(
-    model_class: Any, config: "PretrainedConfig", state: dict[str, "torch.Tensor"]
-) -> tuple["PreTrainedModel", dict[str, Any]]:
-    with _silent_transformers():
-        model, info = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    return model, info
 
 
 def _is_packed(name: str, stored_modules: set[str]) -> bool:

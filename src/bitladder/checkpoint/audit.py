@@ -19,9 +19,9 @@ from bitladder.checkpoint.hardware import find_hardware
 from bitladder.checkpoint.loading import load_model, require_generation_config
 from bitladder.checkpoint.manifest import read_manifest
 from bitladder.checkpoint.remarks import library_warnings
-from bitladder.checkpoint.tensors import TensorInfo, read_tensors
+from bitladder.checkpoint.tensors import read_tensors
 from bitladder.errors import BrokenFileError, NotCausalError, UnknownNameError, UserError
-from bitladder.records import Audit, Finding, LoadPolicy, Scheme
+from bitladder.records import Audit, Finding, LoadPolicy
 from bitladder.rungs import method_of
 from bitladder.unknown import Unknown
 
@@ -83,6 +83,12 @@ def read_subject(directory: Path, *, as_rung: str | None = None, policy: LoadPol
     carried = manifest if manifest is not None and is_carried(manifest, config, tensors) else None
     manifest = None if carried else manifest
     found = found_scheme(config, tensors)
+    try:
+        architecture: Architecture | Unknown = read_architecture(directory, tensors, found, policy)
+    except (BrokenFileError, NotCausalError, UnknownNameError):  # nobody can load it
+        raise
+    except UserError as error:
+        architecture = Unknown(str(error))
     declared, declared_by = declared_scheme(config, manifest, as_rung, found)
     return Subject(
         directory=directory,
@@ -93,31 +99,21 @@ def read_subject(directory: Path, *, as_rung: str | None = None, policy: LoadPol
         declared=declared,
         declared_by=declared_by,
         found=found,
-        architecture=_architecture(directory, tensors, found, policy),
+        architecture=architecture,
         hardware=find_hardware(policy.device),
         policy=policy,
     )
 
 
-def _architecture(
-    directory: Path, tensors: dict[str, TensorInfo], found: Scheme, policy: LoadPolicy
-) -> Architecture | Unknown:
-    try:
-        return read_architecture(directory, tensors, found, policy)
-    except (BrokenFileError, NotCausalError, UnknownNameError):  # nobody can load it
-        raise
-    except UserError as error:
-        return Unknown(str(error))
-
-
 def _load(subject: Subject) -> tuple[Loaded | None, str]:
     """The model's one forward, or why there is none."""
-    if any(finding.severity == "error" for finding in check_manifest(subject, None)):
-        return None, "its files aren't those of its manifest"
-    if any(finding.severity == "error" for finding in check_config(subject, None)):
-        return None, "its tensors aren't those that its config describes"
-    if any(finding.severity == "error" for finding in check_decoding(subject, None)):
-        return None, "its weights can't be decoded"
+    for check, why_not in (
+        (check_manifest, "its files aren't those of its manifest"),
+        (check_config, "its tensors aren't those that its config describes"),
+        (check_decoding, "its weights can't be decoded"),
+    ):
+        if any(finding.severity == "error" for finding in check(subject, None)):
+            return None, why_not
     said, found = (method_of(one) for one in (config_scheme(subject.config, subject.found), subject.found))
     if said is not found and not (said.foreign or found.foreign):
         return None, f"its config says {said.name}, its tensors are {found.name}"
@@ -128,15 +124,9 @@ def _load(subject: Subject) -> tuple[Loaded | None, str]:
             model = load_model(subject.directory, subject.policy)
             loaded = observe_forward(model)
         return replace(loaded, remarks=tuple(remarks)), ""
-    except FailingModelError as error:
-        if not found.foreign:  # another library's format may lack a kernel for this device
+    except UserError as error:  # such as too large for memory; another library's format may lack a kernel, too
+        if isinstance(error, FailingModelError | BrokenFileError) and not found.foreign:
             raise
-        return None, str(error)
-    except BrokenFileError as error:
-        if not found.foreign:
-            raise
-        return None, str(error)
-    except UserError as error:  # such as too large for memory
         return None, str(error)
     except (ImportError, ValueError, RuntimeError) as error:
         # Other libraries' formats need packages and hardware of their own, and say so in exceptions of all kinds.

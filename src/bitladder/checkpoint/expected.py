@@ -124,7 +124,11 @@ def _expect(directory: Path, mark: object, scheme: Scheme, policy: LoadPolicy) -
     skipped = _skipped(directory, mark, method, policy) if method.quantizes else ()
     config = method.quantization_config(scheme, skipped)
     layers = dict(method.packed_layers(model, config))
-    widths = _rest_widths(model, scheme.rest_type)
+    in_fp32 = fp32_plan(model, torch_dtype(scheme.rest_type))  # some a family keeps in FP32 whatever is asked for
+    widths = {
+        name: 4 if in_fp32(name) or parameter.dtype.itemsize > 2 else _WIDTH_BYTES[scheme.rest_type]
+        for name, parameter in model.named_parameters()
+    }
     stored: dict[str, int] = {}
     packed_bytes = 0
     for name, layer in layers.items():
@@ -190,12 +194,3 @@ def skipped_modules(model: "PreTrainedModel", method: Method) -> tuple[str, ...]
     wide = (name for name, one in model.named_modules() if type(one) is nn.Linear and in_fp32(f"{name}.weight"))
     told = {*directly_used(model), *wide, *method.unpackable(model)}
     return tuple(sorted({*told, *get_keys_to_not_convert(model)})) if told else ()
-
-
-def _rest_widths(model: "PreTrainedModel", rest_type: str) -> dict[str, int]:
-    """Bytes of one number of each parameter that isn't packed; some a family keeps in FP32 whatever is asked for."""
-    in_fp32 = fp32_plan(model, torch_dtype(rest_type))
-    return {
-        name: 4 if in_fp32(name) or parameter.dtype.itemsize > 2 else _WIDTH_BYTES[rest_type]
-        for name, parameter in model.named_parameters()
-    }

@@ -63,7 +63,12 @@ def find_hardware(device: str) -> Hardware:
     Of several cards it can what the least of them can.
     """
     if device == "cpu":
-        return Hardware(name=_cpu_name(), kind="cpu", flags=_cpu_flags())
+        flags = _cpuinfo("flags", "Features")
+        return Hardware(
+            name=_cpuinfo("model name") or platform.processor() or platform.machine(),
+            kind="cpu",
+            flags=None if flags is None else frozenset(flags.split()),
+        )
     require_device(device)
     import torch
 
@@ -79,12 +84,3 @@ def _cpuinfo(*keys: str) -> str | None:
     text = read(Path("/proc/cpuinfo")) or ""
     found = re.search(rf"^(?:{'|'.join(keys)})\s*:(.*)$", text, re.MULTILINE)
     return found[1].strip() if found else None
-
-
-def _cpu_name() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> frozenset[str] | None:
-    line = _cpuinfo("flags", "Features")
-    return None if line is None else frozenset(line.split())

@@ -11,7 +11,7 @@ from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_gen
 from bitladder.checkpoint.declared import config_scheme, found_scheme
 from bitladder.checkpoint.generation import wrong_value
 from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
-from bitladder.checkpoint.tensors import TensorInfo, read_tensors
+from bitladder.checkpoint.tensors import read_tensors
 from bitladder.cuda import count_cards, require_usable
 from bitladder.devices import cards_of, device_of, torch_devices
 from bitladder.environment import describe_gpus
@@ -54,7 +54,7 @@ _OTHER_KINDS = {
 _SHOWN_CHARACTERS = 200
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 """torch's that a model computes in"""
-_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """what transformers raises for a file with impossible values; it doesn't check them all"""
 
 
@@ -135,7 +135,7 @@ def naming_config(directory: Path) -> Iterator[None]:
         raise
     except ImportError as error:
         raise UserError(f"{directory}: its architecture needs another package ({first_line(error)})") from None
-    except (StrictDataclassError, *_REFUSALS) as error:
+    except (StrictDataclassError, *REFUSALS) as error:
         raise BrokenFileError(
             f"{directory / 'config.json'}: no model can be built from it ({_one_line(error)}); fetch or make it again"
         ) from None
@@ -175,11 +175,9 @@ def load_config(directory: Path, policy: LoadPolicy = LoadPolicy()) -> "Pretrain
     _require_dtype(directory, config)
     own_code = stored.get("auto_map")
     has_own_code = isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_own_code:
-        kind = _what_it_is(config)
-        raise NotCausalError(f"{directory}: {stored.get('model_type')!r} is {kind}; expected {_EXPECTED}")
-    if config.is_encoder_decoder:
-        kind = "an encoder with a decoder"
+    is_known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or has_own_code
+    if not is_known or config.is_encoder_decoder:
+        kind = "an encoder with a decoder" if is_known else _what_it_is(config)
         raise NotCausalError(f"{directory}: {stored.get('model_type')!r} is {kind}; expected {_EXPECTED}")
     return config
 
@@ -202,10 +200,8 @@ def _what_it_is(config: "PretrainedConfig") -> str:
     """The first kind of model that transformers knows such a configuration as, in words."""
     from transformers.models.auto import modeling_auto
 
-    for mapping, words in _OTHER_KINDS.items():
-        if type(config) in getattr(modeling_auto, mapping, {}):
-            return words
-    return "not a causal language model"
+    known = (words for name, words in _OTHER_KINDS.items() if type(config) in getattr(modeling_auto, name, {}))
+    return next(known, "not a causal language model")
 
 
 def require_generation_config(directory: Path) -> None:
@@ -221,7 +217,7 @@ def require_generation_config(directory: Path) -> None:
 
     try:
         GenerationConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, *_REFUSALS) as error:
+    except (OSError, *REFUSALS) as error:
         raise BrokenFileError(
             f"{directory / GENERATION_CONFIG}: can't be used ({_one_line(error)}); fetch or make it again, or delete it"
         ) from None
@@ -239,14 +235,15 @@ def load_tokenizer(directory: Path, policy: LoadPolicy = LoadPolicy()) -> "PreTr
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 directory, padding_side="left", trust_remote_code=policy.trust_remote_code, local_files_only=True
             )
-    except (OSError, *_REFUSALS) as error:
-        if isinstance(error, OSError) and describe_machine_error(error):
-            raise
-        raise UserError(_no_tokenizer(directory, error)) from None
     except Exception as error:
-        if type(error) is not Exception:  # all that the tokenizers library says of a file that it can't read
+        # a bare one is all that the tokenizers library says of a file that it can't read
+        is_refusal = isinstance(error, (OSError, *REFUSALS)) or type(error) is Exception
+        if not is_refusal or (isinstance(error, OSError) and describe_machine_error(error)):
             raise
-        raise UserError(_no_tokenizer(directory, error)) from None
+        raise UserError(
+            f"{directory}: no tokenizer that transformers can load ({first_line(error)}); expected tokenizer.json and "
+            "tokenizer_config.json as save_pretrained writes them"
+        ) from None
     if tokenizer.eos_token_id is None:  # generated answers end there, and texts without a beginning begin with it
         raise UserError(f"{directory}: its tokenizer has no end-of-sequence token; give it one, as eos_token")
     if tokenizer.pad_token_id is None:
@@ -288,7 +285,7 @@ def require_chat_template(directory: Path, policy: LoadPolicy = LoadPolicy()) ->
         raise UserError(f"{directory}: its tokenizer has no chat template; leave --chat-template out")
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
-    except (TemplateError, *_REFUSALS) as error:
+    except (TemplateError, *REFUSALS) as error:
         raise UserError(
             f"{directory}: its chat template can't be used ({_one_line(error)}); mend it, or leave --chat-template out"
         ) from None
@@ -297,12 +294,6 @@ def require_chat_template(directory: Path, policy: LoadPolicy = LoadPolicy()) ->
 def predicted_load_bytes(directory: Path) -> int:
     """Bytes that the weights will take in memory: those of the file, since loading changes no type."""
     return sum(tensor.size_bytes for tensor in read_tensors(directory).values())
-
-
-def working_bytes(tensor: TensorInfo) -> int:
-    """Bytes of one weight in FP32, which is what a kernel without native arithmetic makes of it in passing."""
-    packed = 2 if tensor.dtype == "U8" else 1
-    return 4 * packed * math.prod(tensor.shape)
 
 
 def available_bytes(device: str) -> int:
@@ -328,9 +319,11 @@ def device_bytes(device: str) -> int:
 
 
 def require_memory(directory: Path, device: str) -> None:
-    """Raise DoesNotFitError where the weights, and the largest of them once more in FP32, exceed what is free."""
-    largest = max(working_bytes(tensor) for tensor in read_tensors(directory).values())
-    require_bytes(directory, device, predicted_load_bytes(directory) + largest)
+    """Raise DoesNotFitError where the weights, and the largest of them once more in FP32, which a kernel without native
+    arithmetic makes in passing, exceed what is free."""
+    tensors = read_tensors(directory).values()
+    largest = max(math.prod(tensor.shape) * (2 if tensor.dtype == "U8" else 1) for tensor in tensors)
+    require_bytes(directory, device, predicted_load_bytes(directory) + 4 * largest)
 
 
 def require_bytes(what: object, device: str, needed_bytes: int) -> None:
@@ -374,13 +367,6 @@ def quiet_libraries() -> None:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _no_tokenizer(directory: Path, error: Exception) -> str:
-    return (
-        f"{directory}: no tokenizer that transformers can load ({first_line(error)}); expected tokenizer.json and "
-        "tokenizer_config.json as save_pretrained writes them"
-    )
 
 
 def _one_line(error: Exception) -> str:

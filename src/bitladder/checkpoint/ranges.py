@@ -34,8 +34,7 @@ def beyond_range(directory: Path, scheme: Scheme) -> str | None:
     tensors = read_tensors(directory)
     for name, values in tensor_values(directory).items():
         types = _types_passed(scheme, name, tensors[name])
-        if values.largest is not None and (ended := _ends_before(values.largest, types)):
-            end = f"{ended} ends at {_largest_of(ended):,.6g}"
+        if values.largest is not None and (end := _end_before(values.largest, types)):
             return f"{name} holds a weight of magnitude {values.largest:,.6g}, and {end}"
     return None
 
@@ -66,19 +65,13 @@ def _types_passed(scheme: Scheme, name: str, tensor: TensorInfo) -> tuple[str, .
     return method_of(scheme).passed_types(scheme, is_matrix=is_matrix)
 
 
-def _ends_before(magnitude: float, types: tuple[str, ...]) -> str | None:
-    """The first of the types in which the magnitude is infinite."""
+def _end_before(magnitude: float, types: tuple[str, ...]) -> str | None:
+    """Where the first of the types ends in which the magnitude is infinite."""
     import torch
 
     value = torch.tensor(magnitude, dtype=torch.float64)
     for dtype in types:
         value = value.to(torch_dtype(dtype))
         if not torch.isfinite(value):
-            return dtype
+            return f"{dtype} ends at {torch.finfo(torch_dtype(dtype)).max:,.6g}"
     return None
-
-
-def _largest_of(dtype: str) -> float:
-    import torch
-
-    return float(torch.finfo(torch_dtype(dtype)).max)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.loading import load_config, naming_config
+from bitladder.checkpoint.loading import REFUSALS, load_config, naming_config
 from bitladder.errors import NotCausalError
 from bitladder.records import LoadPolicy
 
@@ -20,16 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-FORWARD_ERRORS: tuple[type[Exception], ...] = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+FORWARD_ERRORS: tuple[type[Exception], ...] = REFUSALS
 """what a model's code raises in a forward that it wasn't written for"""
 
 _WITHOUT_MASK = ("cpmant", "xlm", "xlnet")
@@ -91,9 +82,7 @@ def _leaves_out_mask(model: "PreTrainedModel") -> bool:
         other[0, -1] = 0
         with torch.inference_mode():
             one, two = (small(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in (token_ids, other))
-    except StrictDataclassError:
-        return False
-    except FORWARD_ERRORS:
+    except (StrictDataclassError, *REFUSALS):
         return False
     first = slice(0, _WATCHED_TOKENS // 2)
     return bool((one - two)[0, first].abs().max() > _MOVED * one[0, first].std())
@@ -262,25 +251,24 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
     if "quant_state" in _source(model):
         return ()
 
-    watched = {id(module): name for name, module in model.named_modules() if type(module) is nn.Linear}
-    inside: set[int] = set()
+    watched = {module: name for name, module in model.named_modules() if type(module) is nn.Linear}
+    inside: set[nn.Module] = set()
     found: set[str] = set()
 
     class Watched(nn.Linear):
         def __getattr__(self, name: str) -> Any:
-            if name == "weight" and id(self) not in inside:
-                found.add(watched[id(self)])
+            if name == "weight" and self not in inside:
+                found.add(watched[self])
             return super().__getattr__(name)
 
         def forward(self, *arguments: Any) -> "Tensor":
-            inside.add(id(self))
+            inside.add(self)
             try:
                 return super().forward(*arguments)
             finally:
-                inside.discard(id(self))
+                inside.discard(self)
 
-    layers = [module for module in model.modules() if type(module) is nn.Linear]
-    for layer in layers:
+    for layer in watched:
         layer.__class__ = Watched
     try:
         with torch.inference_mode():
@@ -288,12 +276,12 @@ def directly_used(model: "PreTrainedModel") -> tuple[str, ...]:
     except FORWARD_ERRORS:
         pass  # what was seen until then is true
     finally:
-        for layer in layers:
+        for layer in watched:
             layer.__class__ = nn.Linear
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     seen = {_without_numbers(name) for name in found}  # later layers, where the forward ended, are as the first
     return tuple(
-        sorted(name for number, name in watched.items() if _without_numbers(name) in seen and number != id(head))
+        sorted(name for layer, name in watched.items() if _without_numbers(name) in seen and layer is not head)
     )
 
 

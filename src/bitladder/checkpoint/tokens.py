@@ -78,8 +78,8 @@ def require_same_ends(baseline: "PreTrainedTokenizerBase", other: "PreTrainedTok
 
 
 def _different(text: str, expected: list[int], found: list[int]) -> UserError:
-    place = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
-    place = min(len(expected), len(found)) if place is None else place
+    differing = (i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1])
+    place = next(differing, min(len(expected), len(found)))
     shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
     return UserError(
         f"another tokenizer than the baseline's: {shown!r} gives token ids {_near(found, place)}, expected "

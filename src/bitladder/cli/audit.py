@@ -59,10 +59,9 @@ def _print(audit: "Audit", name: str) -> None:
     table.add_column("severity")
     table.add_column("check", no_wrap=True)
     table.add_column("finding", overflow="fold")
-    for severity, colour in colours.items():
-        for finding in audit.findings:
-            if finding.severity == severity:
-                table.add_row(Text(severity, style=colour), finding.check, Text(finding.message))
+    for finding in sorted(audit.findings, key=lambda one: list(colours).index(one.severity)):
+        severity = Text(finding.severity, style=colours[finding.severity])
+        table.add_row(severity, finding.check, Text(finding.message))
     Terminal().print(table)
     typer.echo(verdict(audit, name))
 

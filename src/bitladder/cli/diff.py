@@ -52,15 +52,13 @@ def diff_command(
         return
     answered = [outcome for outcome in base.outcomes.values() if outcome.output_type != "loglikelihood_rolling"]
     documents = sum(len(outcome.documents) for outcome in answered)
-    counts = {kind: sum(flip.kind == kind for flip in flips) for kind in ("lost", "gained", "changed")}
+    lost, gained, changed = ([flip for flip in flips if flip.kind == kind] for kind in ("lost", "gained", "changed"))
     typer.echo(
-        f"{other.name} against {base.name}, {documents:,} documents: {counts['lost']:,} lost, "
-        f"{counts['gained']:,} gained, {counts['changed']:,} with another choice that scores the same"
+        f"{other.name} against {base.name}, {documents:,} documents: {len(lost):,} lost, {len(gained):,} gained, "
+        f"{len(changed):,} with another choice that scores the same"
     )
-    for kind in ("lost", "gained", "changed"):
-        for flip in flips:
-            if flip.kind == kind:
-                typer.echo(f"\n{_shown(flip, base.name, other.name)}")
+    for flip in (*lost, *gained, *changed):
+        typer.echo(f"\n{_shown(flip, base.name, other.name)}")
 
 
 def _shown(flip: "Flip", baseline: str, rung: str) -> str:

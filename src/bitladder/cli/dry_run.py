@@ -4,7 +4,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 from rich.table import Table
@@ -19,7 +18,7 @@ from bitladder.executors.table import open_executor
 from bitladder.methods.kinds import describe_kept
 from bitladder.perf.memory import resident_bytes
 from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
-from bitladder.records import Settings, StudyRecord, TaskSources
+from bitladder.records import Settings, StudyRecord
 from bitladder.results import device_title, item_name, not_measured_as
 from bitladder.stages import Staging, measured_items
 from bitladder.stats.power import POWER, Resolution
@@ -27,7 +26,6 @@ from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
 from bitladder.study.kept import Kept
 from bitladder.study.missing import Missing
-from bitladder.study.plan import bind_baseline
 from bitladder.study.prepare import prepare
 from bitladder.study.progress import busy_warning
 from bitladder.study.resolution import plan_resolutions
@@ -61,12 +59,15 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         progress.preparing("estimating disk, memory and time")
         wanted, device = prepared.wanted, study.calibration.device
         overhead_bytes = measure_overhead(executor, device, (study.baseline, *wanted.rungs), wanted.engine.name)
-        estimates = estimate_study(prepared.work, prepared.added, overhead_bytes)
+        estimates = estimate_study(prepared, overhead_bytes)
         margin_points = study_margin_points(study)
         missing = Missing(study, Kept(Store(out), study))
         same = missing.same
         resolved = plan_resolutions(study, wanted.tasks.sources, len(same))
-        advice = _advice(missing, wanted.tasks.sources, estimates)
+        missing.bind_baseline()
+        # what the study itself will say to what is left of it, where it will ask whether it is meant
+        left = TimeLeft(missing.study, estimates, missing.by_rung)
+        advice = advise(missing.study, wanted.tasks.sources, left, ASKED_FROM_S)
     if json_output:
         plan = {
             "study": study.model_dump(mode="json"),
@@ -77,7 +78,7 @@ def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
         }
         print(json.dumps(plan, indent=2))
     else:
-        show_plan(study, estimates, overhead_bytes, resolved, recorded=_recorded(study, Store(out)), same=same)
+        show_plan(study, estimates, overhead_bytes, resolved, recorded=missing.recorded, same=same)
         if advice is not None:
             print(f"without --yes the study won't begin: {advice}{_counted_as(study, estimates, same)}")
 
@@ -103,7 +104,7 @@ def show_plan(
     console.print(f"{rungs} x {measurements} on {device_title(study.calibration)}:")
     console.print(f"  {', '.join(names)}", soft_wrap=True)
     for name, other in same.items():
-        console.print(f"  {name}: {not_measured_as(other)}", markup=False, soft_wrap=True)
+        console.print(f"  {name}: {not_measured_as(other)}", soft_wrap=True)
     if staging:
         documents = ", ".join(format_count(number) for number in staging.documents)
         margin = points_text(study_margin_points(study))
@@ -125,9 +126,9 @@ def show_plan(
     console.print(table)
     for line in _kept_lines(estimates):
         console.print(line, soft_wrap=True)
-    console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", markup=False, soft_wrap=True)
+    console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", soft_wrap=True)
     if study_peak := _study_peak_text(study.calibration.device, estimates):
-        console.print(study_peak, markup=False, soft_wrap=True)
+        console.print(study_peak, soft_wrap=True)
     disk = format_bytes(sum(estimate.disk_bytes for estimate in estimates))
     unknown = [estimate.rung for estimate in estimates if estimate.total_s is None]
     capped = any(estimate.at_most for estimate in estimates)
@@ -181,26 +182,6 @@ def _study_peak_text(device: str, estimates: Sequence[RungEstimate]) -> str:
         f"the study itself takes up to about {format_bytes(size + own)} {where} ({what} of {rung}{beside}); from a "
         "rough model of its phases"
     )
-
-
-def _recorded(study: StudyRecord, store: Store) -> int:
-    """How many measurements of this plan are recorded and need not be made again."""
-    if not store.has_study():
-        return 0
-    results = store.load()
-    if results.study.source.content_hash != study.source.content_hash:
-        return 0
-    baseline = results.rungs.get(study.baseline)
-    bound = bind_baseline(study, baseline.content_hash if baseline else None)
-    planned = set(chain.from_iterable(map(measured_items, bound.items)))
-    done = [record for record in results.measured if record.status == "ok" and record.rung in study.rungs]
-    return sum(record.item in planned for record in done)
-
-
-def _advice(missing: Missing, sources: TaskSources, estimates: Sequence[RungEstimate]) -> str | None:
-    """What the study itself will say to what is left of it, where it will ask whether it is meant."""
-    missing.bind_baseline()
-    return advise(missing.study, sources, TimeLeft(missing.study, estimates, missing.by_rung), ASKED_FROM_S)
 
 
 def _counted_as(study: StudyRecord, estimates: Sequence[RungEstimate], same: Mapping[str, str]) -> str:

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from bitladder.errors import UnknownNameError, UserError
+from bitladder.units import parse_bytes, parse_percent, parse_points
+
 if TYPE_CHECKING:
     from bitladder.recommendation import Limits
 
@@ -33,10 +36,8 @@ def parse_limits(
 ) -> "Limits":
     """Raises UserError for a flag that is no size, no number of points, no number of per cent or no goal, and for two
     that say how much may be lost."""
-    from bitladder.errors import UnknownNameError, UserError
     from bitladder.recommendation import Limits
     from bitladder.summary.goals import CRITERIA
-    from bitladder.units import parse_bytes, parse_percent, parse_points
 
     goals = {str(goal): goal for goal in CRITERIA}
     if optimize is not None and optimize not in goals:
@@ -53,8 +54,6 @@ def parse_limits(
 
 def _parsed(flag: str, text: str | None, parse: Callable[[str], Value]) -> Value | None:
     """A limit of more than 0, or None where the flag is absent."""
-    from bitladder.errors import UserError
-
     if text is None:
         return None
     try:

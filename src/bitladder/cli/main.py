@@ -102,25 +102,20 @@ def _run() -> None:
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except UserError as error:
-        typer.echo(f"error: {one_line(str(error))}", err=True)
-        sys.exit(EXIT_BAD_INPUT)
+        _end(EXIT_BAD_INPUT, f"error: {one_line(str(error))}")
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        _end(EXIT_INTERRUPTED, "interrupted; run the same command again to go on")
     except UnicodeEncodeError as error:  # of a file's name inside a folder that was named
         if error.encoding not in ("utf-8", sys.getfilesystemencoding()):
             _end_with_bug()
-        typer.echo(f"error: file {describe_name(name_in(error))}", err=True)
-        sys.exit(EXIT_BAD_INPUT)
+        _end(EXIT_BAD_INPUT, f"error: file {describe_name(name_in(error))}")
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
-            typer.echo("error: no space left where the output goes; make room, or send it elsewhere", err=True)
-            sys.exit(EXIT_BAD_INPUT)
+            _end(EXIT_BAD_INPUT, "error: no space left where the output goes; make room, or send it elsewhere")
         said = describe_machine_error(error)
         if said is None:
             _end_with_bug()
-        typer.echo(f"error: {one_line(said)}", err=True)
-        sys.exit(EXIT_BAD_INPUT)
+        _end(EXIT_BAD_INPUT, f"error: {one_line(said)}")
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the parser's own usage errors
             _show_usage_error(error)
@@ -144,5 +139,9 @@ def _show_usage_error(error: Any) -> None:
 
 def _end_with_bug() -> NoReturn:
     traceback.print_exc()
-    typer.echo("this is a bug in bitladder: please report it with the lines above", err=True)
-    sys.exit(EXIT_BUG)
+    _end(EXIT_BUG, "this is a bug in bitladder: please report it with the lines above")
+
+
+def _end(code: int, line: str) -> NoReturn:
+    typer.echo(line, err=True)
+    sys.exit(code)

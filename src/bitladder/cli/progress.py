@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Collection
-from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -56,9 +55,7 @@ class TerminalProgress(StudyProgress):
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def preparing(self, what: str) -> None:

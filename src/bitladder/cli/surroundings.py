@@ -4,7 +4,6 @@ names that are no text."""
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
 
 from bitladder.errors import UserError
 
@@ -19,7 +18,9 @@ def open_streams() -> None:
     standard output.
     """
     for number, name in enumerate(_NAMES):
-        if not _is_open(number):
+        try:
+            os.fstat(number)
+        except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number, the lowest that is free
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
@@ -27,13 +28,9 @@ def open_streams() -> None:
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
     for stream in (sys.stdout, sys.stderr):
-        escape_unencodable(stream)
-
-
-def escape_unencodable(stream: TextIO, encoding: str | None = None) -> None:
-    """Write ``\\u2026`` for what the encoding lacks, and ``\\udce9`` for a byte of a name that isn't UTF-8."""
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(encoding=encoding, errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            # ``\\u2026`` for what the encoding lacks, and ``\\udce9`` for a byte of a name that isn't UTF-8
+            stream.reconfigure(errors="backslashreplace")
 
 
 def require_names() -> None:
@@ -72,11 +69,3 @@ def describe_name(name: str) -> str:
         return f"'{shown}': not UTF-8; rename it, or give a link of another name"
     shown = name.encode("ascii", "backslashreplace").decode("ascii")
     return f"'{shown}': not {encoding}, the encoding of names here; set LC_ALL=C.UTF-8, or give a link of another name"
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from bitladder.cli.limits import MaxDrop, MinRecovery
+from bitladder.cli.limits import MaxDrop, MinRecovery, parse_limits
 
 
 def verdict_command(
@@ -36,7 +36,6 @@ def verdict_command(
     Exit 1 unless every RUNG is shown to be within the margin, --max-drop: by default 1 point, or a study's own.
     """
     from bitladder.accuracy.answers import read_all, require_comparable, take_tasks
-    from bitladder.cli.limits import parse_limits
     from bitladder.collector import uncollected
     from bitladder.report.text import table_to_text
     from bitladder.report.verdict_tables import verdict_tables

@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO, Self
 
@@ -53,7 +52,7 @@ class Executor:
     def ask(self, job: str, log: BinaryIO | None = None) -> tuple[bytes, int]:
         """What a worker answered, and how it ended, as `submit` and `Running.wait` have it."""
         with self.submit(job, log) as running:
-            return b"\n".join(running.lines()), running.wait()
+            return b"\n".join(iter(running.receive, None)), running.wait()
 
     def branch(self, preparation: str) -> "Branch | None":
         """What runs workers from where the target's function ``prepare`` left, which got this; closed before this is.
@@ -119,11 +118,6 @@ class Running:
                 *lines, self._pending = (self._pending + chunk).split(b"\n")
                 self._lines = lines[::-1]
         return self._lines.pop()
-
-    def lines(self) -> Iterator[bytes]:
-        """All that it answers, however long that takes."""
-        while (line := self.receive()) is not None:
-            yield line
 
     def end(self) -> None:
         """Kill it, and all that it has started in its process group."""

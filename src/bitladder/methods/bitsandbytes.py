@@ -29,8 +29,12 @@ class BitsAndBytes(Method):
         """What bitsandbytes' settings are called and hold, without what it is to leave alone."""
 
     @abstractmethod
-    def empty_layer(self, scheme: Scheme, in_features: int, out_features: int) -> "nn.Linear":
-        """A layer of bitsandbytes', which quantizes its random weights when it comes to its device."""
+    def layer_settings(self, scheme: Scheme) -> dict[str, Any]:
+        """What one of its layers is made with, beside its size."""
+
+    @abstractmethod
+    def prepare_layer(self, layer: Any) -> None:
+        """See `prepare_layers`."""
 
     def quantization_config(self, scheme: Scheme, skipped: Sequence[str] = ()) -> "BitsAndBytesConfig":
         from transformers import BitsAndBytesConfig
@@ -62,7 +66,16 @@ class BitsAndBytes(Method):
         return shapes
 
     def make_layer(self, scheme: Scheme, in_features: int, out_features: int, device: str) -> "nn.Linear":
+        import bitsandbytes
+
         # on some CPUs it asks for a kernel that it can do without
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        # it keeps the type that it had when it came to its device
-        return self.empty_layer(scheme, in_features, out_features).to(torch_dtype(scheme.rest_type)).to(device)
+        make = getattr(bitsandbytes.nn, self.layer_class)
+        layer: nn.Linear = make(in_features, out_features, bias=False, **self.layer_settings(scheme))
+        # it keeps the type that it had when it came to its device, where its random weights are quantized
+        return layer.to(torch_dtype(scheme.rest_type)).to(device)
+
+    def prepare_layers(self, model: "nn.Module") -> None:
+        for module in model.modules():
+            if type(module).__name__ == self.layer_class:
+                self.prepare_layer(module)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,9 +14,6 @@ from bitladder.methods.method import FormatSettings, ReadBytes, Stored, Tensors,
 from bitladder.methods.types import Types, torch_dtype, type_name
 from bitladder.records import Scheme
 from bitladder.wording import describe_mismatch
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _STATE = ".quant_state.bitsandbytes__"
 _CODES = 16
@@ -95,24 +92,24 @@ class _Bnb4Bit(BitsAndBytes):
             state: _NESTED_STATE_BYTES,
         }
 
-    def empty_layer(self, scheme: Scheme, in_features: int, out_features: int) -> "nn.Linear":
-        import bitsandbytes
+    def layer_settings(self, scheme: Scheme) -> dict[str, Any]:
+        return {
+            "compute_dtype": torch_dtype(scheme.compute_type),
+            "quant_type": scheme.stored_type.lower(),
+            "compress_statistics": bool(scheme.double_quantization),
+        }
 
-        layer: nn.Linear = bitsandbytes.nn.Linear4bit(
-            in_features,
-            out_features,
-            bias=False,
-            compute_dtype=torch_dtype(scheme.compute_type),
-            quant_type=scheme.stored_type.lower(),
-            compress_statistics=bool(scheme.double_quantization),
-        )
-        return layer
+    def prepare_layer(self, layer: Any) -> None:
+        """Where the CPU multiplies BF16, a 4-bit weight is packed anew at its first forward, which wants a multiple of
+        32 outputs and one of the block of inputs. Others are decoded at every call, as on other CPUs.
 
-    def prepare_layers(self, model: "nn.Module") -> None:
-        for module in model.modules():
-            if type(module).__name__ == self.layer_class:
-                _leave_unpacked(module)
-                _take_any_strides(module)
+        The product of packed weights reads each row of its input as if it lay in one piece: of a transposed one, such
+        as Mamba's, it gives other numbers without a word.
+        """
+        if layer.out_features % _PACKED_OUTPUTS or layer.in_features % layer.weight.quant_state.blocksize:
+            layer.support_avx512bf16_for_cpu = False
+        plain = layer.forward
+        layer.forward = lambda inputs: plain(inputs.contiguous())
 
     def why_decoded(self, scheme: Scheme) -> str | None:
         return f"no hardware multiplies {scheme.stored_type}"
@@ -180,21 +177,3 @@ def _unfitting_parts(name: str, state: _FourBitState, blocks: int, tensors: Tens
             yield f"it has no {part}"
         elif (tensor.dtype, math.prod(tensor.shape)) != (dtype, count):
             yield unlike(part, tensor, dtype, (count,))
-
-
-def _leave_unpacked(layer: Any) -> None:
-    """Where the CPU multiplies BF16, a 4-bit weight is packed anew at its first forward, which wants a multiple of 32
-    outputs and one of the block of inputs. Others are decoded at every call, as on other CPUs."""
-    if layer.out_features % _PACKED_OUTPUTS or layer.in_features % layer.weight.quant_state.blocksize:
-        layer.support_avx512bf16_for_cpu = False
-
-
-def _take_any_strides(layer: Any) -> None:
-    """The product of packed weights reads each row of its input as if it lay in one piece: of a transposed one, such as
-    Mamba's, it gives other numbers without a word."""
-    plain = layer.forward
-
-    def forward(inputs: "Tensor") -> "Tensor":
-        return plain(inputs.contiguous())  # type: ignore[no-any-return]
-
-    layer.forward = forward

@@ -11,7 +11,7 @@ from bitladder.methods.types import Types
 from bitladder.records import Scheme
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _THRESHOLD = 6.0
 """transformers' default where the config leaves it out"""
@@ -64,18 +64,21 @@ class _LlmInt8(BitsAndBytes):
         below it zero."""
         return (scheme.rest_type, "F16") if is_matrix else (scheme.rest_type,)
 
-    def empty_layer(self, scheme: Scheme, in_features: int, out_features: int) -> "nn.Linear":
-        import bitsandbytes
+    def layer_settings(self, scheme: Scheme) -> dict[str, Any]:
+        return {"has_fp16_weights": False, "threshold": scheme.int8_threshold}
 
-        layer: nn.Linear = bitsandbytes.nn.Linear8bitLt(
-            in_features, out_features, bias=False, has_fp16_weights=False, threshold=scheme.int8_threshold
-        )
-        return layer
+    def prepare_layer(self, layer: Any) -> None:
+        """``int8_vectorwise_quant`` takes the second axis for the features, of an input of four axes too, as DeepSeek
+        V3's attention has them."""
+        plain = layer.forward
 
-    def prepare_layers(self, model: "nn.Module") -> None:
-        for module in model.modules():
-            if type(module).__name__ == self.layer_class:
-                _take_any_axes(module)
+        def forward(inputs: "Tensor") -> "Tensor":
+            if inputs.ndim <= _MOST_AXES:
+                return plain(inputs)  # type: ignore[no-any-return]
+            output: Tensor = plain(inputs.flatten(0, -2))
+            return output.view(*inputs.shape[:-1], output.shape[-1])
+
+        layer.forward = forward
 
     def loading_copies(self, device: str) -> int:
         """Fitted, not derived: to a peak at batch 1 of a model of Gemma 3 270M's shape, 887 MiB. On a GPU there is
@@ -93,17 +96,3 @@ LLM_INT8 = _LlmInt8()
 def _threshold(settings: FormatSettings) -> float:
     stated: float | None = settings.get("llm_int8_threshold")
     return _THRESHOLD if stated is None else stated
-
-
-def _take_any_axes(layer: Any) -> None:
-    """``int8_vectorwise_quant`` takes the second axis for the features, of an input of four axes too, as DeepSeek V3's
-    attention has them."""
-    plain = layer.forward
-
-    def forward(inputs: "Tensor") -> "Tensor":
-        if inputs.ndim <= _MOST_AXES:
-            return plain(inputs)  # type: ignore[no-any-return]
-        output: Tensor = plain(inputs.flatten(0, -2))
-        return output.view(*inputs.shape[:-1], output.shape[-1])
-
-    layer.forward = forward

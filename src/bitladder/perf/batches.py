@@ -63,12 +63,12 @@ def run_batches(
         except DoesNotFitError:
             if not batches:
                 raise
-            requests += [_lost(scenario, clock() - started_s, len(batches)) for _ in range(rows)]
+            requests += [_request(scenario, len(batches), clock() - started_s, fits=False) for _ in range(rows)]
             ended_s, stopped_by = clock(), "out_of_memory"
             break
         hook_s += steps.hook_s
         batch = to_sample(steps, started_s)
-        requests += [_request(scenario, batch, len(batches)) for _ in range(rows)]
+        requests += [_request(scenario, len(batches), batch.started_s) for _ in range(rows)]
         batches.append(batch)
         if progress is not None:
             progress(len(requests), total)
@@ -111,23 +111,13 @@ def relative_half_width(durations_s: Sequence[float]) -> float:
     return quantile * error / mean
 
 
-def _request(scenario: Scenario, batch: BatchSample, index: int) -> RequestSample:
+def _request(scenario: Scenario, batch: int, started_s: float, *, fits: bool = True) -> RequestSample:
     return RequestSample(
-        batch=index,
-        submitted_s=batch.started_s if scenario.scenario == "batch1" else 0.0,
-        status="ok",
+        batch=batch,
+        submitted_s=started_s if scenario.scenario == "batch1" else 0.0,
+        status="ok" if fits else "does_not_fit",
         prompt_tokens=scenario.prompt_tokens,
-        new_tokens=scenario.new_tokens,
-    )
-
-
-def _lost(scenario: Scenario, now_s: float, index: int) -> RequestSample:
-    return RequestSample(
-        batch=index,
-        submitted_s=now_s if scenario.scenario == "batch1" else 0.0,
-        status="does_not_fit",
-        prompt_tokens=scenario.prompt_tokens,
-        new_tokens=0,
+        new_tokens=scenario.new_tokens if fits else 0,
     )
 
 

@@ -54,11 +54,15 @@ def measure(
     Raises DoesNotFitError where weights or batch don't fit, predicted or seen, and UserError for prompts that are
     not the plan's, or longer than the model's context together with the new tokens.
     """
+    import torch
+
     if prompts.prompts_hash != scenario.prompts_hash:
         raise UserError(f"{directory}: its tokenizer gives other token ids on the prompts than the plan has")
     policy = scenario.policy(policy)
     require_context(directory, scenario, policy)
-    _set_up_torch(scenario)
+    if scenario.threads is not None:
+        torch.set_num_threads(scenario.threads)
+    torch.manual_seed(scenario.seed)
     gpus = gpus_of(scenario.device)
     powers_w, no_power_reason = power_at_rest_w(gpus)  # before the search, whose batches leave a card hot
     batch_size, search = choose_batch(directory, scenario, prompts, policy, audited_bytes=audited_bytes)
@@ -198,11 +202,3 @@ def _stamped_s(engine: Engine, token_ids: list[tuple[int, ...]], new_tokens: int
 
 def _mean_cost_s(pairs: tuple[tuple[float, float], ...]) -> float:
     return sum(stamped - unstamped for stamped, unstamped in pairs) / len(pairs)
-
-
-def _set_up_torch(scenario: Scenario) -> None:
-    import torch
-
-    if scenario.threads is not None:
-        torch.set_num_threads(scenario.threads)
-    torch.manual_seed(scenario.seed)

@@ -72,19 +72,15 @@ def out_of_memory_does_not_fit(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise DoesNotFitError(_ran_out(what, error)) from None
-    except RuntimeError as error:
-        if not any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
+    except (MemoryError, RuntimeError) as error:
+        by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not by_type and not any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
             raise
-        raise DoesNotFitError(_ran_out(what, error)) from None
-
-
-def _ran_out(what: str, error: BaseException) -> str:
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return (
-        f"{what}: ran out of memory ({first_line}); choose a smaller batch, fewer tokens or a device with more memory"
-    )
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DoesNotFitError(
+            f"{what}: ran out of memory ({first_line}); choose a smaller batch, fewer tokens or a device with more "
+            "memory"
+        ) from None
 
 
 def resident_bytes() -> int:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -89,9 +90,8 @@ class GpuReader:
 
     def capacity_bytes(self) -> int | None:
         """All memory of the GPU, None where the driver doesn't say."""
-        if "gpu_memory_bytes" in self.unavailable:
-            return None
-        memory = self._ask("gpu_memory_bytes", "nvmlDeviceGetMemoryInfo")
+        field = "gpu_memory_bytes"
+        memory = None if field in self.unavailable else self._ask(field, "nvmlDeviceGetMemoryInfo")
         return None if memory is None else int(memory.total)
 
 
@@ -118,24 +118,9 @@ def join_cards(readings: Sequence[dict[str, float | int]]) -> dict[str, float | 
     return joined
 
 
-class GpuReaders:
-    """Readings of the cards that share a model, a single one's as they are."""
-
-    def __init__(self, gpus: Sequence[str], nvml: Any, process_id: int | None = None) -> None:
-        self._readers = [GpuReader(gpu, nvml, process_id) for gpu in gpus]
-
-    @property
-    def unavailable(self) -> dict[str, str]:
-        """Why a field is None: the first card's reason that has one."""
-        return {name: why for reader in reversed(self._readers) for name, why in reader.unavailable.items()}
-
-    def read_cards(self) -> list[dict[str, float | int]]:
-        """Each card's own readings, by field name of CardSample."""
-        return [reader.read() for reader in self._readers]
-
-    def capacity_bytes(self) -> list[int | None]:
-        """All memory of each card, None where the driver doesn't say."""
-        return [reader.capacity_bytes() for reader in self._readers]
+def reasons_of(readers: Sequence[GpuReader]) -> dict[str, str]:
+    """Why a field is None: the first card's reason that has one."""
+    return {name: why for reader in reversed(readers) for name, why in reader.unavailable.items()}
 
 
 def main() -> None:
@@ -149,10 +134,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()
     threading.Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()
-    try:
+    with suppress(psutil.NoSuchProcess):
         _monitor(psutil.Process(arguments.pid), arguments.gpu, arguments.interval, stop)
-    except psutil.NoSuchProcess:
-        return
 
 
 def _wait_for_end_of_input(stop: threading.Event) -> None:
@@ -168,9 +151,9 @@ def _monitor(process: psutil.Process, gpus: Sequence[str], interval_s: float, st
     while not stop.wait(interval_s):
         now_s = time.perf_counter()
         cpu_percent, rss_bytes = process.cpu_percent(), process.memory_info().rss
-        cards = readers.read_cards() if readers else []
-        if readers and readers.unavailable != told:  # a card may be lost midway
-            told = _tell_unavailable(readers.unavailable)
+        cards = [reader.read() for reader in readers]
+        if readers and reasons_of(readers) != told:  # a card may be lost midway
+            told = _tell_unavailable(reasons_of(readers))
         sample = ResourceSample(
             time_s=now_s,
             cpu_percent=cpu_percent,
@@ -186,15 +169,15 @@ def _tell_unavailable(unavailable: dict[str, str]) -> dict[str, str]:
     return unavailable
 
 
-def open_gpus(gpus: Sequence[str], process_id: int | None = None) -> tuple[GpuReaders | None, dict[str, str]]:
-    """A reader of those GPUs if there are any, and why fields are None."""
+def open_gpus(gpus: Sequence[str], process_id: int | None = None) -> tuple[list[GpuReader], dict[str, str]]:
+    """A reader of each of those GPUs, none where the driver can't be asked, and why fields are None."""
     if not gpus:
-        return None, dict.fromkeys(GPU_FIELDS, "no GPU")
+        return [], dict.fromkeys(GPU_FIELDS, "no GPU")
     nvml, reason = open_nvml()
     if reason:
-        return None, dict.fromkeys(GPU_FIELDS, reason)
-    readers = GpuReaders(gpus, nvml, process_id)
-    return readers, readers.unavailable
+        return [], dict.fromkeys(GPU_FIELDS, reason)
+    readers = [GpuReader(gpu, nvml, process_id) for gpu in gpus]
+    return readers, reasons_of(readers)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from bitladder.devices import cards_of, torch_devices
 from bitladder.driver import open_nvml, visible_gpus
-from bitladder.perf.monitor import INTERVAL_S, MonitorStart, join_cards, open_gpus
+from bitladder.perf.monitor import INTERVAL_S, MonitorStart, join_cards, open_gpus, reasons_of
 from bitladder.records import ResourceSample
 
 STOP_TIMEOUT_S = 5.0
@@ -106,7 +106,7 @@ def gpus_of(device: str) -> tuple[str, ...]:
 def capacity_bytes(gpus: Sequence[str]) -> tuple[int, ...]:
     """All memory of each of those GPUs; none where the driver doesn't say of one of them."""
     readers, _ = open_gpus(gpus)
-    return _known_of_all(gpus, readers.capacity_bytes() if readers else [])
+    return _known_of_all(gpus, [reader.capacity_bytes() for reader in readers])
 
 
 def _known_of_all(gpus: Sequence[str], values: Sequence[float | int | None]) -> tuple[int, ...]:
@@ -118,14 +118,14 @@ def power_at_rest_w(gpus: Sequence[str]) -> tuple[tuple[float, ...], str | None]
     """REST_READINGS of the power of those GPUs together, at rest; none, and why, where they don't come to it
     within MOST_READINGS, or the driver doesn't say."""
     readers, unavailable = open_gpus(gpus)
-    if readers is None:
+    if not readers:
         return (), unavailable["gpu_power_w"]
     readings: list[dict[str, float | int]] = []
     for _ in range(MOST_READINGS):
         time.sleep(REST_INTERVAL_S)
-        readings.append(join_cards(readers.read_cards()))
+        readings.append(join_cards([reader.read() for reader in readers]))
         if "gpu_power_w" not in readings[-1]:
-            return (), readers.unavailable.get("gpu_power_w", "the driver gave no reading")
+            return (), reasons_of(readers).get("gpu_power_w", "the driver gave no reading")
         powers_w = _at_rest(readings[-REST_READINGS:])
         if powers_w:
             return powers_w, None
@@ -146,7 +146,7 @@ def _at_rest(readings: Sequence[dict[str, float | int]]) -> tuple[float, ...]:
 def used_bytes(gpus: Sequence[str]) -> tuple[int, ...]:
     """Memory in use on each of those GPUs by all processes; none where the driver doesn't say of one of them."""
     readers, _ = open_gpus(gpus)
-    return _known_of_all(gpus, [card.get("gpu_memory_bytes") for card in readers.read_cards()] if readers else [])
+    return _known_of_all(gpus, [reader.read().get("gpu_memory_bytes") for reader in readers])
 
 
 def torch_memory_bytes(device: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -30,9 +30,8 @@ class Workload:
 
 def plan_scenarios(workload: Workload, calibration: Calibration, prompts_hash: str) -> tuple[Scenario, ...]:
     """One Scenario for each that the workload names, with every default filled in."""
-
-    def plan(name: Literal["batch1", "max-batch"]) -> Scenario:
-        return Scenario(
+    return tuple(
+        Scenario(
             scenario=name,
             batch_size_cap=1 if name == "batch1" else calibration.max_batch_cap,
             requests=workload.requests.get(name, REQUESTS[name]),
@@ -48,8 +47,8 @@ def plan_scenarios(workload: Workload, calibration: Calibration, prompts_hash: s
             time_limit_s=workload.time_limit_s,
             memory_limit_bytes=workload.memory_limit_bytes,
         )
-
-    return tuple(plan(name) for name in workload.scenarios)
+        for name in workload.scenarios
+    )
 
 
 def require_context(directory: Path, scenario: Scenario, policy: LoadPolicy) -> None:

@@ -1,6 +1,6 @@
 """A study: what was asked, what this machine can do, the plan, and what became of each rung."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
@@ -12,12 +12,9 @@ from bitladder.records.measurement import Item, Status
 from bitladder.units import parse_bytes, parse_points
 
 
-def _bytes(value: object) -> object:
-    return parse_bytes(value) if isinstance(value, str) else value
-
-
-def _points(value: object) -> object:
-    return parse_points(value) if isinstance(value, str) else value
+def _text_by(parse: Callable[[str], float]) -> BeforeValidator:
+    """What isn't text is taken as it is."""
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
 
 
 _Scenario = Literal["batch1", "max-batch"]
@@ -99,7 +96,7 @@ class Settings(Record):
         description="Score some questions again in other batches, at batch 1 and by cached decoding: how many choices "
         "depend on that? Not with --backend hf.",
     )
-    max_drop: Annotated[float, BeforeValidator(_points)] | None = Field(
+    max_drop: Annotated[float, _text_by(parse_points)] | None = Field(
         default=None,
         gt=0,
         exclude_if=lambda value: value is None,
@@ -145,7 +142,7 @@ class Settings(Record):
     time_limit_s: float = Field(
         default=defaults.TIME_LIMIT_S, gt=0, description="A performance measurement ends after so long."
     )
-    memory_limit: Annotated[int, BeforeValidator(_bytes)] | None = Field(
+    memory_limit: Annotated[int, _text_by(parse_bytes)] | None = Field(
         default=None,
         gt=0,
         description="Measure performance as if the device, or each of several cards, had no more memory, such as "

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from bitladder.checkpoint.format import require_format
+from bitladder.checkpoint.loading import load_tokenizer
+from bitladder.checkpoint.network import require_same_network
+from bitladder.checkpoint.tokens import probe_texts, require_same_ends, require_same_tokens, same_rules
 from bitladder.errors import UserError
+from bitladder.models.source import resolve_model
 from bitladder.records import LoadPolicy, Source
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -43,27 +44,20 @@ def find_added(
     found = {}
     for name, source in sources.items():
         with _naming(name):
-            found[name] = _find(source, baseline, policy, chat_template, outline)
+            model = resolve_model(source, outline=outline)
+            require_same_network(baseline, model.directory, policy)
+            require_format(model.directory, policy.device)
+            ours, theirs = (load_tokenizer(place, policy) for place in (baseline, model.directory))
+            same = same_rules(ours, theirs)
+            if not same:
+                require_same_tokens(ours, theirs, probe_texts())
+            require_same_ends(ours, theirs)
+            if chat_template and ours.chat_template != theirs.chat_template:
+                raise UserError(
+                    "another chat template than the baseline's; leave --chat-template out, or give it the same"
+                )
+            found[name] = Added(model.source, model.directory.absolute(), same)
     return found
-
-
-def _find(source: str, baseline: Path, policy: LoadPolicy, chat_template: bool, outline: Path | None) -> Added:
-    from bitladder.checkpoint.format import require_format
-    from bitladder.checkpoint.network import require_same_network
-    from bitladder.checkpoint.tokens import probe_texts, require_same_ends, require_same_tokens, same_rules
-    from bitladder.models.source import resolve_model
-
-    model = resolve_model(source, outline=outline)
-    require_same_network(baseline, model.directory, policy)
-    require_format(model.directory, policy.device)
-    ours, theirs = _tokenizers(baseline, model.directory, policy)
-    same = same_rules(ours, theirs)
-    if not same:
-        require_same_tokens(ours, theirs, probe_texts())
-    require_same_ends(ours, theirs)
-    if chat_template and ours.chat_template != theirs.chat_template:
-        raise UserError("another chat template than the baseline's; leave --chat-template out, or give it the same")
-    return Added(model.source, model.directory.absolute(), same)
 
 
 def require_same_prompts(baseline: Path, added: Mapping[str, Added], texts: Iterable[str], policy: LoadPolicy) -> None:
@@ -74,22 +68,11 @@ def require_same_prompts(baseline: Path, added: Mapping[str, Added], texts: Iter
     others = {name: one for name, one in added.items() if not one.same_rules}
     if not others:
         return
-    from bitladder.checkpoint.tokens import require_same_tokens
-
     distinct = list(dict.fromkeys(texts))
     for name, one in others.items():
         with _naming(name):
-            ours, theirs = _tokenizers(baseline, one.directory, policy)
+            ours, theirs = (load_tokenizer(place, policy) for place in (baseline, one.directory))
             require_same_tokens(ours, theirs, distinct)
-
-
-def _tokenizers(
-    baseline: Path, directory: Path, policy: LoadPolicy
-) -> "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]":
-    from bitladder.checkpoint.loading import load_tokenizer
-
-    ours, theirs = (load_tokenizer(place, policy) for place in (baseline, directory))
-    return ours, theirs
 
 
 @contextmanager

@@ -68,10 +68,10 @@ def time_rungs(
 
     in_features, out_features = widest_layer(build_skeleton(model_directory, policy))
     card = torch_devices(calibration.device)[0]
+    job = LayerJob(rungs=rungs, device=card, in_features=in_features, out_features=out_features)
     if card == "cpu":
-        rates = time_layers(rungs, card, in_features, out_features, threads=calibration.threads)
+        rates = time_layers(job, threads=calibration.threads)
     else:
-        job = LayerJob(rungs=rungs, device=card, in_features=in_features, out_features=out_features)
         rates = time_layers_apart(job, trust_remote_code=policy.trust_remote_code)
     return calibration.model_copy(update={"layer_rates": calibration.layer_rates + rates})
 

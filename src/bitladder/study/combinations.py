@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitladder import defaults
 from bitladder.errors import UserError
+from bitladder.records import Settings
 
 _ASKING = (
     *("suite", "tasks", "limit", "limits", "num_fewshot", "batch_size", "backend", "token_budget", "chat_template"),
@@ -24,36 +24,26 @@ class _Idle:
     settings: tuple[str, ...]
     other: str
     is_such: Callable[[Any], bool]
-    default: object
-    """of the other, where it isn't given"""
     why: str
 
 
 _IDLE = (
-    _Idle(_ASKING, "only", lambda value: value == "performance", None, "--only performance, which asks no questions"),
-    _Idle(_RUNNING, "only", lambda value: value == "accuracy", None, "--only accuracy, which runs no scenario"),
-    _Idle(
-        ("divergence_windows",),
-        "divergence",
-        lambda value: value is False,
-        True,
-        "--no-divergence",
-    ),
+    _Idle(_ASKING, "only", lambda value: value == "performance", "--only performance, which asks no questions"),
+    _Idle(_RUNNING, "only", lambda value: value == "accuracy", "--only accuracy, which runs no scenario"),
+    _Idle(("divergence_windows",), "divergence", lambda value: value is False, "--no-divergence"),
     _Idle(
         ("max_batch_cap",),
         "scenarios",
         lambda value: "max-batch" not in value,
-        defaults.SCENARIOS,
         "--scenarios without max-batch, which alone is searched for",
     ),
     _Idle(
         ("batch_size",),
         "backend",
         lambda value: value == "bitladder",
-        defaults.ACCURACY_BACKEND,
         "the backend bitladder, which packs by --token-budget; --backend hf takes it",
     ),
-    _Idle(("token_budget",), "backend", lambda value: value == "hf", None, "--backend hf, which takes --batch-size"),
+    _Idle(("token_budget",), "backend", lambda value: value == "hf", "--backend hf, which takes --batch-size"),
 )
 
 
@@ -61,7 +51,8 @@ def require_use(named: Mapping[str, Any], values: Mapping[str, Any], where: Call
     """Raise UserError for a setting of ``named`` (the flags, or the file) that does nothing beside another of them, or
     beside that one's default. ``values``: all that are in force."""
     for idle in _IDLE:
-        beside = named.get(idle.other, idle.default if idle.other not in values else None)
+        default = None if idle.other in values else Settings.model_fields[idle.other].default
+        beside = named.get(idle.other, default)
         if beside is None or not idle.is_such(beside):
             continue
         for name in idle.settings:

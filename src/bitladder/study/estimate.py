@@ -9,6 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitladder.accuracy.library import task_library
+from bitladder.checkpoint.config import read_config
+from bitladder.checkpoint.declared import found_scheme
+from bitladder.checkpoint.expected import expect, value_bytes
+from bitladder.checkpoint.loading import predicted_load_bytes
+from bitladder.checkpoint.skeleton import build_skeleton, head_weights
+from bitladder.checkpoint.tensors import read_tensors
+from bitladder.methods.kinds import kind_of
+from bitladder.perf.memory import predict_working_memory
 from bitladder.records import (
     AccuracyTask,
     Calibration,
@@ -22,7 +31,7 @@ from bitladder.records import (
 )
 from bitladder.rungs import BASELINE, find_rung, method_of
 from bitladder.study.peaks import phase_peaks
-from bitladder.study.plan import PlannedWork
+from bitladder.study.prepare import Prepared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +42,8 @@ _CHARACTERS_PER_TOKEN = 4.0
 _GENERATED_TOKENS = 128
 _SAMPLED_DOCUMENTS = 16
 _CHOICES = 4
+_FILLING_BATCH = 256
+"""likely to fill the device, where only memory ends the search"""
 _CODES = ("I8", "U8")
 """types of bitsandbytes' packed weights"""
 
@@ -75,96 +86,92 @@ class TaskLoad:
     generated_tokens: float
 
 
-def estimate_study(
-    work: PlannedWork, added: Mapping[str, Path], overhead_bytes: Mapping[str, int]
-) -> tuple[RungEstimate, ...]:
+def estimate_study(prepared: Prepared, overhead_bytes: Mapping[str, int]) -> tuple[RungEstimate, ...]:
     """One estimate a rung, then one for each ready checkpoint.
 
     ``overhead_bytes``: by method what `perf.overhead` found a measuring process to take beside its model.
     """
-    loads = {item.task: _task_load(work.sources, item) for item in work.items if isinstance(item, AccuracyTask)}
-    rungs = (_estimate_rung(work, rung, loads, overhead_bytes) for rung in work.rungs)
-    return (*rungs, *(_estimate_ready(work, name, place, overhead_bytes) for name, place in added.items()))
+    loads = {
+        item.task: _task_load(prepared.wanted.tasks.sources, item)
+        for item in prepared.study.items
+        if isinstance(item, AccuracyTask)
+    }
+    rungs = (_estimate_rung(prepared, rung, loads, overhead_bytes) for rung in prepared.wanted.rungs)
+    return (*rungs, *(_estimate_ready(prepared, name, place, overhead_bytes) for name, place in prepared.added.items()))
 
 
-def _estimate_ready(work: PlannedWork, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
-    from bitladder.checkpoint.config import read_config
-    from bitladder.checkpoint.declared import found_scheme
-    from bitladder.checkpoint.loading import predicted_load_bytes
-    from bitladder.checkpoint.skeleton import build_skeleton
-    from bitladder.checkpoint.tensors import read_tensors
-    from bitladder.methods.kinds import kind_of
-
+def _estimate_ready(prepared: Prepared, name: str, directory: Path, overhead_bytes: Mapping[str, int]) -> RungEstimate:
     tensors = read_tensors(directory)
     scheme = found_scheme(read_config(directory), tensors)
     packed = (one.size_bytes for name, one in tensors.items() if kind_of(name, one) == "linear" and one.dtype in _CODES)
-    skeleton = build_skeleton(directory, work.policy)
+    skeleton = build_skeleton(directory, prepared.wanted.policy)
     return RungEstimate(
         rung=name,
         disk_bytes=0,
-        peak_memory_bytes=_peak(work, skeleton, scheme, predicted_load_bytes(directory), sum(packed), overhead_bytes),
+        peak_memory_bytes=_peak(
+            prepared, skeleton, scheme, predicted_load_bytes(directory), sum(packed), overhead_bytes
+        ),
         quantize_s=PROCESS_START_S,
-        accuracy_s=None if any(isinstance(item, AccuracyTask) for item in work.items) else 0.0,
-        performance_s=None if any(isinstance(item, Scenario) for item in work.items) else 0.0,
-        item_s=(None,) * len(work.items),
+        accuracy_s=None if any(isinstance(item, AccuracyTask) for item in prepared.study.items) else 0.0,
+        performance_s=None if any(isinstance(item, Scenario) for item in prepared.study.items) else 0.0,
+        item_s=(None,) * len(prepared.study.items),
     )
 
 
 def _peak(
-    work: PlannedWork,
+    prepared: Prepared,
     skeleton: "PreTrainedModel",
     scheme: Scheme,
     weights_bytes: int,
     packed_bytes: int,
     overhead_bytes: Mapping[str, int],
 ) -> int | None:
-    from bitladder.checkpoint.expected import value_bytes
-    from bitladder.perf.memory import predict_working_memory
-
     libraries_bytes = overhead_bytes.get(scheme.method)
     if libraries_bytes is None:
         return None
-    working = predict_working_memory(skeleton, value_bytes(scheme), work.prompt_tokens, work.new_tokens)
-    copies = method_of(scheme).loading_copies(work.calibration.device)
+    working = predict_working_memory(
+        skeleton, value_bytes(scheme), prepared.wanted.workload.prompt_tokens, prepared.wanted.workload.new_tokens
+    )
+    copies = method_of(scheme).loading_copies(prepared.study.calibration.device)
     return libraries_bytes + weights_bytes + copies * packed_bytes + working.total_bytes
 
 
 def _estimate_rung(
-    work: PlannedWork, rung: str, loads: dict[str, TaskLoad], overhead_bytes: Mapping[str, int]
+    prepared: Prepared, rung: str, loads: dict[str, TaskLoad], overhead_bytes: Mapping[str, int]
 ) -> RungEstimate:
-    from bitladder.checkpoint.expected import expect
-    from bitladder.checkpoint.skeleton import build_skeleton, head_weights
-
     scheme = find_rung(rung).scheme
-    expected = expect(work.directory, scheme, work.policy)
-    skeleton = build_skeleton(work.directory, work.policy)
+    expected = expect(prepared.model.directory, scheme, prepared.wanted.policy)
+    skeleton = build_skeleton(prepared.model.directory, prepared.wanted.policy)
     head = head_weights(skeleton)
-    clock = _Clock(work.calibration, rung, expected.parameters - head, head)
-    item_s = {item: _item_s(work, item, loads, clock) for item in work.items}
-    scenarios = [item for item in work.items if isinstance(item, Scenario)]
-    asking = any(isinstance(item, AccuracyTask) for item in work.items)
+    clock = _Clock(prepared.study.calibration, rung, expected.parameters - head, head)
+    item_s = {item: _item_s(prepared, item, loads, clock) for item in prepared.study.items}
+    scenarios = [item for item in prepared.study.items if isinstance(item, Scenario)]
+    asking = any(isinstance(item, AccuracyTask) for item in prepared.study.items)
     return RungEstimate(
         rung=rung,
         disk_bytes=expected.tensor_bytes,
-        peak_memory_bytes=_peak(work, skeleton, scheme, expected.stored_bytes, expected.packed_bytes, overhead_bytes),
+        peak_memory_bytes=_peak(
+            prepared, skeleton, scheme, expected.stored_bytes, expected.packed_bytes, overhead_bytes
+        ),
         quantize_s=2 * PROCESS_START_S,
         accuracy_s=sum(seconds for item, seconds in item_s.items() if not isinstance(item, Scenario))
         + (PROCESS_START_S if asking else 0.0),
         performance_s=sum(item_s[item] for item in scenarios),
-        item_s=tuple(item_s[item] for item in work.items),
-        phase_bytes=phase_peaks(work, skeleton, scheme, expected, overhead_bytes.get(scheme.method)),
+        item_s=tuple(item_s[item] for item in prepared.study.items),
+        phase_bytes=phase_peaks(prepared, skeleton, scheme, expected, overhead_bytes.get(scheme.method)),
         kept_bytes=dict(expected.kept),
         at_most=any(_scenario_s(item, clock) > item.time_limit_s for item in scenarios),
     )
 
 
-def _item_s(work: PlannedWork, item: Item, loads: Mapping[str, TaskLoad], clock: "_Clock") -> float:
-    if isinstance(item, Divergence):
-        return _divergence_s(item, clock)
+def _item_s(prepared: Prepared, item: Item, loads: Mapping[str, TaskLoad], clock: "_Clock") -> float:
+    if isinstance(item, Divergence):  # the head runs twice: the rung's own, and the baseline's on its stored states
+        tokens = item.windows * item.window_tokens
+        return PROCESS_START_S + clock.packed_s(tokens, 2 * tokens)
     if isinstance(item, AccuracyTask):
         return _task_s(item, loads[item.task], clock)
     if isinstance(item, Rescoring):
-        return _rescoring_s(work, item, loads[item.task.task], clock)
+        return _rescoring_s(prepared, item, loads[item.task.task], clock)
     return PROCESS_START_S + min(_scenario_s(item, clock), item.time_limit_s)
 
 
@@ -173,10 +180,8 @@ class _Clock:
 
     def __init__(self, calibration: Calibration, rung: str, layer_weights: int, head_weights: int) -> None:
         rest = BASELINE if find_rung(rung).method.quantizes else rung
-        self._all_layers = [rate for rate in calibration.layer_rates if rate.rung == rung]
-        self._all_head = [rate for rate in calibration.layer_rates if rate.rung == rest]
-        self._layers = [rate for rate in self._all_layers if not rate.widened]
-        self._head = [rate for rate in self._all_head if not rate.widened]
+        self._layers = [rate for rate in calibration.layer_rates if rate.rung == rung]
+        self._head = [rate for rate in calibration.layer_rates if rate.rung == rest]
         self._layer_weights = layer_weights
         self._head_weights = head_weights
 
@@ -187,24 +192,18 @@ class _Clock:
 
     def packed_s(self, tokens: float, scored_tokens: float) -> float:
         """The same for many packed tokens, as our own backend runs them."""
-        layers, head = (next(rate for rate in rates if rate.widened) for rates in (self._all_layers, self._all_head))
+        layers, head = (next(rate for rate in rates if rate.widened) for rates in (self._layers, self._head))
         layers_s = self._layer_weights * layers.s_per_weight * tokens / layers.rows
         return layers_s + self._head_weights * head.s_per_weight * scored_tokens / head.rows
 
 
 def s_per_weight(rates: list[LayerRate], rows: float) -> float:
     """Linear between the measured numbers of rows, and beyond the last as between the last two."""
-    points = sorted((rate.rows, rate.s_per_weight) for rate in rates)
+    points = sorted((rate.rows, rate.s_per_weight) for rate in rates if not rate.widened)
     for (left, left_s), (right, right_s) in pairwise(points):
         if rows <= right or right == points[-1][0]:
             return max(left_s + (right_s - left_s) * (rows - left) / (right - left), 0.0)
     raise ValueError("the calibration has no layer times for this rung")
-
-
-def _divergence_s(item: Divergence, clock: _Clock) -> float:
-    """The head runs twice: the rung's own, and the baseline's on its stored states."""
-    tokens = item.windows * item.window_tokens
-    return PROCESS_START_S + clock.packed_s(tokens, 2 * tokens)
 
 
 def _task_s(item: AccuracyTask, load: TaskLoad, clock: _Clock) -> float:
@@ -216,12 +215,10 @@ def _task_s(item: AccuracyTask, load: TaskLoad, clock: _Clock) -> float:
     return seconds + load.generated_tokens / item.batch_size * clock.forward_s(item.batch_size, item.batch_size)
 
 
-def _rescoring_s(work: PlannedWork, item: Rescoring, load: TaskLoad, clock: _Clock) -> float:
+def _rescoring_s(prepared: Prepared, item: Rescoring, load: TaskLoad, clock: _Clock) -> float:
     """At batch 1 each of about four choices reads the question, unless they are one token; decoded, each further token
     is a step."""
-    from bitladder.accuracy.library import task_library
-
-    count = task_library(work.sources).count(item.task.task, item.task.limit)
+    count = task_library(prepared.wanted.tasks.sources).count(item.task.task, item.task.limit)
     prefill, scored = load.prefill_tokens / count, load.scored_tokens / count
     if item.way == "second plan":
         return item.documents * clock.packed_s(prefill, scored)
@@ -234,21 +231,14 @@ def _rescoring_s(work: PlannedWork, item: Rescoring, load: TaskLoad, clock: _Clo
 
 def _scenario_s(scenario: Scenario, clock: _Clock) -> float:
     """As if there were no time limit."""
-    batch = _batch(scenario)
+    batch = scenario.batch_size_cap or _FILLING_BATCH
     runs = max(-(-scenario.requests // batch), 1 if batch == 1 else 2)
     run_s = clock.forward_s(batch * scenario.prompt_tokens, batch) + scenario.new_tokens * clock.forward_s(batch, batch)
     return (runs + 0.5) * run_s
 
 
-def _batch(scenario: Scenario) -> int:
-    """The cap; where only memory ends the search, a batch that is likely to fill the device."""
-    return scenario.batch_size_cap or 256
-
-
 def _task_load(sources: TaskSources, item: AccuracyTask) -> TaskLoad:
     """Work of one task, from the length of its first documents."""
-    from bitladder.accuracy.library import task_library
-
     library = task_library(sources)
     task = library.task(item.task)
     count = library.count(item.task, item.limit)

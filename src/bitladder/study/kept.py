@@ -1,7 +1,9 @@
 """What a study's folder has already: checkpoints that stand, and measurements that need not be made again."""
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 
+from bitladder.checkpoint.manifest import read_manifest, suspect_files, verify_files
 from bitladder.records import AccuracyTask, Divergence, Item, RungRecord, Status, StudyRecord, measurement_id
 from bitladder.results import place_key, place_of
 from bitladder.store import Store
@@ -35,8 +37,6 @@ class Kept:
 
     def has_weights(self, record: RungRecord) -> bool:
         """Whether the checkpoint is there, and still what was audited."""
-        from bitladder.checkpoint.manifest import read_manifest, verify_files
-
         directory = self._store.checkpoint_directory(record.rung)
         found = read_manifest(directory)
         return found is not None and found.content_hash == record.content_hash and not verify_files(directory, found)
@@ -44,8 +44,6 @@ class Kept:
     def damages(self, record: RungRecord) -> list[str]:
         """In what a checkpoint that nothing needs any more is not what was audited. One that was removed is not there
         to be deployed; of one that is, only what seems to have changed is read."""
-        from bitladder.checkpoint.manifest import suspect_files, verify_files
-
         directory = self._store.checkpoint_directory(record.rung)
         if record.manifest is None or record.rung in self._study.added or not directory.is_dir():
             return []
@@ -81,12 +79,11 @@ class Kept:
 
     def remove_unbound(self, rungs: Iterable[RungRecord | None]) -> None:
         """Remove what was recorded of a divergence while there was no baseline: nothing asks for its name again."""
-        contents = {one.content_hash for one in rungs if one is not None}
-        for item in self._study.items:
-            for content_hash in contents if isinstance(item, Divergence) else ():
-                if content_hash is not None:
-                    unbound = item.model_copy(update={"baseline_hash": None})
-                    self._store.remove_measurement(measurement_id(content_hash, unbound))
+        contents = {one.content_hash for one in rungs if one is not None and one.content_hash is not None}
+        divergences = (item for item in self._study.items if isinstance(item, Divergence))
+        for item, content_hash in product(divergences, contents):
+            unbound = item.model_copy(update={"baseline_hash": None})
+            self._store.remove_measurement(measurement_id(content_hash, unbound))
 
     def _is_missing(self, identity: str) -> bool:
         if identity not in self._finished:

@@ -46,14 +46,10 @@ def time_layers_apart(job: LayerJob, *, trust_remote_code: bool = False) -> tupl
 
 def work(job: str, answers: TextIO) -> None:
     """Do this `LayerJob`, and answer with its rates."""
-    asked = LayerJob.model_validate_json(job)
-    rates = time_layers(asked.rungs, asked.device, asked.in_features, asked.out_features)
-    print(_RATES.dump_json(rates).decode(), file=answers)
+    print(_RATES.dump_json(time_layers(LayerJob.model_validate_json(job))).decode(), file=answers)
 
 
-def time_layers(
-    rungs: tuple[str, ...], device: str, in_features: int, out_features: int, *, threads: int | None = None
-) -> tuple[LayerRate, ...]:
+def time_layers(job: LayerJob, *, threads: int | None = None) -> tuple[LayerRate, ...]:
     """Seconds per weight of a (out_features, in_features) layer, for every rung and number of rows in ROWS.
 
     The most rows are timed again as the backend ``bitladder`` runs them. ``threads``: as many as workers will use.
@@ -66,13 +62,12 @@ def time_layers(
     quiet_libraries()
     rates = []
     with _threads(threads):
-        for name in rungs:
+        for name in job.rungs:
             rung = find_rung(name)
-            layer = rung.method.make_layer(rung.scheme, in_features, out_features, device)
-            for rows in ROWS:
-                rates.append(_rate(name, layer, rows, device, widened=False))
-            with widened_products(torch.device(device)):
-                rates.append(_rate(name, layer, ROWS[-1], device, widened=True))
+            layer = rung.method.make_layer(rung.scheme, job.in_features, job.out_features, job.device)
+            rates += [_rate(name, layer, rows, job.device, widened=False) for rows in ROWS]
+            with widened_products(torch.device(job.device)):
+                rates.append(_rate(name, layer, ROWS[-1], job.device, widened=True))
     return tuple(rates)
 
 

@@ -37,6 +37,11 @@ class Missing:
         return self._kept.missing(record, items, self.rungs)
 
     @property
+    def recorded(self) -> int:
+        """How many measurements need not be made again."""
+        return sum(len(self.all_items) - len(self.of(record, self.all_items)) for record in self.measured)
+
+    @property
     def by_rung(self) -> dict[str, tuple[Item, ...]]:
         return {name: self.of(record, self.all_items) for name, record in self.rungs.items()}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bitladder.checkpoint.expected import Expected, value_bytes
 from bitladder.records import AccuracyTask, Divergence, Rescoring, Scenario, Scheme
 from bitladder.rungs import method_of
-from bitladder.study.plan import PlannedWork
+from bitladder.study.prepare import Prepared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,15 +20,16 @@ _LOGITS_AT_ONCE = 6
 
 
 def phase_peaks(
-    work: PlannedWork, skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
+    prepared: Prepared, skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
 ) -> dict[str, int]:
     """Bytes of main memory, or of a GPU, by what is planned; empty where the libraries' share isn't known."""
+    from bitladder.accuracy.backend.budget import budget_on, token_bytes
     from bitladder.checkpoint.skeleton import head_weights, vocabulary_size
     from bitladder.perf.memory import predict_working_memory
 
     if overhead_bytes is None:
         return {}
-    device = work.calibration.device
+    device = prepared.study.calibration.device
     on_cpu = device == "cpu"
     copies = method_of(scheme).loading_copies(device)
     held = overhead_bytes + expected.stored_bytes + copies * expected.packed_bytes
@@ -36,9 +37,11 @@ def phase_peaks(
     found = {}
     if on_cpu:  # which is where rungs are made: from the source in 16 bits
         found["quantizing"] = overhead_bytes + 2 * expected.parameters + expected.quantizing_bytes
-    if any(isinstance(item, AccuracyTask | Rescoring) for item in work.items):
-        found["accuracy"] = held + widened + _forward_bytes(work, skeleton)
-    for item in work.items:
+    if any(isinstance(item, AccuracyTask | Rescoring) for item in prepared.study.items):
+        one = token_bytes(skeleton, device.partition(":")[0])
+        tokens = prepared.wanted.tasks.token_budget or budget_on(device.partition(",")[0], one)
+        found["accuracy"] = held + widened + one * tokens
+    for item in prepared.study.items:
         if isinstance(item, Divergence):
             logits = item.window_tokens * vocabulary_size(skeleton) * _FLOAT32_BYTES
             head = 2 * head_weights(skeleton) + widened  # the baseline's beside the rung's
@@ -47,12 +50,3 @@ def phase_peaks(
             row = predict_working_memory(skeleton, value_bytes(scheme), item.prompt_tokens, item.new_tokens)
             found[item.scenario] = held + row.of_rows(item.batch_size_cap or 1).total_bytes
     return found
-
-
-def _forward_bytes(work: PlannedWork, skeleton: "PreTrainedModel") -> int:
-    """Of as many tokens as the accuracy backend forwards at once."""
-    from bitladder.accuracy.backend.budget import budget_on, token_bytes
-
-    device = work.calibration.device
-    one = token_bytes(skeleton, device.partition(":")[0])
-    return one * (work.token_budget or budget_on(device.partition(",")[0], one))

@@ -1,69 +1,9 @@
-"""The plan: a pure function of settings, source, calibration, resolved tasks and prompts."""
+"""The plan: which items stand in it, and which of them one worker gets."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 
-from bitladder.records import (
-    AccuracyTask,
-    Calibration,
-    Divergence,
-    Item,
-    LoadPolicy,
-    Rescoring,
-    Scenario,
-    Settings,
-    Source,
-    StudyRecord,
-    TaskGroup,
-    TaskSources,
-)
-from bitladder.rungs import BASELINE
+from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, StudyRecord
 from bitladder.stages import measured_items
-
-
-@dataclass(frozen=True)
-class PlannedWork:
-    """What is estimated: what each rung gets, on which machine, and with which model."""
-
-    items: tuple[Item, ...]
-    rungs: tuple[str, ...]
-    """of the ladder"""
-    calibration: Calibration
-    directory: Path
-    """the model's"""
-    policy: LoadPolicy
-    sources: TaskSources
-    prompt_tokens: int
-    new_tokens: int
-    token_budget: int | None
-    """of the accuracy backend's forward, where it is given"""
-
-
-def plan_study(
-    settings: Settings,
-    suite: str,
-    source: Source,
-    calibration: Calibration,
-    groups: tuple[TaskGroup, ...],
-    tasks: tuple[AccuracyTask, ...],
-    scenarios: tuple[Scenario, ...],
-    divergence: Divergence | None = None,
-    rescorings: tuple[Rescoring, ...] = (),
-    added: Mapping[str, Source] | None = None,
-) -> StudyRecord:
-    """The study's record: every rung and every ready checkpoint gets every item, what is cheap first."""
-    items: tuple[Item, ...] = (*((divergence,) if divergence else ()), *tasks, *rescorings, *scenarios)
-    return StudyRecord(
-        settings=settings,
-        suite=suite,
-        baseline=BASELINE,
-        source=source,
-        calibration=calibration,
-        groups=groups,
-        items=items,
-        added=dict(added or {}),
-    )
 
 
 def bind_baseline(study: StudyRecord, content_hash: str | None) -> StudyRecord:
@@ -84,8 +24,6 @@ def phase_items(study: StudyRecord) -> tuple[tuple[Item, ...], ...]:
     Divergence has its own too, so that all rungs have it before any is asked a question. Tasks that are asked in stages
     are left out: whom a stage asks is known only once the one before is done.
     """
-    items = [item for item in study.items if measured_items(item) == (item,)]
-    accuracy = tuple(item for item in items if isinstance(item, AccuracyTask | Rescoring))
-    alone = [(item,) for item in items if not isinstance(item, AccuracyTask | Rescoring)]
-    first = tuple(items for items in alone if isinstance(items[0], Divergence))
-    return (*first, *((accuracy,) if accuracy else ()), *(items for items in alone if items not in first))
+    whole = (item for item in study.items if measured_items(item) == (item,))
+    workers = groupby(whole, lambda item: None if isinstance(item, AccuracyTask | Rescoring) else item)
+    return tuple(tuple(items) for _, items in workers)

@@ -3,13 +3,21 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
+from bitladder.accuracy.rescoring import plan_rescorings, require_planned_batches
 from bitladder.accuracy.tasks import TaskSet, require_names, resolve_tasks
+from bitladder.checkpoint.loading import (
+    load_tokenizer,
+    require_chat_template,
+    require_generation_config,
+    require_tokenizer,
+)
 from bitladder.corpus import read_corpus
 from bitladder.defaults import DIVERGENCE_WINDOW_TOKENS
 from bitladder.environment import describe_machine
 from bitladder.errors import UserError
+from bitladder.models.source import ResolvedModel, resolve_model
 from bitladder.perf.engines.table import require_runs
 from bitladder.records import (
     AccuracyTask,
@@ -28,13 +36,11 @@ from bitladder.rungs import BASELINE, find_rung
 from bitladder.store import MergedStore, Store
 from bitladder.study.added import Added, find_added, require_same_prompts
 from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
-from bitladder.study.plan import PlannedWork, plan_study
 from bitladder.study.progress import StudyProgress
 from bitladder.study.resolution import too_few_questions
 from bitladder.study.resolved import BUILTIN, Resolved, resolve
 
-if TYPE_CHECKING:
-    from bitladder.models.source import ResolvedModel
+AnyItem = TypeVar("AnyItem", AccuracyTask, Rescoring, Scenario, Divergence)
 
 
 @dataclass(frozen=True)
@@ -42,26 +48,11 @@ class Prepared:
     """A study to be run. ``prompts``: those that the store has not yet."""
 
     study: StudyRecord
-    model: "ResolvedModel"
+    model: ResolvedModel
     prompts: tuple[Prompts, ...]
     added: dict[str, Path]
     """where each ready checkpoint lies"""
     wanted: Resolved
-
-    @property
-    def work(self) -> PlannedWork:
-        """As it is estimated."""
-        return PlannedWork(
-            items=self.study.items,
-            rungs=self.wanted.rungs,
-            calibration=self.study.calibration,
-            directory=self.model.directory,
-            policy=self.wanted.policy,
-            sources=self.wanted.tasks.sources,
-            prompt_tokens=self.wanted.workload.prompt_tokens,
-            new_tokens=self.wanted.workload.new_tokens,
-            token_budget=self.wanted.tasks.token_budget,
-        )
 
 
 def prepare(
@@ -72,8 +63,6 @@ def prepare(
     ``outline``: a folder for Hub models without their weights, which are not fetched for a plan that isn't run.
     Raises UserError for anything that the user has to put right first.
     """
-    from bitladder.models.source import resolve_model
-
     if MergedStore(store.directory).read() is not None:
         raise UserError(f"{store.directory}: holds merged studies, which nothing is added to; name another --out")
     progress = progress or StudyProgress()
@@ -81,8 +70,8 @@ def prepare(
     stored = store.read_study() if store.has_study() else None
     wanted = resolve(settings)
     _require_sense(wanted)
-    progress.preparing(f"finding {wanted.model}")
-    model = resolve_model(wanted.model, wanted.revision, outline=outline)
+    progress.preparing(f"finding {wanted.recipe.model}")
+    model = resolve_model(wanted.recipe.model, wanted.recipe.revision, outline=outline)
     if stored is not None:
         _require_same_model(stored.source, model.source, store.directory)
     kept = stored if stored is not None and stored.source.content_hash == model.source.content_hash else None
@@ -92,23 +81,21 @@ def prepare(
     progress.preparing("reading tasks and prompts")
     tasks = _accuracy(wanted, calibration, kept, progress)
     scenarios, prompts = _scenarios(wanted, calibration, model.directory, kept, store)
-    divergence, windows = _divergence(wanted, calibration, model.directory, kept, store)
-    planned: tuple[Item, ...] = (*tasks.items, *scenarios, *([divergence] if divergence else []))
-    require_same_prompts(model.directory, added, _texts(wanted, planned), wanted.policy)
+    divergences, windows = _divergence(wanted, calibration, model.directory, kept, store)
+    items: tuple[Item, ...] = (*divergences, *tasks.items, *_rescorings(wanted, tasks, kept), *scenarios)  # cheap first
+    require_same_prompts(model.directory, added, _texts(wanted, items), wanted.policy)
     untimed = untimed_rungs(calibration, wanted.rungs)
     if untimed:  # last: what is wrong is told before
         progress.preparing("timing a layer of each rung on this machine")
         calibration = time_rungs(calibration, untimed, model.directory, wanted.policy)
-    study = plan_study(
+    study = StudyRecord(
         settings=_with_margin(settings, kept),
         suite=tasks.suite,
+        baseline=BASELINE,
         source=model.source,
         calibration=calibration,
         groups=tasks.groups,
-        tasks=tasks.items,
-        scenarios=scenarios,
-        divergence=divergence,
-        rescorings=_rescorings(wanted, tasks, kept),
+        items=items,
         added={name: one.source for name, one in added.items()},
     )
     new = tuple(filter(None, (prompts, windows)))
@@ -146,7 +133,7 @@ def _require_same_model(stored: Source, found: Source, out: Path) -> None:
         raise UserError(f"{out}: holds a study of {stored.title}, found {found.title}; name another --out{instead}")
 
 
-def _require_sound(wanted: Resolved, model: "ResolvedModel", kept: StudyRecord | None, progress: StudyProgress) -> None:
+def _require_sound(wanted: Resolved, model: ResolvedModel, kept: StudyRecord | None, progress: StudyProgress) -> None:
     """Raise UserError for a model that can't be studied as is wanted; tell which rungs can't be made of it."""
     from bitladder.checkpoint.audit import require_sound
     from bitladder.quantization.quantize import require_unquantized
@@ -157,15 +144,14 @@ def _require_sound(wanted: Resolved, model: "ResolvedModel", kept: StudyRecord |
             require_sound(model.directory, wanted.policy)
             _tell_ranges(wanted.rungs, model.directory, progress)
         else:
-            progress.warn(f"{wanted.model}: its weights were not fetched, and are checked when the study begins")
-        for line in _partial_rungs(wanted, model):
-            progress.warn(line)
+            progress.warn(f"{wanted.recipe.model}: its weights were not fetched, and are checked when the study begins")
+        _tell_partial(wanted, model, progress)
     if kept is None or wanted.tasks.chat_template != kept.settings.chat_template:
         _require_texts(wanted, model.directory)
 
 
-def _partial_rungs(wanted: Resolved, model: "ResolvedModel") -> Iterator[str]:
-    """What there is to say of rungs that won't be made, since their method leaves too many weights as they are."""
+def _tell_partial(wanted: Resolved, model: ResolvedModel, progress: StudyProgress) -> None:
+    """Which rungs won't be made, since their method leaves too many weights as they are."""
     from bitladder.checkpoint.expected import expect, require_whole
 
     for name in wanted.rungs:
@@ -174,15 +160,13 @@ def _partial_rungs(wanted: Resolved, model: "ResolvedModel") -> Iterator[str]:
             continue
         expected = expect(model.directory, row.scheme, wanted.policy)
         try:
-            require_whole(f"{name} is left out", row, expected, allow_partial=wanted.allow_partial)
+            require_whole(f"{name} is left out", row, expected, allow_partial=wanted.recipe.allow_partial)
         except UserError as error:
-            yield str(error)
+            progress.warn(str(error))
 
 
 def _require_texts(wanted: Resolved, directory: Path) -> None:
     """Raise UserError where texts can't be given to the model, or asked of it, as is wanted."""
-    from bitladder.checkpoint.loading import require_chat_template, require_generation_config, require_tokenizer
-
     require_generation_config(directory)
     require_tokenizer(directory, wanted.policy)
     if wanted.asks and wanted.tasks.chat_template:
@@ -203,8 +187,6 @@ def _tell_ranges(rungs: Iterable[str], directory: Path, progress: StudyProgress)
 
 def _require_sense(wanted: Resolved) -> None:
     """Raise UserError for what is wrong whatever the model is, before one is fetched."""
-    from bitladder.accuracy.rescoring import require_planned_batches
-
     for name in wanted.rungs:
         find_rung(name).method.require_packages(f"rung {name}")
     if wanted.asks:
@@ -247,12 +229,15 @@ def _texts(wanted: Resolved, items: Iterable[Item]) -> Iterator[str]:
     yield from accuracy_texts(wanted.tasks.sources, (item for item in items if isinstance(item, AccuracyTask)))
 
 
+def _stored(kept: StudyRecord | None, kind: type[AnyItem]) -> tuple[AnyItem, ...]:
+    """What the stored plan has of one kind."""
+    return tuple(item for item in kept.items if isinstance(item, kind)) if kept else ()
+
+
 def _accuracy(wanted: Resolved, calibration: Calibration, kept: StudyRecord | None, progress: StudyProgress) -> TaskSet:
     if not wanted.asks:
-        if kept is None:
-            return TaskSet(wanted.tasks.suite, (), (), {})
-        tasks = tuple(item for item in kept.items if isinstance(item, AccuracyTask))
-        return TaskSet(kept.suite, kept.groups, tasks, {})
+        suite, groups = (kept.suite, kept.groups) if kept else (wanted.tasks.suite, ())
+        return TaskSet(suite, groups, _stored(kept, AccuracyTask), {})
     resolved = resolve_tasks(wanted.tasks, calibration.device)
     for remark in resolved.remarks:
         progress.warn(remark)
@@ -261,11 +246,9 @@ def _accuracy(wanted: Resolved, calibration: Calibration, kept: StudyRecord | No
 
 def _rescorings(wanted: Resolved, tasks: TaskSet, kept: StudyRecord | None) -> tuple[Rescoring, ...]:
     if not wanted.asks:
-        return tuple(item for item in kept.items if isinstance(item, Rescoring)) if kept else ()
+        return _stored(kept, Rescoring)
     if not wanted.tasks.batch_dependence:
         return ()
-    from bitladder.accuracy.rescoring import plan_rescorings
-
     return plan_rescorings(wanted.tasks.sources, tasks.groups, tasks.items)
 
 
@@ -274,11 +257,9 @@ def _scenarios(
 ) -> tuple[tuple[Scenario, ...], Prompts | None]:
     """With the prompts that they run, where the store has not those already. Raises UserError for a context that is
     too short for them."""
-    stored = tuple(item for item in kept.items if isinstance(item, Scenario)) if kept else ()
-    workload = wanted.workload
+    stored, workload = _stored(kept, Scenario), wanted.workload
     if not wanted.runs:
         return stored, None
-    from bitladder.checkpoint.loading import load_tokenizer
     from bitladder.perf.prompts import cut_prompts
     from bitladder.perf.scenarios import plan_scenarios, require_context
 
@@ -303,23 +284,22 @@ def _scenarios(
 
 def _divergence(
     wanted: Resolved, calibration: Calibration, directory: Path, kept: StudyRecord | None, store: Store
-) -> tuple[Divergence | None, Prompts | None]:
+) -> tuple[tuple[Divergence, ...], Prompts | None]:
     """None where it is turned off, accuracy is not measured, or there is nothing to hold against a baseline."""
-    stored = next((item for item in kept.items if isinstance(item, Divergence)), None) if kept else None
+    stored = _stored(kept, Divergence)
     count = wanted.divergence_windows
     if count is None or BASELINE not in wanted.all_rungs or len(wanted.all_rungs) < 2:
-        return None, None
+        return (), None
     if not wanted.asks:
         return stored, None
     if (
         kept
         and stored
-        and store.has_prompts(stored.texts_hash)
+        and store.has_prompts(stored[0].texts_hash)
         and _same_prose(wanted, calibration, kept)
         and kept.settings.divergence_windows == count
     ):
-        return stored.model_copy(update={"device": calibration.device}), None
-    from bitladder.checkpoint.loading import load_tokenizer
+        return (stored[0].model_copy(update={"device": calibration.device}),), None
     from bitladder.divergence.windows import cut_documents
 
     tokenizer = load_tokenizer(directory, wanted.policy)
@@ -331,7 +311,7 @@ def _divergence(
         window_tokens=DIVERGENCE_WINDOW_TOKENS,
         device=calibration.device,
     )
-    return item, None if store.has_prompts(windows.prompts_hash) else windows
+    return (item,), None if store.has_prompts(windows.prompts_hash) else windows
 
 
 def _same_prose(wanted: Resolved, calibration: Calibration, kept: StudyRecord) -> bool:

@@ -82,9 +82,6 @@ class Worker:
             hint = " (often the system running out of memory)" if name == "SIGKILL" else ""
             reason = f"the worker was ended by {name}{hint}"
         else:
-            reason = self._last_log_line() or f"the worker ended with exit code {code}"
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            reason = next(filter(None, map(str.strip, reversed(lines))), f"the worker ended with exit code {code}")
         self.ended = Ended("failed", f"{reason}; log: {self._log}", self._in_flight)
-
-    def _last_log_line(self) -> str:
-        lines = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""

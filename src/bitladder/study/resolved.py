@@ -23,10 +23,8 @@ BUILTIN = "builtin:"
 class Resolved:
     """The settings, apart by who uses them."""
 
-    model: str
-    revision: str | None
+    recipe: Recipe
     rungs: tuple[str, ...]
-    allow_partial: bool
     add: Mapping[str, str]
     """ready checkpoints by name"""
     policy: LoadPolicy
@@ -55,10 +53,6 @@ class Resolved:
         return self.only != "accuracy"
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe(model=self.model, revision=self.revision, allow_partial=self.allow_partial)
-
-    @property
     def all_rungs(self) -> tuple[str, ...]:
         """The ladder's, and ready checkpoints."""
         return (*self.rungs, *self.add)
@@ -69,21 +63,15 @@ def resolve(settings: Settings) -> Resolved:
 
     Raises UserError for what is to be asked where nothing is.
     """
-    if settings.only == "performance":
-        for flag, is_set in (
-            ("until-decided", settings.until_decided),
-            ("batch-dependence", settings.batch_dependence),
-        ):
-            if is_set:
-                raise UserError(
-                    f"--{flag}: found --only performance, which asks no questions; leave out one of the two"
-                )
+    asking = {"until-decided": settings.until_decided, "batch-dependence": settings.batch_dependence}
+    for flag, is_set in asking.items():
+        if is_set and settings.only == "performance":
+            raise UserError(f"--{flag}: found --only performance, which asks no questions; leave out one of the two")
     builtin = settings.model.startswith(BUILTIN)
+    suite = settings.suite or ("builtin" if builtin else "paper")
     return Resolved(
-        model=settings.model,
-        revision=settings.revision,
+        recipe=Recipe(model=settings.model, revision=settings.revision, allow_partial=settings.allow_partial),
         rungs=settings.rungs,
-        allow_partial=settings.allow_partial,
         add=settings.add,
         policy=LoadPolicy(trust_remote_code=settings.trust_remote_code),
         device=WantedDevice(
@@ -93,18 +81,13 @@ def resolve(settings: Settings) -> Resolved:
             rungs=settings.rungs,
         ),
         only=settings.only,
-        tasks=task_request(settings, suite_of(settings)),
+        tasks=task_request(settings, CUSTOM if settings.tasks else suite),
         workload=workload(settings),
         divergence_windows=settings.divergence_windows if settings.divergence else None,
         engine=find_engine(settings.engine),
         text=(settings.datasets, builtin),
         timeout_s=settings.timeout_s,
     )
-
-
-def suite_of(settings: Settings) -> str:
-    default = "builtin" if settings.model.startswith(BUILTIN) else "paper"
-    return CUSTOM if settings.tasks else settings.suite or default
 
 
 def task_sources(settings: Settings) -> TaskSources:

@@ -26,7 +26,7 @@ from bitladder.study.prepare import Prepared, prepare
 from bitladder.study.process import WORKER
 from bitladder.study.progress import StudyProgress
 from bitladder.study.telling import Telling
-from bitladder.study.time_left import TimeLeft, require_meant
+from bitladder.study.time_left import TimeLeft, advise
 from bitladder.study.weights import Weights
 from bitladder.study.workers import Workers
 
@@ -55,7 +55,8 @@ def run_study(
         prepared = prepare(settings, store, progress)
         for prompts in prepared.prompts:
             store.write_prompts(prompts)
-        with closing(Run(prepared, store, progress, executor)) as run:
+        run = Run(prepared, store, progress, executor)
+        with closing(run.workers):
             run.run(asked_from_s)
         return store.load()
 
@@ -70,17 +71,16 @@ class Run:
         self.missing = Missing(prepared.study, self._kept)
         self.asked = Asked(store, self.missing, self._kept.place)
         self.telling = Telling(progress, _time_left(prepared, self.missing), store, self.missing, prepared.wanted.only)
-        self.weights = Weights(prepared.model, prepared.added, store, self._kept, self.missing, prepared.wanted.policy)
-        self.workers = Workers(executor, prepared.wanted, prepared.added, store, self.missing, self.telling)
-
-    def close(self) -> None:
-        self.workers.close()
+        self.weights = Weights(prepared, store, self._kept, self.missing)
+        self.workers = Workers(executor, prepared, store, self.missing, self.telling)
 
     def run(self, asked_from_s: float | None) -> None:
         """Raises UserError as `run_study`."""
         missing, telling = self.missing, self.telling
         _require_running(missing)
-        require_meant(missing.study, self._wanted.tasks.sources, telling.left, asked_from_s)
+        advice = advise(missing.study, self._wanted.tasks.sources, telling.left, asked_from_s)
+        if advice is not None:
+            raise UserError(advice)
         self._write_study()
         telling.changed()
         same = missing.same
@@ -167,5 +167,5 @@ def _require_running(missing: Missing) -> None:
 def _time_left(prepared: Prepared, missing: Missing) -> TimeLeft:
     """As estimated, which takes a model's outline only where anything is missing."""
     left = missing.by_rung
-    estimates = estimate_study(prepared.work, prepared.added, overhead_bytes={}) if any(left.values()) else ()
+    estimates = estimate_study(prepared, overhead_bytes={}) if any(left.values()) else ()
     return TimeLeft(missing.study, estimates, left)

@@ -47,27 +47,32 @@ _OF_COMMAND = tuple(field.alias or name for name, field in Command.model_fields.
 
 
 def load_command(config: Path | None, flags: Mapping[str, Any]) -> tuple[Command, Settings]:
-    """`load_settings`, and the flags that are about the command itself, of which those that are no None were given."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    kept = read_settings_file(config) if config else {}
-    where = _naming(str(config), given)
-    values = {name: value for name, value in {**kept, **given}.items() if name in _OF_COMMAND}
-    try:
-        command = Command.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{where(str(first['loc'][0]))}: {describe_mismatch(first)}") from None
-    return command, _settings(kept, {name: value for name, value in given.items() if name not in _OF_COMMAND}, config)
-
-
-def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """Settings of a YAML file, overridden by the flags that were given (those not None).
+    """What is about the command itself, and the settings: of a YAML file, overridden by the flags that were given
+    (those not None).
 
     Lists may be one string with commas, and pairs one with ``=``. Raises UserError for a missing file, an unknown key
     (with the nearest), an ill-typed value, an empty list, an unknown rung or suite, or what can be no device.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    return _settings(read_settings_file(config) if config else {}, given, config)
+    kept = read_settings_file(config) if config else {}
+    origin = str(config) if config else "settings"
+    where = _naming(origin, given)
+    values = {**kept, **given}
+    try:
+        command = Command.model_validate({name: values.pop(name) for name in _OF_COMMAND if name in values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where(str(first['loc'][0]))}: {describe_mismatch(first)}") from None
+    for place, named in ((origin, kept), ("--suite, --tasks", given)):
+        if named.get("suite") and named.get("tasks"):
+            raise UserError(f"{place}: found a suite and tasks; expected one of both, since tasks take a suite's place")
+    for key in values:
+        if key not in Settings.model_fields:
+            known = [name.replace("_", "-") for name in (*Settings.model_fields, *_OF_COMMAND)]
+            raise UnknownNameError(f"key in {origin}:", key.replace("_", "-"), known)
+    for named in (kept, given):  # what a file has for another run a flag may leave without use
+        require_use(named, values, where)
+    return command, _settings(values, where)
 
 
 def _naming(origin: str, given: Mapping[str, Any]) -> Where:
@@ -81,19 +86,7 @@ def _naming(origin: str, given: Mapping[str, Any]) -> Where:
     return where
 
 
-def _settings(kept: Mapping[str, Any], given: Mapping[str, Any], config: Path | None) -> Settings:
-    values = {name: value for name, value in {**kept, **given}.items() if name not in _OF_COMMAND}
-    origin = str(config) if config else "settings"
-    where = _naming(origin, given)
-    for place, named in ((origin, kept), ("--suite, --tasks", given)):
-        if named.get("suite") and named.get("tasks"):
-            raise UserError(f"{place}: found a suite and tasks; expected one of both, since tasks take a suite's place")
-    for key in values:
-        if key not in Settings.model_fields:
-            known = [name.replace("_", "-") for name in (*Settings.model_fields, *_OF_COMMAND)]
-            raise UnknownNameError(f"key in {origin}:", key.replace("_", "-"), known)
-    for named in (kept, given):  # what a file has for another run a flag may leave without use
-        require_use(named, values, where)
+def _settings(values: dict[str, Any], where: Where) -> Settings:
     if "model" not in values:
         raise UserError("no model; expected a Hub id, a directory or builtin:smollm2-135m")
     try:

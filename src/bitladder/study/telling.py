@@ -46,12 +46,12 @@ class Telling:
 
     def plan(self, *, staged: bool = True) -> None:
         """With all that the stages may ask, or with what they have asked."""
-        missing, rungs = self.missing, self.missing.measured
-        left = sum(len(missing.of(record, missing.whole_items)) for record in rungs)
-        staged_left = sum(len(missing.of(record, missing.staged_items)) for record in rungs)
-        total = len(rungs) * len(missing.all_items) - (0 if staged else staged_left)
+        missing = self.missing
+        total = len(missing.measured) * len(missing.all_items)
+        if not staged:
+            total -= sum(len(missing.of(record, missing.staged_items)) for record in missing.measured)
         self.progress.time_left(self.left.seconds)
-        self.progress.planned(total, total - left - (staged_left if staged else 0))
+        self.progress.planned(total, missing.recorded)
 
     def measured(self, record: MeasurementRecord) -> None:
         self.left.measured(record.rung, record.item, record.duration_s)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from bitladder.errors import UserError
 from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord, TaskSources
 from bitladder.rungs import BASELINE
 from bitladder.stages import measured_items
@@ -105,15 +104,8 @@ def _shares(item: Item) -> dict[Item, float]:
     return {part: length / sum(lengths) for part, length in zip(parts, lengths, strict=True)}
 
 
-def require_meant(study: StudyRecord, sources: TaskSources, left: TimeLeft, asked_from_s: float | None) -> None:
-    """Raise UserError, with what to add, for a study on a CPU of which more is left than ``asked_from_s``."""
-    advice = advise(study, sources, left, asked_from_s)
-    if advice is not None:
-        raise UserError(advice)
-
-
 def advise(study: StudyRecord, sources: TaskSources, left: TimeLeft, asked_from_s: float | None) -> str | None:
-    """What `require_meant` has against a study; None where it has nothing."""
+    """What to add, for a study on a CPU of which more is left than ``asked_from_s``; None for any other."""
     if asked_from_s is None or study.calibration.device != "cpu" or left.seconds <= asked_from_s:
         return None
     most_s = _ADVISED_SHARE * asked_from_s

@@ -2,29 +2,24 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from bitladder.records import Item, LoadPolicy, RungRecord
+from bitladder.quantization.space import require_space
+from bitladder.records import Item, RungRecord
 from bitladder.store import Store
 from bitladder.study.kept import Kept
 from bitladder.study.missing import Missing
+from bitladder.study.prepare import Prepared
 from bitladder.study.progress import StudyProgress
-
-if TYPE_CHECKING:
-    from bitladder.models.source import ResolvedModel
 
 
 @dataclass
 class Weights:
     """Knows of each rung whether its checkpoint is there, and still what was audited."""
 
-    model: "ResolvedModel"
-    added: Collection[str]
-    """ready checkpoints, which are read where they lie"""
+    prepared: Prepared
     store: Store
     kept: Kept
     missing: Missing
-    policy: LoadPolicy
     there: set[str] = field(default_factory=set)
     """whose checkpoint this run has made, or found to be what was audited"""
 
@@ -43,7 +38,7 @@ class Weights:
         if record.status != "ok" or record.rung in self.there or not self.missing.of(record, items):
             return False
         self.there.add(record.rung)  # now, or when it is made
-        return record.rung not in self.added and not self.kept.has_weights(record)
+        return record.rung not in self.prepared.added and not self.kept.has_weights(record)
 
     def is_damaged(self, record: RungRecord, progress: StudyProgress) -> bool:
         differences = self.kept.damages(record)
@@ -54,7 +49,5 @@ class Weights:
 
     def require_space(self, names: Collection[str]) -> None:
         """For all at once: a disk that is too small ends a study before hours of it."""
-        from bitladder.quantization.space import require_space
-
-        made = [name for name in names if name not in self.added]
-        require_space(self.model, made, self.store.directory, self.policy)
+        made = [name for name in names if name not in self.prepared.added]
+        require_space(self.prepared.model, made, self.store.directory, self.prepared.wanted.policy)

@@ -155,8 +155,10 @@ def _measure_divergence(job: Job, pipe: _Pipe) -> None:
     assert windows is not None
     assert reference is not None
 
-    def run(item: Divergence) -> Outcome:
-        return measure_divergence(
+    for item in job.items:
+        assert isinstance(item, Divergence)
+        run = partial(
+            measure_divergence,
             Path(job.directory),
             item,
             windows,
@@ -165,10 +167,7 @@ def _measure_divergence(job: Job, pipe: _Pipe) -> None:
             policy=job.policy,
             progress=pipe.progress,
         )
-
-    for item in job.items:
-        assert isinstance(item, Divergence)
-        _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
+        _measure(job, item, pipe, run)
 
 
 def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
@@ -180,7 +179,10 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     _set_threads(job.threads)
     directory, sources = Path(job.directory), job.sources
     assert sources is not None
-    answering = find_engine(_task_of(job.items[0]).engine).answering
+    first = job.items[0]
+    task = first.task if isinstance(first, Rescoring) else first
+    assert isinstance(task, AccuracyTask)
+    answering = find_engine(task.engine).answering
     assert answering is not None  # as planned
     model = answering(directory, job.policy)
     tokenizer = load_tokenizer(directory, job.policy)
@@ -190,22 +192,13 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
         pipe.send(Documents(documents=documents))
         return outcome
 
-    def run_again(item: Rescoring) -> Outcome:
-        return rescore(model, tokenizer, item, sources, pipe.progress)
-
     for item in job.items:
         assert isinstance(item, AccuracyTask | Rescoring)
         if isinstance(item, Rescoring):
-            _measure(job, item, pipe, partial(run_again, item))
+            _measure(job, item, pipe, partial(rescore, model, tokenizer, item, sources, pipe.progress))
         else:
             journal = _journal(job, item, pipe)
             _measure(job, item, pipe, partial(run, item, journal), journal)
-
-
-def _task_of(item: Item) -> AccuracyTask:
-    """What is asked, or scored again."""
-    assert isinstance(item, AccuracyTask | Rescoring)
-    return item if isinstance(item, AccuracyTask) else item.task
 
 
 def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":
@@ -226,19 +219,13 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
     prompts = job.prompts
     assert prompts is not None
 
-    def run(item: Scenario) -> Outcome:
-        return measure(
-            Path(job.directory),
-            item,
-            prompts,
-            job.policy,
-            audited_bytes=job.audited_bytes,
-            progress=pipe.progress,
-        )
-
+    directory, policy = Path(job.directory), job.policy
     for item in job.items:
         assert isinstance(item, Scenario)
-        _measure(job, item, pipe, lambda item=item: run(item))  # type: ignore[misc]
+        run = partial(
+            measure, directory, item, prompts, policy, audited_bytes=job.audited_bytes, progress=pipe.progress
+        )
+        _measure(job, item, pipe, run)
 
 
 def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], journal: "Journal | None" = None) -> None:
@@ -251,14 +238,12 @@ def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], jour
     started_at, started = datetime.now(UTC), time.perf_counter()
     outcome: Outcome | None = None
     status: Status = "ok"
-    reason, disturbed = None, False
+    reason = disturbance = None
     try:
         outcome = run()
-        if (
-            isinstance(outcome, PerformanceOutcome)
-            and (reason := find_disturbance(outcome, job.policy.device)) is not None
-        ):
-            status, disturbed = "failed", True  # its samples stay in the record, and no figure is made of them
+        disturbance = find_disturbance(outcome, job.policy.device) if isinstance(outcome, PerformanceOutcome) else None
+        if disturbance is not None:
+            status, reason = "failed", disturbance  # its samples stay in the record, and no figure is made of them
     except DoesNotFitError as error:
         status, reason = "does_not_fit", str(error)
     except UserError as error:
@@ -272,7 +257,7 @@ def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], jour
                 item=item,
                 status=status,
                 reason=reason,
-                disturbed=disturbed,
+                disturbed=disturbance is not None,
                 machine=job.machine,
                 started_at=started_at.isoformat(timespec="seconds"),
                 duration_s=time.perf_counter() - started + (journal.earlier_s if journal else 0.0),

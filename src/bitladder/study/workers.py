@@ -1,10 +1,8 @@
 """Who runs what: a worker for each checkpoint, and for each rung and phase; what they leave is written here."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from bitladder.errors import UserError
 from bitladder.executors.executor import Branch, Executor
@@ -13,7 +11,6 @@ from bitladder.records import (
     Item,
     MeasurementRecord,
     PerformanceOutcome,
-    Prompts,
     RungRecord,
     Scenario,
     measurement_id,
@@ -22,8 +19,8 @@ from bitladder.results import is_planned
 from bitladder.store import Store
 from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
 from bitladder.study.missing import Missing
+from bitladder.study.prepare import Prepared
 from bitladder.study.process import Ended, Worker
-from bitladder.study.resolved import Resolved
 from bitladder.study.telling import Telling
 
 
@@ -32,9 +29,7 @@ class Workers:
     """Runs a plan's workers, one at a time."""
 
     executor: Executor
-    wanted: Resolved
-    added: Mapping[str, Path]
-    """where each ready checkpoint lies"""
+    prepared: Prepared
     store: Store
     missing: Missing
     telling: Telling
@@ -56,7 +51,7 @@ class Workers:
         record = RungRecord(
             rung=name, status="failed", reason="the worker sent no record", content_hash=None, manifest=None, audit=None
         )
-        worker = self._worker("audit" if source else "checkpoint", name, None, ())
+        worker = self._worker("audit" if source else "checkpoint", name)
         for message in worker.messages():
             if isinstance(message, RungMade):
                 record = message.record
@@ -107,8 +102,7 @@ class Workers:
         first = next(iter(left.values()))
         self.telling.progress.phase(rung.rung, first.scenario if isinstance(first, Scenario) else first.kind)
         busy = self.telling.busy_share() if isinstance(first, Scenario) else None
-        audited_bytes = rung.audit.loaded_bytes if rung.audit else None
-        worker = self._worker(first.kind, rung.rung, rung.content_hash, tuple(left.values()), audited_bytes)
+        worker = self._worker(first.kind, rung.rung, rung, tuple(left.values()))
         for message in worker.messages():
             if isinstance(message, Progress):
                 self.telling.progress.step(message.done, message.total)
@@ -117,41 +111,41 @@ class Workers:
             elif isinstance(message, Batch):
                 self.store.add_to_journal(message.measurement_id, message.entry)
             elif isinstance(message, Measured):
-                record = _with_busy_share(message.record, busy)
+                record = message.record
+                if isinstance(record.outcome, PerformanceOutcome):
+                    outcome = record.outcome.model_copy(update={"busy_share": busy})
+                    record = record.model_copy(update={"outcome": outcome})
                 self.store.write_measurement(record)
                 self.store.remove_journal(record.measurement_id)
                 left.pop(record.measurement_id)
                 self.telling.measured(record)
         return worker.ended
 
-    def _worker(
-        self,
-        phase: Phase,
-        rung: str,
-        content_hash: str | None,
-        items: tuple[Item, ...],
-        audited_bytes: int | None = None,
-    ) -> Worker:
+    def _worker(self, phase: Phase, name: str, rung: RungRecord | None = None, items: tuple[Item, ...] = ()) -> Worker:
+        """``rung``: its record, once it is made."""
         calibration = self.missing.study.calibration
         first = items[0] if items else None
+        texts = first.prompts_hash if isinstance(first, Scenario) else None
+        if isinstance(first, Divergence):
+            texts = first.texts_hash
         job = Job(
             phase=phase,
-            rung=rung,
-            directory=str(self.added.get(rung) or self.store.checkpoint_directory(rung)),
-            policy=self.wanted.policy.model_copy(update={"device": calibration.device}),
-            recipe=self.wanted.recipe,
-            sources=self.wanted.tasks.sources,
+            rung=name,
+            directory=str(self.prepared.added.get(name) or self.store.checkpoint_directory(name)),
+            policy=self.prepared.wanted.policy.model_copy(update={"device": calibration.device}),
+            recipe=self.prepared.wanted.recipe,
+            sources=self.prepared.wanted.tasks.sources,
             threads=calibration.threads,
             machine=calibration.machine,
-            content_hash=content_hash,
-            audited_bytes=audited_bytes,
+            content_hash=rung.content_hash if rung else None,
+            audited_bytes=rung.audit.loaded_bytes if rung and rung.audit else None,
             items=items,
-            prompts=self._prompts(first),
+            prompts=self.store.read_prompts(texts) if texts else None,
             reference=str(self.store.reference_file(first)) if isinstance(first, Divergence) else None,
             journals=str(self.store.journals),
         )
-        log = self.store.directory / "logs" / f"{rung}-{phase}.log"
-        return Worker(self._executor_of(phase), job, log, self.wanted.timeout_s)
+        log = self.store.directory / "logs" / f"{name}-{phase}.log"
+        return Worker(self._executor_of(phase), job, log, self.prepared.wanted.timeout_s)
 
     def _executor_of(self, phase: Phase) -> Executor:
         if phase == "performance":
@@ -159,22 +153,11 @@ class Workers:
         if phase not in ("accuracy", "rescoring"):
             return self.executor
         if self.asking is None and self.has_branches:
-            preparation = Preparation(sources=self.wanted.tasks.sources, items=self.missing.tasks)
+            preparation = Preparation(sources=self.prepared.wanted.tasks.sources, items=self.missing.tasks)
             self.asking = self.executor.branch(preparation.model_dump_json())
-            why = self.asking.wait_until_ready(self.wanted.timeout_s) if self.asking is not None else None
+            why = self.asking.wait_until_ready(self.prepared.wanted.timeout_s) if self.asking is not None else None
             self.has_branches = self.asking is not None and why is None
             if why is not None:
                 self.close()
                 self.telling.progress.warn(f"tasks are built for each rung anew, since building them once {why}")
         return self.asking or self.executor
-
-    def _prompts(self, item: Item | None) -> Prompts | None:
-        if isinstance(item, Scenario):
-            return self.store.read_prompts(item.prompts_hash)
-        return self.store.read_prompts(item.texts_hash) if isinstance(item, Divergence) else None
-
-
-def _with_busy_share(record: MeasurementRecord, share: float | None) -> MeasurementRecord:
-    if not isinstance(record.outcome, PerformanceOutcome):
-        return record
-    return record.model_copy(update={"outcome": record.outcome.model_copy(update={"busy_share": share})})

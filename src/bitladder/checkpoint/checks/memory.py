@@ -110,7 +110,9 @@ def check_operators(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     products = sorted(name for name in loaded.operators if _PRODUCTS.search(name))
     data = {"products": products, "operators": sorted(loaded.operators)}
     findings = [Finding(check="operators", severity="info", message=", ".join(products) or "none", data=data)]
-    if _says_int8_products(subject) and not multiplies_int8(loaded):
+    declared = subject.declared  # of another library's format only its config tells
+    schemes = (declared,) if method_of(declared).foreign else (declared, subject.found)
+    if any(method_of(scheme).multiplies_int8(scheme) for scheme in schemes) and not multiplies_int8(loaded):
         device = "CPU" if subject.hardware.kind == "cpu" else "GPU"
         message = f"no operator multiplied INT8: on this {device} the products run in a floating type"
         findings.append(Finding(check="operators", severity="warning", message=message))
@@ -123,22 +125,14 @@ def check_library(subject: Subject, loaded: Loaded | None) -> list[Finding]:
         return []
     findings = []
     name = method_of(subject.declared).read_by(quantization_of(subject.config) or {})
-    if name is not None:
-        version = library_versions((name,)).get(name)
-        if version is not None:
-            data = {"library": name, "version": version}
-            findings.append(Finding(check="library", severity="info", message=f"read by {name} {version}", data=data))
+    version = library_versions((name,)).get(name) if name is not None else None
+    if version is not None:
+        data = {"library": name, "version": version}
+        findings.append(Finding(check="library", severity="info", message=f"read by {name} {version}", data=data))
     if loaded.remarks:
         message = f"its library warns: {' '.join(loaded.remarks)}"
         findings.append(Finding(check="library", severity="warning", message=message))
     return findings
-
-
-def _says_int8_products(subject: Subject) -> bool:
-    """What is declared or found does; of another library's format only its config tells."""
-    declared = subject.declared
-    schemes = (declared,) if method_of(declared).foreign else (declared, subject.found)
-    return any(method_of(scheme).multiplies_int8(scheme) for scheme in schemes)
 
 
 def multiplies_int8(loaded: Loaded) -> bool:
@@ -156,11 +150,9 @@ def check_hardware(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """Whether the device multiplies the declared types in hardware; what it doesn't is emulated or decoded first."""
     declared, hardware = subject.declared, subject.hardware
     method = method_of(declared)
-    types = [declared.compute_type]
-    if declared.stored_type == "I8" and method.multiplies_int8(declared):
-        types = ["I8", declared.compute_type]
+    codes = ["I8"] if declared.stored_type == "I8" and method.multiplies_int8(declared) else []
     findings = []
-    for number_type in types:
+    for number_type in (*codes, declared.compute_type):
         native = hardware.multiplies(number_type)
         data = {"type": number_type, "native": native, "hardware": hardware.name}
         severity: Severity = "warning" if native is False else "info"

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from itertools import product
 
 from bitladder.checkpoint.checks.subject import Subject
 from bitladder.checkpoint.checks.values import equal_values
@@ -166,10 +167,8 @@ def _is_skipped(module: str, subject: Subject) -> bool:
 
 def check_head(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     """A head that is stored although it is, or should be, the embedding."""
-    if isinstance(subject.architecture, Unknown):
-        return []
     pair = _head_like_embedding(subject)
-    if pair is None:
+    if pair is None or isinstance(subject.architecture, Unknown):
         return []
     head, embedding = (subject.tensors[name] for name in pair)
     tied = subject.architecture.tied_head
@@ -191,11 +190,10 @@ def _head_like_embedding(subject: Subject) -> tuple[str, str] | None:
     named: dict[str, list[str]] = defaultdict(list)
     for name, tensor in subject.tensors.items():
         named[kind_of(name, tensor)].append(name)
-    for head in named["head"]:
-        for embedding in named["embedding"]:
-            first, second = subject.tensors[head], subject.tensors[embedding]
-            if (first.dtype, first.shape) == (second.dtype, second.shape):
-                return head, embedding
+    for head, embedding in product(named["head"], named["embedding"]):
+        first, second = subject.tensors[head], subject.tensors[embedding]
+        if (first.dtype, first.shape) == (second.dtype, second.shape):
+            return head, embedding
     return None
 
 

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bitladder.checkpoint.footprint import loaded_bytes
+from bitladder.checkpoint.loading import load_model
 from bitladder.checkpoint.placement import model_devices
 from bitladder.perf.engines.engine import EngineRow, LaunchFacts, StepTimes
-from bitladder.records import LoadPolicy
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,6 @@ class EagerEngine:
 
     @property
     def loaded_bytes(self) -> int:
-        from bitladder.checkpoint.footprint import loaded_bytes
-
         return loaded_bytes(self._model)
 
     def run(self, token_ids: Sequence[Sequence[int]], new_tokens: int) -> StepTimes:
@@ -130,16 +128,10 @@ class _StepClock:
         return self._go_on
 
 
-def load(directory: Path, policy: LoadPolicy) -> "PreTrainedModel":
-    from bitladder.checkpoint.loading import load_model
-
-    return load_model(directory, policy)
-
-
 EAGER = EngineRow(
     name="eager",
     title="transformers' generate",
-    start=lambda directory, policy: EagerEngine(load(directory, policy)),
-    answering=load,
+    start=lambda directory, policy: EagerEngine(load_model(directory, policy)),
+    answering=load_model,
     of_model=EagerEngine,
 )
