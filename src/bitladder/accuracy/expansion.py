@@ -42,6 +42,10 @@ class Leaf:
     functions: tuple[FunctionName, ...] = ()
     """what lm-eval imports to read the YAML, and what groups set"""
 
+    def leaves(self) -> Iterator["Leaf"]:
+        """Itself, as a group gives those in it."""
+        yield self
+
     @property
     def title(self) -> str:
         return str(self.config.get("task_alias") or self.name)
@@ -65,10 +69,7 @@ class Group:
 
     def leaves(self) -> Iterator[Leaf]:
         for member in self.members:
-            if isinstance(member, Leaf):
-                yield member
-            else:
-                yield from member.leaves()
+            yield from member.leaves()
 
     @property
     def has_one_score(self) -> bool:

@@ -87,5 +87,5 @@ def prompts_of_the_whole(task: Any, documents: Iterable[Any], chosen: Sequence[i
         if number in wanted:
             drawn.append(examples)
     left = iter(drawn)
-    with patched("lm_eval.sample", lambda *_, **__: next(left), task.sampler):
+    with patched("lm_eval.api.samplers:ContextSampler.sample", lambda *_, **__: next(left), task.sampler):
         yield

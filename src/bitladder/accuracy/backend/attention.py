@@ -124,7 +124,7 @@ def our_attention(model: "PreTrainedModel") -> Iterator[None]:
     AttentionMaskInterface.register(NAME, _make_mask)
     own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    unasked = patched("transformers.find_packed_sequence_indices", lambda position_ids: None)
+    unasked = patched("transformers.masking_utils:find_packed_sequence_indices", lambda position_ids: None)
     try:
         with unasked, torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
             yield
