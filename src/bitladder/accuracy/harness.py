@@ -32,15 +32,14 @@ def quiet() -> Iterator[None]:
     def hidden(bar: Any, *arguments: Any, **options: Any) -> None:
         start(bar, *arguments, **{**options, "disable": True})
 
-    loggers = [logging.getLogger(name) for name in _LIBRARIES]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, _LIBRARIES)}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         with patched("tqdm.std:tqdm.__init__", hidden):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 

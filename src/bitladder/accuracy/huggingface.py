@@ -1,7 +1,7 @@
 """lm-eval's own ``hf`` backend on a loaded model, counting what it does: requests done, contexts cut off."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -137,13 +137,11 @@ def _weights_alone_rounded(model: Any) -> Iterator[None]:
         weight = dequantize_bnb_weight(layer.weight, layer.state).to(product.dtype)
         return linear(inputs[0], weight, None if layer.bias is None else layer.bias.to(product.dtype))
 
-    layers = [module for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
-    hooks = [layer.register_forward_hook(multiply_again) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if type(module).__name__ == "Linear8bitLt":
+                hooks.enter_context(module.register_forward_hook(multiply_again))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _text(model: Any) -> Any:

@@ -96,8 +96,7 @@ def _attention(
         window=attention_mask.window,
     )
     size = value.shape[-1]
-    parts = _of_one_size(query, key, value)
-    output = bitladder.attend(layer, *(part[0].transpose(0, 1) for part in parts))
+    output = bitladder.attend(layer, *(part[0].transpose(0, 1) for part in _of_one_size(query, key, value)))
     return output[None, ..., :size].to(query.dtype), None
 
 

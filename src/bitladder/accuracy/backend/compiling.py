@@ -26,8 +26,7 @@ def compiled(model: "PreTrainedModel", wanted: bool = True) -> Iterator[None]:
     """Inside the block the model's elementwise parts are compiled; nothing changes where it isn't ``wanted``."""
     with ExitStack() as stack:
         if wanted:
-            modules = [module for module in model.modules() if _is_ours_to_compile(module)]
-            for module in modules:
+            for module in filter(_is_ours_to_compile, model.modules()):
                 function = _compiled(type(module).forward, 1)
                 stack.enter_context(patched("torch.nn:Module.forward", partial(function, module), module))
             for name in {type(module).__module__ for module in model.modules()}:

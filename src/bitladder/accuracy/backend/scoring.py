@@ -121,8 +121,7 @@ class _Results:
         if not self.waiting:
             return
         fetched = torch.cat([result for _, _, result in self.waiting], 1).cpu().numpy()
-        ends = np.cumsum([result.shape[1] for _, _, result in self.waiting])
-        values = np.split(fetched, ends[:-1], axis=1)
+        values = np.split(fetched, np.cumsum([result.shape[1] for _, _, result in self.waiting])[:-1], axis=1)
         self.parts += values
         if self.journal is not None:
             self.journal.add((plan, number, one) for (plan, number, _), one in zip(self.waiting, values, strict=True))
@@ -134,25 +133,29 @@ class _Results:
         return np.concatenate(self.parts, axis=1).astype(np.float64)
 
 
-def make_attention(
-    pack: Pack, prefixes: KeyValueStore, model: "PreTrainedModel", positions: "Tensor", ways: Ways
-) -> TreeAttention:
-    if not ways.tree_kernel:
-        return TreeAttention(pack, prefixes, model.device, positions)
-    from bitladder.accuracy.backend.device_kernels import block_rows
+def forward_pack(
+    model: "PreTrainedModel", pack: Pack, kept: KeyValueStore, ways: Ways
+) -> "tuple[Tensor, TreeAttention, list[Tensor]]":
+    """Logits of the pack's rows (rows, vocabulary), of its first token where it has none; how they were attended; and
+    on the device its targets' rows and tokens."""
+    # A pack of kept tokens may score none of them; the model's head wants a row all the same.
+    rows = pack.rows if len(pack.rows) else np.zeros(1, np.int64)
+    arrays = [pack.tokens, pack.positions, rows, pack.target_rows, pack.target_tokens]
+    tokens, positions, rows_there, *targets = to_device(arrays, model.device)
+    block_rows = None
+    if ways.tree_kernel:
+        from bitladder.accuracy.backend import device_kernels
 
-    return TreeAttention(pack, prefixes, model.device, positions, block_rows(model.dtype))
+        block_rows = device_kernels.block_rows(model.dtype)
+    attention = TreeAttention(pack, kept, model.device, positions, block_rows)
+    return forward(model, tokens, positions, rows_there, attention), attention, targets
 
 
 def forward_batch(model: "PreTrainedModel", pack: Pack, prefixes: PrefixCache, ways: Ways) -> "Tensor":
     """Returns (2, targets), FP32: log-probability, and 1 where the target is the first choice."""
     import torch
 
-    # A pack of kept tokens may score none of them; the model's head wants a row all the same.
-    rows = pack.rows if len(pack.rows) else np.zeros(1, np.int64)
-    arrays = [pack.tokens, pack.positions, rows, pack.target_rows, pack.target_tokens]
-    tokens, positions, rows_there, target_rows, target_tokens = to_device(arrays, model.device)
-    logits = forward(model, tokens, positions, rows_there, make_attention(pack, prefixes, model, positions, ways))
+    logits, _, (target_rows, target_tokens) = forward_pack(model, pack, prefixes, ways)
     if ways.row_kernel:
         from bitladder.accuracy.backend.device_kernels import row_statistics
 

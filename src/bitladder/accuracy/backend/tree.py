@@ -47,7 +47,7 @@ class _Varlen:
 
     queries: "Tensor | None"
     keys: "Tensor | None"
-    bounds: "list[Tensor]"
+    bounds: "tuple[Tensor, Tensor]"
     """of the queries, and of the keys"""
     longest: tuple[int, int]
     """query, and key"""
@@ -105,8 +105,7 @@ class TreeAttention:
 
     def _kept(self, layer: Layer) -> "tuple[Tensor, Tensor]":
         """Keys and values of all chains, one after the other."""
-        kept = [self.prefixes.get(chain, layer.index) for _, _, chain in self.pack.chains]
-        keys, values = zip(*kept, strict=True)
+        keys, values = zip(*(self.prefixes.get(chain, layer.index) for _, _, chain in self.pack.chains), strict=True)
         return _concatenate(keys), _concatenate(values)
 
     def _attend_units(
@@ -175,8 +174,7 @@ class TreeAttention:
                 positions = self.pack.positions[start:end]
                 before = np.arange(keys - (end - start))
                 seen &= positions[:, None] - np.concatenate([before, positions]) < window
-            mask = torch.from_numpy(np.where(seen, 0.0, -np.inf))
-            self._masks[start, window] = mask.to(self.device, dtype)
+            self._masks[start, window] = torch.from_numpy(np.where(seen, 0.0, -np.inf)).to(self.device, dtype)
         return self._masks[start, window]
 
     def _window_masked(
@@ -227,10 +225,9 @@ def _kept_spans(pack: Pack) -> list[tuple[int, int, int, int]]:
     A chain is all that is before a token outside its pack, so its length is the depth of the first token below it.
     """
     lengths = [int(pack.positions[start]) for start, _, _ in pack.chains]
-    ends = np.cumsum(lengths).tolist()
     return [
         (start, end, key_end - length, key_end)
-        for (start, end, _), key_end, length in zip(pack.chains, ends, lengths, strict=True)
+        for (start, end, _), key_end, length in zip(pack.chains, np.cumsum(lengths).tolist(), lengths, strict=True)
     ]
 
 
@@ -255,7 +252,12 @@ def _varlen_calls(spans: list[Integers], queries: int, keys: list[int], device: 
         calls.append((chosen, (bounds(lengths), bounds(key_lengths)), (int(lengths.max()), int(key_lengths.max()))))
     sent = to_device(arrays, device)
     return [
-        _Varlen(*(None if one is None else sent[one] for one in chosen), [sent[one] for one in ends], longest)
+        _Varlen(
+            None if chosen[0] is None else sent[chosen[0]],
+            None if chosen[1] is None else sent[chosen[1]],
+            (sent[ends[0]], sent[ends[1]]),
+            longest,
+        )
         for chosen, ends, longest in calls
     ]
 

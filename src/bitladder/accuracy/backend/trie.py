@@ -55,8 +55,7 @@ def build_trie(sequences: Sequence[Tokens], longest_segment: int) -> Trie:
     ordered = sorted(by_key)
     branching = _Branching([by_key[key] for key in ordered])
     trie = Trie()
-    ends = branching.segments_to(trie, longest_segment)
-    node_of = dict(zip(ordered, ends, strict=True))
+    node_of = dict(zip(ordered, branching.segments_to(trie, longest_segment), strict=True))
     trie.end_of = [node_of[key] for key in keys]
     return trie
 
@@ -131,7 +130,9 @@ class _Branching:
             tokens = self.ordered[self.sequence[node]]
             last, depth = hang, start
             if node and (shared[node] or self.ends[node]):
-                for first, end in _pieces(start, self.depth[node], longest_segment):
+                for first, end in itertools.pairwise(
+                    [*range(start, self.depth[node], longest_segment), self.depth[node]]
+                ):
                     last = trie.add(last, first, tokens[first:end])
                 if self.ends[node]:
                     ends[self.sequence[node]] = last
@@ -140,10 +141,6 @@ class _Branching:
             for child in self.children[node]:
                 above[child] = (hang, depth)
         return ends
-
-
-def _pieces(start: int, end: int, longest: int) -> list[tuple[int, int]]:
-    return list(itertools.pairwise([*range(start, end, longest), end]))
 
 
 def _common_prefix(first: Tokens, second: Tokens) -> int:
