@@ -296,7 +296,7 @@ def test_unknown_suite() -> None:
 
 
 def test_the_papers_rows_are_those_of_its_table_1() -> None:
-    assert [row.title for row in SUITES["paper"].rows] == [
+    assert [row.title for row in SUITES["paper"]] == [
         "ARC-Challenge",
         "ARC-Easy",
         "GSM8K (strict, CoT)",

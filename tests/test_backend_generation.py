@@ -120,7 +120,7 @@ def test_rows_are_a_matter_of_the_device_and_the_model(monkeypatch: pytest.Monke
     row = 100 * key_value_bytes(model)
     for rows in (1, 2, 8, CPU_ROWS):
         monkeypatch.setattr(
-            "bitladder.checkpoint.loading.device_bytes", lambda device, rows=rows: weights + 4 * rows * row
+            "bitladder.accuracy.backend.budget.device_bytes", lambda device, rows=rows: weights + 4 * rows * row
         )
         assert rows_at_once(model, 100) == rows
     monkeypatch.setattr("bitladder.checkpoint.loading.device_bytes", lambda device: 1 << 60)

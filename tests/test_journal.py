@@ -8,7 +8,8 @@ import pytest
 
 from bitladder.accuracy import journal
 from bitladder.accuracy.backend import scoring
-from bitladder.accuracy.backend.packing import plan_packs
+from bitladder.accuracy.backend.packing import Pack, plan_packs
+from bitladder.accuracy.backend.prefix import PrefixCache
 from bitladder.accuracy.backend.scoring import score
 from bitladder.accuracy.backend.ways import Ways
 from bitladder.accuracy.journal import Journal, read_entries
@@ -40,9 +41,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     own = scoring.forward_batch
 
-    def counting(model: Any, batch: Any, ways: Ways) -> Any:
-        counted.append(len(batch.pack.tokens))
-        return own(model, batch, ways)
+    def counting(model: Any, pack: Pack, prefixes: PrefixCache, ways: Ways) -> Any:
+        counted.append(len(pack.tokens))
+        return own(model, pack, prefixes, ways)
 
     monkeypatch.setattr(scoring, "forward_batch", counting)
     return counted

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.patches import PATCHES, Patch, patched, target_of
+from bitladder.patches import PATCHES, Patch, attribute_of, patched, target_of
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_the_library_has_what_is_exchanged(name: str) -> None:
-    patch = PATCHES[name]
-    assert hasattr(target_of(patch), patch.attribute.rpartition(".")[2])
-    assert patch.why
-    assert patch.until
+    assert hasattr(target_of(name), attribute_of(name))
+    assert PATCHES[name].why
+    assert PATCHES[name].until
 
 
 def test_nothing_else_patches() -> None:
@@ -26,7 +25,7 @@ def test_nothing_else_patches() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("patch"):
                 names.add(ast.unparse(node.args[0]))
-    used = {name for name in PATCHES if repr(name) in names or name == "transformers.apply_rotary_pos_emb"}
+    used = {name for name in PATCHES if repr(name) in names or name.endswith(":apply_rotary_pos_emb")}
     assert used == PATCHES.keys()
 
 
@@ -36,12 +35,12 @@ class _Library:
 
 def test_an_attribute_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of the object itself as it was, one of its class without a trace on the object."""
-    monkeypatch.setitem(PATCHES, "test", Patch("", "shared", "", ""))
+    monkeypatch.setitem(PATCHES, "test:shared", Patch("", ""))
     own = _Library()
     own.shared = "its own"
     plain = _Library()
     for library, before in ((own, {"shared": "its own"}), (plain, {})):
-        with pytest.raises(RuntimeError), patched("test", "ours", library):
+        with pytest.raises(RuntimeError), patched("test:shared", "ours", library):
             assert library.shared == "ours"
             raise RuntimeError
         assert vars(library) == before

@@ -18,8 +18,8 @@ def offline_without_network() -> Iterator[None]:
         yield
         return
     with (
-        patched("huggingface_hub.HF_HUB_OFFLINE", True),
-        patched("datasets.HF_HUB_OFFLINE", True),
+        patched("huggingface_hub.constants:HF_HUB_OFFLINE", True),
+        patched("datasets.config:HF_HUB_OFFLINE", True),
     ):
         yield
 

@@ -79,13 +79,9 @@ def _folder(path: Path) -> Iterator[Path]:
 def _read_parts(folder: Path, given: Path) -> list[Part]:
     results = load_results(folder)
     return [
-        _read_part(part, replace(part, directory=_shown(part.directory, folder, given)))
+        _read_part(part, replace(part, directory=given / part.directory.relative_to(folder)))
         for part in results.parts or (results,)
     ]
-
-
-def _shown(directory: Path, folder: Path, given: Path) -> Path:
-    return given / directory.relative_to(folder)
 
 
 def _read_part(part: Results, shown: Results) -> Part:

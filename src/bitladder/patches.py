@@ -7,117 +7,84 @@ attribute any more is told there.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One attribute of a library, and why it can't stay as it is."""
+    """Why an attribute of a library can't stay as it is."""
 
-    module: str
-    attribute: str
-    """with dots; of a class or an object that is found at run time the name alone"""
     why: str
     until: str
     """with which version the patch can go"""
 
 
 PATCHES = {
-    "datasets.load_dataset": Patch(
-        "datasets",
-        "load_dataset",
+    "datasets:load_dataset": Patch(
         "a task's data come from a mirror, or from files beside its YAML, and what fails is told by the task's name",
         "lm-eval takes a function that loads a task's data; 0.4.13 calls this one by its name",
     ),
-    "datasets.dataset_module_factory": Patch(
-        "datasets.load",
-        "dataset_module_factory",
+    "datasets.load:dataset_module_factory": Patch(
         "finding a data set's files takes 0.14 s, again for each of its configurations; MMLU has 57",
         "datasets keeps what it found; 5.2 looks again",
     ),
-    "datasets.resolve_pattern": Patch(
-        "datasets.data_files",
-        "resolve_pattern",
+    "datasets.data_files:resolve_pattern": Patch(
         "a pattern in a task's YAML may reach files outside the task's folder, which is refused",
         "datasets has a root that patterns can't leave; 5.2 has none",
     ),
-    "datasets.HF_HUB_OFFLINE": Patch(
-        "datasets.config",
-        "HF_HUB_OFFLINE",
+    "datasets.config:HF_HUB_OFFLINE": Patch(
         "without a network its cache is read at once, not after half a minute of retries",
         "datasets takes this by call; 5.2 reads it from the environment, once",
     ),
-    "huggingface_hub.HF_HUB_OFFLINE": Patch(
-        "huggingface_hub.constants",
-        "HF_HUB_OFFLINE",
+    "huggingface_hub.constants:HF_HUB_OFFLINE": Patch(
         "as datasets' own, which asks both",
         "huggingface_hub takes this by call in what datasets uses; 2.4 reads it from the environment, once",
     ),
-    "bitsandbytes.matmul_4bit": Patch(
-        "bitsandbytes",
-        "matmul_4bit",
+    "bitsandbytes:matmul_4bit": Patch(
         "a CPU without 16-bit products emulates them many times slower than FP32, whose result is as exact",
         "bitsandbytes multiplies in FP32 where the CPU has no 16-bit products; 0.50 does not",
     ),
-    "transformers.find_packed_sequence_indices": Patch(
-        "transformers.masking_utils",
-        "find_packed_sequence_indices",
+    "transformers.masking_utils:find_packed_sequence_indices": Patch(
         "it asks the device whether positions start anew and waits for the answer in every forward; our mask is made "
         "of other things",
         "transformers asks an attention of one's own whether it needs that; 5.24 asks always",
     ),
-    "transformers.GGUFReader": Patch(
-        "gguf",
-        "GGUFReader",
+    "gguf:GGUFReader": Patch(
         "transformers parses a GGUF's metadata again for each thing it wants to know, at seconds a time",
         "transformers keeps the reader; 5.24 opens it anew",
     ),
-    "transformers.gguf_tqdm": Patch(
-        "transformers.modeling_gguf_pytorch_utils",
-        "tqdm",
+    "transformers.modeling_gguf_pytorch_utils:tqdm": Patch(
         "its progress bar is the only one without a switch",
         "transformers' logging switches this bar off too; in 5.24 it does not",
     ),
-    "tqdm.__init__": Patch(
-        "tqdm.std",
-        "tqdm.__init__",
+    "tqdm.std:tqdm.__init__": Patch(
         "lm-eval and its libraries draw progress bars through ours, and most have no switch",
         "lm-eval takes a flag for its bars in every function that we call; 0.4.13 has it in some",
     ),
-    "lm_eval.from_string": Patch(
-        "lm_eval.utils",
-        "env.from_string",
+    "lm_eval.utils:env.from_string": Patch(
         "a task's templates are parsed and compiled again for every document, which takes longer than scoring it on a "
         "GPU",
         "lm-eval keeps compiled templates; 0.4.13 compiles anew",
     ),
-    "lm_eval.env": Patch(
-        "lm_eval.utils",
-        "env",
+    "lm_eval.utils:env": Patch(
         "a template in a user's YAML could reach Python's insides; Jinja's sandbox renders lm-eval's own all the same",
         "lm-eval renders in a sandbox; 0.4.13 does not",
     ),
-    "lm_eval.sample": Patch(
-        "lm_eval.api.samplers",
-        "ContextSampler.sample",
+    "lm_eval.api.samplers:ContextSampler.sample": Patch(
         "few-shot examples are drawn for one document after the other, so that a prompt depends on which come before",
         "lm-eval draws by document; 0.4.13 draws from one stream",
     ),
-    "transformers.forward": Patch(
-        "torch.nn",
-        "Module.forward",
+    "torch.nn:Module.forward": Patch(
         "norms and MLPs run compiled, and remain the modules that other libraries look for",
         "transformers compiles single modules by a setting; 5.24 compiles the whole forward",
     ),
-    "transformers.apply_rotary_pos_emb": Patch(
-        "transformers.models.llama.modeling_llama",
-        "apply_rotary_pos_emb",
+    "transformers.models.llama.modeling_llama:apply_rotary_pos_emb": Patch(
         "runs compiled; each family's module has its own under this name",
         "transformers compiles single functions by a setting; 5.24 compiles the whole forward",
     ),
 }
-"""by a name of ours"""
+"""by module and attribute, with a colon between; of a class or an object that is found at run time one of its kind"""
 
 _ABSENT = object()
 
@@ -126,11 +93,9 @@ _ABSENT = object()
 def patched(name: str, value: Any, owner: object | None = None) -> Iterator[None]:
     """In the block the attribute of that row of `PATCHES` is ``value``, and after it what it was.
 
-    ``owner``: the object whose attribute it is, where the row's own target is only its kind.
+    ``owner``: the object whose attribute it is, where the row's own is only one of its kind.
     """
-    patch = PATCHES[name]
-    target = target_of(patch) if owner is None else owner
-    attribute = patch.attribute.rpartition(".")[2]
+    target, attribute = target_of(name) if owner is None else owner, attribute_of(name)
     before = vars(target).get(attribute, _ABSENT)
     setattr(target, attribute, value)
     try:
@@ -144,13 +109,16 @@ def patched(name: str, value: Any, owner: object | None = None) -> Iterator[None
 
 def patch_for_good(name: str, value: Any) -> None:
     """From now on, in this process, the attribute is ``value``."""
-    patch = PATCHES[name]
-    setattr(target_of(patch), patch.attribute.rpartition(".")[2], value)
+    setattr(target_of(name), attribute_of(name), value)
 
 
-def target_of(patch: Patch) -> object:
-    """What has the attribute: the module, or a class or object in it."""
-    target: object = import_module(patch.module)
-    for part in patch.attribute.split(".")[:-1]:
-        target = getattr(target, part)
-    return target
+def target_of(name: str) -> object:
+    """What has the attribute of a row of `PATCHES`: the module, or a class or object in it."""
+    module, _, path = name.partition(":")
+    return resolve_name(f"{module}:{path.rpartition('.')[0]}")
+
+
+def attribute_of(name: str) -> str:
+    """The attribute's own name. There is no exchange without a row."""
+    assert name in PATCHES
+    return name.replace(":", ".").rpartition(".")[2]

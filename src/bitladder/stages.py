@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 from bitladder.records import (
     AccuracyOutcome,
@@ -47,8 +48,7 @@ def measured_items(item: Item) -> tuple[Item, ...]:
     """What an item of a plan is measured by: itself, or an item for each stage."""
     if not isinstance(item, AccuracyTask) or item.order is None:
         return (item,)
-    stages = range(len(item.order.stops))
-    return tuple(part for stage in stages if (part := stage_item(item, stage)) is not None)
+    return tuple(part for stage in range(len(item.order.stops)) if (part := stage_item(item, stage)) is not None)
 
 
 def stage_item(task: AccuracyTask, stage: int) -> AccuracyTask | None:
@@ -80,11 +80,7 @@ def read_as_one(items: Iterable[Item], records: Iterable[MeasurementRecord]) -> 
 
 
 def _join(item: AccuracyTask, seed: int, by_item: dict[Item, MeasurementRecord]) -> MeasurementRecord | None:
-    parts: list[MeasurementRecord] = []
-    for part in measured_items(item):
-        if part not in by_item:
-            break
-        parts.append(by_item[part])
+    parts = [by_item[part] for part in takewhile(by_item.__contains__, measured_items(item))]
     bad = next((part for part in parts if part.status != "ok"), None)
     last = bad or (parts[-1] if parts else None)
     if last is None:

@@ -55,8 +55,7 @@ def score_cached(model: "PreTrainedModel", requests: Sequence[Request]) -> list[
             rows = [logits]
             cache = copy.deepcopy(kept) if len(rest) else None
             for token in rest:
-                output = model(input_ids=_ids(model, [token]), use_cache=True, **{name: cache})
-                rows.append(output.logits[0])
+                rows.append(model(input_ids=_ids(model, [token]), use_cache=True, **{name: cache}).logits[0])
             scores.append(_sum(torch.cat(rows), request))
     return scores
 

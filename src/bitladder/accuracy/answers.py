@@ -139,8 +139,7 @@ def study_answers(results: Results, rung: str) -> Answers:
         stores = [merged.part(part) for part in record.parts] if record else [Store(results.directory)]
         found: list[Document] = []
         for documents_hash in dict.fromkeys(hashes[task]):
-            kept = (store.read_documents(documents_hash) for store in stores)
-            documents = next((one for one in kept if one is not None), None)
+            documents = next(filter(None, (store.read_documents(documents_hash) for store in stores)), None)
             if documents is None:
                 raise UserError(f"{results.directory}: no questions of {task} in documents/; run the study again")
             found += documents.documents
@@ -187,8 +186,7 @@ def take_tasks(answers: Answers, names: Collection[str]) -> Answers:
 
 def require_comparable(base: Answers, others: Sequence[Answers]) -> None:
     """Raises UserError, naming what differs, unless all answered the baseline's documents under the same prompts."""
-    names = [answers.name for answers in (base, *others)]
-    for name, count in Counter(names).items():
+    for name, count in Counter(answers.name for answers in (base, *others)).items():
         if count > 1:
             raise UserError(f"{name!r} stands {count} times; expected a baseline and others, each with its own name")
     for other in others:
@@ -204,11 +202,7 @@ def require_comparable(base: Answers, others: Sequence[Answers]) -> None:
             if task not in staged:
                 _require_same_task(task, base, other)
             elif task in other.outcomes:
-                _require_same_task(task, *(answers_to_both(one, another) for one, another in _both_ways(base, other)))
-
-
-def _both_ways(base: Answers, other: Answers) -> tuple[tuple[Answers, Answers], tuple[Answers, Answers]]:
-    return (base, other), (other, base)
+                _require_same_task(task, answers_to_both(base, other), answers_to_both(other, base))
 
 
 def answers_to_both(answers: Answers, other: Answers) -> Answers:

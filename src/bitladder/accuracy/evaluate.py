@@ -91,44 +91,28 @@ def _run(library: TaskLibrary, task: Any, language_model: Any, item: AccuracyTas
     return results
 
 
-def _hugging_face(
-    model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None, journal: Journal | None
-) -> Any:
-    from bitladder.accuracy.huggingface import HuggingFaceModel
-
-    return HuggingFaceModel(model, tokenizer, item.batch_size, progress)
-
-
-def _bitladder(
-    model: Any, tokenizer: Any, item: AccuracyTask, progress: Progress | None, journal: Journal | None
-) -> Any:
-    from bitladder.accuracy.backend.lm import BitladderLM
-
-    return BitladderLM(
-        model,
-        tokenizer,
-        token_budget=item.token_budget,
-        seed=item.seed,
-        fallback_batch_size=item.batch_size,
-        progress=progress,
-        journal=journal,
-    )
-
-
-BACKENDS: dict[str, Callable[[Any, Any, AccuracyTask, Progress | None, Journal | None], Any]] = {
-    "hf": _hugging_face,
-    "bitladder": _bitladder,
-}
-"""name -> maker of an lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks``,
-``truncated``, ``remarks``, ``batch_plans`` and ``scoring``"""
-
-
 def _make_backend(
     item: AccuracyTask, model: Any, tokenizer: Any, progress: Progress | None, journal: Journal | None
 ) -> Any:
-    if item.backend not in BACKENDS:
-        raise UnknownNameError("accuracy backend", item.backend, BACKENDS)
-    return BACKENDS[item.backend](model, tokenizer, item, progress, journal)
+    """An lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks``, ``truncated``, ``remarks``,
+    ``batch_plans`` and ``scoring``."""
+    if item.backend == "hf":
+        from bitladder.accuracy.huggingface import HuggingFaceModel
+
+        return HuggingFaceModel(model, tokenizer, item.batch_size, progress)
+    if item.backend == "bitladder":
+        from bitladder.accuracy.backend.lm import BitladderLM
+
+        return BitladderLM(
+            model,
+            tokenizer,
+            token_budget=item.token_budget,
+            seed=item.seed,
+            fallback_batch_size=item.batch_size,
+            progress=progress,
+            journal=journal,
+        )
+    raise UnknownNameError("accuracy backend", item.backend, ("hf", "bitladder"))
 
 
 def require_same_task(library: TaskLibrary, item: AccuracyTask) -> None:

@@ -42,6 +42,10 @@ class Leaf:
     functions: tuple[FunctionName, ...] = ()
     """what lm-eval imports to read the YAML, and what groups set"""
 
+    def leaves(self) -> Iterator["Leaf"]:
+        """Itself, as a group gives those in it."""
+        yield self
+
     @property
     def title(self) -> str:
         return str(self.config.get("task_alias") or self.name)
@@ -65,10 +69,7 @@ class Group:
 
     def leaves(self) -> Iterator[Leaf]:
         for member in self.members:
-            if isinstance(member, Leaf):
-                yield member
-            else:
-                yield from member.leaves()
+            yield from member.leaves()
 
     @property
     def has_one_score(self) -> bool:
@@ -86,15 +87,13 @@ def expand(requested: str) -> tuple[Member, ...]:
     name or a group's member that doesn't exist, BrokenFileError for a file that isn't a task's YAML.
     """
     names = known_names()
-    if requested in names:
-        return tuple(_expand_name(requested, {}, _Scope(names)))
-    path = expand_user(requested).absolute()
-    if path.is_dir():
-        return _expand_folder(path, names)
-    if path.is_file():
-        return _expand_file(path, names)
-    find_definition(requested, names)
-    raise AssertionError("unreachable: an unknown name raises")
+    if requested not in names:
+        path = expand_user(requested).absolute()
+        if path.is_dir():
+            return _expand_folder(path, names)
+        if path.is_file():
+            return _expand_file(path, names)
+    return tuple(_expand_name(requested, {}, _Scope(names)))
 
 
 @dataclass(frozen=True)

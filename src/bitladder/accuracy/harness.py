@@ -32,15 +32,14 @@ def quiet() -> Iterator[None]:
     def hidden(bar: Any, *arguments: Any, **options: Any) -> None:
         start(bar, *arguments, **{**options, "disable": True})
 
-    loggers = [logging.getLogger(name) for name in _LIBRARIES]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, _LIBRARIES)}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
-        with patched("tqdm.__init__", hidden):
+        with patched("tqdm.std:tqdm.__init__", hidden):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
@@ -51,7 +50,7 @@ def templates_kept() -> Iterator[None]:
     """
     from lm_eval.utils import env
 
-    with patched("lm_eval.from_string", lru_cache(_TEMPLATES)(env.from_string)):
+    with patched("lm_eval.utils:env.from_string", lru_cache(_TEMPLATES)(env.from_string)):
         yield
 
 
@@ -69,7 +68,7 @@ def sandbox_templates() -> None:
         loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
     )
     sandboxed.filters.update(plain.filters)
-    patch_for_good("lm_eval.env", sandboxed)
+    patch_for_good("lm_eval.utils:env", sandboxed)
 
 
 @contextmanager

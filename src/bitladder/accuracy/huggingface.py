@@ -1,7 +1,7 @@
 """lm-eval's own ``hf`` backend on a loaded model, counting what it does: requests done, contexts cut off."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,23 +60,17 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         return record_scoring(self.model, self.passes)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self._count(len(requests))
-        self._require_plain_batches(padding_behind_shows)
-        with self.passes.seen(self.model):
+        with self._watched(requests, padding_behind_shows):
             scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return scored
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        self._count(len(requests))
-        self._require_plain_batches(padding_behind_shows)
-        with self.passes.seen(self.model):
+        with self._watched(requests, padding_behind_shows):
             scored: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return scored
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        self._count(len(requests))
-        self._require_plain_batches(padding_shows)
-        with self.passes.seen(self.model, generating=True):
+        with self._watched(requests, padding_shows, generating=True):
             texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return texts
 
@@ -97,15 +91,20 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
             self.truncated.update(text for text in strings if len(self.tok_encode(text)) > left_truncate_len)
         return tokens, mask
 
-    def _require_plain_batches(self, trial: Callable[[Any], bool]) -> None:
-        """From here on one row a batch where the trial says that what pads a batch changes its answers."""
+    @contextmanager
+    def _watched(
+        self, requests: Sequence[Any], trial: Callable[[Any], bool], *, generating: bool = False
+    ) -> Iterator[None]:
+        """In the block each request is reported as lm-eval hands over its answer, and forwards are counted.
+
+        From here on one row a batch where the trial says that what pads a batch changes its answers.
+        """
+        if self._progress is not None:
+            self.set_cache_hook(_RequestCounter(len(requests), self._progress))
         if self.batch_size_per_gpu != 1 and (why := _reason_to_ask_alone(trial, self.model)):
             self.batch_size_per_gpu, self.alone = 1, why
-
-    def _count(self, total: int) -> None:
-        """Report each request as lm-eval hands over its answer."""
-        if self._progress is not None:
-            self.set_cache_hook(_RequestCounter(total, self._progress))
+        with self.passes.seen(self.model, generating=generating):
+            yield
 
 
 _found: "WeakKeyDictionary[Any, dict[str, str | None]]" = WeakKeyDictionary()
@@ -138,13 +137,11 @@ def _weights_alone_rounded(model: Any) -> Iterator[None]:
         weight = dequantize_bnb_weight(layer.weight, layer.state).to(product.dtype)
         return linear(inputs[0], weight, None if layer.bias is None else layer.bias.to(product.dtype))
 
-    layers = [module for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
-    hooks = [layer.register_forward_hook(multiply_again) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if type(module).__name__ == "Linear8bitLt":
+                hooks.enter_context(module.register_forward_hook(multiply_again))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _text(model: Any) -> Any:

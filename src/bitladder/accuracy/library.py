@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from bitladder.accuracy.expansion import Group, Leaf, Member, expand, functions_of
+from bitladder.accuracy.expansion import Leaf, Member, expand, functions_of
 from bitladder.accuracy.fingerprint import task_hash
 from bitladder.accuracy.harness import as_we_run_it, sandbox_templates
 from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
@@ -128,7 +128,7 @@ class TaskLibrary:
 def _unique_leaves(members: Iterator[Member]) -> dict[str, Leaf]:
     leaves: dict[str, Leaf] = {}
     for member in members:
-        for leaf in member.leaves() if isinstance(member, Group) else (member,):
+        for leaf in member.leaves():
             if leaves.setdefault(leaf.name, leaf) != leaf:
                 raise UserError(
                     f"task {leaf.name} is asked for twice with other settings (by a group and by another, or by name); "

@@ -16,18 +16,18 @@ from typing import Any, Literal
 
 from bitladder.accuracy.passages import cluster_field, cluster_labels, has_field
 from bitladder.accuracy.rows import count_once
-from bitladder.accuracy.samples import Sample, document_outcome, harness_results, make_document, require_numbers
+from bitladder.accuracy.samples import (
+    Sample,
+    document_outcome,
+    harness_results,
+    make_document,
+    paired_metrics,
+    require_numbers,
+)
 from bitladder.accuracy.walk import walk
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.json_files import parse_json_object
-from bitladder.records import (
-    AccuracyOutcome,
-    DocumentOutcome,
-    MetricInfo,
-    TaskDocuments,
-    TaskGroup,
-    hash_json,
-)
+from bitladder.records import AccuracyOutcome, TaskDocuments, TaskGroup, hash_json
 
 _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl(?:\.gz)?")
@@ -213,7 +213,10 @@ class LogFolder:
             )
         with _as_logged(self._results_files[self._dates[task]]):
             planned = int(run["n-samples"].get(task, {}).get("effective", len(documents)))
-            metrics = _metrics(run, task, samples[0], documents)
+            listed = run["configs"][task].get("metric_list") or ()
+            aggregations = {entry.get("metric"): entry.get("aggregation", "mean") for entry in listed}
+            directions = run["higher_is_better"].get(task, {})
+            metrics = paired_metrics(samples[0], documents, directions, aggregations)
             aggregates = harness_results(run["results"][task])
         if len(documents) != planned or len({len(filtered) for filtered in samples}) > 1:
             raise BrokenFileError(
@@ -344,27 +347,6 @@ def _require_task(run: Json, path: Path, task: str) -> Json:
     if not all(isinstance(run[key].get(task), dict) for key in ("results", "configs")):
         raise BrokenFileError(f"{path}: no {task} in it; expected the results of the run that logged it")
     return run
-
-
-def _metrics(
-    run: Json, task: str, filtered: list[Sample], documents: tuple[DocumentOutcome, ...]
-) -> tuple[MetricInfo, ...]:
-    """The metrics that have a value in every document and a known direction, in lm-eval's order."""
-    directions = run["higher_is_better"].get(task, {})
-    listed = run["configs"][task].get("metric_list") or ()
-    aggregations = {entry.get("metric"): entry.get("aggregation", "mean") for entry in listed}
-    metrics = [
-        MetricInfo(
-            name=name,
-            filter=sample["filter"],
-            aggregation=str(aggregations.get(name, "mean")),
-            higher_is_better=bool(directions[name]),
-        )
-        for sample in filtered
-        for name in sample["metrics"]
-        if directions.get(name) is not None
-    ]
-    return tuple(metric for metric in metrics if all(metric.key in document.metrics for document in documents))
 
 
 def _model_of(config: Any) -> dict[str, str]:

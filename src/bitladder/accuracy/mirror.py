@@ -80,9 +80,9 @@ class DatasetReader:
         token = _SERVED.set((self, leaf))
         try:
             with (
-                patched("datasets.load_dataset", _load_dataset),
-                patched("datasets.dataset_module_factory", module),
-                patched("datasets.resolve_pattern", bounded),
+                patched("datasets:load_dataset", _load_dataset),
+                patched("datasets.load:dataset_module_factory", module),
+                patched("datasets.data_files:resolve_pattern", bounded),
             ):
                 yield
         finally:

@@ -40,8 +40,7 @@ def unordered_reason(library: TaskLibrary, groups: Sequence[TaskGroup]) -> str |
 
     for group in _rows(library, groups):
         for name in group.tasks:
-            task = library.task(name)
-            if type(task).fewshot_context is not ConfigurableTask.fewshot_context:
+            if type(library.task(name)).fewshot_context is not ConfigurableTask.fewshot_context:
                 return f"{name} makes its prompts in a way of its own, which may depend on the documents before"
     return None
 
@@ -87,5 +86,5 @@ def prompts_of_the_whole(task: Any, documents: Iterable[Any], chosen: Sequence[i
         if number in wanted:
             drawn.append(examples)
     left = iter(drawn)
-    with patched("lm_eval.sample", lambda *_, **__: next(left), task.sampler):
+    with patched("lm_eval.api.samplers:ContextSampler.sample", lambda *_, **__: next(left), task.sampler):
         yield

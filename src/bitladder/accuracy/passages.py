@@ -112,11 +112,8 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         if len(value) >= SHARED_CHARACTERS:
             yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _texts(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(one)
 
 

@@ -83,12 +83,8 @@ class Passes:
             else:
                 self.add(tokens.numel(), attention)
 
-        with self.generated() as told:
-            hook = model.register_forward_hook(count, with_kwargs=True)
-            try:
-                yield
-            finally:
-                hook.remove()
+        with self.generated() as told, model.register_forward_hook(count, with_kwargs=True):
+            yield
 
 
 def record_scoring(model: "PreTrainedModel", passes: Passes, ways: "Ways | None" = None) -> Scoring:

@@ -40,16 +40,11 @@ def products_seen(model: "PreTrainedModel", forwards: int) -> "Iterator[list[str
             tokens = arguments[0] if arguments else options["input_ids"]  # lm-eval names none
             found.append(_describe(profiler, tokens.numel(), on_gpu))
 
-    hooks = (
-        model.register_forward_pre_hook(begin),
-        model.register_forward_hook(end, with_kwargs=True),
-    )
-    try:
-        yield found
-    finally:
-        abandon()
-        for hook in hooks:
-            hook.remove()
+    with model.register_forward_pre_hook(begin), model.register_forward_hook(end, with_kwargs=True):
+        try:
+            yield found
+        finally:
+            abandon()
 
 
 def _describe(profiler: Any, rows: int, on_gpu: bool) -> str:

@@ -149,24 +149,15 @@ def _numbers(outcome: DocumentOutcome) -> Iterator[float]:
 def _metrics(
     task: Any, samples: Sequence[Sequence[Sample]], outcomes: Sequence[DocumentOutcome]
 ) -> tuple[MetricInfo, ...]:
-    """The metrics that have a value in every document and a known direction, in lm-eval's order."""
-    from lm_eval.api.metrics import mean
+    """`paired_metrics` of a task. Raises UserError where there is none."""
     from lm_eval.api.registry import AGGREGATION_REGISTRY
 
     names: dict[Any, str] = {function: name for name, function in AGGREGATION_REGISTRY.items()}
-    found = []
-    for sample in samples[0]:
-        for name in sample["metrics"]:
-            better = task.higher_is_better().get(name)
-            aggregation = task.aggregation().get(name, mean)
-            metric = MetricInfo(
-                name=name,
-                filter=sample["filter"],
-                aggregation=names.get(aggregation, getattr(aggregation, "__name__", "custom")),
-                higher_is_better=bool(better),
-            )
-            if better is not None and all(metric.key in outcome.metrics for outcome in outcomes):
-                found.append(metric)
+    aggregations = {
+        name: names.get(aggregation, getattr(aggregation, "__name__", "custom"))
+        for name, aggregation in task.aggregation().items()
+    }
+    found = paired_metrics(samples[0], outcomes, task.higher_is_better(), aggregations)
     if not found:
         asked = ", ".join(str(metric["metric"]) for metric in task.config.metric_list or ())
         raise UserError(
@@ -174,7 +165,31 @@ def _metrics(
             f"for a {task.OUTPUT_TYPE} task and scores each document by, since rungs are compared document by "
             "document; choose one such as acc or exact_match"
         )
-    return tuple(found)
+    return found
+
+
+def paired_metrics(
+    filtered: Sequence[Sample],
+    outcomes: Sequence[DocumentOutcome],
+    higher_is_better: Mapping[str, Any],
+    aggregations: Mapping[Any, Any],
+) -> tuple[MetricInfo, ...]:
+    """The metrics that have a value in every document and a known direction, in lm-eval's order.
+
+    ``filtered``: of any document, whose metrics are all documents'. ``aggregations``: by metric, else the mean.
+    """
+    metrics = [
+        MetricInfo(
+            name=name,
+            filter=sample["filter"],
+            aggregation=str(aggregations.get(name, "mean")),
+            higher_is_better=bool(higher_is_better[name]),
+        )
+        for sample in filtered
+        for name in sample["metrics"]
+        if higher_is_better.get(name) is not None
+    ]
+    return tuple(metric for metric in metrics if all(metric.key in outcome.metrics for outcome in outcomes))
 
 
 def harness_results(results: Mapping[str, Any]) -> dict[str, float]:

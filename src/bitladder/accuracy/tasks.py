@@ -1,6 +1,6 @@
 """From a suite or task names to the accuracy items of a plan, and to the table's rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -134,16 +134,8 @@ def _token_budget(request: TaskRequest, device: str) -> int | None:
 
 def _suite_rows(library: TaskLibrary, suite: str) -> list[TaskGroup]:
     return [
-        TaskGroup(
-            name=row.name,
-            title=row.title,
-            tasks=tuple(
-                leaf.name for task in row.tasks for member in library.members(task) for leaf in _leaves(member)
-            ),
-            pooling=row.pooling,
-            in_aggregate=row.in_aggregate,
-        )
-        for row in find_suite(suite).rows
+        row.model_copy(update={"tasks": _names(chain.from_iterable(map(library.members, row.tasks)))})
+        for row in find_suite(suite)
     ]
 
 
@@ -169,18 +161,16 @@ def _rows(member: Member, prefix: str = "", in_aggregate: bool = True) -> Iterat
         yield TaskGroup(name=member.name, title=title, tasks=(member.name,), pooling="documents", in_aggregate=counts)
         return
     assert member.pooling is not None
-    tasks = tuple(leaf.name for leaf in member.leaves())
+    tasks = _names(member.members)
     yield TaskGroup(name=member.name, title=title, tasks=tasks, pooling=member.pooling, in_aggregate=in_aggregate)
     for inner in member.members:
         if isinstance(inner, Group):
             yield from _rows(inner, f"{title} ", in_aggregate=False)
 
 
-def _leaves(member: Member) -> Iterator[Leaf]:
-    if isinstance(member, Leaf):
-        yield member
-    else:
-        yield from member.leaves()
+def _names(members: Iterable[Member]) -> tuple[str, ...]:
+    """Of the leaf tasks in them."""
+    return tuple(leaf.name for member in members for leaf in member.leaves())
 
 
 def _limits(request: TaskRequest, library: TaskLibrary, rows: Sequence[TaskGroup]) -> dict[str, int | None]:
@@ -188,10 +178,7 @@ def _limits(request: TaskRequest, library: TaskLibrary, rows: Sequence[TaskGroup
     names = tuple(dict.fromkeys(task for row in rows for task in row.tasks))
     parts = {
         **{name: (name,) for name in names},
-        **{
-            requested: tuple(leaf.name for member in members for leaf in _leaves(member))
-            for requested, members in library.requested.items()
-        },
+        **{requested: _names(members) for requested, members in library.requested.items()},
         **{row.name: row.tasks for row in rows},
     }
     for key in request.limits:

@@ -1,7 +1,7 @@
 """One rung on every window of the text, held against the baseline token by token."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,18 +72,12 @@ def _head_inputs(model: "PreTrainedModel") -> "Iterator[list[Tensor]]":
     """Collects what a forward puts into the head: (tokens, hidden)."""
     inputs: list[Tensor] = []
     head = find_head(model)
-    if head is None:
-        yield inputs
-        return
 
     def keep(_: Any, arguments: Any) -> None:
         inputs.append(arguments[0][0])
 
-    hook = head.register_forward_pre_hook(keep)
-    try:
+    with nullcontext() if head is None else head.register_forward_pre_hook(keep):
         yield inputs
-    finally:
-        hook.remove()
 
 
 def _compare(document: str, baseline: "Tensor", rung: "Tensor", tokens: "Tensor") -> WindowDivergence:

@@ -76,8 +76,8 @@ def _convert(gguf: Path, directory: Path, model: PackagedGguf) -> None:
 
     quiet_libraries()
     with (
-        patched("transformers.GGUFReader", functools.lru_cache(gguf_library.GGUFReader)),
-        patched("transformers.gguf_tqdm", lambda tensors, **_: tensors),
+        patched("gguf:GGUFReader", functools.lru_cache(gguf_library.GGUFReader)),
+        patched("transformers.modeling_gguf_pytorch_utils:tqdm", lambda tensors, **_: tensors),
     ):
         network = AutoModelForCausalLM.from_pretrained(
             gguf.parent,

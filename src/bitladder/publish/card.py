@@ -6,6 +6,7 @@ from typing import Any
 
 from bitladder.checkpoint.declared import describe_scheme
 from bitladder.markdown import markdown_environment
+from bitladder.package import __version__
 from bitladder.publish.measured import CardTable, Measured, measured_tables
 from bitladder.publish.origin import Origin
 from bitladder.records import Audit, Finding, Manifest, Scheme, Source
@@ -29,7 +30,7 @@ def to_card(repository: str, manifest: Manifest, audit: Audit, origin: Origin, m
         packages=_packages(manifest.scheme),
         tables=tables,
         findings=_findings(audit),
-        provenance=_provenance(manifest, origin),
+        provenance=CardTable("Where it comes from", ("", ""), tuple(_provenance_rows(manifest, origin)), ()),
     )
 
 
@@ -89,13 +90,7 @@ def _findings(audit: Audit) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity != "warning")
 
 
-def _provenance(manifest: Manifest, origin: Origin) -> CardTable:
-    return CardTable("Where it comes from", ("", ""), tuple(_provenance_rows(manifest, origin)), ())
-
-
 def _provenance_rows(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, str]]:
-    from bitladder.package import __version__
-
     source = manifest.source.origin or manifest.source
     yield "Source", f"{source_name(manifest)} ({source.kind})"
     if origin.base_model and origin.base_model != source.model:

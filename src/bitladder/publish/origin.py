@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from huggingface_hub import HfApi, ModelCard, constants, errors
 
 from bitladder.home import expand_user
 from bitladder.models.builtin import find_builtin
@@ -31,17 +32,13 @@ def find_origin(source: Source) -> Origin:
         return find_origin(source.origin)
     if source.kind == "builtin":
         builtin = find_builtin(source.model)
-        if builtin.license is None:
-            return Origin(builtin.hub_id, {}, "the built-in model has none")
-        return Origin(builtin.hub_id, {"license": builtin.license})
+        return _with_license(builtin.hub_id, {"license": builtin.license}, "the built-in model has none")
     if source.kind == "directory":
         return _origin_of_directory(source)
     return _origin_on_hub(source)
 
 
 def _origin_of_directory(source: Source) -> Origin:
-    from huggingface_hub import ModelCard
-
     directory = expand_user(source.model)
     readme = directory / "README.md"
     if not readme.is_file():
@@ -56,8 +53,6 @@ def _origin_of_directory(source: Source) -> Origin:
 
 
 def _origin_on_hub(source: Source) -> Origin:
-    from huggingface_hub import HfApi, constants, errors
-
     try:
         card = HfApi().model_info(source.model, revision=source.revision, timeout=_TIMEOUT_S).card_data
     except (errors.HTTPError, errors.OfflineModeIsEnabled):  # type: ignore[attr-defined]  # httpx's, as its client has it
@@ -71,6 +66,4 @@ def _origin_on_hub(source: Source) -> Origin:
 
 def _with_license(base_model: str | None, fields: dict[str, Any], why_not: str) -> Origin:
     license_fields = {key: one_line(fields[key]) for key in _LICENSE_KEYS if isinstance(fields.get(key), str)}
-    if "license" not in license_fields:
-        return Origin(base_model, {}, why_not)
-    return Origin(base_model, license_fields)
+    return Origin(base_model, license_fields) if "license" in license_fields else Origin(base_model, {}, why_not)

@@ -7,6 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    enable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    validate_repo_id,
+)
+
 from bitladder.checkpoint.manifest import MANIFEST_NAME
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.files import sha256_file
@@ -34,29 +44,21 @@ class Present:
 
 def require_name(name: str) -> None:
     """Raise UserError for anything but ORG/NAME as the Hub allows it."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     try:
         validate_repo_id(name)
+        valid = "/" in name
     except errors.HFValidationError:
         valid = False
-    else:
-        valid = "/" in name
     if not valid:
         raise UserError(f"--repo: found {name!r}, expected ORG/NAME of letters, digits, '-', '_' and '.'")
 
 
 def url(name: str) -> str:
-    from huggingface_hub import constants
-
     return f"{constants.ENDPOINT}/{name}"
 
 
 def require_login() -> None:
     """Raise UserError where there is no login, or the Hub doesn't take it."""
-    from huggingface_hub import HfApi, errors
-
     try:
         with _hub_errors("login"):
             HfApi().whoami()
@@ -68,13 +70,6 @@ def require_login() -> None:
 
 def look(name: str) -> Present | None:
     """What the repository holds; None where there is none that this login can see."""
-    from huggingface_hub import HfApi, errors
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-        hf_raise_for_status,
-    )
-
     with _hub_errors(name):
         try:
             info = HfApi().model_info(name)
@@ -116,8 +111,6 @@ def refuse_other_content(name: str, present: Present, manifest: Manifest, public
 
 def create(name: str, *, public: bool) -> Present:
     """Make the repository, empty."""
-    from huggingface_hub import HfApi
-
     with _hub_errors(name):
         HfApi().create_repo(name, private=not public)
     created = look(name)
@@ -132,9 +125,6 @@ def commit(name: str, present: Present, content: Content, message: str) -> str:
     Files of the checkpoint that was there before go. Raises UserError where the Hub refuses or can't be reached,
     BrokenFileError where what it has then isn't what was sent.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
-
     if sys.stderr.isatty():
         enable_progress_bars()  # loading the model for its audit hid them
 
@@ -152,9 +142,6 @@ def commit(name: str, present: Present, content: Content, message: str) -> str:
 
 
 def _verify(name: str, revision: str, content: Content) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
     tree = HfApi().list_repo_tree(name, recursive=True, revision=revision)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     for path, source in content.items():
@@ -201,8 +188,6 @@ def _some(files: frozenset[str] | set[str]) -> str:
 @contextmanager
 def _hub_errors(what: str) -> Iterator[None]:
     """What the Hub or the way to it refuses, as a UserError of one line."""
-    from huggingface_hub import errors
-
     try:
         yield
     except errors.LocalTokenNotFoundError:

@@ -96,8 +96,7 @@ def _attention(
         window=attention_mask.window,
     )
     size = value.shape[-1]
-    parts = _of_one_size(query, key, value)
-    output = bitladder.attend(layer, *(part[0].transpose(0, 1) for part in parts))
+    output = bitladder.attend(layer, *(part[0].transpose(0, 1) for part in _of_one_size(query, key, value)))
     return output[None, ..., :size].to(query.dtype), None
 
 
@@ -124,7 +123,7 @@ def our_attention(model: "PreTrainedModel") -> Iterator[None]:
     AttentionMaskInterface.register(NAME, _make_mask)
     own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    unasked = patched("transformers.find_packed_sequence_indices", lambda position_ids: None)
+    unasked = patched("transformers.masking_utils:find_packed_sequence_indices", lambda position_ids: None)
     try:
         with unasked, torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
             yield

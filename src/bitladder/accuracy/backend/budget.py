@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bitladder.checkpoint.loading import available_bytes, device_bytes
 from bitladder.checkpoint.skeleton import embedding_width, vocabulary_size
 from bitladder.defaults import TOKEN_BUDGET
 
@@ -21,8 +22,6 @@ def token_budget(model: "PreTrainedModel") -> int:
 
 def budget_on(device: str, bytes_a_token: int) -> int:
     """`token_budget`, of a model of which that is known."""
-    from bitladder.checkpoint.loading import available_bytes
-
     budget = TOKEN_BUDGET[device.partition(":")[0]]
     free = available_bytes(device)
     while budget > _LEAST and budget * bytes_a_token > free / 2:
@@ -50,8 +49,6 @@ def rows_at_once(model: "PreTrainedModel", length: int, most: int = MAX_ROWS) ->
     Their keys and values take at most a quarter of what the weights leave of the device's memory, and not of what is
     free at the moment: LLM.int8's texts depend on the number.
     """
-    from bitladder.checkpoint.loading import device_bytes
-
     rows = min(most, CPU_ROWS if model.device.type == "cpu" else MAX_ROWS)
     left = device_bytes(str(model.device)) - sum(tensor.nbytes for tensor in model.parameters())
     while rows > 1 and rows * length * key_value_bytes(model) > left / 4:

@@ -26,14 +26,15 @@ def compiled(model: "PreTrainedModel", wanted: bool = True) -> Iterator[None]:
     """Inside the block the model's elementwise parts are compiled; nothing changes where it isn't ``wanted``."""
     with ExitStack() as stack:
         if wanted:
-            modules = [module for module in model.modules() if _is_ours_to_compile(module)]
-            for module in modules:
+            for module in filter(_is_ours_to_compile, model.modules()):
                 function = _compiled(type(module).forward, 1)
-                stack.enter_context(patched("transformers.forward", partial(function, module), module))
+                stack.enter_context(patched("torch.nn:Module.forward", partial(function, module), module))
             for name in {type(module).__module__ for module in model.modules()}:
                 rotary = getattr(sys.modules[name], _ROTARY, None)
                 if name.startswith("transformers.") and rotary is not None:
-                    own = patched(f"transformers.{_ROTARY}", _compiled(rotary, -2), sys.modules[name])
+                    own = patched(
+                        f"transformers.models.llama.modeling_llama:{_ROTARY}", _compiled(rotary, -2), sys.modules[name]
+                    )
                     stack.enter_context(own)
         yield
 

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitladder.accuracy.backend.attention import forward, our_attention
+from bitladder.accuracy.backend.attention import our_attention
 from bitladder.accuracy.backend.decoding import Decoder, choose
 from bitladder.accuracy.backend.packing import Pack, flat_pack
 from bitladder.accuracy.backend.prefix import KeyValueStore
 from bitladder.accuracy.backend.products import widened_in
 from bitladder.accuracy.backend.recording import recorder
-from bitladder.accuracy.backend.scoring import make_attention
+from bitladder.accuracy.backend.scoring import forward_pack
 from bitladder.accuracy.backend.slots import PREFIX, Slots
 from bitladder.accuracy.backend.stopping import StopStrings
-from bitladder.accuracy.backend.transfer import to_device
 from bitladder.accuracy.backend.trie import Tokens
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways
 from bitladder.accuracy.passes import Seen
@@ -125,18 +124,15 @@ class _Batch:
 
     def _forward(self, pack: Pack, kept: KeyValueStore) -> "Tensor":
         """See `choose`, of the pack's rows; of its first where it has none."""
-        rows = pack.rows if len(pack.rows) else np.zeros(1, np.int64)
-        tokens, positions, rows_there = to_device([pack.tokens, pack.positions, rows], self.model.device)
-        state = make_attention(pack, kept, self.model, positions, self.ways)
-        answer = choose(forward(self.model, tokens, positions, rows_there, state))
-        self.seen(len(pack.tokens), state.taken, answer[1].any())
+        logits, attention, _ = forward_pack(self.model, pack, kept, self.ways)
+        answer = choose(logits)
+        self.seen(len(pack.tokens), attention.taken, answer[1].any())
         return answer
 
     def admit(self, rows: list[_Row]) -> None:
         """Forward the new rows' prompts; gives each its first token."""
-        first = len(self.rows)
-        keep = range(first, first + len(rows))
-        pack = flat_pack([row.suffix for row in rows], self.prefix_length, self.chain, keep)
+        slots = range(len(self.rows), len(self.rows) + len(rows))
+        pack = flat_pack([row.suffix for row in rows], self.prefix_length, self.chain, slots)
         answer = self._forward(pack, self.slots)
         self.rows += rows
         _append(rows, answer.tolist())

@@ -9,11 +9,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text, resolve_max_length
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.budget import MAX_ROWS, rows_at_once
@@ -21,7 +22,7 @@ from bitladder.accuracy.backend.budget import token_budget as find_token_budget
 from bitladder.accuracy.backend.chunks import made_ahead, split_requests
 from bitladder.accuracy.backend.compiling import compile_errors
 from bitladder.accuracy.backend.generation import Prompt, common_prefix, generate
-from bitladder.accuracy.backend.packing import Plan, plan_packs
+from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
 from bitladder.accuracy.backend.products import WIDENED, widens_products
 from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
 from bitladder.accuracy.backend.requests import RequestEncoder
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Answer = TypeVar("Answer")
 
 FALLBACK_BATCH_SIZE = 8
 _LEAST_BUDGET = 64
@@ -89,8 +91,6 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         ways: Ways | None = None,
         journal: Journal | None = None,
     ) -> None:
-        from lm_eval.models.utils import resolve_max_length
-
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -216,19 +216,16 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """(log-likelihood, whether it is the greedy continuation) of each (context, continuation)."""
         if not requests:
             return []
-        answers: list[tuple[float, bool]] = self._ours_or_hf(
-            self._loglikelihood, "loglikelihood", requests, disable_tqdm
-        )
-        return answers
+        return self._ours_or_hf(self._loglikelihood, "loglikelihood", requests, disable_tqdm)
 
     def _ours_or_hf(
         self,
-        ours: Callable[..., Any],
+        ours: "Callable[[list[Instance], bool], list[Answer]]",
         name: str,
         requests: "list[Instance]",
         disable_tqdm: bool,
         why: str | None = None,
-    ) -> Any:
+    ) -> list[Answer]:
         """lm-eval's way where the model is known to need it, and where a forward of ours turns out to be none that the
         model can do: only what fails there too is the model's own error."""
         import torch
@@ -247,16 +244,17 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 )
                 self.plans.clear()
                 _release_memory()
-        return getattr(self._hf_lm(), name)(requests, disable_tqdm=disable_tqdm)
+        theirs: list[Answer] = getattr(self._hf_lm(), name)(requests, disable_tqdm=disable_tqdm)
+        return theirs
 
     def _loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool) -> list[tuple[float, bool]]:
         pairs = [request.args for request in requests]
 
         def plans() -> Iterator[Plan]:
             if not self.ways.overlapped:
-                return iter([self._plan(pairs)])
+                return iter([self._plan(self.encoder.pairs(pairs))])
             bounds = split_requests(pairs, self.token_budget)
-            return made_ahead(self._plan(pairs[start:end]) for start, end in bounds)
+            return made_ahead(self._plan(self.encoder.pairs(pairs[start:end])) for start, end in bounds)
 
         scores = self._score(plans, len(pairs), disable_tqdm)
         broken = int((~np.isfinite(scores.loglikelihood)).sum())
@@ -271,8 +269,8 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self.cache_hook.add_partial("loglikelihood", pair, answer)
         return answers
 
-    def _plan(self, pairs: Sequence[tuple[str, str]]) -> Plan:
-        return plan_packs(self.encoder.pairs(pairs), seed=self.seed, token_budget=self.token_budget)
+    def _plan(self, requests: Sequence[Request]) -> Plan:
+        return plan_packs(requests, seed=self.seed, token_budget=self.token_budget)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -281,19 +279,14 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each text as a whole."""
-        totals: list[float] = self._ours_or_hf(self._rolling, "loglikelihood_rolling", requests, disable_tqdm)
-        return totals
+        return self._ours_or_hf(self._rolling, "loglikelihood_rolling", requests, disable_tqdm)
 
     def _rolling(self, requests: "list[Instance]", disable_tqdm: bool) -> list[float]:
         texts = [request.args[0] for request in requests]
         windows, owners = rolling_requests(self.encoder, texts)
         totals = [0.0] * len(texts)
         if windows:
-
-            def plans() -> Iterator[Plan]:
-                yield plan_packs(windows, seed=self.seed, token_budget=self.token_budget)
-
-            scores = self._score(plans, len(windows), disable_tqdm)
+            scores = self._score(lambda: [self._plan(windows)], len(windows), disable_tqdm)
             for owner, value in zip(owners, scores.loglikelihood.tolist(), strict=True):
                 totals[owner] += value
         for text, total in zip(texts, totals, strict=True):
@@ -348,8 +341,6 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """The greedy continuation of each context, up to a stop string or the limit."""
-        from lm_eval.models.utils import normalize_gen_kwargs
-
         why = self.unsupported
         try:
             require_greedy(self.model, [normalize_gen_kwargs(one.args[1], DEFAULT_NEW_TOKENS) for one in requests])
@@ -357,12 +348,9 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             why = self.generated_by_hf = str(error)
         if why is not None:
             log.warning("generated by lm-eval's hf backend, because %s", why)
-        texts: list[str] = self._ours_or_hf(self._generate_until, "generate_until", requests, disable_tqdm, why)
-        return texts
+        return self._ours_or_hf(self._generate_until, "generate_until", requests, disable_tqdm, why)
 
     def _generate_until(self, requests: "list[Instance]", disable_tqdm: bool) -> list[str]:
-        from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
-
         asked = [
             (request.args[0], dict(normalize_gen_kwargs(request.args[1], DEFAULT_NEW_TOKENS))) for request in requests
         ]

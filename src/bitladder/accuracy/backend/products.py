@@ -36,7 +36,7 @@ def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -
     with ExitStack() as stack:
         if emulated:
             stack.enter_context(_linear_mode(emulated))
-            stack.enter_context(patched("bitsandbytes.matmul_4bit", _Multiply4Bit(emulated)))
+            stack.enter_context(patched("bitsandbytes:matmul_4bit", _Multiply4Bit(emulated)))
         yield
 
 

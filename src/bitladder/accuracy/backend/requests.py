@@ -61,8 +61,7 @@ class RequestEncoder:
         for special in (True, False):
             chosen = [i for i, text in enumerate(texts) if self._adds_special(text, add_special_tokens) == special]
             if chosen:
-                encoded = tokenize([texts[i] for i in chosen], special)
-                for i, tokens in zip(chosen, encoded, strict=True):
+                for i, tokens in zip(chosen, tokenize([texts[i] for i in chosen], special), strict=True):
                     ids[i] = tokens
         return ids
 

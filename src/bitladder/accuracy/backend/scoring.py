@@ -60,7 +60,7 @@ def score(
             to_run = _packs_to_run(plan, known)
             for number, (pack, done) in enumerate(zip(plan.packs, plan.requests_done, strict=True)):
                 if number in to_run:
-                    result = forward_batch(model, prepare_batch(pack, model, prefixes, ways), ways)
+                    result = forward_batch(model, pack, prefixes, ways)
                 prefixes.drop(pack.drop)  # of packs that were known too: the next plan counts its nodes anew
                 if number in known:
                     results.add_known(known[number])
@@ -121,8 +121,7 @@ class _Results:
         if not self.waiting:
             return
         fetched = torch.cat([result for _, _, result in self.waiting], 1).cpu().numpy()
-        ends = np.cumsum([result.shape[1] for _, _, result in self.waiting])
-        values = np.split(fetched, ends[:-1], axis=1)
+        values = np.split(fetched, np.cumsum([result.shape[1] for _, _, result in self.waiting])[:-1], axis=1)
         self.parts += values
         if self.journal is not None:
             self.journal.add((plan, number, one) for (plan, number, _), one in zip(self.waiting, values, strict=True))
@@ -134,51 +133,35 @@ class _Results:
         return np.concatenate(self.parts, axis=1).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A pack on the device."""
-
-    pack: Pack
-    attention: TreeAttention
-    tokens: "Tensor"
-    positions: "Tensor"
-    rows: "Tensor"
-    target_rows: "Tensor"
-    target_tokens: "Tensor"
-
-
-def prepare_batch(pack: Pack, model: "PreTrainedModel", prefixes: PrefixCache, ways: Ways) -> Batch:
-    """Everything about the pack that doesn't depend on the model's answers, on the device."""
+def forward_pack(
+    model: "PreTrainedModel", pack: Pack, kept: KeyValueStore, ways: Ways
+) -> "tuple[Tensor, TreeAttention, list[Tensor]]":
+    """Logits of the pack's rows (rows, vocabulary), of its first token where it has none; how they were attended; and
+    on the device its targets' rows and tokens."""
     # A pack of kept tokens may score none of them; the model's head wants a row all the same.
     rows = pack.rows if len(pack.rows) else np.zeros(1, np.int64)
-    parts = [pack.tokens, pack.positions, rows, pack.target_rows, pack.target_tokens]
-    tensors = to_device(parts, model.device)
-    attention = make_attention(pack, prefixes, model, tensors[1], ways)
-    return Batch(pack, attention, *tensors)
+    arrays = [pack.tokens, pack.positions, rows, pack.target_rows, pack.target_tokens]
+    tokens, positions, rows_there, *targets = to_device(arrays, model.device)
+    block_rows = None
+    if ways.tree_kernel:
+        from bitladder.accuracy.backend import device_kernels
+
+        block_rows = device_kernels.block_rows(model.dtype)
+    attention = TreeAttention(pack, kept, model.device, positions, block_rows)
+    return forward(model, tokens, positions, rows_there, attention), attention, targets
 
 
-def make_attention(
-    pack: Pack, prefixes: KeyValueStore, model: "PreTrainedModel", positions: "Tensor", ways: Ways
-) -> TreeAttention:
-    if not ways.tree_kernel:
-        return TreeAttention(pack, prefixes, model.device, positions)
-    from bitladder.accuracy.backend.device_kernels import block_rows
-
-    return TreeAttention(pack, prefixes, model.device, positions, block_rows(model.dtype))
-
-
-def forward_batch(model: "PreTrainedModel", batch: Batch, ways: Ways) -> "Tensor":
+def forward_batch(model: "PreTrainedModel", pack: Pack, prefixes: PrefixCache, ways: Ways) -> "Tensor":
     """Returns (2, targets), FP32: log-probability, and 1 where the target is the first choice."""
     import torch
 
-    pack = batch.pack
-    logits = forward(model, batch.tokens, batch.positions, batch.rows, batch.attention)
+    logits, _, (target_rows, target_tokens) = forward_pack(model, pack, prefixes, ways)
     if ways.row_kernel:
         from bitladder.accuracy.backend.device_kernels import row_statistics
 
-        largest, log_sum, choice = (part[batch.target_rows] for part in row_statistics(logits))
-        chosen = logits[batch.target_rows, batch.target_tokens].float()
-        return torch.stack([chosen - largest - log_sum, (choice == batch.target_tokens).float()])
+        largest, log_sum, choice = (part[target_rows] for part in row_statistics(logits))
+        chosen = logits[target_rows, target_tokens].float()
+        return torch.stack([chosen - largest - log_sum, (choice == target_tokens).float()])
     result = torch.empty((2, len(pack.target_rows)), dtype=torch.float32, device=logits.device)
     step = max(1, _SOFTMAX_ELEMENTS // logits.shape[1])
     starts = range(0, len(pack.rows), step)
@@ -187,7 +170,7 @@ def forward_batch(model: "PreTrainedModel", batch: Batch, ways: Ways) -> "Tensor
         log_probabilities = torch.log_softmax(logits[start : start + step], -1, dtype=torch.float32)
         # On the log-probabilities, not the logits: rounding makes ties there that hf has too.
         first_choice = log_probabilities.argmax(-1)
-        local, tokens = batch.target_rows[first:end] - start, batch.target_tokens[first:end]
-        result[0, first:end] = log_probabilities[local, tokens]
-        result[1, first:end] = first_choice[local] == tokens
+        local, targets = target_rows[first:end] - start, target_tokens[first:end]
+        result[0, first:end] = log_probabilities[local, targets]
+        result[1, first:end] = first_choice[local] == targets
     return result

@@ -1,6 +1,6 @@
 """The rows that are generating: their keys and values, and attention of one new token of each to them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitladder.accuracy.backend.attention import Layer
 from bitladder.accuracy.backend.kernels import attend, attend_rows, merge, takes_sdpa
@@ -82,28 +82,17 @@ class StepAttention:
         self.taken.add(f"{'SDPA' if takes_sdpa(query, layer.softcap) else 'plain products'} by rows")
         self.slots.append(layer.index, self.rows, self.places, key, value)
         keys, values = self.slots.read(layer.index, len(query), self.longest)
-        output, lse = attend_rows(
-            query,
-            keys,
-            values,
-            self._mask(self.prefix_length, self.longest, layer.window, query.dtype),
-            scale=layer.scale,
-            softcap=layer.softcap,
-        )
+        mask = self._mask(self.prefix_length, self.longest, layer.window, query.dtype)
+        output, lse = attend_rows(query, keys, values, mask, scale=layer.scale, softcap=layer.softcap)
         if not self.prefix_length:
             return output
         window = layer.window if layer.window is not None and layer.window < self.prefix_length + self.longest else None
         kept, kept_values = self.slots.get((PREFIX,), layer.index)
-        mask = None if window is None else self._mask(0, self.prefix_length, window, query.dtype)
-        part = attend(
-            query,
-            kept,
-            kept_values,
-            scale=layer.scale,
-            softcap=layer.softcap,
-            mask=mask,
-            mask_leaves_none=mask is not None,
-        )
+        masked: dict[str, Any] = {}
+        if window is not None:
+            mask = self._mask(0, self.prefix_length, window, query.dtype)
+            masked = {"mask": mask, "mask_leaves_none": True}
+        part = attend(query, kept, kept_values, scale=layer.scale, softcap=layer.softcap, **masked)
         return merge(output, lse, *part)[0]
 
     def _mask(self, first: int, length: int, window: int | None, dtype: "dtype") -> "Tensor":
@@ -111,11 +100,8 @@ class StepAttention:
         import torch
 
         if (first, window) not in self._masks:
-            distance = (
-                self.prefix_length
-                + self.places[:, None]
-                - torch.arange(first, first + length, device=self.places.device)
-            )
+            keys = torch.arange(first, first + length, device=self.places.device)
+            distance = self.prefix_length + self.places[:, None] - keys
             hidden = distance < 0
             if window is not None:
                 hidden |= distance >= window

@@ -11,9 +11,12 @@ _SPARE_TOKENS = 4
 
 
 class StopStrings:
-    """Stop strings of one set of requests. A token is decoded with those before it only if it can end one of them."""
+    """Stop strings of one set of requests. A token is decoded with those before it only if it can end one of them.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> None:
+    ``tokenizer``: None does for no stop strings.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", stops: Sequence[str]) -> None:
         self.tokenizer: Any = tokenizer
         self.stops = [stop for stop in stops if stop]
         self.tail = max((len(stop.encode()) for stop in self.stops), default=0) + _SPARE_TOKENS

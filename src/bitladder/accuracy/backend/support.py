@@ -9,6 +9,7 @@ import numpy as np
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.budget import attention_heads
 from bitladder.accuracy.backend.packing import Request, plan_packs
+from bitladder.accuracy.backend.stopping import StopStrings
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, kernel_errors
 from bitladder.checkpoint.placement import model_devices
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
@@ -102,7 +103,7 @@ def _generated(model: "PreTrainedModel", texts: "list[np.ndarray[Any, Any]]", wa
     """Our greedy answers to the texts, side by side."""
     from bitladder.accuracy.backend.generation import Prompt, generate
 
-    prompts = [Prompt(text, _NEVER, frozenset(), _ANSWER) for text in texts]
+    prompts = [Prompt(text, StopStrings(None, ()), frozenset(), _ANSWER) for text in texts]
     answers: dict[int, list[int]] = {}
     generate(
         model,
@@ -114,14 +115,6 @@ def _generated(model: "PreTrainedModel", texts: "list[np.ndarray[Any, Any]]", wa
         ways=dataclasses.replace(ways, recorded=False),
     )
     return [answers[index] for index in range(len(prompts))]
-
-
-class _Never:
-    def reached(self, tokens: list[int]) -> bool:
-        return False
-
-
-_NEVER: Any = _Never()
 
 
 def _require_same(

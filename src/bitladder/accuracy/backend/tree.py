@@ -6,8 +6,8 @@ scores or a window that is shorter than the text, it is one call a unit.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,10 +47,10 @@ class _Varlen:
 
     queries: "Tensor | None"
     keys: "Tensor | None"
-    query_bounds: "Tensor"
-    key_bounds: "Tensor"
-    longest_query: int
-    longest_key: int
+    bounds: "tuple[Tensor, Tensor]"
+    """of the queries, and of the keys"""
+    longest: tuple[int, int]
+    """query, and key"""
 
 
 class TreeAttention:
@@ -105,8 +105,7 @@ class TreeAttention:
 
     def _kept(self, layer: Layer) -> "tuple[Tensor, Tensor]":
         """Keys and values of all chains, one after the other."""
-        kept = [self.prefixes.get(chain, layer.index) for _, _, chain in self.pack.chains]
-        keys, values = zip(*kept, strict=True)
+        keys, values = zip(*(self.prefixes.get(chain, layer.index) for _, _, chain in self.pack.chains), strict=True)
         return _concatenate(keys), _concatenate(values)
 
     def _attend_units(
@@ -118,29 +117,18 @@ class TreeAttention:
         output = torch.empty(query.shape, dtype=torch.float32, device=query.device)
         lse = torch.empty((query.shape[1], query.shape[0]), dtype=torch.float32, device=query.device)
         small, segments, spans, chains = self._parts
+        attend_so = partial(attend, scale=layer.scale, softcap=layer.softcap)
         for start, end, chain in small:
             keys, values = key[start:end], value[start:end]
             if chain:
                 kept, kept_values = self.prefixes.get(chain, layer.index)
                 keys, values = torch.cat([kept, keys]), torch.cat([kept_values, values])
-            output[start:end], lse[:, start:end] = attend(
-                query[start:end],
-                keys,
-                values,
-                scale=layer.scale,
-                softcap=layer.softcap,
-                mask=self._unit_mask(start, end, len(keys), window, query.dtype),
-            )
+            mask = self._unit_mask(start, end, len(keys), window, query.dtype)
+            output[start:end], lse[:, start:end] = attend_so(query[start:end], keys, values, mask=mask)
         for start, end in segments:
-            output[start:end], lse[:, start:end] = attend(
-                query[start:end],
-                key[start:end],
-                value[start:end],
-                scale=layer.scale,
-                causal=True,
-                softcap=layer.softcap,
-                mask=self._window_mask(start, end, self.positions[start:end], window, query.dtype),
-                mask_leaves_none=window is not None,
+            masked = self._window_masked(start, end, self.positions[start:end], window, query.dtype)
+            output[start:end], lse[:, start:end] = attend_so(
+                query[start:end], key[start:end], value[start:end], causal=True, **masked
             )
         blocks = [(span.start, span.end, slice(span.key_start, span.key_end)) for span in spans]
         parts = [(start, end, key[keys], value[keys], self.positions[keys]) for start, end, keys in blocks]
@@ -148,15 +136,8 @@ class TreeAttention:
             kept, kept_values = self.prefixes.get(chain, layer.index)
             parts.append((start, end, kept, kept_values, torch.arange(len(kept), device=self.device)))
         for start, end, keys, values, positions in parts:
-            part = attend(
-                query[start:end],
-                keys,
-                values,
-                scale=layer.scale,
-                softcap=layer.softcap,
-                mask=self._window_mask(start, end, positions, window, query.dtype),
-                mask_leaves_none=window is not None,
-            )
+            masked = self._window_masked(start, end, positions, window, query.dtype)
+            part = attend_so(query[start:end], keys, values, **masked)
             output[start:end], lse[:, start:end] = merge(output[start:end], lse[:, start:end], *part)
         return output
 
@@ -193,19 +174,20 @@ class TreeAttention:
                 positions = self.pack.positions[start:end]
                 before = np.arange(keys - (end - start))
                 seen &= positions[:, None] - np.concatenate([before, positions]) < window
-            mask = torch.from_numpy(np.where(seen, 0.0, -np.inf))
-            self._masks[start, window] = mask.to(self.device, dtype)
+            self._masks[start, window] = torch.from_numpy(np.where(seen, 0.0, -np.inf)).to(self.device, dtype)
         return self._masks[start, window]
 
-    def _window_mask(
+    def _window_masked(
         self, start: int, end: int, key_positions: "Tensor", window: int | None, dtype: "dtype"
-    ) -> "Tensor | None":
+    ) -> dict[str, Any]:
+        """What `attend` takes of a mask, where there is a window."""
         import torch
 
         if window is None:
-            return None
+            return {}
         distance = self.positions[start:end, None] - key_positions
-        return torch.zeros(distance.shape, dtype=dtype, device=self.device).masked_fill_(distance >= window, -torch.inf)
+        mask = torch.zeros(distance.shape, dtype=dtype, device=self.device).masked_fill_(distance >= window, -torch.inf)
+        return {"mask": mask, "mask_leaves_none": True}
 
     def _attend_levels(self, layer: Layer, query: "Tensor", key: "Tensor", value: "Tensor") -> "Tensor":
         own, *levels = self._varlen_calls
@@ -243,10 +225,9 @@ def _kept_spans(pack: Pack) -> list[tuple[int, int, int, int]]:
     A chain is all that is before a token outside its pack, so its length is the depth of the first token below it.
     """
     lengths = [int(pack.positions[start]) for start, _, _ in pack.chains]
-    ends = np.cumsum(lengths).tolist()
     return [
         (start, end, key_end - length, key_end)
-        for (start, end, _), key_end, length in zip(pack.chains, ends, lengths, strict=True)
+        for (start, end, _), key_end, length in zip(pack.chains, np.cumsum(lengths).tolist(), lengths, strict=True)
     ]
 
 
@@ -274,9 +255,8 @@ def _varlen_calls(spans: list[Integers], queries: int, keys: list[int], device: 
         _Varlen(
             None if chosen[0] is None else sent[chosen[0]],
             None if chosen[1] is None else sent[chosen[1]],
-            sent[ends[0]],
-            sent[ends[1]],
-            *longest,
+            (sent[ends[0]], sent[ends[1]]),
+            longest,
         )
         for chosen, ends, longest in calls
     ]
@@ -320,10 +300,8 @@ def _call(
         query if call.queries is None else query[call.queries],
         key if call.keys is None else key[call.keys],
         value if call.keys is None else value[call.keys],
-        call.query_bounds,
-        call.key_bounds,
-        call.longest_query,
-        call.longest_key,
+        *call.bounds,
+        *call.longest,
         scale=scale,
         causal=causal,
     )

@@ -53,97 +53,82 @@ def build_trie(sequences: Sequence[Tokens], longest_segment: int) -> Trie:
     keys = [sequence.astype(">u4").tobytes() for sequence in sequences]  # big-endian bytes sort as the tokens do
     by_key = dict(zip(keys, sequences, strict=True))
     ordered = sorted(by_key)
-    branching = _Branching([by_key[key] for key in ordered])
+    texts = [by_key[key] for key in ordered]
     trie = Trie()
-    ends = branching.segments_to(trie, longest_segment)
-    node_of = dict(zip(ordered, ends, strict=True))
+    node_of = dict(zip(ordered, _fill(trie, texts, _branch(texts), longest_segment), strict=True))
     trie.end_of = [node_of[key] for key in keys]
     return trie
 
 
-class _Branching:
-    """The tree of common prefixes of sorted, distinct sequences, before it is decided which of them to share."""
+@dataclass(eq=False, slots=True)
+class _Branch:
+    """A node of the tree of common prefixes, before it is decided which of them to share."""
 
-    def __init__(self, ordered: list[Tokens]) -> None:
-        self.ordered = ordered
-        self.depth = [0]
-        self.children: list[list[int]] = [[]]
-        self.sequence: list[int] = [0]
-        """some sequence below the node"""
-        self.ends: list[bool] = [False]
-        self._insert_all()
-
-    def _node(self, depth: int, sequence: int, ends: bool) -> int:
-        self.depth.append(depth)
-        self.children.append([])
-        self.sequence.append(sequence)
-        self.ends.append(ends)
-        return len(self.depth) - 1
-
-    def _insert_all(self) -> None:
-        path = [0]  # the rightmost path, root first
-        for index, tokens in enumerate(self.ordered):
-            shared = _common_prefix(self.ordered[index - 1], tokens) if index else 0
-            below = -1
-            while self.depth[path[-1]] > shared:
-                below = path.pop()
-            if self.depth[path[-1]] < shared:
-                fork = self._node(shared, index, False)
-                self.children[path[-1]][-1] = fork
-                self.children[fork].append(below)
-                path.append(fork)
-            leaf = self._node(len(tokens), index, True)
-            self.children[path[-1]].append(leaf)
-            path.append(leaf)
-
-    def _parents_first(self) -> list[int]:
-        order = [0]
-        for node in order:
-            order.extend(self.children[node])
-        return order
-
-    def _shared(self, order: list[int]) -> list[bool]:
-        """Whether each node's tokens are forwarded once, or again for each child."""
-        parent_depth = [0] * len(self.depth)
-        for node in order:
-            for child in self.children[node]:
-                parent_depth[child] = self.depth[node]
-        total = [0] * len(self.depth)
-        copies = [0] * len(self.depth)
-        shared = [True] * len(self.depth)
-        for node in reversed(order):
-            length = self.depth[node] - parent_depth[node]
-            below = sum(total[child] for child in self.children[node])
-            heads = sum(copies[child] for child in self.children[node]) + self.ends[node]
-            shared[node] = node == 0 or length * (heads - 1) >= SHARE * (length + below)
-            total[node] = below + length * (1 if shared[node] else heads)
-            copies[node] = 1 if shared[node] else heads
-        return shared
-
-    def segments_to(self, trie: Trie, longest_segment: int) -> list[int]:
-        """Fill the trie; returns the node that each ordered sequence ends in."""
-        order = self._parents_first()
-        shared = self._shared(order)
-        ends = [0] * len(self.ordered)
-        above = {0: (0, 0)}  # node -> trie node its children hang on, depth they start at
-        for node in order:
-            hang, start = above[node]
-            tokens = self.ordered[self.sequence[node]]
-            last, depth = hang, start
-            if node and (shared[node] or self.ends[node]):
-                for first, end in _pieces(start, self.depth[node], longest_segment):
-                    last = trie.add(last, first, tokens[first:end])
-                if self.ends[node]:
-                    ends[self.sequence[node]] = last
-                if shared[node]:
-                    hang, depth = last, self.depth[node]
-            for child in self.children[node]:
-                above[child] = (hang, depth)
-        return ends
+    depth: int
+    sequence: int
+    """some sequence below the node"""
+    ends: bool
+    children: "list[_Branch]" = field(default_factory=list)
+    start: int = 0
+    """its parent's depth"""
+    shared: bool = True
+    """whether its tokens are forwarded once, or again for each child"""
+    copies: int = 1
+    """how often that is"""
+    total: int = 0
+    """tokens forwarded for it and all below it"""
 
 
-def _pieces(start: int, end: int, longest: int) -> list[tuple[int, int]]:
-    return list(itertools.pairwise([*range(start, end, longest), end]))
+def _branch(ordered: Sequence[Tokens]) -> list[_Branch]:
+    """The tree of sorted, distinct sequences, parents first, and what of it is shared."""
+    order = [_Branch(0, 0, False)]
+    path = order[:]  # the rightmost one, root first
+    for index, tokens in enumerate(ordered):
+        shared = _common_prefix(ordered[index - 1], tokens) if index else 0
+        below = path[-1]
+        while path[-1].depth > shared:
+            below = path.pop()
+        if path[-1].depth < shared:
+            path[-1].children[-1] = _Branch(shared, index, False, [below])
+            path.append(path[-1].children[-1])
+        path[-1].children.append(_Branch(len(tokens), index, True))
+        path.append(path[-1].children[-1])
+    for node in order:
+        order += node.children
+        for child in node.children:
+            child.start = node.depth
+    _decide(order)
+    return order
+
+
+def _decide(order: Sequence[_Branch]) -> None:
+    """What is shared, from the leaves on."""
+    for node in reversed(order):
+        length = node.depth - node.start
+        below = sum(child.total for child in node.children)
+        heads = sum(child.copies for child in node.children) + node.ends
+        node.shared = node is order[0] or length * (heads - 1) >= SHARE * (length + below)
+        node.copies = 1 if node.shared else heads
+        node.total = below + length * node.copies
+
+
+def _fill(trie: Trie, ordered: Sequence[Tokens], branches: list[_Branch], longest_segment: int) -> list[int]:
+    """Add the segments; returns the node that each ordered sequence ends in."""
+    ends = [0] * len(ordered)
+    above = {branches[0]: (0, 0)}  # branch -> trie node its children hang on, depth they start at
+    for branch in branches:
+        hang, start = above[branch]
+        last, depth = hang, start
+        if branch.depth and (branch.shared or branch.ends):
+            for first, end in itertools.pairwise([*range(start, branch.depth, longest_segment), branch.depth]):
+                last = trie.add(last, first, ordered[branch.sequence][first:end])
+            if branch.ends:
+                ends[branch.sequence] = last
+            if branch.shared:
+                hang, depth = last, branch.depth
+        for child in branch.children:
+            above[child] = (hang, depth)
+    return ends
 
 
 def _common_prefix(first: Tokens, second: Tokens) -> int:

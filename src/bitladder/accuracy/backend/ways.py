@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from bitladder.accuracy.backend.attention import Layer
 from bitladder.accuracy.backend.budget import attention_heads
 from bitladder.accuracy.backend.decoding import may_pad
+from bitladder.accuracy.backend.packing import Request, plan_packs
+from bitladder.accuracy.backend.prefix import PrefixCache
+from bitladder.accuracy.backend.tree import TreeAttention
 
 if TYPE_CHECKING:
     from torch import device, dtype
     from transformers import PreTrainedModel
-
-    from bitladder.accuracy.backend.prefix import PrefixCache
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,8 @@ class Ways:
     row_kernel: bool = False
     """log-probabilities are computed from the logits where they lie, not for the whole vocabulary"""
     compiled: bool = False
-    """transformers' norms, MLPs and rotary embeddings are compiled by torch, so that each is few kernels"""
+    """transformers' norms, MLPs and rotary embeddings are compiled by torch, so that each is few kernels; only where it
+    is asked for, since it costs seconds in every process, and a small task is scored in less"""
     recorded: bool = False
     """a step of generation is launched as one, as a CUDA graph"""
 
@@ -40,8 +45,6 @@ NO_WAYS = Ways()
 
 def default_ways(model: "PreTrainedModel") -> Ways:
     """What pays on the model's device, as far as it works there; a kernel that doesn't is told in a warning."""
-    import torch
-
     if model.device.type != "cuda":
         return Ways()
     config = model.config.get_text_config()
@@ -50,18 +53,12 @@ def default_ways(model: "PreTrainedModel") -> Ways:
     softcap = getattr(config, "attn_logit_softcapping", None)
     windows = getattr(config, "sliding_window", None) is not None
     works = _kernels_work(model.device, model.dtype, group, size, softcap, windows)
-    plain = model.dtype in (torch.float16, torch.bfloat16) and getattr(model, "hf_quantizer", None) is None
     return Ways(
         overlapped=True,
         tree_kernel=works,
         row_kernel=works,
-        compiled=COMPILE_BY_DEFAULT and plain,
         recorded=may_pad(model),
     )
-
-
-COMPILE_BY_DEFAULT = False
-"""It costs seconds in every process, and a small task is scored in less."""
 
 
 def kernel_errors(ways: Ways) -> tuple[type[Exception], ...]:
@@ -91,8 +88,7 @@ def _kernels_work(
     except (TritonError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
         log.warning("our kernels can't be built here (%s), so attention and scoring take several each", error)
         return False
-    tolerance = _TOLERANCE[str(dtype).removeprefix("torch.")]
-    if not off <= tolerance:
+    if not off <= _TOLERANCE[str(dtype).removeprefix("torch.")]:
         log.warning("our kernels are off by %.2g here, so attention and scoring take several each", off)
         return False
     return True
@@ -102,14 +98,9 @@ def _largest_error(
     device: "device", dtype: "dtype", group: int, size: int, softcap: float | None, windows: bool
 ) -> float:
     """Of attention over two small trees that share kept keys, without and with a window, and of a row's statistics."""
-    import numpy as np
     import torch
 
-    from bitladder.accuracy.backend.attention import Layer
     from bitladder.accuracy.backend.device_kernels import block_rows, row_statistics
-    from bitladder.accuracy.backend.packing import Request, plan_packs
-    from bitladder.accuracy.backend.prefix import PrefixCache
-    from bitladder.accuracy.backend.tree import TreeAttention
 
     random = np.random.default_rng(0)
     beginning, *middles = (random.integers(0, 99, length) for length in (90, 30, 41))
@@ -140,9 +131,7 @@ def _largest_error(
     return max(errors) if all(error == error for error in errors) else float("nan")
 
 
-def _widened(kept: "PrefixCache") -> "PrefixCache":
-    from bitladder.accuracy.backend.prefix import PrefixCache
-
+def _widened(kept: PrefixCache) -> PrefixCache:
     wide = PrefixCache()
     for (node, layer), (key, value) in kept._kept.items():
         wide.put(node, layer, key.float().cpu(), value.float().cpu())
