@@ -42,9 +42,7 @@ ALLOWED = {
     ("accuracy/own_code.py", "option not in _PLAIN_OPTIONS.split()"): "a list of names",
     ("checkpoint/declared.py", "quant_type: str | dict[str, Any] | None"): "torchao's, by its version",
     ("records/measurement.py", "launch: dict[str, str | int | float | bool | None]"): "named facts",
-    ("report/table.py", "_csv_values -> list[float | str | None]"): "a cell has a number or a text",
-    ("report/table.py", "_no_formulas -> list[float | str | None]"): "the same",
-    ("report/table.py", "values: list[float | str | None]"): "the same",
+    ("report/table.py", "_no_formulas -> list[float | str | None]"): "a cell has a number or a text",
     ("report/table.py", "value: float | int | str | None"): "the same",
 }
 """what reads one, and whose it is or why nothing follows from it"""

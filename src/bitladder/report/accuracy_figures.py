@@ -15,19 +15,21 @@ from bitladder.report.figure import (
     MissingFigure,
     Row,
     Spec,
+    band_axis,
     chunks,
     colour_of_rung,
     finish,
     joined,
-    label_axis,
     layered,
     panel,
+    rungs_of,
     stroke_of_rung,
+    tooltips,
     whiskers,
     wrap_label,
 )
 from bitladder.report.table import Formatter, estimate_cell, excludes_zero
-from bitladder.summary.table import Estimate, Summary, TaskSummary
+from bitladder.summary.table import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
 from bitladder.units import format_percent, format_points
 
 _NARROWEST_BAR_PX = 9
@@ -47,7 +49,7 @@ def _score_figure(summary: Summary) -> Figure | MissingFigure:
     norms = _score_rows(summary, tasks, lambda task: task.score_norm)
     if not scores:
         return MissingFigure("figure1", title, "no task with a score in per cent was measured")
-    rungs = _rungs(summary, scores)
+    rungs = rungs_of(summary, scores)
     step = _step(scores, len(rungs))
     parts = _grouped_bars(scores, rungs, step, f"acc (%), {_questions(tasks)}", "acc (%)")
     if norms:
@@ -71,7 +73,7 @@ def _drop_figure(summary: Summary) -> Figure | MissingFigure:
     rows = _drop_rows(summary)
     if not rows:
         return MissingFigure("figure2", title, "no precision could be compared with the baseline on a task with signal")
-    rungs = _rungs(summary, rows)
+    rungs = rungs_of(summary, rows)
     title_of_panel = "(score - baseline) / baseline (%), negative is a loss"
     parts = _grouped_bars(rows, rungs, _step(rows, len(rungs)), title_of_panel, "relative drop (%)")
     whiskers_note = (
@@ -94,29 +96,29 @@ def _questions(tasks: list[TaskSummary]) -> str:
 
 
 def _score_rows(summary: Summary, tasks: list[TaskSummary], field: Callable[[TaskSummary], Estimate]) -> list[Row]:
-    rows: list[Row] = []
-    for task in tasks:
-        for rung in summary.rungs:
-            found = task_of(rung, task.name)
-            if found is not None:
-                row = _row(task, rung.rung, field(found), format_percent)
-                rows += [{**part, "chance": task.chance_percent, "filled": True} for part in row]
-    return rows
+    return [
+        {**row, "chance": task.chance_percent, "filled": True}
+        for task in tasks
+        for rung in summary.rungs
+        if (found := task_of(rung, task.name))
+        for row in _row(task, rung.rung, field(found), format_percent)
+    ]
 
 
 def _drop_rows(summary: Summary) -> list[Row]:
     rungs = [rung for rung in summary.rungs if rung.rung != summary.baseline]
-    rows: list[Row] = []
-    for task in percent_tasks(summary):
-        for rung in rungs:
-            found = task_of(rung, task.name)
-            if found is not None and found.signal:
-                row = _row(task, rung.rung, found.relative_drop_percent, format_points)
-                rows += [{**part, "filled": excludes_zero(found.difference_points)} for part in row]
-    for rung in rungs:
-        row = _row(None, rung.rung, rung.aggregate.relative_drop_percent, format_points)
-        rows += [{**part, "filled": excludes_zero(rung.aggregate.difference_points)} for part in row]
-    return rows
+    compared: list[tuple[TaskSummary | None, RungSummary, TaskSummary | AggregateSummary]] = [
+        (task, rung, found)
+        for task in percent_tasks(summary)
+        for rung in rungs
+        if (found := task_of(rung, task.name)) and found.signal
+    ]
+    compared += [(None, rung, rung.aggregate) for rung in rungs]
+    return [
+        {**row, "filled": excludes_zero(found.difference_points)}
+        for task, rung, found in compared
+        for row in _row(task, rung.rung, found.relative_drop_percent, format_points)
+    ]
 
 
 def _row(task: TaskSummary | None, rung: str, estimate: Estimate, format_value: Formatter) -> list[Row]:
@@ -129,9 +131,7 @@ def _row(task: TaskSummary | None, rung: str, estimate: Estimate, format_value: 
             "task": task.name if task else "",
             "title": task.title if task else AGGREGATE,
             "rung": rung,
-            "value": estimate.value,
-            "low": estimate.low,
-            "high": estimate.high,
+            **estimate.model_dump(exclude={"reason"}),
             "text": f"{cell.text} {cell.interval}".strip(),
         }
     ]
@@ -142,10 +142,6 @@ def _task_rows(rows: list[Row], rungs: int) -> list[list[str]]:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     largest = min(_MOST_TASKS_IN_A_ROW, PLOT_WIDTH // (_NARROWEST_BAR_PX * rungs + 12))
     return [[tasks[index] for index in places] for places in chunks(len(tasks), max(1, largest))]
-
-
-def _rungs(summary: Summary, rows: list[Row]) -> list[str]:
-    return [rung.rung for rung in summary.rungs if any(row["rung"] == rung.rung for row in rows)]
 
 
 def _step(rows: list[Row], rungs: int) -> int:
@@ -169,13 +165,7 @@ def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) ->
     characters = max(6, int(step / CHARACTER_PX))
     labels = {row["task"]: wrap_label(row["title"], characters) for row in rows}
     base = panel(rows[0]["panel"], step * len(labels), 220, title)
-    x = alt.X(
-        "task:N",
-        title=None,
-        sort=None,
-        scale=alt.Scale(domain=list(labels), paddingInner=0.16, paddingOuter=0.08),
-        axis=label_axis(labels),
-    )
+    x = band_axis("task:N", labels, paddingInner=0.16, paddingOuter=0.08)
     offset = alt.XOffset("rung:N", sort=None, scale=alt.Scale(domain=rungs, paddingInner=0.08))
     bars = base.mark_bar(strokeWidth=1.5).encode(
         x=x,
@@ -184,11 +174,7 @@ def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) ->
         color=colour_of_rung(rungs, legend=True),
         stroke=stroke_of_rung(rungs),
         fillOpacity=alt.FillOpacityValue(0.15, condition={"test": "datum.filled", "value": 1}),
-        tooltip=[
-            alt.Tooltip("title:N", title="task"),
-            alt.Tooltip("rung:N", title="precision"),
-            alt.Tooltip("text:N", title="% [95% interval]"),
-        ],
+        tooltip=tooltips(title="task", rung="precision", text="% [95% interval]"),
     )
     chance = base.transform_filter("isValid(datum.chance)").mark_tick(color=INK, size=step * 0.84, thickness=1.2)
     return layered(

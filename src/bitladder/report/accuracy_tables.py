@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from bitladder.report.table import Cell, Column, Formatter, Table, estimate_cell, excludes_zero, number_cell, text_cell
+from bitladder.report.table import (
+    Cell,
+    Column,
+    Formatter,
+    Table,
+    estimate_cell,
+    excludes_zero,
+    number_cell,
+    text_cell,
+    text_columns,
+)
 from bitladder.report.verdict_tables import questions_cell, verdict_tables
 from bitladder.stats.weights import FULL_WEIGHT_POINTS, NO_WEIGHT_POINTS
 from bitladder.summary.compare import compared_rungs
 from bitladder.summary.counted_tasks import counted_tasks, weighted_titles
 from bitladder.summary.table import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
 from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
-from bitladder.unknown import Unknown
 
 AGGREGATE = "Aggregate"
 NO_SIGNAL = "no signal"
 _NO_CHANCE = "not a choice among given answers"
 
-TaskField = Callable[[TaskSummary], Estimate]
-AggregateField = Callable[[AggregateSummary], Estimate]
+Found = TypeVar("Found", TaskSummary, AggregateSummary)
 
 
 def accuracy_tables(summary: Summary) -> list[Table]:
@@ -98,15 +107,9 @@ def aggregate_note(summary: Summary) -> str:
 
 def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
     columns = (
-        Column("Task", numeric=False),
-        Column("Metric", numeric=False),
+        *text_columns("Task", "Metric"),
         Column("Questions", interval=False),
-        Column(
-            "Chance",
-            "%",
-            interval=False,
-            help="what guessing scores: mean of 1 / choices",
-        ),
+        Column("Chance", "%", interval=False, help="what guessing scores: mean of 1 / choices"),
         *(Column(rung.rung, "%") for rung in summary.rungs),
     )
     rows = [
@@ -114,24 +117,14 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
             _task_cell(task),
             text_cell(task.metric),
             questions_cell(task),
-            number_cell(task.chance_percent, format_percent, _no_chance(task)),
-            *(_task_estimate(rung, task.name, lambda found: found.score, format_percent) for rung in summary.rungs),
+            number_cell(task.chance_percent, format_percent, task.chance_reason or _NO_CHANCE),
+            *_task_cells(summary.rungs, task, lambda found: found.score, format_percent),
         )
         for task in tasks
     ]
     if aggregate_tasks(summary):
-        rows.append(
-            (
-                text_cell(AGGREGATE, mark="total"),
-                text_cell(""),
-                text_cell(""),
-                text_cell(""),
-                *(
-                    _aggregate_estimate(rung, lambda found: found.score_percent, format_percent)
-                    for rung in summary.rungs
-                ),
-            )
-        )
+        scores = (estimate_cell(rung.aggregate.score_percent, format_percent) for rung in summary.rungs)
+        rows.append((text_cell(AGGREGATE, mark="total"), *[text_cell("")] * 3, *scores))
     notes = (
         "Brackets: 95% interval of one score by itself. Two precisions answer the same questions, "
         "so compare them by Table 2b, not by these brackets.",
@@ -144,7 +137,7 @@ def _score_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
 def _questions_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
     """On how many questions the scores rest, where asking stops when decided."""
     columns = (
-        Column("Task", numeric=False),
+        *text_columns("Task"),
         Column("All", interval=False),
         *(Column(rung.rung, interval=False) for rung in summary.rungs),
     )
@@ -152,7 +145,10 @@ def _questions_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
         (
             _task_cell(task),
             number_cell(task.planned_questions, format_count),
-            *(_questions_cell(rung, task.name) for rung in summary.rungs),
+            *(
+                questions_cell(found) if (found := task_of(rung, task.name)) else text_cell(None, reason=absence(rung))
+                for rung in summary.rungs
+            ),
         )
         for task in tasks
     )
@@ -164,15 +160,6 @@ def _questions_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
     return Table("table1-questions", "Table 1d. Questions answered", columns, rows, notes)
 
 
-def _questions_cell(rung: RungSummary, name: str) -> Cell:
-    task = task_of(rung, name)
-    return text_cell(None, reason=absence(rung)) if task is None else questions_cell(task)
-
-
-def _no_chance(task: TaskSummary) -> str | None:
-    return None if task.chance_percent is not None else task.chance_reason or _NO_CHANCE
-
-
 def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
     with_norm = [
         task
@@ -180,8 +167,7 @@ def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
         if any((found := task_of(rung, task.name)) and found.score_norm.value is not None for rung in summary.rungs)
     ]
     columns = (
-        Column("Task", numeric=False),
-        Column("Metric", numeric=False),
+        *text_columns("Task", "Metric"),
         Column("Questions", interval=False),
         *(Column(rung.rung, "%") for rung in summary.rungs),
     )
@@ -190,10 +176,7 @@ def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
             text_cell(task.title),
             text_cell("acc_norm"),
             questions_cell(task),
-            *(
-                _task_estimate(rung, task.name, lambda found: found.score_norm, format_percent)
-                for rung in summary.rungs
-            ),
+            *_task_cells(summary.rungs, task, lambda found: found.score_norm, format_percent),
         )
         for task in with_norm
     )
@@ -203,14 +186,11 @@ def _norm_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
 
 def _raw_table(summary: Summary) -> Table:
     tasks = raw_tasks(summary)
-    columns = (
-        Column("Precision", numeric=False),
-        *(Column(task.title_with_unit) for task in tasks),
-    )
+    columns = (*text_columns("Precision"), *(Column(task.title_with_unit) for task in tasks))
     rows = tuple(
         (
             text_cell(rung.rung),
-            *(_task_estimate(rung, task.name, lambda found: found.score, format_raw) for task in tasks),
+            *(cell for task in tasks for cell in _task_cells([rung], task, lambda found: found.score, format_raw)),
         )
         for rung in summary.rungs
     )
@@ -226,8 +206,7 @@ class _Comparison:
     title: str
     unit: str
     notes: tuple[str, ...]
-    task_field: TaskField
-    aggregate_field: AggregateField
+    field: Callable[[TaskSummary | AggregateSummary], Estimate]
     format: Formatter
 
 
@@ -238,8 +217,7 @@ _COMPARISONS = (
         "Table 2. Relative drop to {baseline} (%)",
         "%",
         ("(score - baseline) / baseline; negative is a loss.", _BOLD),
-        lambda task: task.relative_drop_percent,
-        lambda aggregate: aggregate.relative_drop_percent,
+        lambda found: found.relative_drop_percent,
         format_points,
     ),
     _Comparison(
@@ -251,8 +229,7 @@ _COMPARISONS = (
             "a row together (see the verdicts). Negative is a loss.",
             _BOLD,
         ),
-        lambda task: task.difference_points,
-        lambda aggregate: aggregate.difference_points,
+        lambda found: found.difference_points,
         format_points,
     ),
     _Comparison(
@@ -260,8 +237,7 @@ _COMPARISONS = (
         "Table 2c. Recovery (%)",
         "%",
         ("score / baseline, what --min-recovery limits.", _BOLD),
-        lambda task: task.recovery_percent,
-        lambda aggregate: aggregate.recovery_percent,
+        lambda found: found.recovery_percent,
         format_percent,
     ),
     _Comparison(
@@ -269,8 +245,7 @@ _COMPARISONS = (
         "Table 2d. Recovery above chance (%)",
         "%",
         ("(score - chance) / (baseline - chance); 100 is as good as the baseline, 0 is guessing.", _BOLD),
-        lambda task: task.recovery_above_chance_percent,
-        lambda aggregate: aggregate.recovery_above_chance_percent,
+        lambda found: found.recovery_above_chance_percent,
         format_percent,
     ),
 )
@@ -278,21 +253,13 @@ _COMPARISONS = (
 
 def _comparison_table(summary: Summary, tasks: list[TaskSummary], comparison: _Comparison) -> Table:
     rungs = [rung for rung in summary.rungs if rung.rung != summary.baseline]
-    columns = (Column("Task", numeric=False), *(Column(rung.rung, comparison.unit) for rung in rungs))
+    columns = (*text_columns("Task"), *(Column(rung.rung, comparison.unit) for rung in rungs))
     rows = [
-        (
-            _task_cell(task),
-            *(
-                _task_estimate(rung, task.name, comparison.task_field, comparison.format, compare=True)
-                for rung in rungs
-            ),
-        )
+        (_task_cell(task), *_task_cells(rungs, task, comparison.field, comparison.format, compare=True))
         for task in tasks
     ]
     if aggregate_tasks(summary):
-        cells = (
-            _aggregate_estimate(rung, comparison.aggregate_field, comparison.format, compare=True) for rung in rungs
-        )
+        cells = (_compared_cell(rung.aggregate, comparison.field, comparison.format) for rung in rungs)
         rows.append((text_cell(AGGREGATE, mark="total"), *cells))
     title = comparison.title.format(baseline=summary.baseline)
     return Table(comparison.name, title, columns, tuple(rows), (*comparison.notes, aggregate_note(summary)))
@@ -304,18 +271,27 @@ def _task_cell(task: TaskSummary) -> Cell:
     return text_cell(f"{task.title} ({NO_SIGNAL})", mark="warning", reason=task.no_signal_reason)
 
 
-def _task_estimate(
-    rung: RungSummary, name: str, field: TaskField, format_value: Formatter, *, compare: bool = False
-) -> Cell:
-    task = task_of(rung, name)
-    if task is None:
-        return estimate_cell(Estimate.unknown(Unknown(absence(rung))), format_value)
-    clear = compare and task.signal and excludes_zero(task.difference_points)
-    return estimate_cell(field(task), format_value, mark="clear" if clear else "plain")
+def _task_cells(
+    rungs: Sequence[RungSummary],
+    wanted: TaskSummary,
+    field: Callable[[TaskSummary], Estimate],
+    format_value: Formatter,
+    *,
+    compare: bool = False,
+) -> list[Cell]:
+    """One task's figure on each of the rungs."""
+    return [
+        number_cell(None, format_value, absence(rung))
+        if task is None
+        else _compared_cell(task, field, format_value)
+        if compare and task.signal
+        else estimate_cell(field(task), format_value)
+        for rung, task in ((rung, task_of(rung, wanted.name)) for rung in rungs)
+    ]
 
 
-def _aggregate_estimate(
-    rung: RungSummary, field: AggregateField, format_value: Formatter, *, compare: bool = False
-) -> Cell:
-    clear = compare and excludes_zero(rung.aggregate.difference_points)
-    return estimate_cell(field(rung.aggregate), format_value, mark="clear" if clear else "plain")
+def _compared_cell(found: Found, field: Callable[[Found], Estimate], format_value: Formatter) -> Cell:
+    """Bold where the difference to the baseline is shown to be one."""
+    return estimate_cell(
+        field(found), format_value, mark="clear" if excludes_zero(found.difference_points) else "plain"
+    )

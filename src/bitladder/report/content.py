@@ -12,7 +12,7 @@ from bitladder.report.dependence_figures import dependence_figure
 from bitladder.report.dependence_tables import PARAGRAPH, dependence_points, dependence_tables
 from bitladder.report.divergence_tables import SENTENCE, divergence_table
 from bitladder.report.figure import Figure, MissingFigure
-from bitladder.report.machine_pages import MachinePage, machine_pages, split_figures, split_notes, split_tables
+from bitladder.report.machine_pages import MachinePage, machine_pages, split, split_notes
 from bitladder.report.performance_figures import performance_figures
 from bitladder.report.performance_tables import SCENARIOS, derived_table, performance_tables
 from bitladder.report.provenance_tables import (
@@ -24,7 +24,7 @@ from bitladder.report.provenance_tables import (
     version_table,
 )
 from bitladder.report.published_tables import compare_pages, published_paragraphs, published_tables
-from bitladder.report.table import Cell, Column, Mark, Table, text_cell
+from bitladder.report.table import Cell, Mark, Table, text_cell, text_columns
 from bitladder.results import device_title, titles_of
 from bitladder.store import Results
 from bitladder.summary.published import PublishedComparison
@@ -83,7 +83,7 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
             "audit",
             "Checkpoints and their audit",
             ("An audit tells what a checkpoint is. A precision that is not what it says is not measured.",),
-            tables=split_tables(pages, lambda page: [checkpoint_table(page.summary), *findings_tables(page.summary)]),
+            tables=split(pages, lambda page: [checkpoint_table(page.summary), *findings_tables(page.summary)]),
         ),
         _failure_section(pages, summary),
         _missing_section(results, summary),
@@ -91,12 +91,10 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
             "provenance",
             "Settings, machine, versions",
             tables=(
-                *split_tables(
-                    [page for page in pages if page.summary.has_scores], lambda page: [scoring_table(page.summary)]
-                ),
+                *split([page for page in pages if page.summary.has_scores], lambda page: [scoring_table(page.summary)]),
                 *_settings_tables(results),
                 machine_table(results),
-                *split_tables(pages, lambda page: [version_table(page.results)]),
+                *split(pages, lambda page: [version_table(page.results)]),
             ),
         ),
     ]
@@ -156,7 +154,7 @@ def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
                 text_cell("; ".join(verdict.reasons) or None),
             )
         )
-    columns = tuple(Column(title, numeric=False) for title in ("Precision", "What it is", "Verdict", "Accuracy", "Why"))
+    columns = text_columns("Precision", "What it is", "Verdict", "Accuracy", "Why")
     return Table("recommendation", "Every precision, and why or why not", columns, tuple(rows))
 
 
@@ -167,8 +165,8 @@ def _accuracy_section(pages: Sequence[MachinePage]) -> Section:
     return Section(
         "accuracy",
         "Accuracy",
-        tables=split_tables(planned, lambda page: accuracy_tables(page.summary)),
-        figures=split_figures(planned, lambda page: accuracy_figures(page.summary)),
+        tables=split(planned, lambda page: accuracy_tables(page.summary)),
+        figures=split(planned, lambda page: accuracy_figures(page.summary)),
     )
 
 
@@ -177,7 +175,7 @@ def _divergence_section(pages: Sequence[MachinePage]) -> Section | None:
     if not planned:
         return None
     title = f"Divergence from the baseline, {planned[0].summary.baseline}"
-    tables = split_tables(planned, lambda page: [divergence_table(page.summary)])
+    tables = split(planned, lambda page: [divergence_table(page.summary)])
     return Section("divergence", title, (SENTENCE,), tables=tables)
 
 
@@ -191,8 +189,8 @@ def _dependence_section(pages: Sequence[MachinePage]) -> Section | None:
         "Dependence on the batch",
         (PARAGRAPH,),
         points,
-        split_tables(planned, lambda page: dependence_tables(page.summary)),
-        split_figures(planned, lambda page: [dependence_figure(page.summary)]),
+        split(planned, lambda page: dependence_tables(page.summary)),
+        split(planned, lambda page: [dependence_figure(page.summary)]),
     )
 
 
@@ -205,13 +203,13 @@ def _scenario_section(pages: Sequence[MachinePage], scenario: str) -> Section:
     return Section(
         scenario,
         title,
-        tables=split_tables(planned, lambda page: performance_tables(page.summary, scenario, page.on_gpu)),
-        figures=split_figures(planned, lambda page: performance_figures(page.summary, scenario, page.on_gpu)),
+        tables=split(planned, lambda page: performance_tables(page.summary, scenario, page.on_gpu)),
+        figures=split(planned, lambda page: performance_figures(page.summary, scenario, page.on_gpu)),
     )
 
 
 def _derived_section(pages: Sequence[MachinePage]) -> Section | None:
-    tables = split_tables(pages, lambda page: [table] if (table := derived_table(page.summary)) else [])
+    tables = split(pages, lambda page: [table] if (table := derived_table(page.summary)) else [])
     return Section("derived", "The published study's workloads", tables=tables) if tables else None
 
 

@@ -14,6 +14,7 @@ from bitladder.report.figure import (
     layered,
     panel,
     rung_axis,
+    tooltips,
     whiskers,
 )
 from bitladder.report.table import estimate_cell
@@ -59,11 +60,7 @@ def dependence_figure(summary: Summary) -> Figure | MissingFigure:
         xOffset=offset,
         y=alt.Y("value:Q", title=None, scale=scale),
         color=colour,
-        tooltip=[
-            alt.Tooltip("rung:N", title="precision"),
-            alt.Tooltip("way:N", title="scored again"),
-            alt.Tooltip("text:N", title="% [95% interval]"),
-        ],
+        tooltip=tooltips(rung="precision", way="scored again", text="% [95% interval]"),
     )
     spec = layered(
         bars,
@@ -87,13 +84,5 @@ def _rows(found: DependenceSummary) -> list[Row]:
             continue
         cell = estimate_cell(change.percent, format_percent)
         text = f"{cell.text} {cell.interval}, {change.changed} of {change.documents:,}"
-        rows.append(
-            {
-                "way": way,
-                "value": change.percent.value,
-                "low": change.percent.low,
-                "high": change.percent.high,
-                "text": text,
-            }
-        )
+        rows.append({"way": way, **change.percent.model_dump(exclude={"reason"}), "text": text})
     return rows

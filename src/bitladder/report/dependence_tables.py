@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
+from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell, text_columns
 from bitladder.stats.floors import EXCESS_POINTS
 from bitladder.stats.power import ONE_SIDED_ALPHA
 from bitladder.summary.table import ChoiceChange, DependenceSummary, Estimate, RungSummary, Summary
 from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
-from bitladder.unknown import Unknown
 
 PARAGRAPH = (
     "Each precision scored some documents again: in batches of other documents, in a forward of their own (batch 1), "
@@ -18,6 +17,7 @@ PARAGRAPH = (
     f"{points_text(EXCESS_POINTS)} above its own floor or the baseline's is indistinguishable from it."
 )
 NOT_SCORED = "not scored in this way, not yet, or all documents fit one batch, which has no other plan"
+_NO_FLOOR = "no floor to test against"
 _COLUMNS = (
     Column("Documents", interval=False),
     Column("Other batches", "% changed"),
@@ -65,14 +65,14 @@ def dependence_tables(summary: Summary) -> list[Table]:
         *_largest(measured),
     )
     title = f"Choices that depend on the batch, and flips against {summary.baseline}"
-    tables = [Table("dependence", title, (Column("Precision", numeric=False), *_COLUMNS), rows, notes)]
+    tables = [Table("dependence", title, (*text_columns("Precision"), *_COLUMNS), rows, notes)]
     by_task = tuple(
         (text_cell(rung.rung), text_cell(one.title), *_cells(one))
         for rung in measured
         for one in rung.dependence_by_task
     )
     if by_task:
-        columns = (Column("Precision", numeric=False), Column("Task", numeric=False), *_COLUMNS)
+        columns = (*text_columns("Precision", "Task"), *_COLUMNS)
         tables.append(Table("dependence-tasks", f"{title}, by task", columns, by_task, secondary=True))
     return [*tables, _product_table(measured)]
 
@@ -80,25 +80,21 @@ def dependence_tables(summary: Summary) -> list[Table]:
 def _cells(found: DependenceSummary) -> tuple[Cell, ...]:
     second, single = found.second_plan, found.batch1
     return (
-        number_cell(second.documents if second else None, format_count, None if second else NOT_SCORED),
+        number_cell(second.documents if second else None, format_count, NOT_SCORED),
         _share(second),
-        number_cell(single.documents if single else None, format_count, None if single else NOT_SCORED),
+        number_cell(single.documents if single else None, format_count, NOT_SCORED),
         _share(single),
         _share(found.cached),
         _share(found.steps),
         _share(found.against_baseline, "the baseline itself, or one without a floor of its own"),
-        number_cell(found.p_value, format_raw, None if found.p_value is not None else "no floor to test against"),
-        estimate_cell(found.excess_points or Estimate.unknown(Unknown("no floor to test against")), format_points),
-        _judgement(found),
+        number_cell(found.p_value, format_raw, _NO_FLOOR),
+        estimate_cell(found.excess_points or Estimate(value=None, reason=_NO_FLOOR), format_points),
+        text_cell(found.flips, reason=None if found.flips else _NO_FLOOR),
     )
 
 
 def _share(found: ChoiceChange | None, reason: str = NOT_SCORED) -> Cell:
-    return estimate_cell(Estimate.unknown(Unknown(reason)) if found is None else found.percent, format_percent)
-
-
-def _judgement(found: DependenceSummary) -> Cell:
-    return text_cell(found.flips, reason=None if found.flips else "no floor to test against")
+    return number_cell(None, format_percent, reason) if found is None else estimate_cell(found.percent, format_percent)
 
 
 def _largest(rungs: Sequence[RungSummary]) -> list[str]:
@@ -112,7 +108,7 @@ def _largest(rungs: Sequence[RungSummary]) -> list[str]:
 
 
 def _product_table(rungs: Sequence[RungSummary]) -> Table:
-    columns = tuple(Column(title, numeric=False) for title in ("Precision", "Way", "Products of the first forwards"))
+    columns = text_columns("Precision", "Way", "Products of the first forwards")
     rows = tuple(
         (text_cell(rung.rung), text_cell(way), text_cell("; ".join(products) or None))
         for rung in rungs

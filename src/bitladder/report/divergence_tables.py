@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bitladder.report.accuracy_tables import absence
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
-from bitladder.summary.table import Estimate, RungSummary, Summary
+from bitladder.summary.table import RungSummary, Summary
 from bitladder.units import format_percent, format_rate, format_raw
-from bitladder.unknown import Unknown
 
 SENTENCE = (
     "The Kullback-Leibler divergence of the next-token distributions flags damage long before a score moves. It never "
@@ -33,8 +32,8 @@ def divergence_table(summary: Summary) -> Table:
 def _row(rung: RungSummary) -> tuple[Cell, ...]:
     found = rung.divergence
     if found is None:
-        unknown = Estimate.unknown(Unknown(rung.no_divergence_reason or absence(rung)))
-        return (text_cell(rung.rung), *(estimate_cell(unknown, format_raw) for _ in range(6)))
+        unknown = number_cell(None, format_raw, rung.no_divergence_reason or absence(rung))
+        return (text_cell(rung.rung), *[unknown] * 6)
     ratio = found.perplexity_ratio
     clear = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
     return (
@@ -49,13 +48,12 @@ def _row(rung: RungSummary) -> tuple[Cell, ...]:
 
 
 def _notes(summary: Summary) -> list[str]:
-    texts = {
-        (found.origin, found.tokens, found.documents): found for rung in summary.rungs if (found := rung.divergence)
-    }
-    notes = [
-        f"{tokens:,} tokens from {documents:,} documents of {origin}, each window forwarded by itself."
-        for origin, tokens, documents in texts
-    ]
+    texts = (
+        f"{one.tokens:,} tokens from {one.documents:,} documents of {one.origin}, each window forwarded by itself."
+        for rung in summary.rungs
+        if (one := rung.divergence)
+    )
+    notes = list(dict.fromkeys(texts))
     baseline = summary.rung(summary.baseline)
     if baseline is not None and baseline.divergence is not None:
         found = baseline.divergence

@@ -14,6 +14,7 @@ import vl_convert
 
 from bitladder.printable import printable
 from bitladder.rungs import RUNGS
+from bitladder.summary.table import Summary
 
 PLOT_WIDTH = 760
 """pixels inside the axes of a full-width panel; with its axis it fits a page of 900"""
@@ -199,8 +200,25 @@ def _printable(value: Any) -> Any:
 def rung_axis(rungs: Sequence[str], step_px: float, *, inner: float, outer: float) -> alt.X:
     """A band a rung, in their order, with labels that fit ``step_px``; padding in shares of a band."""
     labels = {rung: wrap_label(rung, max(5, int(step_px / CHARACTER_PX))) for rung in rungs}
-    scale = alt.Scale(domain=list(rungs), paddingInner=inner, paddingOuter=outer)
-    return alt.X("rung:N", title=None, sort=None, scale=scale, axis=label_axis(labels))
+    return band_axis("rung:N", labels, paddingInner=inner, paddingOuter=outer)
+
+
+def band_axis(
+    field: str, labels: Mapping[str, str], orient: Literal["bottom", "top"] = "bottom", **padding: Any
+) -> alt.X:
+    """A band for each of the labelled values, in their order."""
+    scale = alt.Scale(domain=list(labels), **padding)
+    return alt.X(field, title=None, sort=None, scale=scale, axis=label_axis(labels, orient))
+
+
+def tooltips(**titles: str) -> list[alt.Tooltip]:
+    """Of each field of a row, under its title."""
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
+
+
+def rungs_of(summary: Summary, rows: Sequence[Row]) -> list[str]:
+    """Those that there are rows of, in the study's order."""
+    return [rung.rung for rung in summary.rungs if any(row["rung"] == rung.rung for row in rows)]
 
 
 def wrap_label(text: str, width: int, lines: int = 3) -> str:

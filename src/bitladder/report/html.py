@@ -49,7 +49,10 @@ def to_html(report: Report) -> str:
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
         style=Markup(_source(environment, "report.css")),
-        pictures={figure.name: _data_address(figure.svg) for figure in figures},
+        pictures={
+            figure.name: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}"
+            for figure in figures
+        },
     )
 
 
@@ -86,7 +89,3 @@ def _policy(scripts: list[str]) -> str:
 def _source(environment: Environment, name: str) -> str:
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
-
-
-def _data_address(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from bitladder.report.figure import Figure, MissingFigure
 from bitladder.report.table import Table
 from bitladder.results import Results
 from bitladder.results.machines import at_place, place_names, places
+from bitladder.summary.published import PublishedComparison
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import Summary
 
@@ -25,6 +27,10 @@ class MachinePage:
     @property
     def on_gpu(self) -> bool:
         return self.results.study.calibration.device.startswith("cuda")
+
+
+Page = TypeVar("Page", MachinePage, PublishedComparison)
+Part = TypeVar("Part", Table, Figure | MissingFigure)
 
 
 def machine_pages(results: Results, summary: Summary) -> list[MachinePage]:
@@ -45,29 +51,14 @@ def split_notes(pages: Sequence[MachinePage]) -> list[str]:
     return [f"Measured on {len(pages)} machines, split so that no table and no figure mixes them: {names}."]
 
 
-def split_tables(pages: Sequence[MachinePage], make: Callable[[MachinePage], Iterable[Table]]) -> tuple[Table, ...]:
-    """The tables of every page, under names and titles of their own."""
+def split(pages: Sequence[Page], make: Callable[[Page], Iterable[Part]]) -> tuple[Part, ...]:
+    """The tables or the figures of every page, under names and titles of their own."""
     return tuple(
-        replace(table, name=table.name + _suffix(index), title=table.title + _where(page))
-        for index, page in enumerate(pages)
-        for table in make(page)
+        replace(
+            part,
+            name=f"{part.name}-machine{index}" if index > 1 else part.name,
+            title=f"{part.title}, on {page.machine}" if page.machine else part.title,
+        )
+        for index, page in enumerate(pages, 1)
+        for part in make(page)
     )
-
-
-def split_figures(
-    pages: Sequence[MachinePage], make: Callable[[MachinePage], Iterable[Figure | MissingFigure]]
-) -> tuple[Figure | MissingFigure, ...]:
-    """The figures of every page, under names and titles of their own."""
-    return tuple(
-        replace(figure, name=figure.name + _suffix(index), title=figure.title + _where(page))
-        for index, page in enumerate(pages)
-        for figure in make(page)
-    )
-
-
-def _suffix(index: int) -> str:
-    return f"-machine{index + 1}" if index else ""
-
-
-def _where(page: MachinePage) -> str:
-    return f", on {page.machine}" if page.machine else ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field
@@ -47,12 +45,17 @@ def write_report(
     limits = limits or Limits()
     out = Path(directory) / "report" if out is None else Path(out)
     require_report_folder(out)
-    with _drawing():
+    try:
         source = source_hash(results, limits, machine)
         current = current_files(out, source)
         if current is not None:
             return current
         content = _render(results, limits, machine)
+    except ImportError as error:  # a library of others is the user's to install
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "bitladder"):
+            raise
+        raise UserError(f"a report is drawn with {library}, which can't be imported here; install it (pip)") from error
     mark_begun(out)
     paths = []
     for name, data in content.items():
@@ -60,18 +63,6 @@ def write_report(
         paths.append(out / name)
     write_stamp(out, source, paths)
     return paths
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Inside the block a library of others that can't be imported is the user's to install."""
-    try:
-        yield
-    except ImportError as error:
-        library = (error.name or "").partition(".")[0]
-        if library in ("", "bitladder"):
-            raise
-        raise UserError(f"a report is drawn with {library}, which can't be imported here; install it (pip)") from error
 
 
 def _render(results: Results, limits: Limits, machine: str | None) -> dict[str, str | bytes]:

@@ -75,8 +75,7 @@ def absence(rung: RungSummary, measured: ScenarioSummary | None) -> str | None:
 def _count(title: str, unit: str | None, field: Callable[[ScenarioSummary], int | None]) -> ScenarioColumn:
     def cell(rung: RungSummary, measured: ScenarioSummary | None) -> Cell:
         reason = absence(rung, measured)
-        value = field(measured) if measured and not reason else None
-        return number_cell(value, format_count, reason if value is None else None)
+        return number_cell(field(measured) if measured and not reason else None, format_count, reason)
 
     return ScenarioColumn(Column(title, unit, interval=False), cell)
 

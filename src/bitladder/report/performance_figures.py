@@ -13,13 +13,15 @@ from bitladder.report.figure import (
     MissingFigure,
     Row,
     Spec,
+    band_axis,
     colour_of_rung,
     finish,
     joined,
-    label_axis,
     layered,
     panel,
     rung_axis,
+    rungs_of,
+    tooltips,
     whiskers,
     wrap_label,
 )
@@ -91,10 +93,6 @@ def _cut_whiskers(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _rungs(summary: Summary, rows: list[Row]) -> list[str]:
-    return [rung.rung for rung in summary.rungs if any(row["rung"] == rung.rung for row in rows)]
-
-
 def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, ...], known: list[Row]) -> str:
     requests = sorted(
         {measured.requests for rung in summary.rungs if (measured := rung.scenario(scenario)) and measured.requests}
@@ -102,7 +100,7 @@ def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, .
     n = " to ".join(f"{count:,}" for count in dict.fromkeys((requests[0], requests[-1])))
     caption = f"n = {n} requests a precision. Whiskers: 95% interval, where the metric has one."
     unknown = [metric.title for metric in metrics if metric.name not in {row["metric"] for row in known}]
-    unmeasured = [rung.rung for rung in summary.rungs if rung.rung not in _rungs(summary, known)]
+    unmeasured = [rung.rung for rung in summary.rungs if rung.rung not in rungs_of(summary, known)]
     missing = "; ".join(", ".join(names) for names in (unknown, unmeasured) if names)
     return f"{caption} Not known, so left out: {missing}." if missing else caption
 
@@ -120,7 +118,7 @@ def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
 
 
 def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
-    rungs = _rungs(summary, rows)
+    rungs = rungs_of(summary, rows)
     tops = [row["value"] if row["high"] is None else row["high"] for row in rows]
     rows = [
         {**row, "panel": row["metric"], "short": format_raw(row["value"]) + row["cut"], "top": top}
@@ -149,7 +147,7 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
         x=x,
         y=y,
         color=colour_of_rung(rungs, legend=False),
-        tooltip=[alt.Tooltip("rung:N", title="precision"), alt.Tooltip("tooltip:N", title=metric.column.header)],
+        tooltip=tooltips(rung="precision", tooltip=metric.column.header),
     )
     return layered(
         bars,
@@ -180,13 +178,7 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
         width=(PLOT_WIDTH - min(longest * 7, 200)) // len(metrics) * len(metrics),
         height=44 * len(rungs),
     ).encode(
-        x=alt.X(
-            "metric:N",
-            title=None,
-            sort=None,
-            scale=alt.Scale(domain=list(labels), padding=0),
-            axis=label_axis(labels, "top"),
-        ),
+        x=band_axis("metric:N", labels, "top", padding=0),
         y=alt.Y(
             "rung:N",
             title=None,
@@ -194,11 +186,7 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
             scale=alt.Scale(domain=rungs, padding=0),
             axis=alt.Axis(ticks=False, domain=False, labelPadding=8),
         ),
-        tooltip=[
-            alt.Tooltip("rung:N", title="precision"),
-            alt.Tooltip("title:N", title="metric"),
-            alt.Tooltip("tooltip:N", title="value"),
-        ],
+        tooltip=tooltips(rung="precision", title="metric", tooltip="value"),
     )
     cells = base.mark_rect(stroke=HALO, strokeWidth=2).encode(fill=alt.Fill("fill:N", scale=None))
     numbers = base.mark_text(fontSize=13).encode(text=alt.Text("text:N"), color=alt.Color("ink:N", scale=None))

@@ -7,7 +7,7 @@ from functools import partial
 
 from bitladder.records import Machine
 from bitladder.report.performance_columns import AnyColumn, main_columns, metric_columns, run_columns
-from bitladder.report.table import Cell, Column, Table, text_cell
+from bitladder.report.table import Cell, Table, text_cell, text_columns
 from bitladder.summary.table import Summary
 
 SCENARIOS: dict[str, tuple[int, str]] = {"batch1": (3, "batch size 1"), "max-batch": (4, "largest batch")}
@@ -27,7 +27,7 @@ def performance_tables(summary: Summary, scenario: str, on_gpu: bool) -> list[Ta
     number, where = SCENARIOS[scenario]
 
     def table(letter: str, title: str, columns: Sequence[AnyColumn], *notes: str) -> Table:
-        header = (Column("Precision", numeric=False), *(column.column for column in columns))
+        header = (*text_columns("Precision"), *(column.column for column in columns))
         rows = tuple(
             (text_cell(rung.rung), *(column.cell(rung, rung.scenario(scenario)) for column in columns))
             for rung in summary.rungs
@@ -77,10 +77,6 @@ def _run_notes(summary: Summary, scenario: str) -> list[str]:
     return [f"{', '.join(rungs)}: {note}" for note, rungs in rungs_of.items()]
 
 
-def _machine_title(machine: Machine) -> str:
-    return ", ".join([*(gpu.title for gpu in machine.gpus), machine.cpu_model])
-
-
 def derived_table(summary: Summary) -> Table | None:
     """Totals for the study's 200 and 2,000 requests; None where there is no rate to derive them from."""
     totals = metric_columns("totals")
@@ -89,13 +85,13 @@ def derived_table(summary: Summary) -> Table | None:
         machine = scenario_machine(summary, scenario)
         if machine is None:
             continue
+        hardware = ", ".join([*(gpu.title for gpu in machine.gpus), machine.cpu_model])
         for rung in summary.rungs:
             cells = [column.cell(rung, rung.scenario(scenario)) for column in totals]
             if any(cell.value is not None for cell in cells):
-                rows.append((text_cell(name), text_cell(_machine_title(machine)), text_cell(rung.rung), *cells))
+                rows.append((text_cell(name), text_cell(hardware), text_cell(rung.rung), *cells))
     if not rows:
         return None
-    labels = (Column(title, numeric=False) for title in ("Scenario", "Machine", "Precision"))
-    columns = (*labels, *(column.column for column in totals))
+    columns = (*text_columns("Scenario", "Machine", "Precision"), *(column.column for column in totals))
     notes = ("Requests divided by the measured requests/s. Not run: the measured totals are in Tables 3 and 4.",)
     return Table("totals-derived", "Total time for 200 and 2,000 requests, derived", columns, tuple(rows), notes)

@@ -8,7 +8,6 @@ from typing import Any
 from bitladder.records import (
     AccuracyTask,
     Audit,
-    Finding,
     Gpu,
     Machine,
     ProductKernel,
@@ -17,7 +16,7 @@ from bitladder.records import (
     StudyRecord,
     join_scorings,
 )
-from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell
+from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell, text_columns
 from bitladder.results import device_title
 from bitladder.rungs import method_of
 from bitladder.store import Results
@@ -31,11 +30,10 @@ _UNPACKED = {"INT8": "I8", "FP8": "F8_E4M3"}
 
 def checkpoint_table(summary: Summary) -> Table:
     columns = (
-        *(Column(title, numeric=False) for title in ("Precision", "What it is", "Stored", "Computed in", "The rest")),
+        *text_columns("Precision", "What it is", "Stored", "Computed in", "The rest"),
         Column("Weights on disk", "MiB", interval=False),
         Column("Weights in memory", "MiB", interval=False),
-        Column("Audit", numeric=False),
-        Column("Content hash", numeric=False),
+        *text_columns("Audit", "Content hash"),
     )
     rows = tuple(_checkpoint_row(rung) for rung in summary.rungs)
     notes = (
@@ -52,8 +50,8 @@ def _checkpoint_row(rung: RungSummary) -> tuple[Cell, ...]:
         text_cell(rung.rung),
         text_cell(rung.title),
         *(_scheme_cells(rung.audit) if rung.audit else (text_cell(None, reason=why) for _ in range(3))),
-        number_cell(rung.stored_bytes, format_mib, why if rung.stored_bytes is None else None, unit_size=MIB),
-        number_cell(rung.loaded_bytes, format_mib, why if rung.loaded_bytes is None else None, unit_size=MIB),
+        number_cell(rung.stored_bytes, format_mib, why, unit_size=MIB),
+        number_cell(rung.loaded_bytes, format_mib, why, unit_size=MIB),
         _audit_cell(rung, why),
         text_cell(rung.content_hash[:12] if rung.content_hash else None, reason=None if rung.content_hash else why),
     )
@@ -86,7 +84,7 @@ def findings_tables(summary: Summary) -> list[Table]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for rung in summary.rungs:
         for finding in rung.audit.findings if rung.audit else ():
-            found.setdefault(_finding_key(finding), []).append(rung.rung)
+            found.setdefault((finding.severity, finding.check, finding.message), []).append(rung.rung)
     tables = [
         _findings_table("findings", "Findings: errors and warnings", found, ("error", "warning"), secondary=False),
         _findings_table("findings-facts", "Findings: facts", found, ("info",), secondary=True),
@@ -94,14 +92,10 @@ def findings_tables(summary: Summary) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _finding_key(finding: Finding) -> tuple[str, str, str]:
-    return finding.severity, finding.check, finding.message
-
-
 def _findings_table(
     name: str, title: str, found: dict[tuple[str, str, str], list[str]], severities: tuple[str, ...], *, secondary: bool
 ) -> Table:
-    columns = tuple(Column(title, numeric=False) for title in ("Severity", "Check", "Finding", "Precisions"))
+    columns = text_columns("Severity", "Check", "Finding", "Precisions")
     chosen = sorted(
         ((key, rungs) for key, rungs in found.items() if key[0] in severities),
         key=lambda entry: severities.index(entry[0][0]),
@@ -120,7 +114,7 @@ def _findings_table(
 
 def scoring_table(summary: Summary) -> Table:
     """By what each precision was scored; tasks of the same kernels are one row."""
-    titles = ("Precision", "Tasks", "Attention", "Besides", "Rows of a forward", "Products of quantized layers")
+    titles = "Precision", "Tasks", "Attention", "Besides", "Rows of a forward", "Products of quantized layers"
     rows = []
     for rung in summary.rungs:
         alike: dict[tuple[Any, ...], list[Scoring | None]] = {}
@@ -133,8 +127,8 @@ def scoring_table(summary: Summary) -> Table:
             "Products: how many, and of how many rows (tokens of a forward), by bitsandbytes' own rule for these rows. "
             "A deployment at batch 1 decodes with one row.",
         )
-    columns = tuple(Column(title, numeric=False) for title in titles)
-    return Table("scoring", "By what answers were scored", columns, tuple(rows), notes, secondary=True)
+    title = "By what answers were scored"
+    return Table("scoring", title, text_columns(*titles), tuple(rows), notes, secondary=True)
 
 
 def _scoring_key(scoring: Scoring | None) -> tuple[Any, ...]:
@@ -243,8 +237,7 @@ def machine_table(results: Results) -> Table:
             machine.platform,
         )
         rows.append(tuple(text_cell(text) for text in texts))
-    columns = tuple(Column(title, numeric=False) for title in ("CPU", "Memory", "GPU", "Platform"))
-    return Table("machine", "Machine", columns, tuple(rows))
+    return Table("machine", "Machine", text_columns("CPU", "Memory", "GPU", "Platform"), tuple(rows))
 
 
 def _gpu_text(gpu: Gpu) -> str:
@@ -270,6 +263,5 @@ def version_table(results: Results) -> Table:
 
 
 def _pairs(name: str, title: str, values: dict[str, str]) -> Table:
-    columns = (Column("Name", numeric=False), Column("Value", numeric=False))
     rows = tuple((text_cell(key), text_cell(value)) for key, value in values.items())
-    return Table(name, title, columns, rows, secondary=True)
+    return Table(name, title, text_columns("Name", "Value"), rows, secondary=True)

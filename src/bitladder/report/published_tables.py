@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitladder.report.machine_pages import MachinePage, machine_pages
+from bitladder.report.machine_pages import MachinePage, machine_pages, split
 from bitladder.report.performance_tables import SCENARIOS
-from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell
+from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell, text_columns
 from bitladder.report.text import table_to_text
 from bitladder.results import Results
 from bitladder.results.machines import default_place, to_decide
@@ -22,7 +22,7 @@ from bitladder.summary.summarize import summarize
 from bitladder.units import MIB, format_count, format_mib, format_percent, format_ratio
 
 _PRECISION_COLUMNS = (
-    Column("Published as", numeric=False),
+    *text_columns("Published as"),
     Column("Ours", numeric=False, help="the rung that the published precision is"),
 )
 _OURS = (
@@ -50,17 +50,12 @@ def compare_pages(pages: Sequence[MachinePage], *, any_model: bool = False) -> t
 
 def published_tables(comparisons: Sequence[PublishedComparison]) -> tuple[Table, ...]:
     """Scores, then each scenario; every machine has its own, which say whose they are."""
-    tables = []
-    for index, one in enumerate(comparisons):
-        suffix = f"-machine{index + 1}" if index else ""
-        where = f", on {one.machine}" if one.machine else ""
-        if one.scores:
-            tables.append(_score_table(one, suffix, where))
-        tables += [
-            _speed_table(one, scenario, suffix, where)
-            for scenario in dict.fromkeys(cell.scenario for cell in one.speeds)
-        ]
-    return tuple(tables)
+    return split(comparisons, _tables)
+
+
+def _tables(one: PublishedComparison) -> list[Table]:
+    scores = [_score_table(one)] if one.scores else []
+    return scores + [_speed_table(one, name) for name in dict.fromkeys(cell.scenario for cell in one.speeds)]
 
 
 def comparison_text(results: Results, *, any_model: bool = False) -> str:
@@ -101,14 +96,14 @@ def published_paragraphs(comparisons: Sequence[PublishedComparison]) -> tuple[st
     return tuple(dict.fromkeys(lines))
 
 
-def _score_table(one: PublishedComparison, suffix: str, where: str) -> Table:
+def _score_table(one: PublishedComparison) -> Table:
     columns = (
-        Column("Task", numeric=False),
+        *text_columns("Task"),
         *_PRECISION_COLUMNS,
         Column("Published", "%", interval=False),
         Column("Measured", "%"),
         Column("Questions", interval=False),
-        Column("Inside our interval", numeric=False),
+        *text_columns("Inside our interval"),
     )
     rows = tuple(
         (
@@ -126,7 +121,7 @@ def _score_table(one: PublishedComparison, suffix: str, where: str) -> Table:
         "The interval is for drawing other questions. On all of a task's questions two careful runs of one model agree "
         "far closer; 11 of the 36 published scores are no whole number of right answers.",
     )
-    return Table(f"published-accuracy{suffix}", f"Published accuracy beside ours{where}", columns, rows, notes)
+    return Table("published-accuracy", "Published accuracy beside ours", columns, rows, notes)
 
 
 def _inside_cell(inside: bool | None, reason: str | None) -> Cell:
@@ -135,7 +130,7 @@ def _inside_cell(inside: bool | None, reason: str | None) -> Cell:
     return text_cell("yes" if inside else "no", mark="plain" if inside else "clear")
 
 
-def _speed_table(one: PublishedComparison, scenario: str, suffix: str, where: str) -> Table:
+def _speed_table(one: PublishedComparison, scenario: str) -> Table:
     columns = (
         *_PRECISION_COLUMNS,
         Column("Published speed-up", "ratio", interval=False),
@@ -162,5 +157,4 @@ def _speed_table(one: PublishedComparison, scenario: str, suffix: str, where: st
         "Ratios stand beside ratios: the published prompts have other lengths, and how many tokens were generated is "
         "not said, so its requests/s are another workload's. VRAM: as in Tables 3 and 4; the published MB are MiB.",
     )
-    title = f"Published speed-up and memory beside ours: {name}{where}"
-    return Table(f"published-table{number}{suffix}", title, columns, rows, notes)
+    return Table(f"published-table{number}", f"Published speed-up and memory beside ours: {name}", columns, rows, notes)

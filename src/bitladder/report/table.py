@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from bitladder.printable import one_line
@@ -51,6 +52,16 @@ class Column:
     def header(self) -> str:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
+    @property
+    def csv_ends(self) -> tuple[str, ...]:
+        """What the headers of its values in the CSV end with."""
+        return ("", " low", " high") if self.numeric and self.interval else ("",)
+
+
+def text_columns(*titles: str) -> tuple[Column, ...]:
+    """Columns of words."""
+    return tuple(Column(title, numeric=False) for title in titles)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -91,7 +102,11 @@ def text_cell(text: str | None, *, mark: Mark = "plain", reason: str | None = No
 def number_cell(
     value: float | None, format_value: Formatter, reason: str | None = None, *, unit_size: float | None = None
 ) -> Cell:
-    """A number without an interval, such as a count; ``unit_size`` as in `estimate_cell`."""
+    """A number without an interval, such as a count; ``reason``: why there is none, untold where there is.
+
+    ``unit_size`` as in `estimate_cell`.
+    """
+    reason = reason if value is None else None
     return Cell(text=format_value(value), value=_in_unit(value, unit_size), reason=reason)
 
 
@@ -127,16 +142,15 @@ def excludes_zero(estimate: Estimate) -> bool:
 
 def to_csv(table: Table) -> str:
     """Unrounded numbers; a column of estimates becomes value, low and high, and reasons come last."""
-    headers: list[str] = []
-    for column in table.columns:
-        headers.append(column.header)
-        if column.numeric and column.interval:
-            headers += [f"{column.header} low", f"{column.header} high"]
+    headers = [column.header + end for column in table.columns for end in column.csv_ends]
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(_no_formulas([*headers, "reasons"]))
     for row in table.rows:
-        writer.writerow(_no_formulas([*_csv_values(table.columns, row), _csv_reasons(table.columns, row)]))
+        cells = list(zip(table.columns, row, strict=True))
+        values = [(cell.value, cell.low, cell.high)[: len(column.csv_ends)] for column, cell in cells]
+        reasons = "; ".join(f"{column.title}: {cell.reason}" for column, cell in cells if cell.reason is not None)
+        writer.writerow(_no_formulas([*chain.from_iterable(values), reasons]))
     return output.getvalue()
 
 
@@ -145,18 +159,3 @@ def _no_formulas(values: Iterable[float | str | None]) -> list[float | str | Non
     semicolon: a quote before it keeps it a text (OWASP, CSV injection). Numbers are numbers.
     """
     return [_FORMULA.sub(r"\1'", one_line(value)) if isinstance(value, str) else value for value in values]
-
-
-def _csv_values(columns: Iterable[Column], row: Iterable[Cell]) -> list[float | str | None]:
-    values: list[float | str | None] = []
-    for column, cell in zip(columns, row, strict=True):
-        values.append(cell.value)
-        if column.numeric and column.interval:
-            values += [cell.low, cell.high]
-    return values
-
-
-def _csv_reasons(columns: Iterable[Column], row: Iterable[Cell]) -> str:
-    return "; ".join(
-        f"{column.title}: {cell.reason}" for column, cell in zip(columns, row, strict=True) if cell.reason is not None
-    )

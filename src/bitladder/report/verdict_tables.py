@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, number_cell, text_cell
+from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, number_cell, text_cell, text_columns
 from bitladder.stats.verdict import Verdict
 from bitladder.summary.compare import Compared
 from bitladder.summary.counted_tasks import counted_tasks, left_out, losses_text, weighted_titles
-from bitladder.summary.table import AggregateSummary, TaskSummary
+from bitladder.summary.table import AggregateSummary, Estimate, TaskSummary
 from bitladder.units import counted, format_count, format_percent, format_points, points_text, two_digits
 
 MARKS: dict[Verdict | None, Mark] = {
@@ -115,10 +115,9 @@ def is_staged(compared: Compared) -> bool:
 
 def _secondary(compared: Compared) -> Table:
     columns = (
-        Column("Task", numeric=False),
-        Column("Metric", numeric=False),
+        *text_columns("Task", "Metric"),
         Column("Documents", interval=False),
-        Column("Precision", numeric=False),
+        *text_columns("Precision"),
         Column(compared.baseline, "%", interval=False),
         Column("Score", "%", interval=False),
         Column("Difference", "points"),
@@ -168,7 +167,7 @@ def _secondary(compared: Compared) -> Table:
 
 def questions_cell(task: TaskSummary) -> Cell:
     """How many were answered; of a task without an answer, why."""
-    return number_cell(task.questions or None, format_count, None if task.questions else task.score.reason)
+    return number_cell(task.questions or None, format_count, task.score.reason)
 
 
 def _baseline_cell(task: TaskSummary, baseline: TaskSummary | None) -> Cell:
@@ -181,16 +180,16 @@ def _baseline_cell(task: TaskSummary, baseline: TaskSummary | None) -> Cell:
 def _score_cell(task: TaskSummary | None) -> Cell:
     if task is None:
         return text_cell(None)
-    return number_cell(task.score.value, format_percent, task.score.reason)
+    return estimate_cell(Estimate(value=task.score.value, reason=task.score.reason), format_percent)
 
 
 def _counts(found: TaskSummary | AggregateSummary) -> tuple[Cell, ...]:
     absent = found.difference_points.reason
-    known = absent or "answers are not just right or wrong", absent or _NOT_CHOSEN
+    ungraded = absent or "answers are not just right or wrong"
     return (
-        number_cell(found.gained, format_count, known[0] if found.gained is None else None),
-        number_cell(found.lost, format_count, known[0] if found.lost is None else None),
-        number_cell(found.changed, format_count, known[1] if found.changed is None else None),
+        number_cell(found.gained, format_count, ungraded),
+        number_cell(found.lost, format_count, ungraded),
+        number_cell(found.changed, format_count, absent or _NOT_CHOSEN),
     )
 
 
