@@ -60,7 +60,7 @@ def untimed_rungs(calibration: Calibration, rungs: tuple[str, ...]) -> tuple[str
 
 
 def time_rungs(
-    calibration: Calibration, rungs: tuple[str, ...], model_directory: Path, policy: LoadPolicy
+    calibration: Calibration, rungs: tuple[str, ...], model_directory: Path, policy: LoadPolicy = LoadPolicy()
 ) -> Calibration:
     """With times of the model's widest layer on these rungs, which takes seconds."""
     from bitladder.checkpoint.skeleton import build_skeleton, widest_layer
