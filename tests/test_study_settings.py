@@ -283,6 +283,5 @@ def test_nobody_after_the_plan_takes_all_settings() -> None:
         "study/settings.py",
         "study/resolved.py",
         "study/prepare.py",
-        "study/plan.py",
         "study/run.py",
     }
