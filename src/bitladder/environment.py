@@ -67,10 +67,9 @@ def describe_machine() -> Machine:
 
 
 def _cpu_model() -> str:
-    for line in (read(Path("/proc/cpuinfo")) or "").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = (read(Path("/proc/cpuinfo")) or "").splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def describe_gpus() -> tuple[Gpu, ...]:

@@ -8,10 +8,8 @@ for trusted whose they are.
 import sys
 from typing import Any
 
-_PACKAGE = "kernels"
-
 
 def forbid_hub_kernels() -> None:
     """From now on no import in this process finds ``kernels``; the libraries do as they do where it isn't installed."""
     modules: dict[str, Any] = sys.modules
-    modules[_PACKAGE] = None
+    modules["kernels"] = None

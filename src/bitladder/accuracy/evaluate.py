@@ -2,7 +2,6 @@
 
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from bitladder.accuracy.harness import as_we_run_it
@@ -73,11 +72,7 @@ def _run(library: TaskLibrary, task: Any, language_model: Any, item: AccuracyTas
 
     task.set_fewshot_seed(seed=item.seed)
     chosen = None if item.order is None else chosen_documents(library, item.task, item.limit, item.order)
-    with (
-        prompts_of_the_whole(task, library.documents(item.task, item.limit), chosen)
-        if chosen is not None
-        else nullcontext()
-    ):
+    with prompts_of_the_whole(task, library.documents(item.task, item.limit), chosen):
         results: dict[str, Any] = lm_eval.evaluate(
             lm=language_model,
             task_dict={"tasks": {item.task: task}, "groups": {}, "group_map": {}},

@@ -30,30 +30,26 @@ _STRUCTURAL_KEYS = {"tag", "group", "task_list", "class"}
 @lru_cache(maxsize=4)
 def task_library(sources: TaskSources) -> "TaskLibrary":
     """The library of a study; the same one for the same sources, so that rungs share the built tasks."""
-    mirror = expand_user(sources.datasets) if sources.datasets else None
-    reader = DatasetReader(mirror, trusted=sources.trust_remote_code)
-    return TaskLibrary(sources.requested, reader, sources.num_fewshot, sources.seed, trusted=sources.trust_remote_code)
+    return TaskLibrary(sources)
 
 
 class TaskLibrary:
     """Tasks as the settings ask for them. Building one reads its data; nothing is built before it is asked for.
 
-    ``trusted``: whether tasks of the user's own may run Python, else UserError is raised before any of it is imported.
+    Unless the sources trust them, UserError is raised for tasks of the user's own that run Python, before any of it is
+    imported.
     """
 
-    def __init__(
-        self, requested: tuple[str, ...], reader: DatasetReader, num_fewshot: int | None, seed: int, *, trusted: bool
-    ) -> None:
-        self._reader = reader
-        self._num_fewshot = num_fewshot
-        self._seed = seed
-        self._trusted = trusted
+    def __init__(self, sources: TaskSources) -> None:
+        mirror = expand_user(sources.datasets) if sources.datasets else None
+        self._sources = sources
+        self._reader = DatasetReader(mirror, trusted=sources.trust_remote_code)
         self._tasks: dict[str, Any] = {}
         self._hashes: dict[tuple[str, int | None], str] = {}
         self._clusters: dict[str, dict[str, str]] = {}
-        self.requested: dict[str, tuple[Member, ...]] = {name: expand(name) for name in requested}
+        self.requested: dict[str, tuple[Member, ...]] = {name: expand(name) for name in sources.requested}
         self._leaves = _unique_leaves(itertools.chain.from_iterable(self.requested.values()))
-        require_trusted(self._leaves.values(), trusted)
+        require_trusted(self._leaves.values(), sources.trust_remote_code)
 
     def leaf(self, name: str) -> Leaf:
         """A task of `requested`, where settings handed on by groups hold, or any other that exists."""
@@ -61,7 +57,7 @@ class TaskLibrary:
             found = expand(name)
             if len(found) != 1 or not isinstance(found[0], Leaf):
                 raise UserError(f"{name} is a group of tasks; expected the name of a single task")
-            require_trusted([found[0]], self._trusted)
+            require_trusted([found[0]], self._sources.trust_remote_code)
             self._leaves[name] = found[0]
         return self._leaves[name]
 
@@ -73,8 +69,8 @@ class TaskLibrary:
         """lm-eval's task object. Raises UserError where its data or its definition isn't right."""
         if name not in self._tasks:
             leaf = self.leaf(name)
-            task = _build(leaf, self._reader, self._seed)
-            _set_fewshot(task, self._num_fewshot)
+            task = _build(leaf, self._reader, self._sources.seed)
+            _set_fewshot(task, self._sources.num_fewshot)
             _require_fewshot(task, leaf, self._reader.mirror)
             with named_errors(leaf):
                 _require_cluster_field(task, leaf)
@@ -237,8 +233,7 @@ def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
 
 
 def _fewshot_pool(task: Any) -> Sequence[Any] | None:
-    sampler = getattr(task, "sampler", None)
-    return None if sampler is None else sampler.df
+    return getattr(getattr(task, "sampler", None), "df", None)
 
 
 def _require_fewshot(task: Any, leaf: Leaf, mirror: Path | None) -> None:

@@ -70,13 +70,13 @@ def chosen_documents(library: TaskLibrary, name: str, limit: int | None, order: 
 
 
 @contextmanager
-def prompts_of_the_whole(task: Any, documents: Iterable[Any], chosen: Sequence[int]) -> Iterator[None]:
-    """Few-shot examples are drawn for the chosen documents as if all were asked.
+def prompts_of_the_whole(task: Any, documents: Iterable[Any], chosen: Sequence[int] | None) -> Iterator[None]:
+    """Few-shot examples are drawn for the chosen documents as if all were asked; ``chosen``: None where all are.
 
     lm-eval draws them for one document after the other: a prompt would depend on which come before.
     """
     shots = task.config.num_fewshot
-    if not shots:
+    if not shots or chosen is None:
         yield
         return
     wanted, drawn = set(chosen), []

@@ -77,9 +77,9 @@ def scan(folder: Path) -> dict[str, Definition]:
     """The names that a folder's YAML files define, by lm-eval's rules: the first file in order of path wins."""
     names: dict[str, Definition] = {}
     tagged: dict[str, set[str]] = {}
-    fields = _Fields()
+    known: dict[Path, dict[str, Any]] = {}
     for file in yaml_files(folder):
-        keys = fields.of(file)
+        keys = _fields(file, known)
         kind: Literal["task", "group"] = "group" if "group" in keys and "class" not in keys else "task"
         name = keys.get(kind)
         if not isinstance(name, str) or name in names or name in tagged:
@@ -144,24 +144,21 @@ def _count_files(root: Path) -> int:
     return sum(len(os.listdir(entry)) for entry in os.scandir(root) if entry.is_dir())  # noqa: PTH208 - speed
 
 
-class _Fields:
-    """The five keys of YAML files, those of included files among them."""
+def _fields(file: Path, known: dict[Path, dict[str, Any]], including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The five keys of a YAML file, those of included files among them; ``known``: of files that were read.
 
-    def __init__(self) -> None:
-        self._known: dict[Path, dict[str, Any]] = {}
-
-    def of(self, file: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
-        """None of a file that includes itself, is missing or is no task's: it is told where it is asked for."""
-        if file in including or len(including) > DEEPEST or not file.is_file() or file.stat().st_size > MOST_BYTES:
-            return {}
-        if file not in self._known:
-            text = file.read_text(encoding="utf-8", errors="replace")
-            own = {key: _value(value) for key, value in _KEY.findall(text)}
-            merged: dict[str, Any] = {}
-            for included in _as_list(own.pop("include", None)):
-                merged.update(self.of(Path(os.path.normpath(file.parent / str(included))), (*including, file)))
-            self._known[file] = {**merged, **own}
-        return self._known[file]
+    None of a file that includes itself, is missing or is no task's: it is told where it is asked for.
+    """
+    if file in including or len(including) > DEEPEST or not file.is_file() or file.stat().st_size > MOST_BYTES:
+        return {}
+    if file not in known:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        own = {key: _value(value) for key, value in _KEY.findall(text)}
+        merged: dict[str, Any] = {}
+        for included in _as_list(own.pop("include", None)):
+            merged |= _fields(Path(os.path.normpath(file.parent / str(included))), known, (*including, file))
+        known[file] = {**merged, **own}
+    return known[file]
 
 
 def _value(text: str) -> Any:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from bitladder.models.cached import CachedModel
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 OUTLIER_GAIN = 16.0
@@ -58,16 +57,10 @@ class RandomShape(CachedModel):
         columns = np.random.default_rng(self.seed).permutation(self.config["hidden_size"])[: self.outlier_columns]
         for index, (name, shape) in enumerate(sorted(shapes.items())):
             if shape.ndim == 1:
-                yield name, torch.from_numpy(self._norm(name, shape.numel(), columns)).bfloat16()
-                continue
-            numbers = np.random.default_rng([self.seed, index]).standard_normal(shape.shape, dtype=np.float32)
-            numbers *= np.float32(0.02)
+                numbers = np.ones(shape.shape, dtype=np.float32)
+                if "layernorm" in name:  # the layers' two; the last norm, before the head, stays plain
+                    numbers[columns] = OUTLIER_GAIN
+            else:
+                numbers = np.random.default_rng([self.seed, index]).standard_normal(shape.shape, dtype=np.float32)
+                numbers *= np.float32(0.02)
             yield name, torch.from_numpy(numbers).bfloat16()
-
-    def _norm(self, name: str, size: int, columns: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        import numpy as np
-
-        weights = np.ones(size, dtype=np.float32)
-        if "layernorm" in name:  # the layers' two; the last norm, before the head, stays plain
-            weights[columns] = OUTLIER_GAIN
-        return weights

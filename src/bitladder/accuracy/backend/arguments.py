@@ -34,6 +34,7 @@ def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[
     where torch can't use the GPU that is here.
     """
     import torch
+    from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
     from bitladder.models.source import resolve_model
@@ -49,7 +50,8 @@ def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[
         raise UserError(f"dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
     directory: Path = resolve_model(str(arguments["pretrained"]), arguments.get("revision")).directory
     device = str(arguments.get("device") or _fastest_device())
-    if given.get("device") is None and device == _commands_device() and not count_cards():
+    commands = EvaluatorConfig.__dataclass_fields__["device"].default
+    if given.get("device") is None and device == commands and not count_cards():
         log.warning("no %s, lm-eval's default device, on this machine: running on the CPU", device)
         device = "cpu"
     policy = LoadPolicy(device=device, trust_remote_code=bool(arguments.get("trust_remote_code", False)))
@@ -91,13 +93,6 @@ def _chosen_ways(model: "PreTrainedModel", given: dict[str, bool]) -> Ways:
             "experts or of LLM.int8's outliers; leave it out"
         )
     return dataclasses.replace(usual, **given)
-
-
-def _commands_device() -> str | None:
-    from lm_eval.config.evaluate_config import EvaluatorConfig
-
-    default: str | None = EvaluatorConfig.__dataclass_fields__["device"].default
-    return default
 
 
 def _fastest_device() -> str:

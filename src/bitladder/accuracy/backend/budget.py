@@ -15,13 +15,9 @@ MAX_ROWS = 2048
 """where a decoding step's products no longer gain from more rows, and its launch has long been spread over many"""
 
 
-def token_budget(model: "PreTrainedModel") -> int:
-    """The device's best budget, halved until its activations and logits take at most half of the free memory."""
-    return budget_on(str(model.device), token_bytes(model, model.device.type))
-
-
 def budget_on(device: str, bytes_a_token: int) -> int:
-    """`token_budget`, of a model of which that is known."""
+    """Tokens: the device's best budget, halved until its activations and logits (`token_bytes`) take at most half of
+    the free memory."""
     budget = TOKEN_BUDGET[device.partition(":")[0]]
     free = available_bytes(device)
     while budget > _LEAST and budget * bytes_a_token > free / 2:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bitladder.accuracy.backend.attention import our_attention
 from bitladder.accuracy.backend.decoding import Decoder, choose
 from bitladder.accuracy.backend.packing import Pack, flat_pack
@@ -16,7 +14,7 @@ from bitladder.accuracy.backend.recording import recorder
 from bitladder.accuracy.backend.scoring import forward_pack
 from bitladder.accuracy.backend.slots import PREFIX, Slots
 from bitladder.accuracy.backend.stopping import StopStrings
-from bitladder.accuracy.backend.trie import Tokens
+from bitladder.accuracy.backend.trie import Tokens, shared_length
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways
 from bitladder.accuracy.passes import Seen
 
@@ -175,6 +173,5 @@ def common_prefix(texts: Sequence[Tokens]) -> int:
     shortest = min(len(text) for text in texts) - 1
     first = texts[0][:shortest]
     for text in texts[1:]:
-        differing = np.flatnonzero(first != text[: len(first)])
-        first = first[: differing[0]] if len(differing) else first
+        first = first[: shared_length(first, text)]
     return len(first) if len(texts) > 1 and len(first) >= _LEAST_PREFIX else 0

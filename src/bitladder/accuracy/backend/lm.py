@@ -17,8 +17,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text, resolve_max_length
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
-from bitladder.accuracy.backend.budget import MAX_ROWS, rows_at_once
-from bitladder.accuracy.backend.budget import token_budget as find_token_budget
+from bitladder.accuracy.backend.budget import MAX_ROWS, budget_on, rows_at_once, token_bytes
 from bitladder.accuracy.backend.chunks import made_ahead, split_requests
 from bitladder.accuracy.backend.compiling import compile_errors
 from bitladder.accuracy.backend.generation import Prompt, common_prefix, generate
@@ -26,7 +25,6 @@ from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
 from bitladder.accuracy.backend.products import WIDENED, widens_products
 from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
 from bitladder.accuracy.backend.requests import RequestEncoder
-from bitladder.accuracy.backend.rolling import rolling_requests
 from bitladder.accuracy.backend.scoring import Scores, score
 from bitladder.accuracy.backend.support import require_known, require_support
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, default_ways, kernel_errors
@@ -98,7 +96,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.seed = seed
         self.max_rows = max_rows
         self.max_length: int = max_length or resolve_max_length(model.config, tokenizer)
-        self.token_budget = token_budget or find_token_budget(model)
+        self.token_budget = token_budget or budget_on(str(model.device), token_bytes(model, model.device.type))
         self.fallback_batch_size = fallback_batch_size
         self._progress = progress
         self.encoder = RequestEncoder(tokenizer, self.max_length, cache=cache_requests)
@@ -283,7 +281,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _rolling(self, requests: "list[Instance]", disable_tqdm: bool) -> list[float]:
         texts = [request.args[0] for request in requests]
-        windows, owners = rolling_requests(self.encoder, texts)
+        windows, owners = self.encoder.windows(texts)
         totals = [0.0] * len(texts)
         if windows:
             scores = self._score(lambda: [self._plan(windows)], len(windows), disable_tqdm)

@@ -110,7 +110,10 @@ def plan_packs(requests: Sequence[Request], *, seed: int, token_budget: int) -> 
     """Batches of at most ``token_budget`` tokens; another seed puts other requests beside each other."""
     trie = build_trie([request.inputs for request in requests], token_budget)
     builder = _Builder(trie, token_budget, np.random.default_rng(seed))
-    packs = [builder.pack(units, keep, drop) for units, keep, drop in builder.order()]
+    packs = [
+        builder.pack(units, keep, drop)
+        for units, keep, drop in builder.order([(child, ()) for child in trie.children[0]])
+    ]
     _assign_targets(packs, requests, trie, builder.places)
     return Plan(packs, len(requests), seed, token_budget)
 
@@ -145,11 +148,9 @@ class _Builder:
         """node -> pack and start in it"""
         self.built = 0
 
-    def order(self) -> Iterator[tuple[list[Unit], bool, list[int]]]:
-        """Packs as (subtrees or kept segments, whether they are kept, kept nodes to drop afterwards)."""
-        yield from self._below([(child, ()) for child in self.trie.children[0]])
-
-    def _below(self, units: list[Unit]) -> Iterator[tuple[list[Unit], bool, list[int]]]:
+    def order(self, units: list[Unit]) -> Iterator[tuple[list[Unit], bool, list[int]]]:
+        """Packs of all that is in the units, as (subtrees or kept segments, whether they are kept, kept nodes to drop
+        afterwards)."""
         units = [units[index] for index in self.random.permutation(len(units))]
         small = [unit for unit in units if self.size[unit[0]] <= self.budget]
         for pack in _first_fit(small, self.size, self.budget):
@@ -159,7 +160,7 @@ class _Builder:
         for pack in _first_fit(large, lengths, self.budget):
             yield pack, True, []
             below = [(child, (*chain, node)) for node, chain in pack for child in self.trie.children[node]]
-            *others, (last, keep, drop) = self._below(below)
+            *others, (last, keep, drop) = self.order(below)
             yield from others
             yield last, keep, drop + [node for node, _ in pack]
 

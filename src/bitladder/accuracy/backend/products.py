@@ -4,7 +4,7 @@ There, 16-bit values are multiplied exactly, summed in FP32, and the sum is roun
 the widened values are that, up to the order of the sum, and several times as fast as torch's loop over 16-bit values.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def widened_products(device: "device", types: "Iterable[dtype] | None" = None) -
     with ExitStack() as stack:
         if emulated:
             stack.enter_context(_linear_mode(emulated))
-            stack.enter_context(patched("bitsandbytes:matmul_4bit", _Multiply4Bit(emulated)))
+            stack.enter_context(patched("bitsandbytes:matmul_4bit", _multiply_4bit(emulated)))
         yield
 
 
@@ -94,25 +94,22 @@ def _linear_mode(emulated: "frozenset[dtype]") -> "TorchFunctionMode":
     return Widened()
 
 
-class _Multiply4Bit:
+def _multiply_4bit(emulated: "frozenset[dtype]") -> "Callable[..., Tensor]":
     """bitsandbytes' own 4-bit product, with a linear layer that the mode sees where that is emulated."""
+    import bitsandbytes
+    from bitsandbytes.functional import dequantize_4bit
+    from torch.nn.functional import linear
 
-    def __init__(self, emulated: "frozenset[dtype]") -> None:
-        import bitsandbytes
+    own: Callable[..., Tensor] = bitsandbytes.matmul_4bit
 
-        self.emulated = emulated
-        self.own = bitsandbytes.matmul_4bit
-
-    def __call__(
-        self, inputs: "Tensor", weight: "Tensor", quant_state: Any, out: None = None, bias: "Tensor | None" = None
+    def multiply(
+        inputs: "Tensor", weight: "Tensor", quant_state: Any, out: None = None, bias: "Tensor | None" = None
     ) -> "Tensor":
-        from bitsandbytes.functional import dequantize_4bit
-        from torch.nn.functional import linear
-
         # Where the CPU has BF16 instructions, weights may be packed for them and can't be dequantized.
         packed = getattr(quant_state, "packing_format_for_cpu", False)
         # bitsandbytes dequantizes to the type of the inputs; `dequantize_4bit` to the one that was quantized.
-        if packed or inputs.dtype not in self.emulated or inputs.dtype != quant_state.dtype:
-            product: Tensor = self.own(inputs, weight, quant_state=quant_state, out=out, bias=bias)
-            return product
+        if packed or inputs.dtype not in emulated or inputs.dtype != quant_state.dtype:
+            return own(inputs, weight, quant_state=quant_state, out=out, bias=bias)
         return linear(inputs, dequantize_4bit(weight.reshape(-1, 1), quant_state), bias)
+
+    return multiply

@@ -118,6 +118,18 @@ class RequestEncoder:
         self._report_cut(cut, len(texts), self.max_length)
         return prompts
 
+    def windows(self, texts: Sequence[str]) -> tuple[list[Request], list[int]]:
+        """Whole texts, each token scored once, in lm-eval's windows of the model's length; and the index of the text
+        that each belongs to. An empty text has none."""
+        from lm_eval.utils import get_rolling_token_windows
+
+        requests, owners = [], []
+        for index, tokens in enumerate(self.encode_all(texts)):
+            for inputs, targets in get_rolling_token_windows(tokens, self.prefix_token, self.max_length, context_len=1):
+                requests.append(Request(_array(inputs), _array(targets)))
+                owners.append(index)
+        return requests, owners
+
     def _report_cut(self, cut: Sequence[str], total: int, length: int) -> None:
         self.truncated.update(cut)
         if cut:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, dtype
+    from torch import Tensor, device
 
 _ALIGNMENT_BYTES = 16
 
@@ -26,13 +26,8 @@ def to_device(arrays: Sequence[npt.NDArray[np.generic]], device: "device") -> "l
     for array, start in zip(arrays, starts, strict=False):
         host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     sent = pinned.to(device, non_blocking=True)
+    types = {"int64": torch.int64, "int32": torch.int32}
     return [
-        sent[start : start + array.nbytes].view(_torch_type(array)).view(array.shape)
+        sent[start : start + array.nbytes].view(types[array.dtype.name]).view(array.shape)
         for array, start in zip(arrays, starts, strict=False)
     ]
-
-
-def _torch_type(array: npt.NDArray[np.generic]) -> "dtype":
-    import torch
-
-    return {"int64": torch.int64, "int32": torch.int32}[array.dtype.name]

@@ -84,7 +84,7 @@ def _branch(ordered: Sequence[Tokens]) -> list[_Branch]:
     order = [_Branch(0, 0, False)]
     path = order[:]  # the rightmost one, root first
     for index, tokens in enumerate(ordered):
-        shared = _common_prefix(ordered[index - 1], tokens) if index else 0
+        shared = shared_length(ordered[index - 1], tokens) if index else 0
         below = path[-1]
         while path[-1].depth > shared:
             below = path.pop()
@@ -131,7 +131,8 @@ def _fill(trie: Trie, ordered: Sequence[Tokens], branches: list[_Branch], longes
     return ends
 
 
-def _common_prefix(first: Tokens, second: Tokens) -> int:
+def shared_length(first: Tokens, second: Tokens) -> int:
+    """Tokens that both begin with."""
     length = min(len(first), len(second))
     differing = np.flatnonzero(first[:length] != second[:length])
     return int(differing[0]) if len(differing) else length
