@@ -100,15 +100,15 @@ def not_asked_on(aggregate: AggregateSummary) -> AggregateSummary:
     )
 
 
-def read_answered(
-    study: StudyRecord, ends: Mapping[str, Ends], staging: Staging | None, *, merged: bool, stages: int | None = None
-) -> Answered:
+def read_answered(results: Results, ends: Mapping[str, Ends], stages: int | None = None) -> Answered:
     """What the rungs of a study answered, in no more than so many stages."""
+    study = results.study
+    staging = Staging.of(study)
     leaves = {rung: end.answers for rung, end in ends.items()}
     if staging is None:
         return Answered(study, leaves, None, {}, {})
     whole, done = whole_stages(leaves, staging, study.baseline, stages)
-    if merged:  # nothing is measured there
+    if results.parts:  # nothing is measured there
         return Answered(study, whole, staging, done, {})
     going = {rung: end.unmade is None and not _failed(leaves[rung], staging) for rung, end in ends.items()}
     return Answered(study, whole, staging, done, going)
@@ -163,5 +163,5 @@ def rungs_to_ask(results: Results, stage: int) -> frozenset[str]:
     study = results.study
     if stage == 0:
         return frozenset(study.rungs) - same_contents(study, results.rungs).keys()
-    answered = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts), stages=stage)
-    return answered.to_ask | {study.baseline} if answered.to_ask else answered.to_ask
+    asked = read_answered(results, read_ends(results), stage).to_ask
+    return asked | {study.baseline} if asked else asked

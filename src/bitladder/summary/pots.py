@@ -18,7 +18,7 @@ from functools import cached_property
 
 from bitladder.records import PASSAGE, AccuracyOutcome, MetricInfo, TaskGroup
 from bitladder.stats.clusters import joined
-from bitladder.unknown import Unknown
+from bitladder.unknown import Unknown, all_known
 
 Question = tuple[str, str, str, int]
 """task, document hash, prompt hash, and how often both came before in the task"""
@@ -169,9 +169,9 @@ def _chances(outcome: AccuracyOutcome, *, binary: bool) -> list[float | Unknown]
 
 def mean_chance(chances: Sequence[float | Unknown], of: int) -> float | Unknown | None:
     """What guessing scores on average in so many; None where some have nothing to choose from."""
-    known = [chance for chance in chances if not isinstance(chance, Unknown)]
-    if len(known) < len(chances):
-        return next(chance for chance in chances if isinstance(chance, Unknown))
+    known = all_known(chances)
+    if isinstance(known, Unknown):
+        return known
     return sum(known) / len(known) if len(known) == of else None
 
 
