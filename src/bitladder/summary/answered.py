@@ -32,12 +32,10 @@ class Answered:
 
     @cached_property
     def rows(self) -> list[Row]:
+        if not any(isinstance(item, AccuracyTask) for item in self.study.items):
+            return []
         staged = self.staging.tasks if self.staging else {}
-        return [Row(group, self.study.baseline, self.leaves, staged) for group in self.study.groups if self._has_tasks]
-
-    @property
-    def _has_tasks(self) -> bool:
-        return any(isinstance(item, AccuracyTask) for item in self.study.items)
+        return [Row(group, self.study.baseline, self.leaves, staged) for group in self.study.groups]
 
     @cached_property
     def _own(self) -> dict[str, AggregateSummary]:
@@ -110,7 +108,10 @@ def read_answered(results: Results, ends: Mapping[str, Ends], stages: int | None
     whole, done = whole_stages(leaves, staging, study.baseline, stages)
     if results.parts:  # nothing is measured there
         return Answered(study, whole, staging, done, {})
-    going = {rung: end.unmade is None and not _failed(leaves[rung], staging) for rung, end in ends.items()}
+    going = {
+        rung: end.unmade is None and not any(_is_end(leaves[rung][name]) for name in staging.tasks)
+        for rung, end in ends.items()
+    }
     return Answered(study, whole, staging, done, going)
 
 
@@ -137,10 +138,6 @@ def _stages(leaves: Mapping[str, Leaf], staging: Staging) -> int:
         elif leaf.kind == "not_measured" and task.order is not None:
             found = min(found, sum(stop == 0 for stop in task.order.stops))
     return found if any(isinstance(leaf, AccuracyOutcome) for leaf in leaves.values()) else 0
-
-
-def _failed(leaves: Mapping[str, Leaf], staging: Staging) -> bool:
-    return any(_is_end(leaves[name]) for name in staging.tasks)
 
 
 def _is_end(leaf: Leaf) -> bool:

@@ -43,11 +43,6 @@ def primary_metric(metrics: Sequence[MetricInfo]) -> MetricInfo:
     return better_when_higher or bits or metrics[0]
 
 
-def norm_metric(metrics: Sequence[MetricInfo]) -> MetricInfo | None:
-    """Length-normalised accuracy, shown beside ``acc``."""
-    return next((metric for metric in metrics if metric.name == "acc_norm"), None)
-
-
 def choice_probabilities(loglikelihoods: Sequence[float]) -> tuple[float, ...]:
     """Of choices as if there were no others, the softmax of their log-likelihoods; of a single one its own."""
     if len(loglikelihoods) == 1:
@@ -129,7 +124,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
                     right.append(choice_probabilities(answers)[document.target])
         chances += _chances(outcome, binary=is_binary(own))
         values += own
-        norm = norm_metric(outcome.metrics)
+        norm = next((metric for metric in outcome.metrics if metric.name == "acc_norm"), None)
         norm_values += metric_values(outcome, norm) if norm else []
     return Pot(
         title=title,
