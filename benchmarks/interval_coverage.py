@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from itertools import product
 
-from bitladder.stats.aggregate import MeanOfTasks, aggregate
+from bitladder.stats.aggregate import MeanOfTasks
 from bitladder.stats.paired import PairedCounts
 from bitladder.stats.power import documents_for_power, documents_for_power_many_changes, questions_as_observed
 from bitladder.unknown import Unknown
@@ -163,8 +163,9 @@ def print_questions_to_decide(draws: int, seed: int) -> None:
     )
     for counts, margin in UNDECIDED:
         tasks = [PairedCounts(gained=gained, lost=lost, n=n) for gained, lost, n in counts]
-        now = aggregate(tasks)
-        predicted = questions_as_observed(MeanOfTasks(parts=tuple(tasks)), margin)
+        mean = MeanOfTasks(parts=tuple(tasks))
+        now = mean.interval()
+        predicted = questions_as_observed(mean, margin)
         if isinstance(predicted, Unknown):
             raise AssertionError(f"no prediction for {counts} at {margin}")
         simulated = simulated_questions_to_decide(tasks, margin, draws, seed)

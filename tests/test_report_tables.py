@@ -18,7 +18,7 @@ from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.content import Report, compose
 from bitladder.report.markdown import to_markdown
 from bitladder.report.provenance_tables import checkpoint_table
-from bitladder.report.table import Cell, Table, excludes_zero, footnote_letter, to_csv
+from bitladder.report.table import Cell, Table, footnote_letter, to_csv
 from bitladder.store import load_results
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import Estimate, Summary
@@ -99,16 +99,16 @@ def test_a_difference_is_bold_only_where_its_paired_interval_excludes_0(
         for title, difference in [*marks, ("Aggregate", rung.aggregate.difference_points)]:
             for name, unit in (("table2", "%"), ("table2-points", "points"), ("table2-recovery", "%")):
                 clear = cell(table(report, name), title, f"{rung.rung} ({unit})").mark == "clear"
-                assert clear == excludes_zero(difference)
+                assert clear == difference.excludes(0)
                 bold, plain = bold + clear, plain + (not clear)
     assert bold > 10
     assert plain > 10
 
 
 def test_no_interval_means_no_shown_difference() -> None:
-    assert not excludes_zero(Estimate(value=-9.0, reason="one question"))
-    assert not excludes_zero(Estimate(value=0.0, low=-1.0, high=0.0))
-    assert excludes_zero(Estimate(value=-2.0, low=-3.0, high=-1.0))
+    assert not Estimate(value=-9.0, reason="one question").excludes(0)
+    assert not Estimate(value=0.0, low=-1.0, high=0.0).excludes(0)
+    assert Estimate(value=-2.0, low=-3.0, high=-1.0).excludes(0)
 
 
 def test_csv_numbers_are_in_the_unit_of_their_header(reports: Mapping[str, tuple[Summary, Report]]) -> None:

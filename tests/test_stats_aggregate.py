@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitladder.stats.aggregate import SameQuestions, aggregate, combine, combine_dependent
+from bitladder.stats.aggregate import MeanOfTasks, SameQuestions, combine, combine_dependent
 from bitladder.stats.interval import Interval, wilson_interval
 from bitladder.stats.paired import PairedCounts, tango_interval
 
@@ -42,15 +42,16 @@ def test_weights_are_shares_of_their_sum() -> None:
 
 
 def test_aggregate_of_one_task_is_its_own_interval() -> None:
-    alone, tango = aggregate(TASKS[:1]), tango_interval(3, 5, 100)
+    alone, tango = MeanOfTasks(parts=tuple(TASKS[:1])).interval(), tango_interval(3, 5, 100)
     assert (alone.low, alone.value, alone.high) == pytest.approx((tango.low, tango.value, tango.high))
 
 
 def test_aggregate_is_the_mean_over_tasks_and_narrower_than_they_are() -> None:
-    interval = aggregate(TASKS)
+    mean = MeanOfTasks(parts=tuple(TASKS))
+    interval = mean.interval()
     assert interval.value == pytest.approx((-2 / 100 - 7 / 150 + 0) / 3)
     assert width(interval) < min(width(task.interval()) for task in TASKS)
-    assert width(aggregate(TASKS, confidence=0.99)) > width(interval) > width(aggregate(TASKS, growth=2.0))
+    assert width(mean.interval(0.99)) > width(interval) > width(mean.interval(growth=2.0))
 
 
 def test_parts_on_the_same_questions_do_not_narrow_each_other() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bitladder.stats.aggregate import MeanOfTasks, SameQuestions, aggregate, equivalent_documents
+from bitladder.stats.aggregate import MeanOfTasks, SameQuestions, equivalent_documents
 from bitladder.stats.paired import Comparison, PairedCounts, PairedMean
 from bitladder.stats.power import (
     CHANGED_SHARES,
@@ -90,8 +90,8 @@ def test_scores_on_a_scale_and_parts_on_the_same_questions_are_extrapolated_too(
     predicted = questions_as_observed(mean_of(mixed), 0.01)
     assert isinstance(predicted, int)
     growth = 1 + predicted / (100 + 200)
-    assert is_decided(aggregate(mixed, growth=growth), 0.01)
-    assert not is_decided(aggregate(mixed, growth=0.99 * growth), 0.01)
+    assert is_decided(mean_of(mixed).interval(growth=growth), 0.01)
+    assert not is_decided(mean_of(mixed).interval(growth=0.99 * growth), 0.01)
 
 
 def test_weights_change_the_number() -> None:

@@ -19,7 +19,7 @@ from bitladder.records import Order
 from bitladder.report.machine_pages import machine_pages
 from bitladder.results import Results
 from bitladder.results.ends import read_ends
-from bitladder.stages import Staging, staged_tasks
+from bitladder.stages import staged_tasks
 from bitladder.store import Store, load_results
 from bitladder.summary.answered import read_answered, rungs_to_ask
 from bitladder.summary.summarize import summarize
@@ -122,8 +122,7 @@ def without_words(value: Any, field: str = "") -> Any:
 
 def flow(results: Results) -> list[Any]:
     """All that follows from a study but its words: whom it asks, what it has, what it decides, how the command ends."""
-    study = results.study
-    answered = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts))
+    answered = read_answered(results, read_ends(results))
     found: list[Any] = [rungs_to_ask(results, stage) for stage in range(3) if staged_tasks(results.study)]
     found += [answered.to_ask, answered.unasked, answered.stages]
     summary = summarize(results)

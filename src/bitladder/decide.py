@@ -167,10 +167,9 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         rung = rungs[name]
         if limits.max_drop_points is not None and name != summary.baseline:
             difference = describe_difference(rung.aggregate.difference_points)
-            margin = points_text(limits.max_drop_points)
             verdict = accuracy_verdict(summary, rung, limits.max_drop_points)
-            after = after_questions(summary, rungs[name], limits.max_drop_points)
-            ruled_out = f"rules out a drop of {margin}{after}"
+            after = after_questions(summary, rung, limits.max_drop_points)
+            ruled_out = f"rules out a drop of {points_text(limits.max_drop_points)}{after}"
             if limits.min_recovery_percent is not None:
                 ruled_out += f"; {describe_recovery(rung.aggregate.recovery_percent)} of its score is kept"
             reasons.append(f"{name}: {verdict}, {difference} against {summary.baseline} {ruled_out}")
@@ -181,7 +180,8 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
     reasons += [f"{name}: {finding.message}" for name, finding in emulated(summary, picks)]
     if summary.measured_on:
         reasons.append(f"measured: {summary.measured_on}")
-        reasons += _drops_of(summary)
+        if tasks := weighted_titles(counted_tasks(summary.rungs)):  # which no table of one machine need show
+            reasons.append(f"drops: of the mean of {tasks}")
     if not summary.has_accuracy:
         reasons.append("accuracy was not measured, so no drop is limited")
     reasons += [
@@ -190,9 +190,3 @@ def _reasons(summary: Summary, limits: Limits, picks: Sequence[Pick], within: Se
         if limits.optimize is None and not _is_planned(summary, goal)
     ]
     return tuple(reasons)
-
-
-def _drops_of(summary: Summary) -> list[str]:
-    """Of several machines: what the drops are of, which no table of one machine need show."""
-    tasks = weighted_titles(counted_tasks(summary.rungs))
-    return [f"drops: of the mean of {tasks}"] if tasks else []

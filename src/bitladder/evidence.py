@@ -27,14 +27,13 @@ def unsettled(
     if baseline is None or any(rung is not baseline for rung in within):
         return None
     others = [rung for rung in summary.rungs if rung is not baseline and rung.same_as is None]
-    left = _within_memory(others, objections)
+    left = [rung for rung in others if all(one.cause != "memory" for one in objections[rung.rung])]
     standings = {rung.rung: _standing(objections[rung.rung]) for rung in left}
     against = objections[summary.baseline]
     if "open" in standings.values() and margin_points is not None:
         if any(one.undecided for one in against):  # it has to be measured first
             return None
-        still_open = [rung for rung in left if standings[rung.rung] == "open"]
-        why = why_open(summary, still_open, others, margin_points)
+        why = why_open(summary, [rung for rung in left if standings[rung.rung] == "open"], others, margin_points)
         lost = [name for name, standing in standings.items() if standing == "beyond"]
         if lost:
             why += f"; {list_words(lost)} {'loses' if len(lost) == 1 else 'lose'} more"
@@ -45,10 +44,6 @@ def unsettled(
         return None
     uncompared = _why_not_compared(summary, others, left, standings)
     return f"{uncompared}; until then stay with {summary.baseline}" if uncompared else None
-
-
-def _within_memory(rungs: Sequence[RungSummary], objections: Mapping[str, Sequence[Objection]]) -> list[RungSummary]:
-    return [rung for rung in rungs if all(one.cause != "memory" for one in objections[rung.rung])]
 
 
 def _standing(objections: Sequence[Objection]) -> Literal["open", "beyond", "failed", "unknown"]:
@@ -137,10 +132,10 @@ def rests_on(summary: Summary, picks: Sequence[Pick]) -> str:
     """Behind a sentence: the tasks that count in part or not at all, and those that a picked rung loses more on."""
     weights = weights_text(summary.rungs)
     text = f"; drops are of the {weights}" if weights else ""
-    picked = [rung for rung in summary.rungs if any(pick.rung == rung.rung for pick in picks)]
     beyond = [
         f"{rung.rung} by itself loses more on {what}, {describe_difference(task.difference_points)}"
-        for rung in picked
+        for rung in summary.rungs
+        if any(pick.rung == rung.rung for pick in picks)
         for what, task in losses_text(rung)
     ]
     return "; ".join([text, *beyond]) if beyond else text

@@ -72,9 +72,8 @@ def _drop_objection(summary: Summary, rung: RungSummary, margin: float | None) -
         return Objection("missing", "nothing can be held against it before its questions are asked", undecided=True)
     difference = rung.aggregate.difference_points
     if difference.value is None:
-        return Objection(
-            "unscored", f"its drop is unknown: {difference.reason}", undecided=_lacks_accuracy(summary, rung)
-        )
+        to_come = any(one.missing_tasks for one in (rung, summary.rung(summary.baseline)) if one)
+        return Objection("unscored", f"its drop is unknown: {difference.reason}", undecided=to_come)
     if difference.low is None or difference.high is None:
         text = f"{format_points(difference.value)} points without an interval: {difference.reason}"
         return Objection("unscored", text)
@@ -103,12 +102,6 @@ def accuracy_verdict(summary: Summary, rung: RungSummary, margin: float | None) 
     if margin is None or rung.rung == summary.baseline or difference.low is None or difference.high is None:
         return rung.aggregate.verdict
     return verdict_of(difference.low, difference.high, margin)
-
-
-def _lacks_accuracy(summary: Summary, rung: RungSummary) -> bool:
-    """Whether the study has still to come to questions of this rung, or of the baseline."""
-    compared = [one for one in (rung, summary.rung(summary.baseline)) if one]
-    return any(one.missing_tasks for one in compared)
 
 
 def describe_difference(difference: Estimate) -> str:

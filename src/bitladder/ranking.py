@@ -111,10 +111,7 @@ def _alike(criterion: Criterion, best: RungSummary, other: RungSummary) -> bool:
     scenario = best.scenario(criterion.scenario)
     ahead = way_of(criterion, criterion.of(other), criterion.of(best)) == criterion.better
     ratios = (scenario.ratios_together if ahead else scenario.ratios) if scenario else {}
-    ratio = ratios.get(other.rung)
-    if ratio is None or ratio.low is None or ratio.high is None:
-        return True
-    return ratio.low <= 1 <= ratio.high
+    return not (other.rung in ratios and ratios[other.rung].excludes(1))
 
 
 def is_ahead(criterion: Criterion, rung: RungSummary, other: RungSummary) -> bool:
@@ -128,8 +125,7 @@ def is_ahead(criterion: Criterion, rung: RungSummary, other: RungSummary) -> boo
 def _together(criterion: Criterion, best: RungSummary, other: RungSummary) -> str:
     """Why two are not told apart whose own interval tells them apart, which tables show."""
     scenario = best.scenario(criterion.scenario) if criterion.scenario and criterion.sampled else None
-    own = scenario.ratios.get(other.rung) if scenario else None
-    if own is None or own.low is None or own.high is None or own.low <= 1 <= own.high:
+    if scenario is None or other.rung not in scenario.ratios or not scenario.ratios[other.rung].excludes(1):
         return ""
     return "; by itself their ratio's interval excludes 1, but a pick rests on those of all rungs together"
 

@@ -38,8 +38,9 @@ def compose_sentence(
     ends = _requests(summary, picks) + _peaks(limits, picks, within)
     ends = _waits(summary, waits) + ends + (f"; {list_words(still_open)} undecided" if still_open else "")
     ends += _unmeasured(summary, picks) + rests_on(summary, picks)
+    criteria = criteria_of(summary)
     if len(picks) == 1:
-        pick, criterion = picks[0], criteria_of(summary)[picks[0].goal]
+        pick, criterion = picks[0], criteria[picks[0].goal]
         rank = alone or describe_rank(criterion, len(within), pick.standing, f" within {bounds}" if bounds else "")
         figure = criterion.describe(pick.figure, summary.rung(pick.rung))
         return f"Deploy {pick.rung} for {pick.goal}: {figure}, {rank}{_as_good(pick)}{ends}."
@@ -48,13 +49,11 @@ def compose_sentence(
         by_rung.setdefault(pick.rung, []).append(pick)
     lead = f"Of {count_rungs(len(within))} within {bounds}, deploy" if bounds and len(within) > 1 else "Deploy"
     only = f", {alone}," if alone else ""
-    parts, criteria = [], criteria_of(summary)
-    for rung, own in by_rung.items():
-        goals = [
-            f"{pick.goal} ({criteria[pick.goal].describe(pick.figure, summary.rung(rung))}{_as_good(pick)})"
-            for pick in own
-        ]
-        parts.append(f"{rung}{only} for {list_words(goals)}")
+    goals = {
+        pick.goal: f"{pick.goal} ({criteria[pick.goal].describe(pick.figure, summary.rung(pick.rung))}{_as_good(pick)})"
+        for pick in picks
+    }
+    parts = (f"{rung}{only} for {list_words([goals[pick.goal] for pick in own])}" for rung, own in by_rung.items())
     return f"{lead} {'; '.join(parts)}{ends}."
 
 
@@ -75,9 +74,8 @@ def _alone(summary: Summary, within: Sequence[RungSummary], bounds: str) -> str:
     """How the one rung within the limits stands; empty where it isn't the one, or nothing limits."""
     if not bounds or len(within) != 1:
         return ""
-    if within[0].rung == summary.baseline:
-        return f"since no other rung is shown to be within {bounds}"
-    return f"the only rung shown to be within {bounds}"
+    which = "since no other rung is" if within[0].rung == summary.baseline else "the only rung"
+    return f"{which} shown to be within {bounds}"
 
 
 def _waits(summary: Summary, waits: Mapping[Goal, Sequence[RungSummary]]) -> str:
@@ -153,13 +151,12 @@ def find_blame(
     }
     most = max(len(names) for names in admitted.values())
     if most:
-        blamed = [cause for cause, names in admitted.items() if len(names) == most]
-        return (
-            "; ".join(
-                f"{flags[cause]} is to blame, without it {list_words(admitted[cause])} would do" for cause in blamed
-            )
-            + "."
+        blamed = (
+            f"{flags[cause]} is to blame, without it {list_words(names)} would do"
+            for cause, names in admitted.items()
+            if len(names) == most
         )
+        return f"{'; '.join(blamed)}."
     if all({"missing", "unscored"} & {objection.cause for objection in found} for found in objections.values()):
         if summary.has_accuracy and summary.rung(summary.baseline) is None:
             return (

@@ -3,6 +3,7 @@
 Control flow asks for the type or the kind, never for words: these are made where they are printed or stored.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -60,6 +61,16 @@ class Unknown:
 def known(value: Value | Unknown | None) -> Value | None:
     """The first of the two fields in which a record has what may be unknown."""
     return None if isinstance(value, Unknown) else value
+
+
+def all_known(values: Iterable[Value | Unknown]) -> list[Value] | Unknown:
+    """The values where all are known, else the first that isn't."""
+    found: list[Value] = []
+    for value in values:
+        if isinstance(value, Unknown):
+            return value
+        found.append(value)
+    return found
 
 
 def reason_of(value: Any) -> str | None:

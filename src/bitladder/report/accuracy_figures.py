@@ -17,18 +17,18 @@ from bitladder.report.figure import (
     Spec,
     band_axis,
     chunks,
-    colour_of_rung,
+    colours,
     finish,
+    in_colours,
     joined,
     layered,
     panel,
     rungs_of,
-    stroke_of_rung,
     tooltips,
     whiskers,
     wrap_label,
 )
-from bitladder.report.table import Formatter, estimate_cell, excludes_zero
+from bitladder.report.table import Formatter, estimate_cell
 from bitladder.summary.table import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
 from bitladder.units import format_percent, format_points
 
@@ -115,7 +115,7 @@ def _drop_rows(summary: Summary) -> list[Row]:
     ]
     compared += [(None, rung, rung.aggregate) for rung in rungs]
     return [
-        {**row, "filled": excludes_zero(found.difference_points)}
+        {**row, "filled": found.difference_points.excludes(0)}
         for task, rung, found in compared
         for row in _row(task, rung.rung, found.relative_drop_percent, format_points)
     ]
@@ -162,8 +162,7 @@ def _grouped_bars(rows: list[Row], rungs: list[str], step: int, title: str, axis
 
 
 def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) -> Spec:
-    characters = max(6, int(step / CHARACTER_PX))
-    labels = {row["task"]: wrap_label(row["title"], characters) for row in rows}
+    labels = {row["task"]: wrap_label(row["title"], max(6, int(step / CHARACTER_PX))) for row in rows}
     base = panel(rows[0]["panel"], step * len(labels), 220, title)
     x = band_axis("task:N", labels, paddingInner=0.16, paddingOuter=0.08)
     offset = alt.XOffset("rung:N", sort=None, scale=alt.Scale(domain=rungs, paddingInner=0.08))
@@ -171,8 +170,8 @@ def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) ->
         x=x,
         xOffset=offset,
         y=y,
-        color=colour_of_rung(rungs, legend=True),
-        stroke=stroke_of_rung(rungs),
+        color=in_colours(alt.Color, "rung:N", colours(rungs)),
+        stroke=in_colours(alt.Stroke, "rung:N", colours(rungs)),
         fillOpacity=alt.FillOpacityValue(0.15, condition={"test": "datum.filled", "value": 1}),
         tooltip=tooltips(title="task", rung="precision", text="% [95% interval]"),
     )

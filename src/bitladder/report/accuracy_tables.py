@@ -12,7 +12,6 @@ from bitladder.report.table import (
     Formatter,
     Table,
     estimate_cell,
-    excludes_zero,
     number_cell,
     text_cell,
     text_columns,
@@ -71,8 +70,7 @@ def raw_tasks(summary: Summary) -> list[TaskSummary]:
 
 def _tasks(summary: Summary) -> list[TaskSummary]:
     found: dict[str, TaskSummary] = {}
-    order = sorted(summary.rungs, key=lambda rung: rung.rung != summary.baseline)
-    for rung in order:
+    for rung in sorted(summary.rungs, key=lambda rung: rung.rung != summary.baseline):
         for task in rung.tasks:
             known = found.get(task.name)
             # A failed measurement leaves a row without questions; any rung that has them describes the task better.
@@ -152,10 +150,9 @@ def _questions_table(summary: Summary, tasks: list[TaskSummary]) -> Table:
         )
         for task in tasks
     )
-    points = points_text(summary.margin_points)
     notes = (
         f"Questions come in one random order for all precisions; one is asked until its drop is shown to be within or "
-        f"beyond {points}, or until there are no more. All: that there are to ask.",
+        f"beyond {points_text(summary.margin_points)}, or until there are no more. All: that there are to ask.",
     )
     return Table("table1-questions", "Table 1d. Questions answered", columns, rows, notes)
 
@@ -292,6 +289,4 @@ def _task_cells(
 
 def _compared_cell(found: Found, field: Callable[[Found], Estimate], format_value: Formatter) -> Cell:
     """Bold where the difference to the baseline is shown to be one."""
-    return estimate_cell(
-        field(found), format_value, mark="clear" if excludes_zero(found.difference_points) else "plain"
-    )
+    return estimate_cell(field(found), format_value, mark="clear" if found.difference_points.excludes(0) else "plain")

@@ -11,6 +11,7 @@ from bitladder.report.figure import (
     MissingFigure,
     Row,
     finish,
+    in_colours,
     layered,
     panel,
     rung_axis,
@@ -49,17 +50,11 @@ def dependence_figure(summary: Summary) -> Figure | MissingFigure:
     scale = alt.Scale(domain=[0, max(*(row["high"] or row["value"] for row in rows), 1.0)], nice=True)
     x = rung_axis(rungs, step, inner=0.18, outer=0.08)
     offset = alt.XOffset("way:N", sort=None, scale=alt.Scale(domain=ways, paddingInner=0.1))
-    colour = alt.Color(
-        "way:N",
-        sort=None,
-        scale=alt.Scale(domain=ways, range=[_WAYS[way] for way in ways]),
-        legend=alt.Legend(title=None, orient="top", direction="horizontal", columns=len(ways), symbolType="square"),
-    )
     bars = base.mark_bar().encode(
         x=x,
         xOffset=offset,
         y=alt.Y("value:Q", title=None, scale=scale),
-        color=colour,
+        color=in_colours(alt.Color, "way:N", {way: _WAYS[way] for way in ways}),
         tooltip=tooltips(rung="precision", way="scored again", text="% [95% interval]"),
     )
     spec = layered(

@@ -35,7 +35,6 @@ def _row(rung: RungSummary) -> tuple[Cell, ...]:
         unknown = number_cell(None, format_raw, rung.no_divergence_reason or absence(rung))
         return (text_cell(rung.rung), *[unknown] * 6)
     ratio = found.perplexity_ratio
-    clear = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
     return (
         text_cell(rung.rung),
         estimate_cell(found.kl_mean, format_raw),
@@ -43,7 +42,7 @@ def _row(rung: RungSummary) -> tuple[Cell, ...]:
         number_cell(found.kl_max.value, format_raw),
         estimate_cell(found.agreement_percent, format_percent),
         number_cell(found.perplexity, format_raw),
-        estimate_cell(ratio, format_rate, mark="clear" if clear else "plain"),
+        estimate_cell(ratio, format_rate, mark="clear" if ratio.excludes(1) else "plain"),
     )
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import altair as alt
 import vl_convert
@@ -36,6 +36,7 @@ _LADDER_COLOURS = ("#7f7f7f", "#0072b2", "#56b4e9", "#e69f00", "#f0e442", "#d55e
 _OTHER_COLOURS = ("#882255", "#44aa99", "#999933", "#332288", "#ddcc77", "#aa4499")
 
 Row = dict[str, Any]
+Channel = TypeVar("Channel", alt.Color, alt.Stroke)
 ROWS = alt.NamedData("rows")
 """the data of every chart, put in by `finish`: Altair would copy and check them once a layer"""
 Spec = dict[str, Any]
@@ -68,31 +69,19 @@ class MissingFigure:
     reason: str
 
 
-def colours(rungs: Sequence[str]) -> list[str]:
+def colours(rungs: Sequence[str]) -> dict[str, str]:
     """One colour a rung; a ladder's rung has the same one in every figure and report."""
     known = dict(zip(RUNGS, _LADDER_COLOURS, strict=False))
     others = [rung for rung in rungs if rung not in known]
     known |= {rung: _OTHER_COLOURS[index % len(_OTHER_COLOURS)] for index, rung in enumerate(others)}
-    return [known[rung] for rung in rungs]
+    return {rung: known[rung] for rung in rungs}
 
 
-def colour_of_rung(rungs: Sequence[str], *, legend: bool) -> alt.Color:
-    return alt.Color(
-        "rung:N",
-        sort=None,
-        scale=alt.Scale(domain=list(rungs), range=colours(rungs)),
-        legend=_legend(rungs) if legend else None,
-    )
-
-
-def _legend(rungs: Sequence[str]) -> alt.Legend:
-    return alt.Legend(title=None, orient="top", direction="horizontal", columns=len(rungs), symbolType="square")
-
-
-def stroke_of_rung(rungs: Sequence[str]) -> alt.Stroke:
-    return alt.Stroke(
-        "rung:N", sort=None, scale=alt.Scale(domain=list(rungs), range=colours(rungs)), legend=_legend(rungs)
-    )
+def in_colours(channel: type[Channel], field: str, colour_of: Mapping[str, str], *, legend: bool = True) -> Channel:
+    """Fill or stroke in the colour of each value; the legend, where there is one, is on top."""
+    names = alt.Legend(title=None, orient="top", direction="horizontal", columns=len(colour_of), symbolType="square")
+    scale = alt.Scale(domain=list(colour_of), range=list(colour_of.values()))
+    return channel(field, sort=None, scale=scale, legend=names if legend else None)
 
 
 def label_axis(labels: Mapping[str, str], orient: Literal["bottom", "top"] = "bottom") -> alt.Axis:

@@ -42,8 +42,7 @@ def to_html(report: Report) -> str:
     scripts: list[str] = []
     if figures:
         specs = {figure.name: figure.spec for figure in figures}
-        charts = environment.get_template("charts.js.jinja").render(specs=specs)
-        scripts = [_vega(), charts]
+        scripts = [_vega(), environment.get_template("charts.js.jinja").render(specs=specs)]
     return environment.get_template("report.html.jinja").render(
         report=report,
         scripts=[Markup(script) for script in scripts],

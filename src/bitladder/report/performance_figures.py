@@ -14,8 +14,9 @@ from bitladder.report.figure import (
     Row,
     Spec,
     band_axis,
-    colour_of_rung,
+    colours,
     finish,
+    in_colours,
     joined,
     layered,
     panel,
@@ -146,7 +147,7 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
     bars = base.mark_bar().encode(
         x=x,
         y=y,
-        color=colour_of_rung(rungs, legend=False),
+        color=in_colours(alt.Color, "rung:N", colours(rungs), legend=False),
         tooltip=tooltips(rung="precision", tooltip=metric.column.header),
     )
     return layered(

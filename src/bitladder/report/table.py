@@ -135,11 +135,6 @@ def _in_unit(value: float | None, unit_size: float | None) -> float | None:
     return value if value is None or unit_size is None else value / unit_size
 
 
-def excludes_zero(estimate: Estimate) -> bool:
-    """Whether a difference may be called one: its interval exists and 0 is outside."""
-    return estimate.low is not None and estimate.high is not None and not estimate.low <= 0 <= estimate.high
-
-
 def to_csv(table: Table) -> str:
     """Unrounded numbers; a column of estimates becomes value, low and high, and reasons come last."""
     headers = [column.header + end for column in table.columns for end in column.csv_ends]

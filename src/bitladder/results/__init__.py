@@ -1,6 +1,6 @@
 """What one study left, or several joined by the content of their rungs."""
 
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +160,7 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
     suites = {part.study.suite for part in parts if part.study.groups}
     names = dict.fromkeys(name for part in parts for name in part.study.settings.rungs)
     rungs = joined_rungs(parts)
-    added: dict[str, Source] = {}
-    for part in parts:
-        added = {**part.study.added, **added}
+    added = dict(ChainMap(*(part.study.added for part in parts)))
     # where they differ, what was audited and measured
     added = {name: (rungs[name].source if name in rungs else None) or source for name, source in added.items()}
     study = first.with_rungs(names, added).model_copy(

@@ -8,21 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from bitladder.stats.interval import CONFIDENCE, Interval
-from bitladder.stats.paired import Comparison, PairedCounts, PairedMean
-
-
-def aggregate(
-    comparisons: Sequence[Comparison],
-    weights: Sequence[float] | None = None,
-    confidence: float = CONFIDENCE,
-    growth: float = 1.0,
-    correlations: Sequence[Sequence[float]] | None = None,
-) -> Interval:
-    """Interval of the mean difference over tasks; see `combine`.
-
-    `growth` is the factor by which every task's questions are multiplied, for extrapolation.
-    """
-    return combine([comparison.interval(confidence, growth) for comparison in comparisons], weights, correlations)
+from bitladder.stats.paired import PairedCounts, PairedMean
 
 
 def combine(
@@ -139,4 +125,5 @@ class MeanOfTasks(BaseModel):
         return equivalent_documents([part.equivalent_questions for part in self.parts], self.weights)
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> Interval:
-        return aggregate(self.parts, self.weights, confidence, growth, self.correlations)
+        """See `combine`; every task's questions are multiplied by `growth`."""
+        return combine([part.interval(confidence, growth) for part in self.parts], self.weights, self.correlations)

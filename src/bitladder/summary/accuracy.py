@@ -15,9 +15,9 @@ from bitladder.summary import scores
 from bitladder.summary.pots import most_correlated
 from bitladder.summary.row import Row
 from bitladder.summary.scores import RowComparison, Score
-from bitladder.summary.stopping import Assessed, assess
-from bitladder.summary.table import AggregateSummary, Estimate, TaskSummary
-from bitladder.unknown import Unknown, known, reason_of
+from bitladder.summary.stopping import assess
+from bitladder.summary.table import AggregateSummary, Estimate, Stopping, TaskSummary
+from bitladder.unknown import Unknown, all_known, known, reason_of
 
 Correlations = tuple[tuple[float, ...], ...]
 """of rows with each other, one line a row"""
@@ -52,7 +52,14 @@ def _judge_all(
 def _summarize_task(row: Row, rung: str, judged: Judged | None, confidence: float) -> TaskSummary:
     compared = row.compared[rung]
     score, norm, questions = _scores(row, rung)
-    against = _against_baseline(row, rung, compared, judged)
+    against = _against(
+        compared,
+        judged,
+        lambda confidence: row.score(rung, confidence),
+        lambda confidence: row.baseline_score(rung, confidence),
+        lambda: row.chance or 0.0,
+        is_baseline=rung == row.baseline,
+    )
     chance, no_signal = known(row.chance), row.without_signal[rung]
     to_decide = judged.to_decide if judged else None
     return TaskSummary(
@@ -127,33 +134,24 @@ class Against:
     recovery_above_chance: Estimate
 
 
-def _against_baseline(row: Row, rung: str, compared: RowComparison | Unknown, judged: Judged | None) -> Against:
-    if isinstance(compared, Unknown):
-        return _unknown(compared)
-    if rung == row.baseline:
-        return _SELF
-    return _against(
-        lambda confidence: row.score(rung, confidence),
-        lambda confidence: row.baseline_score(rung, confidence),
-        compared.value,
-        compared.comparison,
-        judged,
-        row.chance or 0.0,
-    )
-
-
 def _against(
+    compared: RowComparison | Unknown,
+    judged: Judged | None,
     score: ScoreAt,
     baseline: ScoreAt,
-    value: float,
-    comparison: Comparison | Unknown,
-    judged: Judged | None,
-    chance: float | Unknown,
+    chance_of: Callable[[], float | Unknown],
+    *,
+    is_baseline: bool,
 ) -> Against:
     """All between limits of the same confidence, those that the rung is judged by.
 
-    `chance`: what guessing scores.
+    `chance_of` gives what guessing scores, and is asked only of what is compared.
     """
+    if isinstance(compared, Unknown):
+        return Against(*[Estimate.unknown(compared)] * 4)
+    if is_baseline:
+        return _SELF
+    value, comparison = compared.value, compared.comparison
     if judged is None or isinstance(comparison, Unknown):
         difference = Estimate(value=100 * value, reason=_unjudged(comparison).reason)
     else:
@@ -167,28 +165,22 @@ def _against(
         found = 100 * value / under + 100 - less
         if judged is None or isinstance(comparison, Unknown):
             return Estimate(value=found, reason=difference.reason)
-        limits: list[Interval] = []
-        for level in judged.levels:
-            one = _ratio_interval(score(level), baseline(level), comparison.interval(level), above)
-            if isinstance(one, Unknown):
-                return Estimate(value=found, reason=one.reason)
-            limits.append(one)
+        limits = all_known(
+            _ratio_interval(score(level), baseline(level), comparison.interval(level), above) for level in judged.levels
+        )
+        if isinstance(limits, Unknown):
+            return Estimate(value=found, reason=limits.reason)
         return Estimate(value=found, low=100 * limits[0].low - less, high=100 * limits[1].high - less)
 
-    recovery = ratio(0.0, less=0.0)
+    chance = chance_of()
     above = Estimate.unknown(chance) if isinstance(chance, Unknown) else ratio(chance, less=0.0)
-    return Against(difference, ratio(0.0, less=100.0), recovery, above)
+    return Against(difference, ratio(0.0, less=100.0), ratio(0.0, less=0.0), above)
 
 
 def _unjudged(compared: RowComparison | Comparison | Unknown) -> Unknown:
     """Why there is no verdict."""
     one = compared.comparison if isinstance(compared, RowComparison) else compared
     return one if isinstance(one, Unknown) else Unknown("not judged")
-
-
-def _unknown(why: Unknown) -> Against:
-    unknown = Estimate.unknown(why)
-    return Against(unknown, unknown, unknown, unknown)
 
 
 def _known(value: float) -> Estimate:
@@ -200,18 +192,14 @@ _SELF = Against(_known(0.0), _known(0.0), _known(100.0), _known(100.0))
 
 
 def _ratio_interval(score: Score, baseline: Score, difference: Interval, above: float) -> Interval | Unknown:
-    over, under = _shift(score.interval, -above), _shift(baseline.interval, -above)
-    if isinstance(over, Unknown):
-        return over
-    return under if isinstance(under, Unknown) else paired_ratio_interval(over, under, difference)
-
-
-def _shift(interval: Interval | Unknown, by: float) -> Interval | Unknown:
-    if isinstance(interval, Unknown):
-        return interval
-    return Interval(
-        low=interval.low + by, value=interval.value + by, high=interval.high + by, confidence=interval.confidence
+    both = all_known((score.interval, baseline.interval))
+    if isinstance(both, Unknown):
+        return both
+    over, under = (
+        Interval(low=one.low - above, value=one.value - above, high=one.high - above, confidence=one.confidence)
+        for one in both
     )
+    return paired_ratio_interval(over, under, difference)
 
 
 @dataclass(frozen=True)
@@ -260,10 +248,11 @@ class _Counted:
         return self._mean([row.baseline_score(self.rung, confidence) for row in self.rows])
 
     def _mean(self, parts: Sequence[Score]) -> Score:
-        intervals = [part.interval for part in parts if isinstance(part.interval, Interval)]
-        missing = next((part.interval for part in parts if isinstance(part.interval, Unknown)), None)
+        intervals = all_known(part.interval for part in parts)
         value = self.mean([part.value for part in parts])
-        return Score(value, missing or combine(intervals, self.weights, self.correlations))
+        if isinstance(intervals, Unknown):
+            return Score(value, intervals)
+        return Score(value, combine(intervals, self.weights, self.correlations))
 
     def mean(self, values: Sequence[float]) -> float:
         """Weighted."""
@@ -280,17 +269,16 @@ class _Counted:
         """The mean difference, or why there is none."""
         if self.missing is not None:
             return self.missing
-        found: list[RowComparison] = []
-        for row in self.rows:
-            one = row.compared[self.rung]
-            if isinstance(one, Unknown):
-                return one.of(row.group.title)
-            found.append(one)
-        parts = [one.comparison for one in found]
-        missing = next((part for part in parts if isinstance(part, Unknown)), None)
+        titled = ((row.compared[self.rung], row.group.title) for row in self.rows)
+        found = all_known(one.of(title) if isinstance(one, Unknown) else one for one, title in titled)
+        if isinstance(found, Unknown):
+            return found
+        parts = all_known(one.comparison for one in found)
         return RowComparison(
             value=self.mean([one.value for one in found]),
-            comparison=missing or MeanOfTasks(parts=tuple(parts), weights=self.weights, correlations=self.correlations),  # type: ignore[arg-type]  # no part is missing
+            comparison=parts
+            if isinstance(parts, Unknown)
+            else MeanOfTasks(parts=tuple(parts), weights=self.weights, correlations=self.correlations),  # type: ignore[arg-type]  # a row's are no means of tasks
             gained=_total([one.gained for one in found]),
             lost=_total([one.lost for one in found]),
             changed=_total([one.changed for one in found]),
@@ -319,32 +307,18 @@ def summarize_aggregates(
     correlations = _correlations(rows)
     counted = {rung: _Counted.of(rung, rows, correlations) for rung in rungs}
     compared = {rung: one.compare() for rung, one in counted.items()}
-    assessed = _assess(counted, compared, baseline, margin_points, staging, answered or {})
     if staging is None:
-        judged = _judge_all(compared, baseline, margin_points)
+        judged, stopping = _judge_all(compared, baseline, margin_points), {}
     else:
+        found = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, Unknown)}
+        counting = {rung: counted[rung].rows for rung in found}
+        assessed = assess(counting, found, answered or {}, staging, margin_points / 100)
         judged = {rung: one.judged for rung, one in assessed.items() if one.judged is not None}
+        stopping = {rung: one.stopping for rung, one in assessed.items()}
     return {
-        rung: _summarize_aggregate(counted[rung], baseline, compared[rung], judged.get(rung)).model_copy(
-            update={"stopping": assessed[rung].stopping if rung in assessed else None}
-        )
-        for rung in rungs
+        rung: _summarize_aggregate(one, baseline, compared[rung], judged.get(rung), stopping.get(rung))
+        for rung, one in counted.items()
     }
-
-
-def _assess(
-    counted: Mapping[str, _Counted],
-    compared: Mapping[str, RowComparison | Unknown],
-    baseline: str,
-    margin_points: float,
-    staging: Staging | None,
-    answered: Mapping[str, int],
-) -> dict[str, Assessed]:
-    if staging is None:
-        return {}
-    found = {rung: one for rung, one in compared.items() if rung != baseline and not isinstance(one, Unknown)}
-    rows = {rung: counted[rung].rows for rung in found}
-    return assess(rows, found, answered, staging, margin_points / 100)
 
 
 def _correlations(rows: Sequence[Row]) -> Correlations:
@@ -365,23 +339,17 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 
 def _summarize_aggregate(
-    counted: _Counted, baseline: str, compared: RowComparison | Unknown, judged: Judged | None
+    counted: _Counted,
+    baseline: str,
+    compared: RowComparison | Unknown,
+    judged: Judged | None,
+    stopping: Stopping | None,
 ) -> AggregateSummary:
     counts = known(compared)
     is_baseline = bool(counted.rows) and counted.rung == baseline
-    if isinstance(compared, Unknown):
-        against = _unknown(compared)
-    elif is_baseline:
-        against = _SELF
-    else:
-        against = _against(
-            counted.score,
-            counted.baseline_score,
-            compared.value,
-            compared.comparison,
-            judged,
-            counted.chance,
-        )
+    against = _against(
+        compared, judged, counted.score, counted.baseline_score, lambda: counted.chance, is_baseline=is_baseline
+    )
     if is_baseline and counts:
         to_decide: int | Unknown | None = 0
     else:
@@ -399,4 +367,5 @@ def _summarize_aggregate(
         verdict="no signal" if counted.left_out and not counted.rows else judged.verdict if judged else None,
         more_questions=known(to_decide),
         more_questions_reason=reason_of(to_decide),
+        stopping=stopping,
     )

@@ -32,12 +32,10 @@ class Answered:
 
     @cached_property
     def rows(self) -> list[Row]:
+        if not any(isinstance(item, AccuracyTask) for item in self.study.items):
+            return []
         staged = self.staging.tasks if self.staging else {}
-        return [Row(group, self.study.baseline, self.leaves, staged) for group in self.study.groups if self._has_tasks]
-
-    @property
-    def _has_tasks(self) -> bool:
-        return any(isinstance(item, AccuracyTask) for item in self.study.items)
+        return [Row(group, self.study.baseline, self.leaves, staged) for group in self.study.groups]
 
     @cached_property
     def _own(self) -> dict[str, AggregateSummary]:
@@ -100,17 +98,20 @@ def not_asked_on(aggregate: AggregateSummary) -> AggregateSummary:
     )
 
 
-def read_answered(
-    study: StudyRecord, ends: Mapping[str, Ends], staging: Staging | None, *, merged: bool, stages: int | None = None
-) -> Answered:
+def read_answered(results: Results, ends: Mapping[str, Ends], stages: int | None = None) -> Answered:
     """What the rungs of a study answered, in no more than so many stages."""
+    study = results.study
+    staging = Staging.of(study)
     leaves = {rung: end.answers for rung, end in ends.items()}
     if staging is None:
         return Answered(study, leaves, None, {}, {})
     whole, done = whole_stages(leaves, staging, study.baseline, stages)
-    if merged:  # nothing is measured there
+    if results.parts:  # nothing is measured there
         return Answered(study, whole, staging, done, {})
-    going = {rung: end.unmade is None and not _failed(leaves[rung], staging) for rung, end in ends.items()}
+    going = {
+        rung: end.unmade is None and not any(_is_end(leaves[rung][name]) for name in staging.tasks)
+        for rung, end in ends.items()
+    }
     return Answered(study, whole, staging, done, going)
 
 
@@ -139,10 +140,6 @@ def _stages(leaves: Mapping[str, Leaf], staging: Staging) -> int:
     return found if any(isinstance(leaf, AccuracyOutcome) for leaf in leaves.values()) else 0
 
 
-def _failed(leaves: Mapping[str, Leaf], staging: Staging) -> bool:
-    return any(_is_end(leaves[name]) for name in staging.tasks)
-
-
 def _is_end(leaf: Leaf) -> bool:
     """Whether nothing more will be answered: of one that is not measured yet, more will."""
     return isinstance(leaf, Unknown) and leaf.kind not in ("not_measured", "not_asked")
@@ -163,5 +160,5 @@ def rungs_to_ask(results: Results, stage: int) -> frozenset[str]:
     study = results.study
     if stage == 0:
         return frozenset(study.rungs) - same_contents(study, results.rungs).keys()
-    answered = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts), stages=stage)
-    return answered.to_ask | {study.baseline} if answered.to_ask else answered.to_ask
+    asked = read_answered(results, read_ends(results), stage).to_ask
+    return asked | {study.baseline} if asked else asked

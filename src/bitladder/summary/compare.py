@@ -68,18 +68,16 @@ def compare_answers(
         for group in groups
         for row in (Row(group, baseline, answers, staged), *_other_rows(group, answers, baseline, staged))
     ]
-    least_percent = margin.min_percent if isinstance(margin, Recovery) else None
-    margin_points = (
-        recovery_margin_points(margin.min_percent, baseline, aggregate_score(rows, baseline))
-        if isinstance(margin, Recovery)
-        else margin
-    )
-    tasks = [summarize_tasks(row, margin_points) for row in rows]
-    found = summarize_aggregates(rows, tuple(answers), baseline, margin_points, staging, stages)
+    least_percent = None
+    if isinstance(margin, Recovery):
+        least_percent = margin.min_percent
+        margin = recovery_margin_points(least_percent, baseline, aggregate_score(rows, baseline))
+    tasks = [summarize_tasks(row, margin) for row in rows]
+    found = summarize_aggregates(rows, tuple(answers), baseline, margin, staging, stages)
     aggregates = {rung: not_asked_on(one) for rung, one in found.items()}
     return Compared(
         baseline=baseline,
-        margin_points=margin_points,
+        margin_points=margin,
         min_recovery_percent=least_percent,
         rungs=tuple(
             ComparedRung(rung=rung, aggregate=aggregates[rung], tasks=tuple(row[rung] for row in tasks))

@@ -48,24 +48,20 @@ def find_flips(
         return ()
     questions = {(one.doc_hash, one.prompt_hash): one for one in documents.documents}
     metric = primary_metric(baseline.metrics).key
-    flips = []
-    for before, after in paired_documents(baseline, rung):
-        kind = _kind(before, after, metric)
-        if kind is not None:
-            question = questions[before.doc_hash, before.prompt_hash]
-            flips.append(
-                Flip(
-                    task=task,
-                    doc_hash=before.doc_hash,
-                    kind=kind,
-                    prompt=question.prompt,
-                    choices=question.choices,
-                    target=question.target,
-                    baseline=_answer(before, metric),
-                    rung=_answer(after, metric),
-                )
-            )
-    return tuple(flips)
+    return tuple(
+        Flip(
+            task=task,
+            doc_hash=before.doc_hash,
+            kind=kind,
+            prompt=(question := questions[before.doc_hash, before.prompt_hash]).prompt,
+            choices=question.choices,
+            target=question.target,
+            baseline=_answer(before, metric),
+            rung=_answer(after, metric),
+        )
+        for before, after in paired_documents(baseline, rung)
+        if (kind := _kind(before, after, metric)) is not None
+    )
 
 
 def paired_documents(

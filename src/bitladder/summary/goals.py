@@ -14,10 +14,6 @@ MEMORY_TIE = 0.01
 Goal = Literal["latency", "throughput", "memory"]
 
 
-def same_memory(one_bytes: float, other_bytes: float) -> bool:
-    return abs(one_bytes - other_bytes) <= MEMORY_TIE * max(one_bytes, other_bytes)
-
-
 @dataclass(frozen=True)
 class Criterion:
     """What a goal compares, and how people call it."""
@@ -44,7 +40,7 @@ class Criterion:
     def alike(self, one: Estimate, other: Estimate) -> bool:
         """Of figures that aren't sampled: whether they are as good as equal."""
         assert one.value is not None and other.value is not None
-        return same_memory(one.value, other.value)
+        return abs(one.value - other.value) <= MEMORY_TIE * max(one.value, other.value)
 
     def describe(self, estimate: Estimate, rung: RungSummary | None = None) -> str:
         """``rung``: whose it is, of whose peak memory the weights are told too."""

@@ -20,7 +20,7 @@ from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_er
 from bitladder.summary.resources import Readings, gpu_energy, gpu_utilisation, others_bytes, resource_metrics
 from bitladder.summary.table import Estimate
 from bitladder.units import counted, format_bytes
-from bitladder.unknown import Unknown
+from bitladder.unknown import Unknown, all_known
 
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""
@@ -106,13 +106,11 @@ def speedup(ours: Timeline, theirs: Timeline, confidence: float = CONFIDENCE) ->
     if not ours.requests or not theirs.requests:
         return Estimate.unknown(Unknown("no request ended well, here or on the baseline"))
     value = (len(ours.requests) / ours.total_s) / (len(theirs.requests) / theirs.total_s)
-    errors = [ours.rate_error, theirs.rate_error]
-    known = [error for error in errors if not isinstance(error, Unknown)]
-    for error in errors:
-        if isinstance(error, Unknown):
-            return Estimate(value=value, reason=error.reason)
+    errors = all_known((ours.rate_error, theirs.rate_error))
+    if isinstance(errors, Unknown):
+        return Estimate(value=value, reason=errors.reason)
     degrees = (len(ours.rows) - 1, len(theirs.rows) - 1)
-    return Estimate.of(value, quotient_interval(value, (known[0], known[1]), degrees, confidence))
+    return Estimate.of(value, quotient_interval(value, (errors[0], errors[1]), degrees, confidence))
 
 
 def notes_on(outcome: PerformanceOutcome, planned_requests: int, cap: int | None = None) -> tuple[str, ...]:
@@ -168,22 +166,20 @@ def rates(line: Timeline) -> dict[str, Estimate]:
     tokens = ratio_interval(line.tokens, line.cycle_s, serial=True)
     rate = _scaled(requests / total_s, whole)
     per_request = _inverse(rate)
-    full = line.full
-    found = {
+    cycles_s = [line.cycle_s[index] for index in line.full]
+
+    def in_full(counts: Sequence[int]) -> Estimate:
+        return _ratio([counts[index] for index in line.full], cycles_s) if cycles_s else Estimate.unknown(_NONE_FULL)
+
+    return {
         "requests_per_s": rate,
         "tokens_per_s": _scaled(sum(line.tokens) / total_s, tokens),
-        "requests_per_s_full_batches": Estimate.unknown(_NONE_FULL),
-        "tokens_per_s_full_batches": Estimate.unknown(_NONE_FULL),
+        "requests_per_s_full_batches": in_full(line.rows),
+        "tokens_per_s_full_batches": in_full(line.tokens),
         "total_time_s": _times(requests, per_request),
         "inverse_throughput_s": per_request,
+        **{f"total_time_{count}_requests_s": _times(count, per_request) for count in _DERIVED_REQUESTS},
     }
-    if full:
-        cycles = [line.cycle_s[index] for index in full]
-        found["requests_per_s_full_batches"] = _ratio([line.rows[index] for index in full], cycles)
-        found["tokens_per_s_full_batches"] = _ratio([line.tokens[index] for index in full], cycles)
-    for count in _DERIVED_REQUESTS:
-        found[f"total_time_{count}_requests_s"] = _times(count, per_request)
-    return found
 
 
 def latencies(line: Timeline) -> dict[str, Estimate]:
@@ -242,15 +238,11 @@ def token_times(line: Timeline) -> dict[str, Estimate]:
 
 
 def hook(line: Timeline) -> dict[str, Estimate]:
-    return {"hook_s": _hook(line.outcome)}
-
-
-def _hook(outcome: PerformanceOutcome) -> Estimate:
     """What a time stamp costs a step; where the device works beside, the overlap that waiting for it prevents."""
-    if not outcome.hook_pairs:
-        return Estimate(value=outcome.hook_s_per_step, reason="no interval: the stamps' own time, summed")
-    costs = [stamped - unstamped for stamped, unstamped in outcome.hook_pairs]
-    return Estimate.of(outcome.hook_s_per_step, mean_interval(costs))
+    cost_s, pairs = line.outcome.hook_s_per_step, line.outcome.hook_pairs
+    if not pairs:
+        return {"hook_s": Estimate(value=cost_s, reason="no interval: the stamps' own time, summed")}
+    return {"hook_s": Estimate.of(cost_s, mean_interval([stamped - unstamped for stamped, unstamped in pairs]))}
 
 
 def took(run: Run) -> dict[str, Estimate]:

@@ -18,7 +18,7 @@ from functools import cached_property
 
 from bitladder.records import PASSAGE, AccuracyOutcome, MetricInfo, TaskGroup
 from bitladder.stats.clusters import joined
-from bitladder.unknown import Unknown
+from bitladder.unknown import Unknown, all_known
 
 Question = tuple[str, str, str, int]
 """task, document hash, prompt hash, and how often both came before in the task"""
@@ -41,11 +41,6 @@ def primary_metric(metrics: Sequence[MetricInfo]) -> MetricInfo:
     better_when_higher = next((metric for metric in metrics if metric.higher_is_better), None)
     bits = next((metric for metric in metrics if metric.name == "bits_per_byte"), None)
     return better_when_higher or bits or metrics[0]
-
-
-def norm_metric(metrics: Sequence[MetricInfo]) -> MetricInfo | None:
-    """Length-normalised accuracy, shown beside ``acc``."""
-    return next((metric for metric in metrics if metric.name == "acc_norm"), None)
 
 
 def choice_probabilities(loglikelihoods: Sequence[float]) -> tuple[float, ...]:
@@ -129,7 +124,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
                     right.append(choice_probabilities(answers)[document.target])
         chances += _chances(outcome, binary=is_binary(own))
         values += own
-        norm = norm_metric(outcome.metrics)
+        norm = next((metric for metric in outcome.metrics if metric.name == "acc_norm"), None)
         norm_values += metric_values(outcome, norm) if norm else []
     return Pot(
         title=title,
@@ -169,9 +164,9 @@ def _chances(outcome: AccuracyOutcome, *, binary: bool) -> list[float | Unknown]
 
 def mean_chance(chances: Sequence[float | Unknown], of: int) -> float | Unknown | None:
     """What guessing scores on average in so many; None where some have nothing to choose from."""
-    known = [chance for chance in chances if not isinstance(chance, Unknown)]
-    if len(known) < len(chances):
-        return next(chance for chance in chances if isinstance(chance, Unknown))
+    known = all_known(chances)
+    if isinstance(known, Unknown):
+        return known
     return sum(known) / len(known) if len(known) == of else None
 
 

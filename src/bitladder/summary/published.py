@@ -243,8 +243,7 @@ def _notes(study: PublishedStudy, results: Results, likeness: Likeness, answers:
             if answers
             else f"{known}: under this name they are not {study.hub_id}'s, so accuracy is not compared."
         )
-    measures_accuracy = any(isinstance(item, AccuracyTask) for item in results.study.items)
-    if answers and measures_accuracy:
+    if answers and any(isinstance(item, AccuracyTask) for item in results.study.items):
         groups = {group.name: group.pooling for group in results.study.groups}
         left_out = [row.title for row in study.tasks if groups.get(row.task) != row.pooling]
         if left_out:

@@ -1,6 +1,5 @@
 """What a measurement took: memory, utilisation, energy, from the monitor's readings beside it."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from bitladder.records import PerformanceOutcome
@@ -41,6 +40,10 @@ class Readings:
     def missing(self, *fields: str) -> Estimate:
         return Estimate.unknown(self.why_missing(*fields))
 
+    def peak(self, field: str, value: float | None) -> Estimate:
+        """``value``, or why the field that it is of is missing."""
+        return self.missing(field) if value is None else Estimate(value=value, reason=_ONE_RUN)
+
     def mean(self, field: str) -> Estimate:
         values = [value for _, value in self.series(field)]
         return Estimate(value=sum(values) / len(values), reason=_SERIES) if values else self.missing(field)
@@ -54,17 +57,21 @@ def resource_metrics(outcome: PerformanceOutcome, device: str, duration_s: float
     what the idle GPU would have taken.
     """
     readings, memory = Readings(outcome), outcome.memory
-    average, peak = _cpu_memory(outcome, readings) if device == "cpu" else _device_memory(outcome, readings)
+    average, peak = _device_memory(outcome, readings)
+    resident_peak = Estimate(value=memory.peak_process_bytes, reason=_ONE_RUN)
+    if device == "cpu":
+        average, peak = readings.mean("rss_bytes"), resident_peak
+    process_bytes = [value for _, value in readings.series("gpu_process_bytes")]
     return {
         "load_time_s": Estimate(value=outcome.load_time_s, reason=_ONCE),
         "cpu_percent": readings.mean("cpu_percent"),
         "gpu_utilisation_percent": gpu_utilisation(outcome, duration_s),
         "study_vram_bytes": average,
         "peak_memory_bytes": peak,
-        "resident_peak_bytes": Estimate(value=memory.peak_process_bytes, reason=_ONE_RUN),
-        "allocated_peak_bytes": _peak(memory.allocated_peak_bytes, readings.missing("allocated_peak_bytes")),
-        "reserved_peak_bytes": _peak(memory.reserved_peak_bytes, readings.missing("reserved_peak_bytes")),
-        "process_peak_bytes": _process_peak(readings),
+        "resident_peak_bytes": resident_peak,
+        "allocated_peak_bytes": readings.peak("allocated_peak_bytes", memory.allocated_peak_bytes),
+        "reserved_peak_bytes": readings.peak("reserved_peak_bytes", memory.reserved_peak_bytes),
+        "process_peak_bytes": readings.peak("gpu_process_bytes", max(process_bytes, default=None)),
         "loaded_bytes": Estimate(value=memory.loaded_bytes, reason=_COUNTED),
         "gpu_power_w": readings.mean("gpu_power_w"),
         "gpu_energy_j": gpu_energy(readings, duration_s),
@@ -80,11 +87,6 @@ def gpu_utilisation(outcome: PerformanceOutcome, duration_s: float) -> Estimate:
             Unknown(f"measured for {duration_s:.1f} s, utilisation needs {SHORTEST_UTILISATION_S:g} s")
         )
     return found
-
-
-def _cpu_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Estimate, Estimate]:
-    """Average and peak resident size."""
-    return readings.mean("rss_bytes"), Estimate(value=outcome.memory.peak_process_bytes, reason=_ONE_RUN)
 
 
 def _device_memory(outcome: PerformanceOutcome, readings: Readings) -> tuple[Estimate, Estimate]:
@@ -115,15 +117,6 @@ def others_bytes(outcome: PerformanceOutcome) -> int | None:
     return most if abs(most) > NOTED_OTHERS_BYTES else None
 
 
-def _peak(value: int | None, missing: Estimate) -> Estimate:
-    return missing if value is None else Estimate(value=value, reason=_ONE_RUN)
-
-
-def _process_peak(readings: Readings) -> Estimate:
-    values = [value for _, value in readings.series("gpu_process_bytes")]
-    return Estimate(value=max(values), reason=_ONE_RUN) if values else readings.missing("gpu_process_bytes")
-
-
 def gpu_energy(readings: Readings, duration_s: float) -> Estimate:
     """Gross, in joules."""
     series = readings.series("gpu_energy_j")
@@ -131,7 +124,8 @@ def gpu_energy(readings: Readings, duration_s: float) -> Estimate:
         return readings.missing("gpu_energy_j")
     if duration_s < SHORTEST_ENERGY_S:
         return Estimate.unknown(Unknown(f"measured for {duration_s:.1f} s, energy needs {SHORTEST_ENERGY_S:g} s"))
-    return Estimate(value=mean_power_w(series) * duration_s, reason=_SERIES)
+    (first_s, first_j), (last_s, last_j) = series[0], series[-1]  # of a counter
+    return Estimate(value=(last_j - first_j) / (last_s - first_s) * duration_s, reason=_SERIES)
 
 
 def _energy_above_idle(readings: Readings, outcome: PerformanceOutcome, duration_s: float) -> Estimate:
@@ -155,9 +149,3 @@ def _idle_power_w(readings: Readings, outcome: PerformanceOutcome) -> float | Un
     if least_w < min(outcome.idle_powers_w):
         return Unknown(f"the GPU took {least_w:.0f} W at work and {idle_w:.0f} W before, so it was not idle before")
     return idle_w
-
-
-def mean_power_w(series: Sequence[tuple[float, float]]) -> float:
-    """Rise of an energy counter over time, from (time_s, joules) pairs."""
-    (first_s, first_j), (last_s, last_j) = series[0], series[-1]
-    return (last_j - first_j) / (last_s - first_s)

@@ -61,10 +61,9 @@ class Row:
     @cached_property
     def pots(self) -> dict[str, Pots | Unknown]:
         """Of a row in per cent: each rung's questions and scores, or why there are none."""
-        found = {rung: self.outcomes(rung) for rung in self.leaves}
         return {self.baseline: Unknown("it is not in the study")} | {
-            rung: outcomes if isinstance(outcomes, Unknown) else self._make_pots(outcomes)
-            for rung, outcomes in found.items()
+            rung: outcomes if isinstance(outcomes := self.outcomes(rung), Unknown) else self._make_pots(outcomes)
+            for rung in self.leaves
         }
 
     def _make_pots(self, outcomes: Mapping[str, AccuracyOutcome]) -> Pots:

@@ -8,14 +8,7 @@ from typing import NamedTuple
 from bitladder.records import AccuracyOutcome
 from bitladder.stats.aggregate import SameQuestions, combine_dependent
 from bitladder.stats.clusters import clustering_of
-from bitladder.stats.interval import (
-    CONFIDENCE,
-    Interval,
-    mean_interval,
-    spread,
-    t_interval,
-    wilson_interval,
-)
+from bitladder.stats.interval import CONFIDENCE, Interval, mean_interval, spread, t_interval, wilson_interval
 from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_difference
 from bitladder.stats.ratio import ratio_interval
 from bitladder.summary.pots import (
@@ -28,7 +21,7 @@ from bitladder.summary.pots import (
     primary_metric,
 )
 from bitladder.summary.table import Estimate
-from bitladder.unknown import Unknown, known
+from bitladder.unknown import Unknown, all_known, known
 
 
 def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:
@@ -75,10 +68,10 @@ def _mean_of_pots(pots: Sequence[Pot], values: Sequence[Sequence[float]], confid
     value = sum(sum(part) / len(part) for part in values) / len(values)
     if len(pots) == 1 or ask_the_same(pots):
         return Score(value, score_interval([one for part in values for one in part], clusters_over(pots), confidence))
-    intervals = [score_interval(part, pot.clusters, confidence) for part, pot in zip(values, pots, strict=True)]
-    known = [interval for interval in intervals if isinstance(interval, Interval)]
-    missing = next((interval for interval in intervals if isinstance(interval, Unknown)), None)
-    return Score(value, missing or combine_dependent(known))
+    intervals = all_known(
+        score_interval(part, pot.clusters, confidence) for part, pot in zip(values, pots, strict=True)
+    )
+    return Score(value, intervals if isinstance(intervals, Unknown) else combine_dependent(intervals))
 
 
 def score_interval(
@@ -180,8 +173,10 @@ def _change(pots: Sequence[Pot], differences: Sequence[Sequence[float]]) -> Chan
     if len(pots) == 1 or ask_the_same(pots):
         everything = [one for part in differences for one in part]
         return Change(value, paired_difference(everything, clusters_over(pots), len(pots)))
-    parts = [paired_difference(part, pot.clusters) for part, pot in zip(differences, pots, strict=True)]
-    return Change(value, _same_questions(parts))
+    parts: list[PairedCounts | PairedMean] | Unknown = all_known(
+        paired_difference(part, pot.clusters) for part, pot in zip(differences, pots, strict=True)
+    )
+    return Change(value, parts if isinstance(parts, Unknown) else SameQuestions(parts=tuple(parts)))
 
 
 def paired_values(pot: Pot, other: Pot, values: Sequence[float], before: Sequence[float]) -> list[float]:
@@ -190,11 +185,6 @@ def paired_values(pot: Pot, other: Pot, values: Sequence[float], before: Sequenc
         return [value - first for value, first in zip(values, before, strict=True)]
     known = dict(zip(other.questions, before, strict=True))
     return [value - known[question] for question, value in zip(pot.questions, values, strict=True)]
-
-
-def _same_questions(parts: Sequence[PairedCounts | PairedMean | Unknown]) -> SameQuestions | Unknown:
-    missing = next((part for part in parts if isinstance(part, Unknown)), None)
-    return missing or SameQuestions(parts=tuple(part for part in parts if not isinstance(part, Unknown)))
 
 
 def raw_score(outcomes: Sequence[AccuracyOutcome]) -> Estimate:

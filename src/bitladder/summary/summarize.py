@@ -21,7 +21,6 @@ from bitladder.results import Results
 from bitladder.results.ends import Ends, read_ends
 from bitladder.results.machines import find_place, to_decide
 from bitladder.rungs import ready_title
-from bitladder.stages import Staging
 from bitladder.stats.verdict import shared_confidence
 from bitladder.summary import scores
 from bitladder.summary.accuracy import summarize_tasks
@@ -60,11 +59,10 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
         results = to_decide(results, find_place(results, machine))
     study = results.study
     ends = read_ends(results)
-    staging = Staging.of(study)
     margin = study_margin_points(study) if margin_points is None else margin_points
     if margin <= 0:
         raise ValueError(f"the margin must be more than 0 points, got {margin}")
-    answered = read_answered(study, ends, staging, merged=bool(results.parts))
+    answered = read_answered(results, ends)
     rows = answered.rows
     found = [summarize_tasks(row, margin) for row in rows]
     aggregates = answered.aggregates(margin)
@@ -281,8 +279,7 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
 
 def notes_about(results: Results, rung: str) -> tuple[str, ...]:
     """Of `Summary.notes` what is true of one rung: a page on it alone has nothing of the others."""
-    study = results.study
-    rows = read_answered(study, read_ends(results), Staging.of(study), merged=bool(results.parts)).rows
+    rows = read_answered(results, read_ends(results)).rows
     own = tuple(record for record in results.records if record.rung == rung)
     return _notes(replace(results, records=own, rungs={rung: results.rungs[rung]}), rows)
 

@@ -44,6 +44,10 @@ class Estimate(Record):
     def unknown(cls, why: Unknown) -> Self:
         return cls(value=None, reason=why.reason)
 
+    def excludes(self, value: float) -> bool:
+        """Whether there is an interval, and the value is outside."""
+        return self.low is not None and self.high is not None and not self.low <= value <= self.high
+
     @classmethod
     def of(cls, value: float, interval: Interval | Unknown, scale: float = 1) -> Self:
         """Value and limits times ``scale``, or the value alone where the data give no interval."""
