@@ -13,7 +13,7 @@ import pytest
 from bitladder import cuda, environment
 from bitladder.checkpoint.loading import require_device
 from bitladder.errors import UserError
-from bitladder.executors import forkserver
+from bitladder.executors.executor import PRELOADED
 from bitladder.executors.forkserver import ForkServer
 from bitladder.study.calibration import WantedDevice, find_device
 from machines import make_gpu, make_machine
@@ -175,7 +175,7 @@ def test_no_import_of_the_server_asks_a_torch_built_for_cuda_for_cards(
     (tmp_path / "telling.py").write_text("import asking\ndef work(job, answers): print(asking.asked, file=answers)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(forkserver, "PRELOADED", ("asking", *forkserver.PRELOADED))
+    monkeypatch.setattr("bitladder.executors.executor.PRELOADED", ("asking", *PRELOADED))
     with ForkServer("telling", tmp_path / "log", with_gpu=with_gpu) as server:
         answer, _ = server.ask("{}")
     assert answer == b"[]", (tmp_path / "log").read_text()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from audit_checkpoints import CopyRung
 from bitladder.cli import main
 from bitladder.errors import UserError
-from bitladder.executors import forkserver
+from bitladder.executors.executor import PRELOADED
 from bitladder.package import FOLDER
 from bitladder.perf.engines import table
 from bitladder.perf.engines.table import find_engine
@@ -79,7 +79,7 @@ def more_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here, and in every worker."""
     (tmp_path / "halting.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(forkserver, "PRELOADED", (*forkserver.PRELOADED, "halting"))
+    monkeypatch.setattr("bitladder.executors.executor.PRELOADED", (*PRELOADED, "halting"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(table, "ENGINES", dict(table.ENGINES))
     monkeypatch.delitem(sys.modules, "halting", raising=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bitladder.executors import forkserver
 from bitladder.executors.executor import RAISED, Executor
 from bitladder.executors.table import EXECUTORS, VARIABLE, open_executor
 from bitladder.study.process import Worker
@@ -34,7 +33,7 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv(VARIABLE, request.param)
     for name in ("PRELOADED", "CPU_PRELOADED"):
-        monkeypatch.setattr(forkserver, name, ())
+        monkeypatch.setattr(f"bitladder.executors.executor.{name}", ())
     with open_executor("working_here", tmp_path / "log", with_gpu=False) as opened:
         yield opened
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bitladder.errors import UserError, describe_machine_error
-from bitladder.executors import forkserver
 from bitladder.executors.forkserver import ForkServer
 
 
@@ -67,7 +66,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     for name in ("PRELOADED", "CPU_PRELOADED"):
-        monkeypatch.setattr(forkserver, name, ())
+        monkeypatch.setattr(f"bitladder.executors.executor.{name}", ())
     return "telling"
 
 
@@ -111,7 +110,7 @@ def test_why_a_branch_forks_no_workers_is_told(target: str, tmp_path: Path) -> N
 def test_threads_that_a_fork_loses_are_found(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own, of an operation as a task is built."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(forkserver, "PRELOADED", ("torch",))
+    monkeypatch.setattr("bitladder.executors.executor.PRELOADED", ("torch",))
     telling = tmp_path / "telling.py"
     telling.write_text(
         "import torch\nfrom bitladder.study.worker import try_out as fork\n\n\ndef prepare(text):\n"
@@ -127,7 +126,8 @@ def test_threads_that_a_fork_loses_are_found(target: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("preparation", ["it", "sleep"])
 def test_a_branch_ends_with_its_owner(target: str, tmp_path: Path, preparation: str) -> None:
     owner = (
-        "import os; from bitladder.executors import forkserver; forkserver.PRELOADED = forkserver.CPU_PRELOADED = ()\n"
+        "import os; from bitladder.executors import executor, forkserver\n"
+        "executor.PRELOADED = executor.CPU_PRELOADED = ()\n"
         f"branch = forkserver.ForkServer({target!r}, None, with_gpu=False).branch({preparation!r})\n"
         "branch.wait_until_ready(0.5)\nprint(branch._process_id, flush=True)\nos.kill(os.getpid(), 9)"
     )

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from bitladder.checkpoint.loading import load_config
 from bitladder.cli.main import app
-from bitladder.executors import forkserver
 from bitladder.executors.forkserver import ForkServer
 from bitladder.records import LoadPolicy
 
@@ -25,7 +24,7 @@ def test_workers_find_them_only_with_leave(trusted: bool, tmp_path: Path, monkey
         "def work(job, answers):\n    print(found, file=answers)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))))
-    monkeypatch.setattr(forkserver, "PRELOADED", ("asking",))
+    monkeypatch.setattr("bitladder.executors.executor.PRELOADED", ("asking",))
     with ForkServer("asking", None, with_gpu=True, trust_remote_code=trusted) as server:
         answer = server.ask("{}")[0].decode()
     assert (answer == "fetched") == trusted

@@ -13,7 +13,6 @@ import pytest
 from bitladder.checkpoint.loading import predicted_load_bytes
 from bitladder.checkpoint.skeleton import cache_bytes
 from bitladder.errors import DoesNotFitError
-from bitladder.executors import forkserver
 from bitladder.perf import maxbatch, probe
 from bitladder.perf.maxbatch import (
     GPU_GROWTH,
@@ -267,8 +266,8 @@ def probe_that(ends: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> I
     (directory / "ends.py").write_text(f"import os\n\ndef work(job, answers):\n    {ends}\n")
     monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
     monkeypatch.setattr(maxbatch, "PROBE", "ends")
-    monkeypatch.setattr(forkserver, "PRELOADED", ())
-    monkeypatch.setattr(forkserver, "CPU_PRELOADED", ())
+    monkeypatch.setattr("bitladder.executors.executor.PRELOADED", ())
+    monkeypatch.setattr("bitladder.executors.executor.CPU_PRELOADED", ())
     prompts = make_prompts()
     with running_probe(directory, make_scenario(prompts), prompts) as ask:
         yield ask

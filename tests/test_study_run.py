@@ -443,9 +443,9 @@ def test_workers_end_with_the_process_that_started_them(name: str, tmp_path: Pat
         "    time.sleep(60)\n"
     )
     code = (
-        "import sys; from pathlib import Path; from bitladder.executors import forkserver, table\n"
+        "import sys; from pathlib import Path; from bitladder.executors import executor as base, table\n"
         "from bitladder.study.job import Job; from bitladder.study.process import Worker\n"
-        "forkserver.PRELOADED = forkserver.CPU_PRELOADED = ()\n"
+        "base.PRELOADED = base.CPU_PRELOADED = ()\n"
         "executor = table.open_executor('sleeper', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
         "worker = Worker(executor, Job.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / 'worker', 60)\n"
         "for message in worker.messages():\n"

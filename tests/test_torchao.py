@@ -16,6 +16,7 @@ from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.loading import load_model, load_pretrained
 from bitladder.checkpoint.manifest import MANIFEST_NAME
 from bitladder.checkpoint.tensors import read_tensors, weight_files
+from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.methods.torchao_int8 import TORCHAO_INT8
 from bitladder.methods.types import torch_dtype
@@ -291,3 +292,8 @@ def test_its_card_says_what_it_needs(made: Path) -> None:
     assert "- torchao\n- 8-bit" in header
     assert _packages(manifest.scheme) == "transformers accelerate torchao"
     assert "torchao" in manifest.versions
+
+
+def test_its_package_makes_no_other_machine() -> None:
+    """Records that were made before go on counting where the package is installed later."""
+    assert "torchao" not in describe_machine().versions

@@ -11,13 +11,13 @@ from bitladder.cgroup import read
 from bitladder.driver import describe_gpu, open_nvml, visible_gpus
 from bitladder.processors import bound_processors, usable_processors
 from bitladder.records import Gpu, Machine
-from bitladder.rungs import METHODS
 
+# Those of a machine's identity: one more would make another machine of every one that was recorded before.
 LIBRARIES = (
     "bitladder",
     "torch",
     "transformers",
-    *dict.fromkeys(package for method in METHODS.values() for package in method.packages),
+    "bitsandbytes",
     "accelerate",
     "safetensors",
     "tokenizers",

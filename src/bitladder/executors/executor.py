@@ -15,6 +15,13 @@ RAISED = 70
 """What a worker of ours ends with when it raised; any other code is that of a library that ended the process."""
 
 
+PRELOADED = ("torch", "torch.profiler", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
+"""What a deployed model needs too: nothing else, since a worker's resident memory is a result."""
+
+CPU_PRELOADED = ("bitsandbytes", "transformers.modeling_layers", "bitladder.records")
+"""What every worker imports too, where there is no driver that an import could ask for cards."""
+
+
 class Executor:
     """Runs workers, one at a time: `Running.wait` comes before the next `submit`.
 
@@ -145,6 +152,11 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def preloaded(with_gpu: bool) -> tuple[str, ...]:
+    """What is imported before a worker has its job, however it is run: what it holds at rest is a result too."""
+    return PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
 
 
 def surroundings(with_gpu: bool) -> dict[str, str]:

@@ -22,14 +22,8 @@ from typing import BinaryIO
 
 from bitladder.errors import UserError
 from bitladder.executors import serving
-from bitladder.executors.executor import STDERR, Branch, Executor, surroundings
+from bitladder.executors.executor import STDERR, Branch, Executor, preloaded, surroundings
 from bitladder.executors.serving import BRANCH, FORK, NUMBER_BYTES, READY, REAP
-
-PRELOADED = ("torch", "torch.profiler", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
-"""What a deployed model needs too: nothing else, since a worker's resident memory is a result."""
-
-CPU_PRELOADED = ("bitsandbytes", "transformers.modeling_layers", "bitladder.records")
-"""What every worker imports too, where there is no driver that an import could ask for cards."""
 
 
 class Forker(Executor):
@@ -90,7 +84,7 @@ class ForkServer(Forker):
         super().__init__(log)
         self._target = target
         self._trusted = trust_remote_code
-        self._modules = PRELOADED if with_gpu else PRELOADED + CPU_PRELOADED
+        self._modules = preloaded(with_gpu)
         self._with_gpu = with_gpu
         self._process: subprocess.Popen[bytes] | None = None
 

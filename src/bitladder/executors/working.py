@@ -58,6 +58,8 @@ def end_after(do: Callable[[], None]) -> NoReturn:
 
 if __name__ == "__main__":  # of `subprocesses`: the answers are its standard output
     set_up(sys.argv[1])
+    for name in sys.argv[3:]:
+        import_module(name)
     channel = os.dup(1)
     os.dup2(2, 1)  # what others print is for the log
     end_after(lambda: work(sys.argv[2], channel))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bitladder.allocator import give_back_freed
 from bitladder.errors import UserError
+from bitladder.executors.table import executor_name
 from bitladder.perf.batches import Run, run_batches, to_sample
 from bitladder.perf.disturbance import ProcessorTimes
 from bitladder.perf.engines.engine import Engine, LaunchFacts, StepTimes
@@ -89,7 +90,7 @@ def measure(
         unavailable["idle_device_bytes"] = unavailable.get("gpu_memory_bytes", "the driver gave no reading")
     return PerformanceOutcome(
         engine=scenario.engine,
-        launch=seen.launch,
+        launch=seen.launch | {"executor": executor_name()},
         batch_size=batch_size,
         batch_search=search,
         load_time_s=seen.load_time_s,
