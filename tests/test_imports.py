@@ -76,6 +76,28 @@ MAY_IMPORT_ALL = ("cli", "__init__", "__main__")
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
 
 
+BY_TEXT = (
+    "files",
+    "path",
+    "open_text",
+    "read_text",
+    "get_data",
+    "import_module",
+    "find_spec",
+    "__import__",
+    "run_module",
+)
+"""functions of importlib and its like that take a package's name"""
+HIDDEN = ("exec", "eval", "__import__", "pkgutil", "runpy", "__spec__", "__package__", "__loader__")
+"""names by which a file could reach anything, unseen"""
+MAY_HIDE = {"patches.py": "pkgutil"}
+"""the libraries' attributes are found by name"""
+
+
+def is_text(node: ast.AST, text: str) -> bool:
+    return isinstance(node, ast.Constant) and node.value == text
+
+
 def module_parts(path: Path) -> list[str]:
     return list(path.relative_to(PACKAGE).with_suffix("").parts)
 
@@ -95,6 +117,9 @@ def reached(source: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in MODULES - {"bitladder"}:
             yield node.value  # for importlib, runpy, `python -m`
+        elif isinstance(node, ast.Call) and any(is_text(one, "bitladder") for one in node.args):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            yield from ["bitladder"] if name in BY_TEXT else []
 
 
 def imported_parts(source: str) -> Iterator[str]:
@@ -133,6 +158,9 @@ def test_imports_point_one_way() -> None:
         "files('bitladder.report').joinpath('page.html').read_text()",
         "import_module('bitladder.study.worker')",
         "def late():\n    from bitladder import study",
+        "files('bitladder').joinpath('summary', 'published.json')",
+        "import_module('.decide', 'bitladder')",
+        "__import__('bitladder', fromlist=['decide'])",
     ],
 )
 def test_the_guard_sees_every_way(line: str) -> None:
@@ -151,16 +179,29 @@ def test_a_study_knows_of_no_descriptors() -> None:
             assert not (isinstance(node, ast.Attribute) and node.attr == "fileno"), path
 
 
+def test_nothing_is_reached_unseen() -> None:
+    """By a built text, or past the import system; `.__file__` of another module leads into its folder."""
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert names.intersection(HIDDEN) <= {MAY_HIDE.get(path.name)}, path
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not attributes.intersection(("__file__", "__spec__", "__loader__", "__path__")), path
+
+
 def test_a_file_reads_beside_itself_alone() -> None:
     """`__file__` leads into other packages' folders, past every import; `package.FOLDER` is for the report's stamp,
-    which hashes the code that decides, wherever it lies.
-    """
+    which hashes the code that decides, wherever it lies."""
     for path in PACKAGE.rglob("*.py"):
-        source = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Name) and node.id == "__file__" and path.name != "package.py":
-                assert source.splitlines()[node.lineno - 1].endswith("Path(__file__).parent"), path
-        assert "bitladder.package import FOLDER" not in source or path.name == "stamp.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Name) and node.id == "__file__":
+                assert path in (PACKAGE / "package.py", PACKAGE / "builtin" / "__init__.py"), path
+            whole = isinstance(node, ast.ImportFrom) and node.module == "bitladder.package"
+            names = [alias.name for alias in node.names] if whole and isinstance(node, ast.ImportFrom) else []
+            if "FOLDER" in names or (isinstance(node, ast.Attribute) and node.attr == "FOLDER"):
+                assert path == PACKAGE / "report" / "stamp.py", path
 
 
 def test_no_heavy_import_at_start() -> None:
