@@ -352,6 +352,8 @@ def test_plain_processes_leave_the_same_records(
         results = run_study(settings, tmp_path / executor, seen)
         assert [record.status for record in results.records] == ["ok"] * len(seen.records)
         told = [one for one in seen.warnings if "Python of its own" in one]
+        launches = [one.outcome.launch for one in results.records if isinstance(one.outcome, PerformanceOutcome)]
+        assert {launch["executor"] for launch in launches} == {executor}
         return told, [_without_times(record) for record in results.records]
 
     forked_told, forked = measured("forkserver")
@@ -368,6 +370,7 @@ def _without_times(record: MeasurementRecord) -> object:
     if isinstance(outcome, PerformanceOutcome):  # all but a few figures of it are times
         left = (outcome.engine, outcome.batch_size, outcome.memory.loaded_bytes, len(outcome.requests))
         launch = {name: value for name, value in outcome.launch.items() if not name.endswith("_s_per_step")}
+        del launch["executor"]
         return record.measurement_id, left, launch
     return record.model_copy(update={"started_at": "", "duration_s": 0.0})
 
