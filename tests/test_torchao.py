@@ -136,6 +136,7 @@ def test_it_is_what_it_says(tiny_llama: Path, made: Path) -> None:
     [
         (lambda tensors: tensors[SCALES].neg_(), "holds what is no positive number"),
         (lambda tensors: tensors[SCALES].zero_(), "holds what is no positive number"),
+        (lambda tensors: tensors[SCALES].fill_(float("inf")), "holds what is no positive number"),
         (lambda tensors: tensors[ZERO_POINTS].add_(3), "isn't zero"),
         (lambda tensors: tensors.pop(SCALES), "it has no _weight_scale"),
         (lambda tensors: tensors.pop(CODES), "it has no matrix of codes"),

@@ -131,7 +131,8 @@ def _problem(module: str, tensors: Tensors, read: ReadBytes) -> str | None:
             return f"it has no {part}"
         if (stored.dtype, stored.shape) != (dtype, shape):
             return unlike(part, stored, dtype, shape)
-    if not np.all(np.frombuffer(read(f"{module}.{_SCALES}"), np.float32) > 0):
+    scales = np.frombuffer(read(f"{module}.{_SCALES}"), np.float32)
+    if not np.all(np.isfinite(scales) & (scales > 0)):
         return f"its {_SCALES} holds what is no positive number"
     if np.any(np.frombuffer(read(f"{module}.{_ZERO_POINTS}"), np.int8)):
         return f"its {_ZERO_POINTS} isn't zero, which products take it for"
