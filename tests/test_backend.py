@@ -178,6 +178,24 @@ def test_what_cannot_be_packed_is_refused_with_a_reason(config: PreTrainedConfig
         require_support(from_config(config))
 
 
+def test_a_model_may_make_a_padding_mask_that_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OPT of transformers 5.17 does."""
+    from transformers.models.llama import modeling_llama
+
+    made = torch.ones
+    masks = modeling_llama.create_causal_mask
+
+    def with_padding_mask(*, inputs_embeds: torch.Tensor, attention_mask: None, **others: Any) -> Any:
+        assert attention_mask is None
+        return masks(inputs_embeds=inputs_embeds, attention_mask=made(inputs_embeds.shape[:2]), **others)
+
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", with_padding_mask)
+    require_support(make_model("llama"))
+    made = torch.zeros
+    with pytest.raises(UnsupportedModelError, match="the causal mask in a way of its own"):
+        require_support(make_model("llama"))
+
+
 @pytest.mark.parametrize("short_chain", [0, 128])
 def test_the_trial_finds_wrong_attention(short_chain: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To kept keys in calls of their own, or in those of the units behind them."""

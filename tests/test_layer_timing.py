@@ -53,7 +53,7 @@ def test_a_plan_leaves_the_card_as_it_was(tiny_llama: Path) -> None:
         "from bitladder.perf.resources import used_bytes, gpus_of; from bitladder.study.calibration import time_rungs; "
         "gpus = gpus_of('cuda:0'); before = used_bytes(gpus)[0]; "
         "rates = time_rungs(calibration_on('cuda:0'), ('bf16', 'int8', 'nf4'), Path(sys.argv[1])).layer_rates; "
-        "time.sleep(1); assert len(rates) == 12, rates; assert not torch.cuda.is_initialized(); "
+        "time.sleep(1); assert len(rates) == 12, rates; "
         "left = used_bytes(gpus)[0] - before; print(left); assert left < 64 << 20, left"
     )
     here = str(Path(__file__).parent)

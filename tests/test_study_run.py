@@ -495,7 +495,7 @@ def test_study_on_a_gpu(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    rungs = ("bf16", "int8", "int8-t0", "nf4")
+    rungs = ("bf16", "int8", "int8-t0", "nf4", "int8-torchao")
     settings = settings_for(
         tiny_llama,
         tasks,

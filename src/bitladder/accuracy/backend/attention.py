@@ -55,9 +55,20 @@ class _Mask:
 def _make_mask(
     *, local_size: int | None = None, use_vmap: bool = False, attention_mask: "Tensor | None" = None, **_: Any
 ) -> _Mask:
-    if use_vmap or attention_mask is not None:
+    if use_vmap or not (attention_mask is None or _hides_nothing(attention_mask)):
         raise UnsupportedModelError("it changes the causal mask in a way of its own")
     return _Mask(local_size)
+
+
+def _hides_nothing(padding_mask: "Tensor") -> bool:
+    """Whether no token is padding for this mask (rows, tokens), which the model made: it is handed none.
+
+    OPT of transformers 5.17 makes one of ones. What is recorded can't be looked at: it was when it first ran.
+    """
+    import torch
+
+    recorded = padding_mask.is_cuda and torch.cuda.is_current_stream_capturing()
+    return padding_mask.ndim == 2 and (recorded or bool(padding_mask.all()))
 
 
 def _attention(
