@@ -180,10 +180,11 @@ def test_what_cannot_be_packed_is_refused_with_a_reason(config: PreTrainedConfig
 
 def test_a_model_may_make_a_padding_mask_that_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As OPT of transformers 5.17 does."""
+    from transformers import masking_utils
     from transformers.models.llama import modeling_llama
 
     made = torch.ones
-    masks = modeling_llama.create_causal_mask
+    masks = masking_utils.create_causal_mask
 
     def with_padding_mask(*, inputs_embeds: torch.Tensor, attention_mask: None, **others: Any) -> Any:
         assert attention_mask is None

@@ -203,7 +203,7 @@ def test_steps_that_cannot_be_recorded_are_launched_singly(
     ("settings", "may"),
     [
         (None, True),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": False}, True),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, True),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 0.0}, True),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0}, False),
         ({"quant_method": "torchao"}, False),
@@ -214,7 +214,7 @@ def test_rows_are_padded_where_no_answer_depends_on_them(
 ) -> None:
     model = make_model("llama")
     if settings is not None:
-        quantizer = SimpleNamespace(quantization_config=SimpleNamespace(**settings))
+        quantizer = SimpleNamespace(quantization_config=SimpleNamespace(to_dict=lambda: settings))
         monkeypatch.setattr(model, "hf_quantizer", quantizer, raising=False)
     assert may_pad(model) == may
 

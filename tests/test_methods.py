@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from bitladder.cli.main import app as main
 from bitladder.errors import UserError
+from bitladder.methods.bitsandbytes import BitsAndBytes
 from bitladder.methods.types import Types
 from bitladder.records import MethodName
 from bitladder.rungs import METHODS, RUNGS, method_of
@@ -17,7 +18,10 @@ from bitladder.rungs import METHODS, RUNGS, method_of
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 SPOKEN = {"plain", "other"}
 """names that are words of their own"""
-MAY_NAME = {PACKAGE / "records" / "checkpoint.py"}
+LAYERS = {method.layer_class for method in METHODS.values() if isinstance(method, BitsAndBytes)}
+SHARED = {"method", "kinds", "types"}
+"""files of `methods` that are no method's"""
+MAY_NAME = {PACKAGE / "records" / "checkpoint.py", PACKAGE / "rungs.py"}
 
 
 def asks(source: str) -> list[str]:
@@ -29,8 +33,12 @@ def asks(source: str) -> list[str]:
             parts = [node.left, *node.comparators]
         elif isinstance(node, ast.Match):
             parts = [node.subject]
-        named = isinstance(node, ast.Constant) and node.value in set(METHODS) - SPOKEN
-        if named or any(isinstance(part, ast.Attribute) and part.attr == "method" for part in parts):
+        elif isinstance(node, ast.Attribute) and hasattr(str, node.attr):
+            parts = [node.value]  # scheme.method.startswith("bnb")
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("bitladder.methods"):
+            parts = [] if str(node.module).rpartition(".")[2] in SHARED else [node]  # to ask with `is` or isinstance
+        named = isinstance(node, ast.Constant) and node.value in {*METHODS, *LAYERS} - SPOKEN
+        if named or any(part is node or (isinstance(part, ast.Attribute) and part.attr == "method") for part in parts):
             found.append(ast.unparse(node))
     return found
 
@@ -49,6 +57,10 @@ def test_only_methods_ask_which_one_it_is() -> None:
         "subject.found.method in KNOWN",
         "x = {'llm.int8': 1}",
         "match scheme.method:\n    case 'plain': pass",
+        "scheme.method.startswith('bnb')",
+        "from bitladder.methods.llm_int8 import LLM_INT8",
+        "from bitladder.methods import llm_int8",
+        "type(layer).__name__ == 'Linear4bit'",
     ],
 )
 def test_the_guard_sees_every_way(line: str) -> None:
@@ -60,7 +72,6 @@ def test_a_name_is_a_row() -> None:
     assert set(METHODS) == set(get_args(MethodName))
     for row in RUNGS.values():
         assert row.method.name == row.scheme.method
-        assert row.method.engines, row.name
 
 
 @pytest.mark.parametrize("rung", RUNGS)

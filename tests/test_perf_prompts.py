@@ -7,6 +7,7 @@ import pytest
 
 from bitladder.corpus import WIKITEXT, WIKITEXT_CONFIG, read_corpus
 from bitladder.errors import UserError
+from bitladder.perf.engines.table import DEFAULT
 from bitladder.perf.prompts import cut_prompts, cut_windows
 from bitladder.perf.scenarios import plan_scenarios
 from bitladder.records import Calibration, Machine, Settings, hash_json
@@ -110,7 +111,7 @@ CALIBRATION = Calibration(
 
 
 def test_scenarios_have_the_published_workloads() -> None:
-    first, second = plan_scenarios(workload(Settings(model="m")), CALIBRATION, "hash")
+    first, second = plan_scenarios(workload(Settings(model="m"), DEFAULT), CALIBRATION, "hash")
     assert (first.scenario, first.batch_size_cap, first.requests) == ("batch1", 1, 200)
     assert (second.scenario, second.batch_size_cap, second.requests) == ("max-batch", 8, 2000)
     assert (first.prompt_tokens, first.new_tokens, first.device, first.threads) == (128, 128, "cpu", 2)
@@ -118,11 +119,13 @@ def test_scenarios_have_the_published_workloads() -> None:
 
 
 def test_requests_may_be_of_one_scenario() -> None:
-    first, second = plan_scenarios(workload(Settings(model="m", requests={"max-batch": 40})), CALIBRATION, "hash")
+    first, second = plan_scenarios(
+        workload(Settings(model="m", requests={"max-batch": 40}), DEFAULT), CALIBRATION, "hash"
+    )
     assert (first.requests, second.requests) == (200, 40)
 
 
 def test_requests_cap_both_scenarios() -> None:
     settings = Settings(model="m", requests=10, scenarios=("max-batch",), time_limit_s=5.0)
-    (only,) = plan_scenarios(workload(settings), CALIBRATION, "hash")
+    (only,) = plan_scenarios(workload(settings, DEFAULT), CALIBRATION, "hash")
     assert (only.scenario, only.requests, only.time_limit_s) == ("max-batch", 10, 5.0)

@@ -12,8 +12,12 @@ import bitsandbytes
 import pytest
 import torch
 
-from bitladder.accuracy.passes import Passes, record_scoring
-from bitladder.accuracy.product_kernels import (
+from bitladder.accuracy.backend.products import widens
+from bitladder.accuracy.passes import Passes, product_kernels, record_scoring
+from bitladder.accuracy.products_seen import products_seen
+from bitladder.checkpoint import hardware
+from bitladder.checkpoint.hardware import Hardware
+from bitladder.methods.bitsandbytes_kernels import (
     CPU,
     CUBLAS,
     FUSED,
@@ -23,14 +27,10 @@ from bitladder.accuracy.product_kernels import (
     WIDE,
     Gpu,
     Layer4Bit,
-    UnknownKernelError,
-    product_kernels,
     rule_4bit,
     takes_vector_kernel,
 )
-from bitladder.accuracy.products_seen import products_seen
-from bitladder.checkpoint import hardware
-from bitladder.checkpoint.hardware import Hardware
+from bitladder.methods.method import UnknownKernelError
 from bitladder.records import ProductKernel, Scoring, join_scorings
 from test_backend import make_model
 
@@ -74,7 +74,7 @@ def test_a_gpu_s_kernel_goes_by_rows(
     properties = SimpleNamespace(multi_processor_count=gpu.processors, major=gpu.major, minor=gpu.minor)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     layer = Layer4Bit(CARD, 8192, inputs, computed, torch.bfloat16, block=64, packed=False)
-    rule = rule_4bit(layer, ours=True)
+    rule = rule_4bit(layer, widens)
     assert {rows: rule(rows) for rows in expected} == expected
 
 
@@ -123,7 +123,7 @@ def test_what_is_recorded_is_what_a_profiler_sees() -> None:
 def test_our_own_products_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=frozenset({"avx2"})))
     layer = Layer4Bit(torch.device("cpu"), 64, 96, torch.bfloat16, torch.bfloat16, block=64, packed=False)
-    ours, theirs = (rule_4bit(layer, ours=own) for own in (True, False))
+    ours, theirs = (rule_4bit(layer, wide) for wide in (widens, lambda *_: False))
     assert [ours(1), ours(64), theirs(64)] == [PLAIN, WIDE, PLAIN]
 
 
@@ -133,11 +133,11 @@ def test_what_is_not_known_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     found = record_scoring(model, Passes())
     assert found.kernels is None
     assert found.no_kernels_reason == "the rule of bitsandbytes 0.49.2 is not known, of 0.50.x it is"
-    assert product_kernels(make_model("llama"), {1: 1}, ours=True) == ()
+    assert product_kernels(make_model("llama"), {1: 1}, widens) == ()
     quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="torchao"))
     other: Any = SimpleNamespace(modules=list, hf_quantizer=quantizer)
-    with pytest.raises(UnknownKernelError, match="its layers are not bitsandbytes', but torchao"):
-        product_kernels(other, {1: 1}, ours=True)
+    with pytest.raises(UnknownKernelError, match="nobody has said which kernels torchao's layers take"):
+        product_kernels(other, {1: 1}, widens)
 
 
 def test_another_release_s_rule_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_another_release_s_rule_is_not_guessed(monkeypatch: pytest.MonkeyPatch) 
     )
     layer = Layer4Bit(CARD, 8192, 2048, torch.bfloat16, torch.bfloat16, block=64, packed=False)
     with pytest.raises(UnknownKernelError, match="names its rule otherwise"):
-        rule_4bit(layer, ours=True)
+        rule_4bit(layer, widens)
 
 
 def test_a_kernel_of_the_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_kernel_of_the_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layer = Layer4Bit(torch.device("cpu"), 64, 96, torch.bfloat16, torch.bfloat16, block=64, packed=True)
     monkeypatch.setattr(ops, "gemm_4bit_forward_kernel", print, raising=False)
-    assert rule_4bit(layer, ours=True)(1) == HUB
+    assert rule_4bit(layer, widens)(1) == HUB
 
 
 def test_measurements_are_joined() -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from bitladder.accuracy.passes import ALONE, UNTRIED, Passes, record_scoring
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
 from bitladder.records import BatchPlan, Scoring
+from bitladder.rungs import METHODS
 from bitladder.wording import first_line
 
 Progress = Callable[[int, int], None]
@@ -130,18 +133,15 @@ def _reason_to_ask_alone(trial: Callable[[Any], bool], model: Any) -> str | None
 def _weights_alone_rounded(model: Any) -> Iterator[None]:
     """LLM.int8 rounds inputs too, and takes for outliers the columns where any row of a batch has one: that depends on
     what pads, in every family, and no rung may be asked in other batches than its baseline for it."""
-    from torch.nn.functional import linear
-    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
-
-    def multiply_again(layer: Any, inputs: tuple[Any], product: Any) -> Any:
-        weight = dequantize_bnb_weight(layer.weight, layer.state).to(product.dtype)
-        return linear(inputs[0], weight, None if layer.bias is None else layer.bias.to(product.dtype))
-
     with ExitStack() as hooks:
-        for module in model.modules():
-            if type(module).__name__ == "Linear8bitLt":
-                hooks.enter_context(module.register_forward_hook(multiply_again))
+        for layer, method in product(model.modules(), METHODS.values()):
+            if (multiply := method.product_of_weights(layer)) is not None:
+                hooks.enter_context(layer.register_forward_hook(partial(_again, multiply)))
         yield
+
+
+def _again(multiply: Callable[[Any], Any], _: Any, inputs: tuple[Any], __: Any) -> Any:
+    return multiply(inputs[0])
 
 
 def _text(model: Any) -> Any:

@@ -1,12 +1,13 @@
 """The forwards that answer a task's questions, as they are seen from outside of the model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bitladder.accuracy.product_kernels import UnknownKernelError, product_kernels
-from bitladder.records import Scoring
+from bitladder.methods.method import UnknownKernelError, Widens
+from bitladder.records import ProductKernel, Scoring, join_kernels
+from bitladder.rungs import METHODS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,11 +90,11 @@ class Passes:
 
 def record_scoring(model: "PreTrainedModel", passes: Passes, ways: "Ways | None" = None) -> Scoring:
     """What a record says of the forwards that answered. ``ways``: of our own backend; None: lm-eval's."""
-    from bitladder.accuracy.backend.products import widens_products
+    from bitladder.accuracy.backend.products import widens, widens_products
 
     ours, kernels, reason = ways is not None, None, None
     try:
-        kernels = product_kernels(model, passes.rows, ours=ours)
+        kernels = product_kernels(model, passes.rows, widens if ours else lambda *_: False)
     except UnknownKernelError as error:
         reason = str(error)
     return Scoring(
@@ -108,4 +109,30 @@ def record_scoring(model: "PreTrainedModel", passes: Passes, ways: "Ways | None"
         kernels=kernels,
         no_kernels_reason=reason,
         side_by_side=passes.side_by_side or None,
+    )
+
+
+def product_kernels(model: "PreTrainedModel", rows: Mapping[int, int], widens: Widens) -> tuple[ProductKernel, ...]:
+    """Which kernels the products of quantized layers took, in forwards with so many ``rows``, each so many times.
+
+    Raises UnknownKernelError.
+    """
+    rules = {
+        layer: rule
+        for layer in model.modules()
+        for method in METHODS.values()
+        if (rule := method.product_rule(layer, widens)) is not None
+    }
+    if not rules:
+        quantizer: Any = getattr(model, "hf_quantizer", None)
+        if quantizer is None:
+            return ()
+        method = getattr(quantizer.quantization_config, "quant_method", "another library's")
+        raise UnknownKernelError(f"nobody has said which kernels {getattr(method, 'value', method)}'s layers take")
+    if model.get_output_embeddings() in rules:  # type: ignore[no-untyped-call]
+        raise UnknownKernelError("its head is quantized too, and sees fewer rows than the other layers")
+    taken = Counter((rule(number), number) for rule in rules.values() for number in rows)
+    return join_kernels(
+        ProductKernel(kernel=kernel, least_rows=number, most_rows=number, products=layers * rows[number])
+        for (kernel, number), layers in taken.items()
     )

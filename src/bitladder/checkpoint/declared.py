@@ -113,7 +113,13 @@ def _same_format(one: Scheme, other: Scheme) -> bool:
 def config_scheme(config: Mapping[str, Any], found: Scheme) -> Scheme:
     """What config.json declares, which is what transformers loads by."""
     stored, rest = (_config_type(config) or one for one in (found.stored_type, found.rest_type))
-    settings, types = quantization_of(config), Types(stored=stored, computed=rest, rest=rest)
+    return settings_scheme(quantization_of(config), Types(stored=stored, computed=rest, rest=rest))
+
+
+def settings_scheme(
+    settings: Mapping[str, Any] | None, types: Types = Types(stored="BF16", computed="BF16", rest="BF16")
+) -> Scheme:
+    """What quantization settings declare, None being none, of weights that are otherwise of these types."""
     return next(filter(None, (method.declared(settings, types) for method in METHODS.values())))
 
 

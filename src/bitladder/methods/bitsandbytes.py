@@ -3,11 +3,12 @@
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bitladder.methods.bitsandbytes_kernels import kernel_rule
 from bitladder.methods.kinds import FLOATS, is_packed, is_state
-from bitladder.methods.method import Method, Shape, Tensors, kept_modules
+from bitladder.methods.method import Method, Shape, Tensors, Widens, kept_modules
 from bitladder.methods.types import torch_dtype
 from bitladder.records import Scheme
 
@@ -74,6 +75,9 @@ class BitsAndBytes(Method):
         layer: nn.Linear = make(in_features, out_features, bias=False, **self.layer_settings(scheme))
         # it keeps the type that it had when it came to its device, where its random weights are quantized
         return layer.to(torch_dtype(scheme.rest_type)).to(device)
+
+    def product_rule(self, layer: Any, widens: Widens) -> Callable[[int], str] | None:
+        return kernel_rule(layer, widens) if type(layer).__name__ == self.layer_class else None
 
     def prepare_layers(self, model: "nn.Module") -> None:
         for module in model.modules():

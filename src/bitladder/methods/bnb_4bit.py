@@ -111,6 +111,9 @@ class _Bnb4Bit(BitsAndBytes):
         plain = layer.forward
         layer.forward = lambda inputs: plain(inputs.contiguous())
 
+    def mixes_tokens(self, scheme: Scheme) -> bool:
+        return False
+
     def why_decoded(self, scheme: Scheme) -> str | None:
         return f"no hardware multiplies {scheme.stored_type}"
 

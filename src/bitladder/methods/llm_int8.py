@@ -1,7 +1,7 @@
 """LLM.int8 of bitsandbytes: INT8 by INT8 products, outlier columns apart in FP16 (Dettmers and others 2022)."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bitladder.methods.bitsandbytes import BitsAndBytes
@@ -22,7 +22,6 @@ class _LlmInt8(BitsAndBytes):
     name = "llm.int8"
     layer_class = "Linear8bitLt"
     hub_tags = ("bitsandbytes", "8-bit")
-    mixes_tokens = True  # outlier columns are those of all rows together
 
     def scheme(self, threshold: float, *, stored_type: str = "I8", rest_type: str = "BF16") -> Scheme:
         """``threshold``: of an outlier's magnitude; 0 for none."""
@@ -80,11 +79,26 @@ class _LlmInt8(BitsAndBytes):
 
         layer.forward = forward
 
+    def product_of_weights(self, layer: Any) -> "Callable[[Tensor], Tensor] | None":
+        if type(layer).__name__ != self.layer_class:
+            return None
+        from torch.nn.functional import linear
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        def multiply(inputs: "Tensor") -> "Tensor":
+            weight = dequantize_bnb_weight(layer.weight, layer.state).to(inputs.dtype)
+            return linear(inputs, weight, None if layer.bias is None else layer.bias.to(inputs.dtype))
+
+        return multiply
+
     def loading_copies(self, device: str) -> int:
         """Fitted, not derived: to a peak at batch 1 of a model of Gemma 3 270M's shape, 887 MiB. On a GPU there is
         none: what it takes more of is its libraries', which are measured (on an H200 allocated peaks of 460 MiB beside
         416 of weights, in BF16 556 beside 511)."""
         return 1 if device == "cpu" else 0
+
+    def mixes_tokens(self, scheme: Scheme) -> bool:
+        return scheme.int8_threshold != 0  # outlier columns are those of all rows together
 
     def multiplies_int8(self, scheme: Scheme) -> bool:
         return True

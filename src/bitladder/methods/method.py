@@ -11,7 +11,7 @@ from bitladder.methods.types import Types
 from bitladder.records import MethodName, Scheme
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -32,6 +32,12 @@ FormatSettings = Mapping[str, Any]
 """what config.json says of how its weights are quantized"""
 ReadBytes = Callable[[str], bytes]
 """name of a stored tensor -> its bytes"""
+Widens = Callable[[Any, Any, int], bool]
+"""(device, type, rows) -> whether such products run in FP32, since the device has none of that type"""
+
+
+class UnknownKernelError(Exception):
+    """The message says why nobody knows."""
 
 
 class Method(ABC):
@@ -46,14 +52,13 @@ class Method(ABC):
     packages: tuple[str, ...] = ()
     """what making and loading its checkpoints needs beside transformers"""
     hub_tags: tuple[str, ...] = ()
-    engines: tuple[str, ...] = ("eager",)
-    """which of `perf/engines` run its checkpoints as they are stored, where the engine's row leaves it open"""
+    engines: tuple[str, ...] | None = None
+    """which of `perf/engines` run its checkpoints as they are stored, where the engine's row leaves it open; None: the
+    default alone"""
     why_no_other: str = "has not been tried with its layout"
     """of an engine that isn't among them: that engine ..."""
     replaces: str = "its library replaces plain linear layers alone"
     """why a model may keep matrices as they were"""
-    mixes_tokens: bool = False
-    """whether a token changes what is said of those before it, beside its place in a batch"""
 
     def require_packages(self, what: str) -> None:
         """Raise UserError where ``what``, such as a rung, needs a package that isn't installed."""
@@ -129,6 +134,22 @@ class Method(ABC):
     def loading_copies(self, device: str) -> int:
         """By how many times its packed weights a run's peak exceeds all that is counted."""
         return 0
+
+    def mixes_tokens(self, scheme: Scheme) -> bool | None:
+        """Whether a token changes what is said of those before it and beside it in a batch; None: nobody knows."""
+        return None
+
+    def product_rule(self, layer: Any, widens: Widens) -> Callable[[int], str] | None:
+        """Which kernel multiplies so many rows by the weights of a layer; None: the layer isn't one of the method's.
+
+        Raises UnknownKernelError.
+        """
+        return None
+
+    def product_of_weights(self, layer: Any) -> "Callable[[Tensor], Tensor] | None":
+        """A layer's product with the inputs as they are, where its own rounds them; None: it doesn't, or the layer
+        isn't one of the method's."""
+        return None
 
     def multiplies_int8(self, scheme: Scheme) -> bool:
         """Whether the products are said to be of INT8 by INT8."""

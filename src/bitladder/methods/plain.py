@@ -33,6 +33,9 @@ class _Plain(Method):
     def quantization_config(self, scheme: Scheme, skipped: Sequence[str] = ()) -> None:
         return None
 
+    def mixes_tokens(self, scheme: Scheme) -> bool:
+        return False
+
     def make_layer(self, scheme: Scheme, in_features: int, out_features: int, device: str) -> "nn.Linear":
         from torch import nn
 

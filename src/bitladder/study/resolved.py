@@ -10,7 +10,7 @@ from typing import Literal
 from bitladder.accuracy.tasks import CUSTOM, TaskRequest
 from bitladder.errors import UserError
 from bitladder.perf.engines.engine import EngineRow
-from bitladder.perf.engines.table import find_engine
+from bitladder.perf.engines.table import DEFAULT, find_engine
 from bitladder.perf.scenarios import Workload
 from bitladder.records import LoadPolicy, Settings, TaskSources
 from bitladder.study.calibration import WantedDevice
@@ -69,6 +69,7 @@ def resolve(settings: Settings) -> Resolved:
             raise UserError(f"--{flag}: found --only performance, which asks no questions; leave out one of the two")
     builtin = settings.model.startswith(BUILTIN)
     suite = settings.suite or ("builtin" if builtin else "paper")
+    engine = find_engine(settings.engine)
     return Resolved(
         recipe=Recipe(model=settings.model, revision=settings.revision, allow_partial=settings.allow_partial),
         rungs=settings.rungs,
@@ -81,10 +82,10 @@ def resolve(settings: Settings) -> Resolved:
             rungs=settings.rungs,
         ),
         only=settings.only,
-        tasks=task_request(settings, CUSTOM if settings.tasks else suite),
-        workload=workload(settings),
+        tasks=task_request(settings, CUSTOM if settings.tasks else suite, engine),
+        workload=workload(settings, engine),
         divergence_windows=settings.divergence_windows if settings.divergence else None,
-        engine=find_engine(settings.engine),
+        engine=engine,
         text=(settings.datasets, builtin),
         timeout_s=settings.timeout_s,
     )
@@ -100,15 +101,14 @@ def task_sources(settings: Settings) -> TaskSources:
     )
 
 
-def task_request(settings: Settings, suite: str) -> TaskRequest:
-    engine = find_engine(settings.engine)
+def task_request(settings: Settings, suite: str, engine: EngineRow = DEFAULT) -> TaskRequest:
     return TaskRequest(
         sources=task_sources(settings),
         suite=suite,
         limit=settings.limit,
         limits=settings.limits,
         backend=settings.backend,
-        engine=None if engine == find_engine(None) else engine.name,
+        engine=None if engine == DEFAULT else engine.name,
         engine_settings=engine.settings,
         batch_size=settings.batch_size,
         token_budget=settings.token_budget,
@@ -119,10 +119,10 @@ def task_request(settings: Settings, suite: str) -> TaskRequest:
     )
 
 
-def workload(settings: Settings) -> Workload:
+def workload(settings: Settings, engine: EngineRow) -> Workload:
     given = settings.requests or {}
     return Workload(
-        engine=find_engine(settings.engine),
+        engine=engine,
         scenarios=settings.scenarios,
         requests=given if isinstance(given, dict) else dict.fromkeys(settings.scenarios, given),
         prompt_tokens=settings.prompt_tokens,

@@ -15,6 +15,8 @@ from bitladder.accuracy.backend.attention import forward
 from bitladder.accuracy.backend.recording import Record, Replay
 from bitladder.accuracy.backend.slots import Slots, StepAttention
 from bitladder.accuracy.backend.transfer import to_device
+from bitladder.checkpoint.declared import settings_scheme
+from bitladder.rungs import method_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,9 +136,5 @@ def may_pad(model: "PreTrainedModel") -> bool:
     if any(getattr(config, name, None) for name in _EXPERTS) or len(set(places.values())) > 1:
         return False
     quantizer: Any = getattr(model, "hf_quantizer", None)
-    if quantizer is None:
-        return True
-    settings: Any = quantizer.quantization_config
-    if str(getattr(settings.quant_method, "value", settings.quant_method)) != "bitsandbytes":
-        return False
-    return not settings.load_in_8bit or settings.llm_int8_threshold == 0
+    scheme = settings_scheme(None if quantizer is None else quantizer.quantization_config.to_dict())
+    return method_of(scheme).mixes_tokens(scheme) is False

@@ -49,7 +49,7 @@ def check_causal(subject: Subject, loaded: Loaded | None) -> list[Finding]:
     found = subject.found
     # Of all tokens together are LLM.int8's outlier columns, and the scale of inputs that other libraries round: there a
     # later token does change what is said of earlier ones.
-    together = method_of(found).mixes_tokens or found.activation_type is not None
+    together = method_of(found).mixes_tokens(found) or found.activation_type is not None
     if loaded is None or together or not loaded.looks_ahead > LOOKS_AHEAD:
         return []
     message = (

@@ -9,13 +9,13 @@ from bitladder.records import Scheme
 from bitladder.rungs import method_of
 
 ENGINES: dict[str, EngineRow] = {row.name: row for row in (EAGER,)}
-"""the first is the default"""
+DEFAULT = EAGER
 
 
 def find_engine(name: str | None) -> EngineRow:
     """None: the default. Raises UserError, with all that there are."""
     if name is None:
-        return next(iter(ENGINES.values()))
+        return DEFAULT
     if name not in ENGINES:
         known = ", ".join(f"{row.name} ({row.title})" for row in ENGINES.values())
         raise UserError(f"unknown engine {name!r}; expected one of {known}")
@@ -35,4 +35,4 @@ def _refusal(engine: EngineRow, scheme: Scheme) -> str | None:
     if engine.refusal is not None:
         return engine.refusal(scheme)
     method = method_of(scheme)
-    return None if engine.name in method.engines else f"it {method.why_no_other}"
+    return None if engine.name in (method.engines or (DEFAULT.name,)) else f"it {method.why_no_other}"

@@ -5,17 +5,14 @@ versions that are named below.
 """
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bitladder.accuracy.backend.products import widens
-from bitladder.records import ProductKernel, join_kernels
+from bitladder.methods.method import UnknownKernelError, Widens
 
 if TYPE_CHECKING:
     from torch import device, dtype
-    from transformers import PreTrainedModel
 
 VERSIONS = "0.50."
 """beginning of those whose rule is known"""
@@ -32,10 +29,6 @@ _ASKED = ("_gemm_4bit_custom_max_m", "_gemm_4bit_use_custom_fn")
 
 Rule = Callable[[int], str]
 """the kernel for so many rows"""
-
-
-class UnknownKernelError(Exception):
-    """The message says why nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -69,34 +62,16 @@ class Layer8Bit:
     outliers: bool
 
 
-def product_kernels(model: "PreTrainedModel", rows: Mapping[int, int], *, ours: bool) -> tuple[ProductKernel, ...]:
-    """Of forwards with so many ``rows``, each so many times; ``ours``: those ran inside `widened_in`.
-
-    Raises UnknownKernelError.
-    """
-    layers = [one for one in model.modules() if type(one).__name__ in ("Linear4bit", "Linear8bitLt")]
-    if not layers:
-        quantizer: Any = getattr(model, "hf_quantizer", None)
-        if quantizer is None:
-            return ()
-        method = getattr(quantizer.quantization_config, "quant_method", "another library's")
-        raise UnknownKernelError(f"its layers are not bitsandbytes', but {getattr(method, 'value', method)}")
+def kernel_rule(layer: Any, widens: Widens) -> Rule:
+    """Of a layer of bitsandbytes'. Raises UnknownKernelError."""
     import bitsandbytes
 
     if not bitsandbytes.__version__.startswith(VERSIONS):
         raise UnknownKernelError(
             f"the rule of bitsandbytes {bitsandbytes.__version__} is not known, of {VERSIONS}x it is"
         )
-    if any(one is model.get_output_embeddings() for one in layers):  # type: ignore[no-untyped-call]
-        raise UnknownKernelError("its head is quantized too, and sees fewer rows than the other layers")
-    rules = {
-        key: rule_4bit(key, ours=ours) if isinstance(key, Layer4Bit) else _rule_8bit(key) for key in map(_key, layers)
-    }
-    return join_kernels(
-        ProductKernel(kernel=rules[key](number), least_rows=number, most_rows=number, products=count * times)
-        for key, count in Counter(map(_key, layers)).items()
-        for number, times in rows.items()
-    )
+    key = _key(layer)
+    return rule_4bit(key, widens) if isinstance(key, Layer4Bit) else _rule_8bit(key)
 
 
 def _key(layer: Any) -> Layer4Bit | Layer8Bit:
@@ -126,14 +101,14 @@ def _rule_8bit(layer: Layer8Bit) -> Rule:
     return lambda _: f"{name}, outlier columns apart" if layer.outliers else name
 
 
-def rule_4bit(layer: Layer4Bit, *, ours: bool) -> Rule:
+def rule_4bit(layer: Layer4Bit, widens: Widens) -> Rule:
     if layer.device.type == "cuda":
         return _cuda_rule(layer)
     if layer.packed:
         fetched = getattr(sys.modules["bitsandbytes.backends.cpu.ops"], "gemm_4bit_forward_kernel", None)
         return lambda _: CPU if fetched is None else HUB
-    ours = ours and layer.computed == layer.stored
-    return lambda rows: WIDE if ours and widens(layer.device, layer.computed, rows) else PLAIN
+    same = layer.computed == layer.stored
+    return lambda rows: WIDE if same and widens(layer.device, layer.computed, rows) else PLAIN
 
 
 def _cuda_rule(layer: Layer4Bit) -> Rule:
