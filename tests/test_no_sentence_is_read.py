@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 WORDS = 3
 """from so many on a text is a sentence"""
-NAMES = ("reason", "message", "sentence", "blame", "failure", "remark", "note")
+NAMES = ("reason", "message", "sentence", "blame", "failure", "remark", "note", "detail", "words")
 """of what holds one; also after an underscore, such as ``chance_reason``"""
 SEARCHES = (
     "startswith",
@@ -22,9 +22,12 @@ SEARCHES = (
     "find",
     "index",
 )
+PATTERNS = ("search", "match", "fullmatch", "findall", "finditer")
 ALLOWED = {
     ("accuracy/library.py", 'str(error).endswith("size 0")'): "datasets names this end in its message alone",
     ("accuracy/mirror.py", '"scripts are no longer supported" in str(error)'): "so does it this one",
+    ("checkpoint/format.py", "_COMMAND.search(str(error))"): "a package's, that names the command to install it",
+    ("files.py", "_RUST_ERROR.search(str(error))"): "safetensors', whose errors have no number",
     ("checkpoint/loading.py", "NO_ROOM not in str(error)"): "accelerate's, of what it places elsewhere",
     ("checkpoint/loading.py", '"trust_remote_code" in str(error)'): "transformers'",
     ("checkpoint/loading.py", '"model type" in str(error)'): "transformers'",
@@ -86,6 +89,8 @@ class Sentences:
             return any(map(self.holds, node.values))
         if isinstance(node, ast.Constant):
             return isinstance(node.value, str) and is_sentence(node.value) and node.value not in self.members
+        if isinstance(node, ast.Subscript):
+            return self.holds(node.value)
         name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
         return name in self.constants or any(name == one or name.endswith(f"_{one}") for one in NAMES)
 
@@ -101,6 +106,9 @@ def found_in(tree: ast.Module, sentences: Sentences) -> Iterator[str]:
                     yield ast.unparse(node)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SEARCHES:
             if sentences.holds(node.func.value) and (node.args or node.func.attr != "split"):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in PATTERNS:
+            if any(map(sentences.holds, node.args)):
                 yield ast.unparse(node)
         elif isinstance(node, ast.FunctionDef) and node.returns is not None and instead_of_a_value(node.returns):
             yield f"{node.name} -> {ast.unparse(node.returns)}"
@@ -144,6 +152,10 @@ def test_no_control_flow_reads_a_sentence_of_ours() -> None:
         "name, _, why = one.reason.partition(': ')",
         "def compare(one: Row) -> dict[str, Figure | str]: ...",
         "chances: list[float | str] = []",
+        "re.search('not made', one.reason)",
+        "PATTERN.match(end.detail)",
+        "one.reason[:8] == 'not made'",
+        "end.detail == 'x'",
     ],
 )
 def test_each_way_to_read_one_is_seen(code: str) -> None:

@@ -45,6 +45,16 @@ PATCHES = {
         "a CPU without 16-bit products emulates them many times slower than FP32, whose result is as exact",
         "bitsandbytes multiplies in FP32 where the CPU has no 16-bit products; 0.50 does not",
     ),
+    "bitsandbytes.nn:Linear4bit.forward": Patch(
+        "packed weights' product reads each row of its input as if it lay in one piece: of a transposed one, such "
+        "as Mamba's, it gives other numbers without a word",
+        "bitsandbytes makes inputs contiguous before its CPU library reads them; 0.50 does not",
+    ),
+    "bitsandbytes.nn:Linear8bitLt.forward": Patch(
+        "int8_vectorwise_quant takes the second axis for the features, of an input of four axes too, as DeepSeek V3's "
+        "attention has them",
+        "bitsandbytes flattens all axes but the last; 0.50 does not",
+    ),
     "transformers.masking_utils:find_packed_sequence_indices": Patch(
         "it asks the device whether positions start anew and waits for the answer in every forward; our mask is made "
         "of other things",
@@ -107,9 +117,9 @@ def patched(name: str, value: Any, owner: object | None = None) -> Iterator[None
             setattr(target, attribute, before)
 
 
-def patch_for_good(name: str, value: Any) -> None:
-    """From now on, in this process, the attribute is ``value``."""
-    setattr(target_of(name), attribute_of(name), value)
+def patch_for_good(name: str, value: Any, owner: object | None = None) -> None:
+    """From now on, in this process, the attribute is ``value``; ``owner`` as `patched` has it."""
+    setattr(target_of(name) if owner is None else owner, attribute_of(name), value)
 
 
 def target_of(name: str) -> object:

@@ -12,6 +12,7 @@ from bitladder.methods.bitsandbytes import BitsAndBytes
 from bitladder.methods.kinds import is_packed
 from bitladder.methods.method import FormatSettings, ReadBytes, Stored, Tensors, unlike
 from bitladder.methods.types import Types, torch_dtype, type_name
+from bitladder.patches import patch_for_good
 from bitladder.records import Scheme
 from bitladder.wording import describe_mismatch
 
@@ -101,15 +102,11 @@ class _Bnb4Bit(BitsAndBytes):
 
     def prepare_layer(self, layer: Any) -> None:
         """Where the CPU multiplies BF16, a 4-bit weight is packed anew at its first forward, which wants a multiple of
-        32 outputs and one of the block of inputs. Others are decoded at every call, as on other CPUs.
-
-        The product of packed weights reads each row of its input as if it lay in one piece: of a transposed one, such
-        as Mamba's, it gives other numbers without a word.
-        """
+        32 outputs and one of the block of inputs. Others are decoded at every call, as on other CPUs."""
         if layer.out_features % _PACKED_OUTPUTS or layer.in_features % layer.weight.quant_state.blocksize:
             layer.support_avx512bf16_for_cpu = False
         plain = layer.forward
-        layer.forward = lambda inputs: plain(inputs.contiguous())
+        patch_for_good("bitsandbytes.nn:Linear4bit.forward", lambda inputs: plain(inputs.contiguous()), layer)
 
     def mixes_tokens(self, scheme: Scheme) -> bool:
         return False

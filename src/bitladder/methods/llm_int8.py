@@ -8,6 +8,7 @@ from bitladder.methods.bitsandbytes import BitsAndBytes
 from bitladder.methods.kinds import module_of
 from bitladder.methods.method import FormatSettings, ReadBytes, Tensors, unlike
 from bitladder.methods.types import Types
+from bitladder.patches import patch_for_good
 from bitladder.records import Scheme
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ class _LlmInt8(BitsAndBytes):
         return {"has_fp16_weights": False, "threshold": scheme.int8_threshold}
 
     def prepare_layer(self, layer: Any) -> None:
-        """``int8_vectorwise_quant`` takes the second axis for the features, of an input of four axes too, as DeepSeek
-        V3's attention has them."""
         plain = layer.forward
 
         def forward(inputs: "Tensor") -> "Tensor":
@@ -77,7 +76,7 @@ class _LlmInt8(BitsAndBytes):
             output: Tensor = plain(inputs.flatten(0, -2))
             return output.view(*inputs.shape[:-1], output.shape[-1])
 
-        layer.forward = forward
+        patch_for_good("bitsandbytes.nn:Linear8bitLt.forward", forward, layer)
 
     def product_of_weights(self, layer: Any) -> "Callable[[Tensor], Tensor] | None":
         if type(layer).__name__ != self.layer_class:

@@ -42,7 +42,7 @@ def run_study(
     heed_quota()
     store = Store(out)
     progress = progress or StudyProgress()
-    log = store.directory / "logs" / "forkserver.log"
+    log = store.directory / "logs" / "workers.log"
     with_gpu, trusted = could_have_cards(), settings.trust_remote_code
     if not trusted:
         forbid_hub_kernels()  # on a CPU its layers are timed in this process
