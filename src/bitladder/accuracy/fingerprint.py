@@ -75,3 +75,10 @@ def _source_hash(named: Any) -> str | None:
     except TypeError:
         return None
     return sha256_file(Path(file)) if file and Path(file).is_file() else None
+
+
+def document_hash(doc: Any) -> str:
+    """As lm-eval logs it."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    return str(hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)))

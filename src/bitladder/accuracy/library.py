@@ -11,12 +11,11 @@ from typing import Any
 import yaml
 
 from bitladder.accuracy.expansion import Leaf, Member, expand, functions_of
-from bitladder.accuracy.fingerprint import task_hash
+from bitladder.accuracy.fingerprint import document_hash, task_hash
 from bitladder.accuracy.harness import as_we_run_it, sandbox_templates
 from bitladder.accuracy.mirror import PLACEHOLDER_ROWS, DatasetReader
 from bitladder.accuracy.own_code import named_errors, require_trusted
 from bitladder.accuracy.passages import cluster_field, cluster_labels, has_field
-from bitladder.accuracy.samples import document_hash
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.home import expand_user
 from bitladder.printable import one_line

@@ -14,11 +14,12 @@ from bitladder.accuracy.alone import score_cached, score_single
 from bitladder.accuracy.backend.packing import Request
 from bitladder.accuracy.backend.products import widened_in
 from bitladder.accuracy.evaluate import require_chat_template, require_same_task
+from bitladder.accuracy.fingerprint import document_hash
 from bitladder.accuracy.harness import as_we_run_it
 from bitladder.accuracy.library import TaskLibrary, task_library
 from bitladder.accuracy.order import chosen_documents
 from bitladder.accuracy.products_seen import products_seen
-from bitladder.accuracy.samples import document_hash, require_finite
+from bitladder.accuracy.samples import require_finite
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOutcome, TaskGroup, TaskSources, Way
 

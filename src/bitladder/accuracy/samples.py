@@ -89,13 +89,6 @@ def document_outcome(output_type: str, filtered: Sequence[Sample], target: Any, 
     )
 
 
-def document_hash(doc: Any) -> str:
-    """As lm-eval logs it."""
-    from lm_eval.utils import handle_non_serializable, hash_string
-
-    return str(hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)))
-
-
 def _true_share(doc: Any, choices: int) -> float | None:
     """Of TruthfulQA's mc2, in any language, which scores the probability of all true choices."""
     labels = (doc.get("mc2_targets") or {}).get("labels") if isinstance(doc, Mapping) else None
