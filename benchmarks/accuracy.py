@@ -162,9 +162,9 @@ def _parse() -> argparse.Namespace:
 
 def load_requests(case: Case, options: argparse.Namespace) -> list[Any]:
     """lm-eval's own requests for the case's documents."""
-    from bitladder.accuracy.library import task_library
-    from bitladder.defaults import SEED
     from bitladder.records import TaskSources
+    from bitladder.records.study import SEED
+    from bitladder.tasks.library import task_library
 
     library = task_library(
         TaskSources(requested=(case.task,), datasets=options.datasets, num_fewshot=case.num_fewshot, seed=SEED)

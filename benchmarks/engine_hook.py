@@ -22,11 +22,11 @@ def main(
 ) -> None:
     """Print a step's time, the stamp's own time, and the paired difference of whole runs."""
     from bitladder.checkpoint.loading import load_tokenizer
-    from bitladder.corpus import read_prose
     from bitladder.models.source import resolve_model
-    from bitladder.perf.engines.table import find_engine
-    from bitladder.perf.prompts import cut_prompts
+    from bitladder.perf.engines import find_engine
+    from bitladder.perf.scenarios import cut_prompts
     from bitladder.records import LoadPolicy
+    from bitladder.text.corpus import read_prose
 
     directory = resolve_model(model).directory
     prompts = cut_prompts(load_tokenizer(directory), prompt_tokens, read_prose())

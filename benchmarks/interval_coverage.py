@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from itertools import product
 
+from bitladder.records.base import Unknown
 from bitladder.stats.aggregate import MeanOfTasks
 from bitladder.stats.paired import PairedCounts
 from bitladder.stats.power import documents_for_power, documents_for_power_many_changes, questions_as_observed
-from bitladder.unknown import Unknown
 from simulation import (
     ChangeRates,
     ClusteredTask,

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from bitladder.methods import find_rung
 from bitladder.models.source import resolve_model
-from bitladder.rungs import find_rung
 
 PLAIN = """
 import sys
@@ -45,7 +45,7 @@ AutoTokenizer.from_pretrained(source, padding_side="left").save_pretrained(out)
 OURS = """
 import sys
 from pathlib import Path
-from bitladder.quantization.quantize import quantize
+from bitladder.quantization import quantize
 source, out, rung = sys.argv[1:]
 quantize(source, rung, Path(out))
 """

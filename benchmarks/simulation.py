@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from bitladder.stats.aggregate import combine
-from bitladder.stats.clusters import cluster_spread
+from bitladder.records.base import Unknown
+from bitladder.stats.aggregate import combine, weight_at
 from bitladder.stats.interval import CONFIDENCE, Interval, quantile
-from bitladder.stats.paired import PairedCounts, paired_difference, tango_interval
+from bitladder.stats.paired import PairedCounts, cluster_spread, paired_difference, tango_interval
 from bitladder.stats.power import is_decided
 from bitladder.stats.verdict import Verdict, judge
-from bitladder.stats.weights import weight_at
-from bitladder.unknown import Unknown
 
 PairedInterval = Callable[[int, int, int], Interval]
 """(gained, lost, n) -> interval of (gained - lost) / n."""

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitladder.stages import row_stops, shares_for
+from bitladder.results.stages import row_stops, shares_for
 from bitladder.stats.aggregate import MeanOfTasks
-from bitladder.stats.looks import judge_looks
 from bitladder.stats.paired import PairedCounts
-from bitladder.stats.verdict import Verdict, judge
+from bitladder.stats.verdict import Verdict, judge, judge_looks
 from simulation import ChangeRates, is_wrong
 
 Rung = Sequence[ChangeRates]

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.audit import read_subject
-from bitladder.checkpoint.checks import Check, Subject
-from bitladder.checkpoint.forward import Loaded
+from bitladder.auditing import Check, Subject, read_subject
+from bitladder.checkpoint.memory import Loaded
 from bitladder.records import Finding
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ def tiny_copy(tiny_llama: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def made_rungs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> CopyRung:
     """The tiny model's checkpoint on a rung, made once a session; not to be written to."""
-    from bitladder.quantization.quantize import quantize
+    from bitladder.quantization import quantize
 
     directory = tmp_path_factory.mktemp("rungs")
 

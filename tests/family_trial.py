@@ -62,12 +62,12 @@ def try_family(family: str, folder: Path) -> Outcome:
 
 def steps(family: str, source: Path, folder: Path, outcome: Outcome) -> Iterator[dict[str, str]]:
     """Each step's word or figure by its name. Raises what went wrong."""
-    from bitladder.checkpoint.audit import require_sound
+    from bitladder.auditing import require_sound
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.skeleton import build_skeleton
     from bitladder.errors import UserError
+    from bitladder.methods import find_rung
     from bitladder.perf.memory import predict_working_memory
-    from bitladder.rungs import find_rung
 
     try:
         outcome.network = type(build_skeleton(source)).__name__
@@ -114,13 +114,13 @@ def rung_comes_back(source: Path, rung: str, out: Path) -> str:
     """Quantized, audited, and equal bit for bit to what was quantized in memory."""
     import torch
 
-    from bitladder.checkpoint.audit import audit
+    from bitladder.auditing import audit
     from bitladder.checkpoint.expected import expect
     from bitladder.checkpoint.loading import load_model, load_pretrained
     from bitladder.errors import UserError
-    from bitladder.methods.types import torch_dtype
-    from bitladder.quantization.quantize import quantize
-    from bitladder.rungs import find_rung
+    from bitladder.methods import find_rung
+    from bitladder.methods.method import torch_dtype
+    from bitladder.quantization import quantize
 
     scheme = find_rung(rung).scheme
     try:
@@ -158,11 +158,11 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
     from lm_eval.api.instance import Instance
 
     from bitladder.accuracy.backend.lm import BitladderLM
-    from bitladder.accuracy.harness import quiet
     from bitladder.accuracy.huggingface import HuggingFaceModel
     from bitladder.checkpoint.loading import load_model, load_tokenizer
-    from bitladder.quantization.quantize import quantize
+    from bitladder.quantization import quantize
     from bitladder.records import LoadPolicy
+    from bitladder.tasks.library import quiet
 
     quantize(str(source), "fp32", out)
     model, tokenizer = load_model(out, LoadPolicy(device=device)), load_tokenizer(out)
@@ -202,7 +202,7 @@ def scored(source: Path, out: Path, device: str = "cpu") -> dict[str, str]:
 
 
 def decoded(directory: Path) -> str:
-    from bitladder.perf.engines.table import find_engine
+    from bitladder.perf.engines import find_engine
     from bitladder.records import LoadPolicy
 
     engine = find_engine(None).start(directory, LoadPolicy())
@@ -212,7 +212,7 @@ def decoded(directory: Path) -> str:
 
 
 def divergence(folder: Path) -> str:
-    from bitladder.divergence.measure import measure_divergence
+    from bitladder.accuracy.divergence import measure_divergence
     from bitladder.records import Divergence, Prompts
 
     windows = Prompts.model_construct(

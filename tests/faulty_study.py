@@ -31,8 +31,8 @@ _NOTED = "FAULT_INJECTION_MODULES"
 _exit = os._exit
 _IMPORTED = (
     *("torch.profiler", "bitsandbytes", "transformers.models.llama.modeling_llama", "transformers.generation.utils"),
-    *("bitladder.study.worker", "bitladder.checkpoint.audit", "bitladder.quantization.quantize"),
-    *("bitladder.perf.measure", "bitladder.perf.overhead", "bitladder.summary.summarize", "bitladder.decide"),
+    *("bitladder.study.worker", "bitladder.auditing", "bitladder.quantization"),
+    *("bitladder.perf.measure", "bitladder.perf.memory", "bitladder.summary.summarize", "bitladder.decide"),
 )
 """before the first study; it notes what else there is to import"""
 _CONTROL = struct.Struct("7q512s512s512s1024s")
@@ -118,8 +118,8 @@ class Studies:
 
     def trace(self, folders: list[str]) -> dict[str, list[str]]:
         """Run undisturbed, keep what that leaves, and return all calls for each of these kinds of folder."""
-        from bitladder.recommendation import Limits
-        from bitladder.store import load_results
+        from bitladder.decide.recommendation import Limits
+        from bitladder.results.store import load_results
 
         self._begin("new")
         noted = self._root.with_name(f"{self._root.name}.modules")
@@ -204,24 +204,24 @@ def _prepare_process(render: Any, *, with_accuracy: bool) -> Any:
     """Take out of a study what makes it slow. Returns what draws a report."""
     for name in _IMPORTED:
         import_module(name)
-    import bitladder.accuracy.journal
+    import bitladder.accuracy.samples
     import bitladder.report.output
-    import bitladder.study.telling
-    from bitladder.accuracy import registry
+    import bitladder.study.time_left
     from bitladder.executors.forkserver import ForkServer
-    from bitladder.study import layer_timing
+    from bitladder.study import calibration
+    from bitladder.tasks import registry
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # so that orphans are seen
     draw = bitladder.report.output._render
     bitladder.report.output._render = render
-    bitladder.accuracy.journal.INTERVAL_S = 0.0  # else a tiny study writes no journal
-    bitladder.study.telling.busy_share = lambda: 0.0  # type: ignore[attr-defined]  # which takes a second
+    bitladder.accuracy.samples.INTERVAL_S = 0.0  # else a tiny study writes no journal
+    bitladder.study.time_left.busy_share = lambda: 0.0  # type: ignore[attr-defined]  # which takes a second
     if with_accuracy:
         scan, folder = registry.scan, registry.harness_tasks()
         names = scan(folder)
         registry.scan = lambda asked: names if asked == folder else scan(asked)  # type: ignore[assignment]
         registry._read_names = lambda path, _: names if path.is_file() else None  # type: ignore[assignment]
-    layer_timing._REPEATS = 1
+    calibration._REPEATS = 1
     ForkServer._start = _fork_server  # type: ignore[assignment, method-assign]
     return draw
 

@@ -109,8 +109,8 @@ class Outcome:
 
 def make_bases(folder: Path) -> None:
     """The sound folders that cases copy."""
-    from bitladder.merge import merge_results
-    from bitladder.quantization.quantize import quantize
+    from bitladder.quantization import quantize
+    from bitladder.results.merge import merge_results
     from conftest import _make_tiny_llama
     from lm_eval_logs import LoggedTask, write_logs
     from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
@@ -184,7 +184,7 @@ def quick_plans() -> Iterator[None]:
     """A dry run without the process that finds what libraries take, and without timing a layer."""
 
     from bitladder.records import LayerRate
-    from bitladder.study.layer_timing import LayerJob
+    from bitladder.study.calibration import LayerJob
 
     def no_timing(job: LayerJob, *, threads: int | None = None) -> tuple[object, ...]:
         rates = ((1, False), (512, False), (512, True))
@@ -196,7 +196,7 @@ def quick_plans() -> Iterator[None]:
 
     with (
         mock.patch("bitladder.cli.dry_run.measure_overhead", lambda *_: {}),
-        mock.patch("bitladder.study.layer_timing.time_layers", no_timing),
+        mock.patch("bitladder.study.calibration.time_layers", no_timing),
         mock.patch.dict(os.environ, _OFFLINE),
     ):
         yield

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from bitladder import quantization
 from bitladder.checkpoint import loading
-from bitladder.quantization import quantize as quantize_module
-from bitladder.quantization.quantize import Checkpoint
+from bitladder.quantization import Checkpoint
 
 TOKEN_IDS = [[5, 17, 250, 301, 9, 44, 3, 120], [7, 7, 300, 12, 66, 1, 2, 299]]
 
@@ -38,7 +38,7 @@ def made_models() -> Iterator[list[Any]]:
         return models[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize_module, "load_pretrained", load)
+        patch.setattr(quantization, "load_pretrained", load)
         yield models
 
 

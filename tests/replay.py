@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 from unittest import mock
 
+from bitladder.methods import BASELINE, find_rung
 from bitladder.records import (
     AccuracyTask,
     Audit,
@@ -33,8 +34,7 @@ from bitladder.records import (
     measurement_id,
 )
 from bitladder.results import item_name
-from bitladder.rungs import BASELINE, find_rung
-from bitladder.store import Store
+from bitladder.results.store import Store
 from bitladder.units import GIB
 from replay_outcomes import (
     RungReplay,

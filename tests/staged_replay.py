@@ -15,8 +15,8 @@ from bitladder.records import (
     measurement_id,
     order_key,
 )
-from bitladder.stages import row_stops, stage_count, stage_item, staged_tasks
-from bitladder.store import Store
+from bitladder.results.stages import row_stops, stage_count, stage_item, staged_tasks
+from bitladder.results.store import Store
 from bitladder.summary.answered import rungs_to_ask
 from replay import machine, write_replay
 from replay_outcomes import RungReplay, TaskReplay, accuracy_outcome, task_documents

@@ -27,7 +27,7 @@ def judge(code: int | None, output: str, orphans: int, *, killed: bool) -> Itera
 def torn_files(out: Path) -> Iterator[str]:
     """Records and reports that are not whole. Temporary files and journals may be cut off."""
     from bitladder.errors import BrokenFileError
-    from bitladder.store import Store
+    from bitladder.results.store import Store
 
     for path in out.rglob("*.json"):
         if ".tmp" not in str(path):
@@ -46,7 +46,7 @@ def torn_files(out: Path) -> Iterator[str]:
 def describe(root: Path) -> dict[str, Any]:
     """All that two studies of the same have in common: files, and of records what is no time."""
     from bitladder.files import sha256_file
-    from bitladder.store import Store
+    from bitladder.results.store import Store
 
     results = Store(root / "out").load()
     found: dict[str, Any] = {"files": sorted(_lasting_files(root))}

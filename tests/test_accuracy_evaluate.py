@@ -14,12 +14,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from bitladder.accuracy.evaluate import evaluate
-from bitladder.accuracy.harness import quiet
-from bitladder.accuracy.tasks import resolve_tasks
 from bitladder.checkpoint.loading import load_model, load_tokenizer
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, Settings, TaskDocuments
 from bitladder.study.resolved import task_request, task_sources
+from bitladder.tasks.library import quiet
+from bitladder.tasks.tasks import resolve_tasks
 from conftest import MakeTinyLlama
 from harness_tasks import SHARED_DATA, TASKS, write_mirror, write_mirror_task, write_tasks
 

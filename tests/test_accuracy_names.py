@@ -6,9 +6,9 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
-from bitladder.accuracy import registry
-from bitladder.accuracy.expansion import Group, Leaf, Member, expand
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
+from bitladder.tasks import registry
+from bitladder.tasks.expansion import Group, Leaf, Member, expand
 
 # Odd ones among them: inherited tags, quoted keys, inline groups, Python classes, groups in one file with tasks.
 FOLDERS = ("mmlu", "glue", "wmdp", "mmlusr", "lambada", "leaderboard", "squadv2", "minerva_math", "truthfulqa")

@@ -10,13 +10,11 @@ from typing import Any
 import datasets
 import pytest
 
-from bitladder.accuracy.harness import templates_kept
-from bitladder.accuracy.library import task_library
-from bitladder.accuracy.suites import SUITES
-from bitladder.accuracy.tasks import TaskSet, resolve_tasks
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import Settings
 from bitladder.study.resolved import task_request, task_sources
+from bitladder.tasks.library import task_library, templates_kept
+from bitladder.tasks.tasks import SUITES, TaskSet, resolve_tasks
 from harness_tasks import SHARED_DATA, copy_tasks, write_mirror, write_mirror_task, write_tasks, write_yaml
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no mirror in ../shared/data")
@@ -95,7 +93,7 @@ HASHES = """
 import json, sys
 import datasets
 datasets.config.HF_DATASETS_CACHE = sys.argv[2]
-from bitladder.accuracy.tasks import resolve_tasks
+from bitladder.tasks.tasks import resolve_tasks
 from bitladder.records import Settings
 from bitladder.study.resolved import task_request
 found = resolve_tasks(task_request(Settings(model="any", tasks=(sys.argv[1],), trust_remote_code=True), "paper"), "cpu")
@@ -339,7 +337,7 @@ def test_paper_suite_from_the_mirror() -> None:
 BUILD_TIME = """
 import sys, time
 start = time.perf_counter()
-from bitladder.accuracy.tasks import resolve_tasks
+from bitladder.tasks.tasks import resolve_tasks
 from bitladder.records import Settings
 from bitladder.study.resolved import task_request
 tasks = ("arc_easy", "arc_challenge", "hellaswag", "mmlu_stem")

@@ -9,7 +9,7 @@ import pytest
 KEPT_KIB = 100 * 64
 FREED_BETWEEN = """
 import psutil
-from bitladder.allocator import map_large_blocks
+from bitladder.machine.host import map_large_blocks
 {call}
 kept, before = [], psutil.Process().memory_info().rss
 bytearray(16 << 20)  # freed at once: glibc then takes blocks of that size from its heap

@@ -9,20 +9,18 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from bitladder.accuracy.answers import study_answers
-from bitladder.archive import pack
 from bitladder.cli.dry_run import print_plan
 from bitladder.cli.main import app
 from bitladder.decide import recommend
 from bitladder.errors import UserError
 from bitladder.executors.forkserver import ForkServer
-from bitladder.merge import merge_results
-from bitladder.publish.measured import find_measured
+from bitladder.publish.card import find_measured
 from bitladder.records import RungRecord, Settings, Source
 from bitladder.results import join
-from bitladder.store import Store, load_results
-from bitladder.study.job import RungMade
+from bitladder.results.merge import merge_results, pack
+from bitladder.results.store import Store, load_results
+from bitladder.study.messages import RungMade, StudyProgress
 from bitladder.study.prepare import prepare
-from bitladder.study.progress import StudyProgress
 from bitladder.study.run import Run, run_study
 from bitladder.summary.summarize import summarize
 from replay import RUNGS, write_replay

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bitladder import archive
-from bitladder.archive import pack, unpack
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.merge import merge_results
-from bitladder.store import Store
+from bitladder.results import merge
+from bitladder.results.merge import merge_results, pack, unpack
+from bitladder.results.store import Store
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
 
 ROOT = "records-of-bitladder"
@@ -106,7 +105,7 @@ def test_an_archive_without_a_study_a_broken_one_and_a_huge_one(
     broken = write_archive(tmp_path / "broken.tar.gz", member(f"{ROOT}/study.json"))
     with pytest.raises(BrokenFileError, match=r"broken\.tar\.gz/study\.json"):
         merge_results([broken], tmp_path / "merged")
-    monkeypatch.setattr(archive, "LARGEST_BYTES", 1000)
+    monkeypatch.setattr(merge, "LARGEST_BYTES", 1000)
     with pytest.raises(UserError, match="unpacks to more than"):
         merge_results([whole], tmp_path / "merged")
 

@@ -13,15 +13,15 @@ import typer
 from typer.testing import CliRunner
 
 from audit_checkpoints import WEIGHTS, CopyRung, edit_config, edit_weights
+from bitladder.auditing import audit
 from bitladder.checkpoint import loading
-from bitladder.checkpoint.audit import audit
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.manifest import MANIFEST_NAME
-from bitladder.cli.audit import audit_command
+from bitladder.cli.checkpoints import audit_command
 from bitladder.cli.main import app as main
 from bitladder.errors import BrokenFileError, UserError
+from bitladder.methods import RUNGS
 from bitladder.records import Audit, Finding, parse_record
-from bitladder.rungs import RUNGS
 from bitladder.units import format_bytes
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def test_weights_that_do_not_load_are_no_pass(tiny_copy: Path, monkeypatch: pyte
     def load_model(directory: Path, device: str, **_: object) -> None:
         raise BrokenFileError(f"{directory}: 2 tensors that config.json asks for are missing")
 
-    monkeypatch.setattr("bitladder.checkpoint.audit.load_model", load_model)
+    monkeypatch.setattr("bitladder.auditing.load_model", load_model)
     with pytest.raises(BrokenFileError, match="2 tensors"):
         run(str(tiny_copy))
 

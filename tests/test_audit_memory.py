@@ -10,20 +10,26 @@ from typing import Any
 import pytest
 
 from audit_checkpoints import CopyRung, severities, subject_of
-from bitladder.checkpoint.audit import audit
-from bitladder.checkpoint.checks.memory import (
+from bitladder.auditing import audit
+from bitladder.auditing.loaded import (
     check_hardware,
     check_library,
     check_loaded_types,
     check_memory,
     check_operators,
 )
-from bitladder.checkpoint.footprint import dtype_name, loaded_bytes, loaded_bytes_by_dtype
-from bitladder.checkpoint.forward import Loaded, observe_forward
-from bitladder.checkpoint.hardware import Hardware, find_hardware
 from bitladder.checkpoint.loading import load_model
+from bitladder.checkpoint.memory import (
+    Hardware,
+    Loaded,
+    dtype_name,
+    find_hardware,
+    loaded_bytes,
+    loaded_bytes_by_dtype,
+    observe_forward,
+)
 from bitladder.errors import UserError
-from bitladder.rungs import RUNGS
+from bitladder.methods import RUNGS
 
 pytest_plugins = ("audit_fixtures",)
 
@@ -116,7 +122,7 @@ def test_what_its_library_warns_of_while_it_loads_is_told(tiny_llama: Path, monk
             logging.getLogger("autoround").warning("%s", message)
         return load(*arguments, **options)
 
-    monkeypatch.setattr("bitladder.checkpoint.audit.load_model", loads_with_a_slower_kernel)
+    monkeypatch.setattr("bitladder.auditing.load_model", loads_with_a_slower_kernel)
     (finding,) = [finding for finding in audit(tiny_llama).findings if finding.check == "library"]
     assert finding.severity == "warning"
     assert finding.message.endswith("Better backend is found, please install `pip install auto-round-lib`")

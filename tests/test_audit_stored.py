@@ -18,9 +18,9 @@ from audit_checkpoints import (
     severities,
     subject_of,
 )
-from bitladder.checkpoint.audit import require_sound
-from bitladder.checkpoint.checks.integrity import check_config, check_manifest
-from bitladder.checkpoint.checks.stored import (
+from bitladder.auditing import require_sound
+from bitladder.auditing.loaded import check_config, check_manifest
+from bitladder.auditing.stored import (
     check_bytes,
     check_head,
     check_kept,
@@ -28,11 +28,11 @@ from bitladder.checkpoint.checks.stored import (
     check_scheme,
     check_size,
 )
-from bitladder.checkpoint.declared import describe_scheme
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.manifest import MANIFEST_NAME
+from bitladder.checkpoint.scheme import describe_scheme
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
-from bitladder.rungs import RUNGS
+from bitladder.methods import RUNGS
 
 if TYPE_CHECKING:
     import torch

@@ -8,14 +8,13 @@ import numpy.typing as npt
 import pytest
 
 from audit_checkpoints import edit_weights, run_check, severities, subject_of
-from bitladder.checkpoint.checks.values import (
+from bitladder.auditing.stored import (
     check_float32_values,
     check_four_bit_values,
     equal_values,
 )
-from bitladder.checkpoint.four_bits import four_bit_block
 from bitladder.checkpoint.tensors import TensorInfo
-from bitladder.checkpoint.values import sample_windows
+from bitladder.checkpoint.weights import four_bit_block, sample_windows
 
 if TYPE_CHECKING:
     import torch

@@ -26,7 +26,7 @@ from transformers import (
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.lm import BitladderLM
-from bitladder.accuracy.backend.packing import Request, plan_packs
+from bitladder.accuracy.backend.plan import Request, plan_packs
 from bitladder.accuracy.backend.scoring import score
 from bitladder.accuracy.backend.support import require_support
 from bitladder.accuracy.backend.ways import Ways

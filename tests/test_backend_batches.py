@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bitladder.accuracy.backend import tree
-from bitladder.accuracy.backend.kernels import attend
+from bitladder.accuracy.backend.attention import attend
 from bitladder.accuracy.backend.lm import BitladderLM
-from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
-from bitladder.accuracy.backend.requests import RequestEncoder
+from bitladder.accuracy.backend.plan import Plan, Request, plan_packs
 from bitladder.accuracy.backend.scoring import score
+from bitladder.accuracy.backend.tokens import RequestEncoder
 from bitladder.accuracy.backend.trie import Trie, build_trie
 from bitladder.accuracy.huggingface import HuggingFaceModel
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer

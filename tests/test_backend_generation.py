@@ -12,15 +12,14 @@ from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
 from bitladder.accuracy.backend import generation
-from bitladder.accuracy.backend.budget import CPU_ROWS, key_value_bytes, rows_at_once
+from bitladder.accuracy.backend.compiling import Record, Replay, recorder
 from bitladder.accuracy.backend.decoding import _padded_keys, _padded_rows, may_pad
-from bitladder.accuracy.backend.generation import Prompt, generate
+from bitladder.accuracy.backend.generation import Prompt, StopStrings, generate
 from bitladder.accuracy.backend.lm import BitladderLM
-from bitladder.accuracy.backend.recording import Record, Replay, recorder
-from bitladder.accuracy.backend.stopping import StopStrings
+from bitladder.accuracy.backend.plan import CPU_ROWS, key_value_bytes, rows_at_once
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways
+from bitladder.accuracy.forwards import Passes, Seen
 from bitladder.accuracy.huggingface import HuggingFaceModel
-from bitladder.accuracy.passes import Passes, Seen
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
 from bitladder.errors import UserError
 from test_backend import CONFIGURATIONS, make_model, make_requests, one_thread
@@ -120,7 +119,7 @@ def test_rows_are_a_matter_of_the_device_and_the_model(monkeypatch: pytest.Monke
     row = 100 * key_value_bytes(model)
     for rows in (1, 2, 8, CPU_ROWS):
         monkeypatch.setattr(
-            "bitladder.accuracy.backend.budget.device_bytes", lambda device, rows=rows: weights + 4 * rows * row
+            "bitladder.accuracy.backend.plan.device_bytes", lambda device, rows=rows: weights + 4 * rows * row
         )
         assert rows_at_once(model, 100) == rows
     monkeypatch.setattr("bitladder.checkpoint.loading.device_bytes", lambda device: 1 << 60)

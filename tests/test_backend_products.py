@@ -8,10 +8,10 @@ import torch
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitladder.accuracy.backend import products
-from bitladder.accuracy.backend.products import widened_products
-from bitladder.checkpoint import hardware
-from bitladder.checkpoint.hardware import Hardware
+from bitladder.accuracy.backend import compiling
+from bitladder.accuracy.backend.compiling import widened_products
+from bitladder.checkpoint import memory
+from bitladder.checkpoint.memory import Hardware
 
 CPU = torch.device("cpu")
 HALF = [torch.bfloat16, torch.float16]
@@ -19,7 +19,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 @pytest.fixture(autouse=True)
 def no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=frozenset({"avx2"})))
+    monkeypatch.setattr(memory, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=frozenset({"avx2"})))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_products_are_the_exact_ones_rounded_once(dtype: torch.dtype, seen: list
 
 
 def test_few_rows_and_fp32_stay_as_they_are(seen: list[torch.dtype]) -> None:
-    few, wide = make(products._LEAST_ROWS - 1, torch.bfloat16), make(32, torch.float32)
+    few, wide = make(compiling._LEAST_ROWS - 1, torch.bfloat16), make(32, torch.float32)
     with torch.inference_mode(), widened_products(CPU):
         assert torch.equal(linear(*few), linear(*few))
         linear(*wide)
@@ -79,7 +79,7 @@ def test_weights_that_know_their_own_product_keep_it(seen: list[torch.dtype]) ->
 
 def test_a_cpu_with_instructions_uses_them(monkeypatch: pytest.MonkeyPatch, seen: list[torch.dtype]) -> None:
     flags = frozenset({"avx512_bf16"})
-    monkeypatch.setattr(hardware, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=flags))
+    monkeypatch.setattr(memory, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=flags))
     with torch.inference_mode(), widened_products(CPU):
         linear(*make(32, torch.bfloat16))
     assert seen == [torch.bfloat16]

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bitladder.accuracy.backend import seams
-from bitladder.accuracy.backend.requests import RequestEncoder
+from bitladder.accuracy.backend import tokens
+from bitladder.accuracy.backend.tokens import RequestEncoder
 from bitladder.checkpoint.loading import load_tokenizer
 
 ALPHABET = [*"  \n\t.,:'sSaéß12☃-", "the", "\u0301", "\r\n", "\u00a0", "  ", "<|x|>"]
@@ -44,20 +44,20 @@ def byte_level(pattern: str | None, *before: Any) -> Any:
 KNOWN = {
     "gpt2": (byte_level(None), None),
     "smollm": (byte_level(None, pre_tokenizers.Digits(individual_digits=True)), None),
-    "llama3": (byte_level(seams._PATTERNS[1]), None),
-    "qwen2": (byte_level(seams._PATTERNS[2]), normalizers.NFC()),
-    "normalizers-of-nothing": (byte_level(seams._PATTERNS[0]), normalizers.Sequence([])),
+    "llama3": (byte_level(tokens._PATTERNS[1]), None),
+    "qwen2": (byte_level(tokens._PATTERNS[2]), normalizers.NFC()),
+    "normalizers-of-nothing": (byte_level(tokens._PATTERNS[0]), normalizers.Sequence([])),
 }
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_parts_between_seams_are_the_whole(name: str) -> None:
     tokenizer = make_tokenizer(*KNOWN[name])
-    assert seams.has_seams(tokenizer)
+    assert tokens.has_seams(tokenizer)
     cuts = 0
     for text in random_texts(3000, 0):
         whole = tokenizer(text)["input_ids"]
-        place = seams.last_seam(text, len(text) - 1)
+        place = tokens.last_seam(text, len(text) - 1)
         cuts += place > 0
         parts = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text[:place], text[place:])]
         assert [*parts[0], *parts[1]] == whole, text
@@ -77,7 +77,7 @@ def test_parts_between_seams_are_the_whole(name: str) -> None:
     ids=["metaspace", "prefix-space", "no-regex", "own-pattern", "normalizer", "added-token"],
 )
 def test_other_tokenizers_get_whole_texts(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert not seams.has_seams(tokenizer)
+    assert not tokens.has_seams(tokenizer)
 
 
 def test_few_shot_requests_are_those_of_whole_texts(tiny_llama: Path) -> None:
@@ -98,5 +98,5 @@ def test_few_shot_requests_are_those_of_whole_texts(tiny_llama: Path) -> None:
 
 def test_shared_beginnings_are_cut_at_a_seam() -> None:
     texts = ["x", "a long beginning of all, one", "a long beginning of all, two", "another"]
-    assert seams.shared_beginnings(texts, 8) == [([1, 2], 24), ([3], 0), ([0], 0)]
+    assert tokens.shared_beginnings(texts, 8) == [([1, 2], 24), ([3], 0), ([0], 0)]
     assert texts[1][:24] == "a long beginning of all,"

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from bitladder.accuracy.backend import arguments, compiling, ways
-from bitladder.accuracy.backend.chunks import split_requests
-from bitladder.accuracy.backend.kernels import attend_rows
+from bitladder.accuracy.backend.attention import attend_rows
 from bitladder.accuracy.backend.lm import BitladderLM
-from bitladder.accuracy.backend.packing import plan_packs
-from bitladder.accuracy.backend.scoring import score
+from bitladder.accuracy.backend.plan import plan_packs
+from bitladder.accuracy.backend.scoring import score, split_requests
 from bitladder.accuracy.backend.ways import Ways, default_ways
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
 from bitladder.errors import UserError
@@ -151,7 +150,7 @@ def test_kernels_score_as_units_do(name: str, token_budget: int) -> None:
 
 @with_triton
 def test_ties_of_rounded_log_probabilities_go_to_the_lowest_token() -> None:
-    from bitladder.accuracy.backend.device_kernels import row_statistics
+    from bitladder.accuracy.backend.triton_kernels import row_statistics
 
     logits = torch.zeros((2, 300), device=DEVICE)
     logits[1, 7] = logits[1, 200] = 3.0

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
-from bitladder.checkpoint.audit import audit, require_sound
-from bitladder.checkpoint.declared import own_manifest
+from bitladder.auditing import audit, require_sound
 from bitladder.checkpoint.loading import load_model, require_chat_template, require_tokenizer
+from bitladder.checkpoint.scheme import own_manifest
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.models.source import resolve_model
-from bitladder.quantization.quantize import quantize
+from bitladder.quantization import quantize
 
 pytest_plugins = ("audit_fixtures",)
 

@@ -5,14 +5,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitladder.package import BUILTIN
+
 KINDS = ("knowledge", "language", "arithmetic")
-FOLDER = files("bitladder.builtin")
+FOLDER = BUILTIN
 WITHOUT_QUESTION = ("Answer:", "<|im_start|>")
 """the prompt with its question removed: what is left of a question, and of a stem without a description (the first
 token alone)"""

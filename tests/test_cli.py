@@ -14,11 +14,11 @@ import typer
 from typer.core import TyperGroup
 
 from bitladder.cli import main
-from bitladder.cli.libraries import libraries_on_stderr
+from bitladder.cli.progress import libraries_on_stderr
 from bitladder.errors import UserError
 from bitladder.executors.forkserver import ForkServer
 from bitladder.records import Settings
-from bitladder.store import load_results
+from bitladder.results.store import load_results
 from bitladder.study.settings import _OF_COMMAND, Command
 from replay import RUNGS, write_replay
 
@@ -159,8 +159,8 @@ def test_bad_input_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
-        ("bitladder.checkpoint.audit.audit", "audit {model} --json"),
-        ("bitladder.quantization.quantize.quantize", "quantize {model} --rung nf4 --out new"),
+        ("bitladder.auditing.audit", "audit {model} --json"),
+        ("bitladder.quantization.quantize", "quantize {model} --rung nf4 --out new"),
         ("bitladder.publish.publish_checkpoint", "publish {model} --repo a/b --json"),
         ("bitladder.study.run.run_study", "study {model} --json"),
         ("bitladder.cli.dry_run.prepare", "study {model} --dry-run --json"),
@@ -194,7 +194,7 @@ def test_nor_what_its_child_processes_print(capfd: pytest.CaptureFixture[str]) -
 def test_nor_what_is_left_in_buffers() -> None:
     """Python's of one who holds the standard output itself, and C's: both wait, since the output is no terminal."""
     code = (
-        "import ctypes, sys; from bitladder.cli.libraries import libraries_on_stderr\nmine = sys.stdout\n"
+        "import ctypes, sys; from bitladder.cli.progress import libraries_on_stderr\nmine = sys.stdout\n"
         "with libraries_on_stderr():\n    mine.write('python\\n'); ctypes.CDLL(None).printf(b'c\\n')\nprint('result')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -284,9 +284,9 @@ def test_unknown_flag_is_exit_2(bitladder: Callable[..., Ran]) -> None:
 
 def test_a_bug_keeps_its_traceback() -> None:
     code = (
-        "import sys, bitladder.store, bitladder.cli.main as main\n"
+        "import sys, bitladder.results.store, bitladder.cli.main as main\n"
         "def broken(directory): raise RuntimeError('ours')\n"
-        "bitladder.store.load_results = broken\n"
+        "bitladder.results.store.load_results = broken\n"
         "sys.argv = ['bitladder', 'recommend', '.']\n"
         "main.run()\n"
     )
@@ -299,7 +299,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 def test_an_interrupted_command_says_how_to_go_on(
     bitladder: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitladder import store
+    from bitladder.results import store
 
     def interrupted(directory: Path) -> None:
         raise KeyboardInterrupt

@@ -4,8 +4,8 @@ import gc
 
 import pytest
 
-from bitladder.accuracy.harness import as_we_run_it
-from bitladder.collector import uncollected
+from bitladder.machine.host import uncollected
+from bitladder.tasks.library import as_we_run_it
 
 
 class Cycle:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from bitladder import cuda, environment
 from bitladder.checkpoint.loading import require_device
 from bitladder.errors import UserError
 from bitladder.executors.executor import PRELOADED
 from bitladder.executors.forkserver import ForkServer
+from bitladder.machine import cards as cuda
+from bitladder.machine import host
 from bitladder.study.calibration import WantedDevice, find_device
 from machines import make_gpu, make_machine
 
@@ -121,7 +122,7 @@ def test_a_machine_without_gpus_is_not_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_looking_starts_no_torch() -> None:
     """Words about devices are cheap; torch is asked only where there is a GPU."""
-    code = "import sys; from bitladder.cuda import require_usable; require_usable(()); print('torch' in sys.modules)"
+    code = "import sys; from bitladder.machine import cards; cards.require_usable(()); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.strip() == "False"
 
@@ -151,7 +152,7 @@ def test_a_machine_has_the_gpus_that_torch_sees(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [gpu.name for gpu in environment.describe_gpus()] == names
+    assert [gpu.name for gpu in host.describe_gpus()] == names
 
 
 ASKING = """

@@ -9,17 +9,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bitladder.cli.recommend import recommend_command
+from bitladder.cli.results import recommend_command
 from bitladder.decide import recommend
+from bitladder.decide.recommendation import Limits, Recommendation, RungVerdict
 from bitladder.errors import UnknownNameError, UserError
-from bitladder.recommendation import Limits, Recommendation, RungVerdict
 from bitladder.records import AccuracyTask, Finding, RungRecord, Status
-from bitladder.store import Store, load_results
-from bitladder.summary.margin import recovery_margin_points
+from bitladder.records.base import Unknown
+from bitladder.results.store import Store, load_results
+from bitladder.summary.metrics import recovery_margin_points
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary
 from bitladder.units import MIB
-from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from bitladder import devices
 from bitladder.errors import UserError
+from bitladder.machine import cards as devices
 from bitladder.records import Calibration, Machine
 from bitladder.results import device_title, place_key, used_cards
 from bitladder.results.machines import Place
@@ -82,7 +82,7 @@ class Cards:
     def __init__(self, patch: pytest.MonkeyPatch, count: int, needed_bytes: int = 0) -> None:
         self.asked = 0
         patch.setattr(calibration, "count_cards", lambda: count)
-        patch.setattr("bitladder.cuda.count_cards", lambda: count)
+        patch.setattr("bitladder.machine.cards.count_cards", lambda: count)
         patch.setattr(calibration, "largest_load_bytes", self._needed)
         self._needed_bytes = needed_bytes
 

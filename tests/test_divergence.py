@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bitladder.accuracy.backend.products import widened_products
-from bitladder.corpus import WIKITEXT_SPLIT, Corpus, _by_article, read_corpus
-from bitladder.divergence.measure import _with_window, measure_divergence
-from bitladder.divergence.reference import Reference, load_reference
-from bitladder.divergence.windows import cut_documents
+from bitladder.accuracy.backend.compiling import widened_products
+from bitladder.accuracy.divergence import Reference, _with_window, cut_documents, load_reference, measure_divergence
 from bitladder.errors import UserError
 from bitladder.records import Divergence, DivergenceOutcome, Prompts, WindowDivergence
-from bitladder.summary.divergence import summarize_divergence
+from bitladder.summary.agreement import summarize_divergence
+from bitladder.text.corpus import WIKITEXT_SPLIT, Corpus, _by_article, read_corpus
 from conftest import MakeTinyLlama
 
 MIRROR = Path(__file__).parents[2] / "shared" / "data"

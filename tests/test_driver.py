@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from bitladder import cuda, driver, environment
 from bitladder.errors import UserError
-from bitladder.perf import overhead, probe, resources
+from bitladder.machine import cards as cuda
+from bitladder.machine import cards as driver
+from bitladder.machine import host
+from bitladder.perf import maxbatch, resources
+from bitladder.perf import memory as overhead
 from bitladder.perf.measure import measure
 from bitladder.perf.monitor import GPU_FIELDS, open_gpus
 from bitladder.records import Gpu
@@ -59,7 +62,7 @@ def test_every_refusal_is_none_with_a_reason(function: str, tmp_path: Path, monk
             continue
         with monkeypatch.context() as patch:
             install_nvml(patch, tmp_path, refuses={function: how})
-            for gpu in environment.describe_gpus():
+            for gpu in host.describe_gpus():
                 assert {field for field in FACTS if getattr(gpu, field) is None} == gpu.unknown.keys(), how
                 assert gpu.total_memory_bytes != 0
                 assert "None" not in _gpu_text(gpu)
@@ -120,7 +123,7 @@ def test_a_driver_that_fails_is_no_machine_without_gpus(
     """No study goes to the CPU unasked."""
     FakeTorch(monkeypatch, 0)
     install_nvml(monkeypatch, tmp_path, refuses={"nvmlInit": how})
-    machine = environment.describe_machine()
+    machine = host.describe_machine()
     assert machine.gpus == () and bool(machine.gpus_unknown) == refused
     if refused:
         with pytest.raises(UserError, match=r"^the NVIDIA driver doesn't tell its GPUs \(NVML: "):
@@ -140,7 +143,7 @@ def test_a_card_that_torch_can_not_use_is_refused_in_one_line(tmp_path: Path, mo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lost)
     install_nvml(monkeypatch, tmp_path, refuses={"nvmlDeviceGetName": "NVMLError_GpuIsLost"}, cards=1)
     with pytest.raises(UserError) as refused:
-        cuda.with_torchs_figures(environment.describe_machine())
+        cuda.with_torchs_figures(host.describe_machine())
     assert str(refused.value) == (
         "cuda:0 (GPU of unknown model): torch can't use it (CUDA error: the GPU is lost); take another --device, or "
         "give --device cpu to go on without the GPU"
@@ -177,7 +180,7 @@ def test_what_a_process_sees(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert driver.visible_gpus(sys.modules["pynvml"]) == names
-    assert len(environment.describe_gpus()) == len(names)
+    assert len(host.describe_gpus()) == len(names)
     beyond = "2" if visible is None else f"cuda:{len(names)}"
     device = f"cuda:{','.join(map(str, range(len(names) + 1)))}"
     assert resources.gpus_of(device) == (*names, beyond), "a number beyond is no end"
@@ -193,7 +196,7 @@ def test_what_a_process_sees_of_a_silent_driver(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     named = [name for name in visible.split(",") if name not in ("-1", "")]
     assert list(driver.visible_gpus(sys.modules["pynvml"])) == named
-    for gpu in environment.describe_gpus():
+    for gpu in host.describe_gpus():
         assert {field for field in FACTS if getattr(gpu, field) is None} == gpu.unknown.keys()
 
 
@@ -202,12 +205,12 @@ def test_a_divided_card_gives_no_figures_of_the_whole(tmp_path: Path, monkeypatc
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     FakeTorch(monkeypatch, 1)
     install_nvml(monkeypatch, tmp_path, refuses={}, cards=1, divided=True)
-    (gpu,) = environment.describe_gpus()
+    (gpu,) = host.describe_gpus()
     assert (gpu.name, gpu.total_memory_bytes, gpu.compute_capability) == (None, None, "9.0")
     assert gpu.unknown["total_memory_bytes"] == driver.DIVIDED
     assert resources.used_bytes(("0",)) == resources.capacity_bytes(("0",)) == ()
     assert set(open_gpus(("0",))[1].values()) == {driver.DIVIDED}
-    (known,) = cuda.with_torchs_figures(environment.describe_machine()).gpus
+    (known,) = cuda.with_torchs_figures(host.describe_machine()).gpus
     assert (known.name, known.total_memory_bytes, known.unknown) == ("Slice 0", 4000 * MIB, {})
 
     refuses = {"nvmlDeviceGetMigMode": "NVMLError_InvalidArgument", "nvmlDeviceGetPowerUsage": "NVMLError_NotSupported"}
@@ -256,12 +259,12 @@ def test_a_probe_goes_by_torch(
 ) -> None:
     FakeTorch(monkeypatch, 1)
     install_nvml(monkeypatch, tmp_path, refuses={"nvmlDeviceGetMemoryInfo": "NVMLError_NotSupported"})
-    monkeypatch.setattr(probe, "limit_memory", lambda device, limit_bytes, idle_bytes: None)
-    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(None)))
+    monkeypatch.setattr(maxbatch, "limit_memory", lambda device, limit_bytes, idle_bytes: None)
+    monkeypatch.setattr(maxbatch, "find_engine", lambda name: engine_of(_EndsIn(None)))
     monkeypatch.setattr("bitladder.checkpoint.loading.load_model", lambda *_, **__: None)
     job = probe_job(tiny_llama)
     scenario = job.scenario.model_copy(update={"memory_limit_bytes": limit, "device": "cuda:0"})
-    answer = probe.try_batch(job.model_copy(update={"scenario": scenario}))
+    answer = maxbatch.try_batch(job.model_copy(update={"scenario": scenario}))
     assert (answer.fits, answer.needed_bytes, answer.available_bytes) == (fits, 1000 * MIB, 4000 * MIB)
 
 

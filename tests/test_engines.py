@@ -14,8 +14,8 @@ from bitladder.cli import main
 from bitladder.errors import UserError
 from bitladder.executors.executor import PRELOADED
 from bitladder.package import FOLDER
-from bitladder.perf.engines import table
-from bitladder.perf.engines.table import find_engine
+from bitladder.perf import engines as table
+from bitladder.perf.engines import find_engine
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
@@ -25,7 +25,7 @@ from bitladder.records import (
     Settings,
     measurement_id,
 )
-from bitladder.store import Store
+from bitladder.results.store import Store
 from bitladder.study.prepare import prepare
 from bitladder.study.run import run_study
 from perf_fakes import make_prompts, make_scenario
@@ -41,7 +41,7 @@ from dataclasses import replace
 
 from bitladder.perf.engines import eager
 from bitladder.perf.engines.engine import EngineRow, StepTimes
-from bitladder.perf.engines.table import ENGINES
+from bitladder.perf.engines import ENGINES
 
 
 class Halting:

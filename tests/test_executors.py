@@ -11,7 +11,7 @@ import pytest
 
 from bitladder.executors.executor import RAISED, Executor
 from bitladder.executors.table import EXECUTORS, VARIABLE, open_executor
-from bitladder.study.process import Worker
+from bitladder.study.workers import Worker
 from test_study_run import job_for
 
 TARGET = """\

@@ -13,6 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM
 
+from bitladder.accuracy.forwards import ALONE, UNTRIED
 from bitladder.accuracy.huggingface import (
     HuggingFaceModel,
     _reason_to_ask_alone,
@@ -20,8 +21,7 @@ from bitladder.accuracy.huggingface import (
     padding_behind_shows,
     padding_shows,
 )
-from bitladder.accuracy.passes import ALONE, UNTRIED
-from bitladder.checkpoint.audit import audit, require_sound
+from bitladder.auditing import audit, require_sound
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.loading import load_model, load_pretrained, load_tokenizer
 from bitladder.checkpoint.skeleton import (
@@ -34,9 +34,9 @@ from bitladder.checkpoint.skeleton import (
     widest_layer,
 )
 from bitladder.errors import UserError
+from bitladder.methods import find_rung, made_title
 from bitladder.methods.bnb_4bit import BNB_4BIT
-from bitladder.quantization.quantize import quantize
-from bitladder.rungs import find_rung, made_title
+from bitladder.quantization import quantize
 from family_trial import TOLERANCE, UNNAMED_SHARE, named_share, rung_comes_back, scored
 from tiny_families import causal_families, save_tiny_family, tiny_config
 

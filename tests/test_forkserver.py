@@ -14,7 +14,7 @@ from bitladder.executors.forkserver import ForkServer
 
 
 def test_a_server_that_was_killed_is_one_line(tmp_path: Path) -> None:
-    with ForkServer("bitladder.perf.probe", tmp_path / "log", with_gpu=False) as server:
+    with ForkServer("bitladder.perf.maxbatch", tmp_path / "log", with_gpu=False) as server:
         server.start()
         assert server._process is not None
         server._process.send_signal(signal.SIGKILL)
@@ -23,7 +23,7 @@ def test_a_server_that_was_killed_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends_by_itself_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ForkServer("bitladder.perf.probe", tmp_path / "log", with_gpu=False) as server:
+    with ForkServer("bitladder.perf.maxbatch", tmp_path / "log", with_gpu=False) as server:
         monkeypatch.setattr(server, "_modules", ("no_such_module",))
         with pytest.raises(ConnectionError, match="has ended; log: "):
             server.ask("{}")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.archive import unpack
 from bitladder.decide import recommend
 from bitladder.records import PerformanceOutcome
 from bitladder.report.content import compose
-from bitladder.report.markdown import to_markdown
+from bitladder.report.output import to_markdown
 from bitladder.results import Results
-from bitladder.store import load_results
+from bitladder.results.merge import unpack
+from bitladder.results.store import load_results
 from bitladder.summary.resources import Readings, resource_metrics
 from bitladder.summary.summarize import summarize
 from bitladder.units import GIB

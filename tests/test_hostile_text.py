@@ -13,12 +13,11 @@ from rich.table import Table as RichTable
 
 from bitladder.cli.main import run
 from bitladder.cli.terminal import PrintableStream, Terminal, printable_streams
-from bitladder.markdown import escape
-from bitladder.printable import one_line, printable
 from bitladder.records import TaskGroup
 from bitladder.report import write_report
 from bitladder.report.table import Column, Table, number_cell, text_cell, to_csv
-from bitladder.store import Store
+from bitladder.results.store import Store
+from bitladder.text.words import escape, one_line, printable
 from lm_eval_logs import LoggedTask, write_logs
 from replay import RUNGS, write_replay
 from replay_outcomes import TaskReplay
@@ -207,7 +206,7 @@ def test_a_bug_and_what_libraries_print(capsys: pytest.CaptureFixture[str], monk
         print("printed \x1b[2J", file=sys.stderr)
         raise AssertionError("a\x1b]0;owned\x07")
 
-    monkeypatch.setattr("bitladder.store.load_results", fail)
+    monkeypatch.setattr("bitladder.results.store.load_results", fail)
     code, text = command(capsys, monkeypatch, "recommend", "x")
     assert code == 70 and not COMMANDS.search(text)
     assert "printed \\u001b[2J" in text and "a\\u001b]0;owned\\u0007" in text

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from bitladder import hub
-from bitladder.hub import offline_without_network
+from bitladder.machine import libraries
+from bitladder.machine.libraries import offline_without_network
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
-    hub._is_reachable.cache_clear()
+    libraries._is_reachable.cache_clear()
 
 
 def test_unreachable_hub_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +28,7 @@ def test_unreachable_hub_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_reachable_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    monkeypatch.setattr(hub, "_is_reachable", lambda endpoint: True)
+    monkeypatch.setattr(libraries, "_is_reachable", lambda endpoint: True)
     before = datasets.config.HF_HUB_OFFLINE
     with offline_without_network():
         assert before == datasets.config.HF_HUB_OFFLINE

@@ -8,69 +8,41 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.report.stamp import _code
+from bitladder.report.output import _code
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
-FOUNDATION = {
-    "allocator",
-    "builtin",
-    "cgroup",
-    "collector",
-    "cuda",
-    "defaults",
-    "devices",
-    "driver",
-    "errors",
-    "units",
-    "unknown",
-    "records",
-    "rungs",
-    "files",
-    "json_files",
-    "results",
-    "stages",
-    "store",
-    "environment",
-    "main_memory",
-    "package",
-    "patches",
-    "processors",
-    "executors",
-    "home",
-    "hub",
-    "hub_kernels",
-    "corpus",
-    "markdown",
-    "methods",
-    "wording",
-    "printable",
-}
+WORDS = {"package", "errors", "units", "files"}
+"""what everyone may import"""
+BASE = WORDS | {"text", "machine", "records", "methods", "executors", "checkpoint", "results"}
+"""rooms that both measuring and reporting stand on"""
+DECIDING = BASE | {"stats", "summary"}
 MAY_IMPORT = {
-    "foundation": FOUNDATION,
-    "models": FOUNDATION | {"checkpoint"},
-    "checkpoint": FOUNDATION,
-    "quantization": FOUNDATION | {"checkpoint", "models"},
-    "accuracy": FOUNDATION | {"checkpoint", "models"},
-    "divergence": FOUNDATION | {"accuracy", "checkpoint"},
-    "perf": FOUNDATION | {"checkpoint"},
+    "package": set(),
+    "errors": WORDS,
+    "units": WORDS,
+    "files": WORDS,
+    "text": WORDS | {"machine"},
+    "records": WORDS | {"text"},
+    "methods": WORDS | {"text", "machine", "records"},
+    "machine": WORDS | {"text", "records"},
+    "executors": WORDS | {"machine", "records"},
+    # what speaks of stages and of parts is said of rungs
+    "checkpoint": WORDS | {"text", "machine", "records", "methods"},
+    "results": WORDS | {"text", "machine", "records", "methods", "checkpoint"},
+    "auditing": BASE,
+    "models": BASE,
+    "quantization": BASE | {"auditing", "models"},
+    "tasks": BASE,
+    "accuracy": BASE | {"models", "tasks"},
+    "perf": BASE,
     # summary: what decides whether a rung is asked on is what its verdict will be
-    "study": FOUNDATION
-    | {"models", "quantization", "checkpoint", "accuracy", "divergence", "perf", "stats", "summary"},
-    "archive": FOUNDATION,
-    "merge": FOUNDATION | {"archive", "checkpoint"},
+    "study": DECIDING | {"auditing", "models", "quantization", "tasks", "accuracy", "perf"},
     # numbers in, numbers out
-    "stats": {"unknown"},
-    "summary": FOUNDATION | {"stats"},
-    "objections": FOUNDATION | {"stats", "summary"},
-    "tradeoffs": FOUNDATION | {"stats", "summary"},
-    "recommendation": FOUNDATION | {"stats", "summary"},
-    "evidence": FOUNDATION | {"stats", "summary", "objections", "recommendation"},
-    "ranking": FOUNDATION | {"stats", "summary", "recommendation"},
-    "sentence": FOUNDATION | {"stats", "summary", "objections", "recommendation", "evidence", "ranking"},
-    "decide": FOUNDATION
-    | {"stats", "summary", "objections", "recommendation", "evidence", "tradeoffs", "ranking", "sentence"},
-    "report": FOUNDATION | {"stats", "summary", "decide", "recommendation"},
-    "publish": FOUNDATION | {"models", "quantization", "checkpoint", "stats", "summary"},
+    "stats": {"records"},
+    "summary": DECIDING,
+    "decide": DECIDING,
+    "report": DECIDING | {"decide"},
+    "publish": DECIDING | {"auditing", "models", "quantization"},
 }
 MAY_IMPORT_ALL = ("cli", "__init__", "__main__")
 HEAVY = ("torch", "transformers", "lm_eval", "bitsandbytes", "datasets", "accelerate")
@@ -90,7 +62,7 @@ BY_TEXT = (
 """functions of importlib and its like that take a package's name"""
 HIDDEN = ("exec", "eval", "__import__", "pkgutil", "runpy", "__spec__", "__package__", "__loader__")
 """names by which a file could reach anything, unseen"""
-MAY_HIDE = {"patches.py": "pkgutil"}
+MAY_HIDE = {"libraries.py": "pkgutil"}
 """the libraries' attributes are found by name"""
 
 
@@ -135,7 +107,7 @@ def forbidden(path: Path, source: str) -> list[str]:
     part = module_parts(path)[0]
     if part in MAY_IMPORT_ALL:
         return []
-    allowed = MAY_IMPORT["foundation" if part in FOUNDATION else part] | {part}
+    allowed = MAY_IMPORT[part] | {part}
     return [one for one in imported_parts(source) if one not in allowed]
 
 
@@ -197,16 +169,22 @@ def test_a_file_reads_beside_itself_alone() -> None:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Name) and node.id == "__file__":
-                assert path in (PACKAGE / "package.py", PACKAGE / "builtin" / "__init__.py"), path
+                assert path == PACKAGE / "package.py", path
             whole = isinstance(node, ast.ImportFrom) and node.module == "bitladder.package"
             names = [alias.name for alias in node.names] if whole and isinstance(node, ast.ImportFrom) else []
             if "FOLDER" in names or (isinstance(node, ast.Attribute) and node.attr == "FOLDER"):
-                assert path == PACKAGE / "report" / "stamp.py", path
+                assert path == PACKAGE / "report" / "output.py", path
 
 
 def test_no_heavy_import_at_start() -> None:
     """One process for all: the first line that isn't empty names what imports."""
-    modules = ("bitladder.cli.main", "bitladder.store", "bitladder.merge", "bitladder.decide", "bitladder.report")
+    modules = (
+        "bitladder.cli.main",
+        "bitladder.results.store",
+        "bitladder.results.merge",
+        "bitladder.decide",
+        "bitladder.report",
+    )
     code = "import sys\n" + "".join(
         f"import {module}\nprint({module!r}, [name for name in {HEAVY!r} if name in sys.modules])\n"
         for module in modules
@@ -216,8 +194,7 @@ def test_no_heavy_import_at_start() -> None:
 
 
 def test_a_report_is_made_anew_where_anything_changed_that_decides() -> None:
-    deciding = MAY_IMPORT["decide"] - FOUNDATION - {"stats", "summary"} | {"decide"}
-    assert {f"{name}.py" for name in deciding} <= {path.name for path in _code()}
+    assert set((PACKAGE / "decide").glob("*.py")) <= set(_code())
 
 
 def test_help_imports_no_records() -> None:

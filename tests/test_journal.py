@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from bitladder.accuracy import journal
+from bitladder.accuracy import samples
 from bitladder.accuracy.backend import scoring
-from bitladder.accuracy.backend.packing import Pack, plan_packs
-from bitladder.accuracy.backend.prefix import PrefixCache
+from bitladder.accuracy.backend.attention import PrefixCache
+from bitladder.accuracy.backend.plan import Pack, plan_packs
 from bitladder.accuracy.backend.scoring import score
 from bitladder.accuracy.backend.ways import Ways
-from bitladder.accuracy.journal import Journal, read_entries
-from bitladder.accuracy.tasks import resolve_tasks
+from bitladder.accuracy.samples import Journal, read_entries
 from bitladder.records import AccuracyTask, JournalEntry, LoadPolicy, Settings, measurement_id
-from bitladder.store import Store
-from bitladder.study.job import Batch, Job, Measured
+from bitladder.results.store import Store
+from bitladder.study.messages import Batch, Job, Measured
 from bitladder.study.resolved import task_request, task_sources
 from bitladder.study.worker import _measure_accuracy
+from bitladder.tasks.tasks import resolve_tasks
 from test_backend import make_model, make_requests, one_thread
 from test_study_run import write_tasks
 from test_study_settings import MACHINE
@@ -32,7 +32,7 @@ class KilledError(Exception):
 
 @pytest.fixture(autouse=True)
 def every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(samples, "INTERVAL_S", 0.0)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bitladder.errors import BrokenFileError
-from bitladder.json_files import parse_json, parse_json_object, read_json_object
+from bitladder.files import parse_json, parse_json_object, read_json_object
 from bitladder.records import Manifest, parse_record
 
 BROKEN: dict[str, str | bytes] = {

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.environment import describe_machine
+from bitladder.machine.host import describe_machine
 from bitladder.records import Calibration, LayerRate, LoadPolicy
-from bitladder.study import layer_timing
-from bitladder.study.calibration import time_rungs
-from bitladder.study.layer_timing import LayerJob, time_layers_apart
+from bitladder.study import calibration
+from bitladder.study.calibration import LayerJob, time_layers_apart, time_rungs
 
 
 def calibration_on(device: str) -> Calibration:
@@ -26,8 +25,8 @@ def test_a_card_is_left_to_a_process_that_ends(tiny_llama: Path, monkeypatch: py
         jobs.append(job)
         return (rate,)
 
-    monkeypatch.setattr(layer_timing, "time_layers_apart", apart)
-    monkeypatch.setattr(layer_timing, "time_layers", lambda *_, **__: pytest.fail("this process would keep the card"))
+    monkeypatch.setattr(calibration, "time_layers_apart", apart)
+    monkeypatch.setattr(calibration, "time_layers", lambda *_, **__: pytest.fail("this process would keep the card"))
     assert time_rungs(calibration_on("cuda:1"), ("bf16",), tiny_llama, LoadPolicy()).layer_rates == (rate,)
     assert [(job.rungs, job.device) for job in jobs] == [(("bf16",), "cuda:1")]
 

@@ -12,11 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bitladder.accuracy import walk
 from bitladder.accuracy.answers import Answers, read_answers, take_tasks
-from bitladder.cli.diff import diff_command
-from bitladder.cli.verdict import verdict_command
+from bitladder.cli.logs import diff_command, verdict_command
 from bitladder.errors import UserError
+from bitladder.tasks import registry
 from lm_eval_logs import DATE, LoggedTask, sample, write_logs
 
 app = typer.Typer()
@@ -186,7 +185,7 @@ def test_results_without_samples_say_which_flag_is_missing(tmp_path: Path) -> No
 
 
 def test_a_folder_that_holds_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(registry, "MOST_ENTRIES", 3)
     logs(tmp_path / "x")
     assert "more than 3 files and folders in it" in refused(tmp_path)
 

@@ -14,10 +14,10 @@ from bitladder.cli import main
 from bitladder.errors import UserError, describe_machine_error
 from bitladder.files import entry_lock, naming, new_directory, new_file, remove_unfinished, write_atomically
 from bitladder.records import Divergence, JournalEntry, measurement_id
-from bitladder.report.stamp import mark_begun, require_report_folder
-from bitladder.store import Store
-from bitladder.study.folder import only_writer, require_study_folder
-from bitladder.study.kept import Kept
+from bitladder.report.output import mark_begun, require_report_folder
+from bitladder.results.store import Store
+from bitladder.study.plan import Kept
+from bitladder.study.run import only_writer, require_study_folder
 from replay import write_replay
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bitladder import cgroup
-from bitladder.main_memory import available_memory_bytes, memory_bytes
+from bitladder.machine import host
+from bitladder.machine.host import available_memory_bytes, memory_bytes
 
 MIB = 1 << 20
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 def own_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of a container in both versions, whose group is deeper than the container's root."""
     (tmp_path / "own").write_text("4:memory:/deep/er\n3:cpu,cpuacct:/deep/er\n0::/deep/er\n")
-    monkeypatch.setattr(cgroup, "_OWN", tmp_path / "own")
+    monkeypatch.setattr(host, "_OWN", tmp_path / "own")
 
 
 def test_cgroup_v2_limit_less_what_is_used_but_for_file_cache(tmp_path: Path) -> None:

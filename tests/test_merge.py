@@ -12,24 +12,22 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from bitladder.accuracy.answers import study_answers
-from bitladder.archive import pack
 from bitladder.cli.main import app
 from bitladder.decide import recommend
+from bitladder.decide.recommendation import Limits
 from bitladder.errors import UserError
-from bitladder.merge import merge_results
-from bitladder.recommendation import Limits
 from bitladder.records import AccuracyTask, Gpu, ManifestFile, Prompts, Settings, measurement_id
+from bitladder.records.base import Unknown
 from bitladder.report.content import Report, compose
-from bitladder.report.machine_pages import machine_pages
-from bitladder.report.markdown import to_markdown
-from bitladder.report.stamp import source_hash
+from bitladder.report.output import source_hash, to_markdown
+from bitladder.report.published_tables import machine_pages
 from bitladder.results import Results
 from bitladder.results.machines import default_place, find_place, place_names, places, to_decide
-from bitladder.store import Store, load_results
+from bitladder.results.merge import merge_results, pack
+from bitladder.results.store import Store, load_results
 from bitladder.study.prepare import prepare
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import Summary
-from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay
 from replay_outcomes import TaskReplay
 

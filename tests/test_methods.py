@@ -10,18 +10,19 @@ from typer.testing import CliRunner
 
 from bitladder.cli.main import app as main
 from bitladder.errors import UserError
+from bitladder.methods import METHODS, RUNGS, method_of
 from bitladder.methods.bitsandbytes import BitsAndBytes
-from bitladder.methods.types import Types
+from bitladder.methods.method import Types
 from bitladder.records import MethodName
-from bitladder.rungs import METHODS, RUNGS, method_of
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 SPOKEN = {"plain", "other"}
 """names that are words of their own"""
 LAYERS = {method.layer_class for method in METHODS.values() if isinstance(method, BitsAndBytes)}
-SHARED = {"method", "kinds", "types"}
+FILES = {path.stem for path in (PACKAGE / "methods").glob("*.py")}
+SHARED = {"method"}
 """files of `methods` that are no method's"""
-MAY_NAME = {PACKAGE / "records" / "checkpoint.py", PACKAGE / "rungs.py"}
+MAY_NAME = {PACKAGE / "records" / "checkpoint.py"}
 
 
 def asks(source: str) -> list[str]:
@@ -35,8 +36,9 @@ def asks(source: str) -> list[str]:
             parts = [node.subject]
         elif isinstance(node, ast.Attribute) and hasattr(str, node.attr):
             parts = [node.value]  # scheme.method.startswith("bnb")
-        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("bitladder.methods"):
-            parts = [] if str(node.module).rpartition(".")[2] in SHARED else [node]  # to ask with `is` or isinstance
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bitladder.methods"):
+            within = {alias.name for alias in node.names} if node.module == "bitladder.methods" else {node.module[18:]}
+            parts = [node] if within & FILES - SHARED else []  # to ask with `is` or isinstance
         named = isinstance(node, ast.Constant) and node.value in {*METHODS, *LAYERS} - SPOKEN
         if named or any(part is node or (isinstance(part, ast.Attribute) and part.attr == "method") for part in parts):
             found.append(ast.unparse(node))
@@ -58,8 +60,8 @@ def test_only_methods_ask_which_one_it_is() -> None:
         "x = {'llm.int8': 1}",
         "match scheme.method:\n    case 'plain': pass",
         "scheme.method.startswith('bnb')",
-        "from bitladder.methods.llm_int8 import LLM_INT8",
-        "from bitladder.methods import llm_int8",
+        "from bitladder.methods.bitsandbytes import LLM_INT8",
+        "from bitladder.methods import bitsandbytes",
         "type(layer).__name__ == 'Linear4bit'",
     ],
 )

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bitladder.publish import measured
+from bitladder.publish import card as measured
 from bitladder.report import write_report
-from bitladder.store import load_results
-from bitladder.summary import goals
+from bitladder.results.store import load_results
+from bitladder.summary import metrics as goals
 from bitladder.summary.metrics import METRICS, RATE, Metric, Place
 from bitladder.summary.performance import Run
 from bitladder.summary.summarize import summarize

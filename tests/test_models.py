@@ -19,13 +19,10 @@ from audit_checkpoints import edit_weights
 from bitladder.checkpoint.expected import expected_bytes
 from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
-from bitladder.models import gguf as gguf_module
-from bitladder.models.builtin import LLAMA_1B_SHAPE, SMOLLM2
-from bitladder.models.cached import CachedModel
-from bitladder.models.gguf import PackagedGguf
-from bitladder.models.shape import OUTLIER_GAIN, RandomShape
+from bitladder.models import builtin as gguf_module
+from bitladder.models.builtin import LLAMA_1B_SHAPE, OUTLIER_GAIN, SMOLLM2, CachedModel, PackagedGguf, RandomShape
 from bitladder.models.source import resolve_model, source_hash
-from bitladder.store import Store
+from bitladder.results.store import Store
 from bitladder.study.estimate import estimate_study
 from bitladder.study.prepare import prepare
 from test_progress import Telling

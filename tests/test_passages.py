@@ -5,8 +5,8 @@ import string
 
 import pytest
 
-from bitladder.accuracy import passages
-from bitladder.accuracy.passages import cluster_field, cluster_labels
+from bitladder.tasks import documents
+from bitladder.tasks.documents import cluster_field, cluster_labels
 
 
 def prose(seed: int, length: int) -> str:
@@ -91,5 +91,5 @@ def test_of_few_documents_a_fifth_may_be_about_one_passage() -> None:
 def test_texts_are_hashed_so_many_characters_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     docs = [*unlike(20), *({"question": prose(1, 900) + prose(number, 50)} for number in range(2, 4))]
     whole = cluster_labels("task", docs)
-    monkeypatch.setattr(passages, "_CHARACTERS_AT_ONCE", 500)
+    monkeypatch.setattr(documents, "_CHARACTERS_AT_ONCE", 500)
     assert cluster_labels("task", docs) == whole and groups(whole) == [[20, 21]]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.patches import PATCHES, Patch, attribute_of, patched, target_of
+from bitladder.machine.libraries import PATCHES, Patch, attribute_of, patched, target_of
 
 EXCHANGED = {"forward", "__class__", "__call__", "modules"}
 """attributes that a plain assignment must not set: what a layer does, what it is, which modules there are"""
 ALLOWED = {
     ("checkpoint/skeleton.py", "layer.__class__ = Watched"): "of a network of our own without memory, and put back",
     ("checkpoint/skeleton.py", "layer.__class__ = nn.Linear"): "put back",
-    ("hub_kernels.py", "modules['kernels'] = None"): "Python's own way to let no import find a module",
+    ("machine/libraries.py", "modules['kernels'] = None"): "Python's own way to let no import find a module",
 }
 PACKAGE = Path(__file__).parents[1] / "src" / "bitladder"
 

@@ -11,7 +11,7 @@ from scipy import stats
 from bitladder.errors import DoesNotFitError
 from bitladder.perf.batches import MIN_RUNS, relative_half_width, run_batches
 from bitladder.perf.measure import _mean_cost_s, stamp_pairs
-from bitladder.stats.ratio import relative_error
+from bitladder.stats.interval import relative_error
 from perf_fakes import FakeEngine, make_prompts, make_scenario
 
 UNSTEADY = (1.0, 3.0)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from bitladder.decide import recommend
-from bitladder.perf import disturbance
-from bitladder.perf.disturbance import ProcessorTimes, find_disturbance
+from bitladder.perf import batches as disturbance
+from bitladder.perf.batches import ProcessorTimes, find_disturbance
 from bitladder.records import BatchSample, PerformanceOutcome, Record, Scenario
-from bitladder.store import Store, load_results
+from bitladder.results.store import Store, load_results
 from bitladder.study import worker
-from bitladder.study.job import Measured
+from bitladder.study.messages import Measured
 from bitladder.summary.summarize import summarize
 from replay import RUNGS, scenario_items, write_replay
 from replay_outcomes import performance_outcome

@@ -13,7 +13,7 @@ import pytest
 from bitladder.checkpoint.loading import predicted_load_bytes
 from bitladder.checkpoint.skeleton import cache_bytes
 from bitladder.errors import DoesNotFitError
-from bitladder.perf import maxbatch, probe
+from bitladder.perf import maxbatch
 from bitladder.perf.maxbatch import (
     GPU_GROWTH,
     Probe,
@@ -34,7 +34,7 @@ def search(capacity: int, cap: int | None) -> list[tuple[int, bool]]:
         fits = batch_size <= capacity
         return BatchProbe(batch_size=batch_size, fits=fits, how="run", needed_bytes=None, available_bytes=None)
 
-    return [(probe.batch_size, probe.fits) for probe in search_largest_batch(ask, cap)]
+    return [(maxbatch.batch_size, maxbatch.fits) for maxbatch in search_largest_batch(ask, cap)]
 
 
 def test_search_doubles_then_bisects() -> None:
@@ -79,7 +79,7 @@ def test_search_that_knows_what_runs_needed_takes_few(row_mib: int, start_mib: i
     probes = search_largest_batch(ask, None, growth=16)
     fitting = largest_fitting(probes)
     assert fitting is not None
-    failing = min(probe.batch_size for probe in probes if not probe.fits)
+    failing = min(maxbatch.batch_size for maxbatch in probes if not maxbatch.fits)
     assert failing <= fitting + max(1, fitting * maxbatch.STEP_SHARE)
     assert len(probes) <= (5 if not wobble else 8)
 
@@ -103,7 +103,7 @@ def test_search_goes_by_the_card_that_is_full_first() -> None:
     probes = search_largest_batch(ask, None, growth=16)
     fitting = largest_fitting(probes)
     assert fitting is not None and 495 * (1 - 2 * maxbatch.STEP_SHARE) < fitting <= 495
-    assert [probe.batch_size for probe in probes if not probe.fits] == [fitting + maxbatch._step(fitting)]
+    assert [maxbatch.batch_size for maxbatch in probes if not maxbatch.fits] == [fitting + maxbatch._step(fitting)]
     assert len(probes) <= 5
 
 
@@ -128,13 +128,13 @@ def test_a_spread_run_fits_where_each_card_does(
     limit: int | None, fits: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = itertools.chain([(5, 10)], itertools.repeat((35, 50)))
-    monkeypatch.setattr(probe, "gpus_of", lambda device: ("0", "1"))
-    monkeypatch.setattr(probe, "used_bytes", lambda gpus: next(readings))
-    monkeypatch.setattr(probe, "limit_memory", lambda device, limit_bytes, idle_bytes: None)
-    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(None)))
+    monkeypatch.setattr(maxbatch, "gpus_of", lambda device: ("0", "1"))
+    monkeypatch.setattr(maxbatch, "used_bytes", lambda gpus: next(readings))
+    monkeypatch.setattr(maxbatch, "limit_memory", lambda device, limit_bytes, idle_bytes: None)
+    monkeypatch.setattr(maxbatch, "find_engine", lambda name: engine_of(_EndsIn(None)))
     job = probe_job(tiny_llama)
     job = job.model_copy(update={"scenario": job.scenario.model_copy(update={"memory_limit_bytes": limit})})
-    answer = probe.try_batch(job)
+    answer = maxbatch.try_batch(job)
     assert (answer.fits, answer.needed_bytes, answer.card_needed_bytes) == (fits, 70, (30, 40))
 
 
@@ -284,22 +284,22 @@ def probe_that(ends: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> I
 def test_out_of_memory_is_an_answer(
     error: Exception | None, said: str | None, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(error)))
-    answer = probe.try_batch(probe_job(tiny_llama))
+    monkeypatch.setattr(maxbatch, "find_engine", lambda name: engine_of(_EndsIn(error)))
+    answer = maxbatch.try_batch(probe_job(tiny_llama))
     assert answer.fits is (said is None) and answer.reason is None
     assert answer.ran_out is None if said is None else (answer.ran_out or "").startswith(said)
 
 
 def test_what_torch_refuses_is_an_answer_with_its_reason(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(RuntimeError("mha_graph\nmore"))))
-    answer = probe.try_batch(probe_job(tiny_llama))
+    monkeypatch.setattr(maxbatch, "find_engine", lambda name: engine_of(_EndsIn(RuntimeError("mha_graph\nmore"))))
+    answer = maxbatch.try_batch(probe_job(tiny_llama))
     assert (answer.fits, answer.reason) == (False, "RuntimeError: mha_graph")
 
 
 def test_other_errors_are_bugs(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "find_engine", lambda name: engine_of(_EndsIn(TypeError("shapes differ"))))
+    monkeypatch.setattr(maxbatch, "find_engine", lambda name: engine_of(_EndsIn(TypeError("shapes differ"))))
     with pytest.raises(TypeError, match="shapes differ"):
-        probe.try_batch(probe_job(tiny_llama))
+        maxbatch.try_batch(probe_job(tiny_llama))
 
 
 def test_real_allocation_failure_is_recognised() -> None:
@@ -342,7 +342,7 @@ class _EndsIn(FakeEngine):
 def test_what_kernels_refuse_is_closed_in_on_by_powers_of_two(limit: int, runs: int) -> None:
     """Memory would take about 5,300 rows; a kernel takes ``limit``."""
 
-    def probe(batch_size: int) -> BatchProbe:
+    def maxbatch(batch_size: int) -> BatchProbe:
         fits = batch_size <= limit
         return BatchProbe(
             batch_size=batch_size,
@@ -353,7 +353,7 @@ def test_what_kernels_refuse_is_closed_in_on_by_powers_of_two(limit: int, runs: 
             reason=None if fits else "RuntimeError: mha_graph",
         )
 
-    probes = search_largest_batch(probe, None, GPU_GROWTH)
+    probes = search_largest_batch(maxbatch, None, GPU_GROWTH)
     largest = largest_fitting(probes)
     assert largest is not None
     assert limit - max(1, largest // 32) < largest <= limit

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bitladder.checkpoint.footprint import loaded_bytes
+from bitladder.checkpoint.memory import loaded_bytes
 from bitladder.errors import DoesNotFitError, UserError
+from bitladder.perf.engines import find_engine
 from bitladder.perf.engines.eager import EagerEngine
-from bitladder.perf.engines.table import find_engine
 from bitladder.perf.measure import CPU_WARMUP_TOKENS, _mean_cost_s, measure
 from bitladder.records import LoadPolicy, PerformanceOutcome, Prompts, hash_json
 from perf_fakes import make_prompts, make_scenario

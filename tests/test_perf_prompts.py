@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from bitladder.corpus import WIKITEXT, WIKITEXT_CONFIG, read_corpus
 from bitladder.errors import UserError
-from bitladder.perf.engines.table import DEFAULT
-from bitladder.perf.prompts import cut_prompts, cut_windows
-from bitladder.perf.scenarios import plan_scenarios
+from bitladder.perf.engines import DEFAULT
+from bitladder.perf.scenarios import cut_prompts, cut_windows, plan_scenarios
 from bitladder.records import Calibration, Machine, Settings, hash_json
 from bitladder.study.resolved import workload
+from bitladder.text.corpus import WIKITEXT, WIKITEXT_CONFIG, read_corpus
 
 ROWS = [" = A title = \n", "", "The quick brown fox jumps over 12 lazy dogs .\n", "Which of them is right ?\n"] * 4
 

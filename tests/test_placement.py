@@ -11,11 +11,12 @@ import pytest
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.support import require_support
-from bitladder.checkpoint import hardware, loading, placement
-from bitladder.checkpoint.footprint import loaded_bytes
+from bitladder.checkpoint import loading, memory
+from bitladder.checkpoint.memory import loaded_bytes
 from bitladder.errors import DoesNotFitError, UserError
+from bitladder.machine import cards as placement
 from bitladder.perf.engines.eager import EagerEngine, synchronization
-from bitladder.quantization.quantize import quantize
+from bitladder.quantization import quantize
 from bitladder.records import LoadPolicy
 from bitladder.units import MIB
 from perf_fakes import make_prompts
@@ -108,7 +109,7 @@ import pynvml
 pynvml.nvmlInit()
 first = pynvml.nvmlDeviceGetHandleByIndex(0)
 before = pynvml.nvmlDeviceGetMemoryInfo(first).used
-from bitladder.perf.engines.table import find_engine
+from bitladder.perf.engines import find_engine
 from bitladder.perf.memory import limit_memory
 from bitladder.records import LoadPolicy
 limit_memory("cuda:1", 8 * 1024**3, ())
@@ -138,9 +139,9 @@ def test_hardware_of_two_cards_is_the_lesser(monkeypatch: pytest.MonkeyPatch) ->
         "get_device_properties",
         lambda card: SimpleNamespace(**dict(zip(("name", "major", "minor"), cards[card], strict=True))),
     )
-    found = hardware.find_hardware("cuda:0,1")
+    found = memory.find_hardware("cuda:0,1")
     assert (found.name, found.compute_capability) == ("H100, T4", (7, 5))
-    assert hardware.find_hardware("cuda:0").compute_capability == (9, 0)
+    assert memory.find_hardware("cuda:0").compute_capability == (9, 0)
 
 
 @pytest.mark.usefixtures("two_cards")

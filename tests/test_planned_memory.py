@@ -6,8 +6,8 @@ import pytest
 
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.skeleton import build_skeleton
+from bitladder.methods import find_rung
 from bitladder.perf.memory import predict_working_memory
-from bitladder.rungs import find_rung
 from bitladder.units import MIB
 
 LIBRARIES_MIB = {("bf16", "cuda"): 725.6, ("int8", "cuda"): 790.0, ("fp32", "cpu"): 357}

@@ -12,11 +12,10 @@ import bitsandbytes
 import pytest
 import torch
 
-from bitladder.accuracy.backend.products import widens
-from bitladder.accuracy.passes import Passes, product_kernels, record_scoring
-from bitladder.accuracy.products_seen import products_seen
-from bitladder.checkpoint import hardware
-from bitladder.checkpoint.hardware import Hardware
+from bitladder.accuracy.backend.compiling import widens
+from bitladder.accuracy.forwards import Passes, product_kernels, products_seen, record_scoring
+from bitladder.checkpoint import memory
+from bitladder.checkpoint.memory import Hardware
 from bitladder.methods.bitsandbytes_kernels import (
     CPU,
     CUBLAS,
@@ -121,7 +120,7 @@ def test_what_is_recorded_is_what_a_profiler_sees() -> None:
 
 
 def test_our_own_products_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=frozenset({"avx2"})))
+    monkeypatch.setattr(memory, "find_hardware", lambda device: Hardware("a CPU", "cpu", flags=frozenset({"avx2"})))
     layer = Layer4Bit(torch.device("cpu"), 64, 96, torch.bfloat16, torch.bfloat16, block=64, packed=False)
     ours, theirs = (rule_4bit(layer, wide) for wide in (widens, lambda *_: False))
     assert [ours(1), ours(64), theirs(64)] == [PLAIN, WIDE, PLAIN]

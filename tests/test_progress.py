@@ -6,12 +6,12 @@ import pytest
 
 from bitladder.cli.dry_run import show_plan
 from bitladder.cli.progress import LINE_INTERVAL_S, TerminalProgress
-from bitladder.environment import BUSY_SHARE
 from bitladder.executors.forkserver import ForkServer
-from bitladder.perf.engines.table import find_engine
-from bitladder.perf.overhead import OVERHEAD, measure_overhead
+from bitladder.machine.host import BUSY_SHARE
+from bitladder.perf.engines import find_engine
+from bitladder.perf.memory import OVERHEAD, measure_overhead
 from bitladder.records import Finding
-from bitladder.store import Store
+from bitladder.results.store import Store
 from bitladder.study.estimate import estimate_study
 from bitladder.study.prepare import prepare
 from bitladder.summary.performance import notes_on

@@ -187,7 +187,7 @@ def test_public_only_when_said(hub: Hub, nf4: Path) -> None:
 def test_dry_run_shows_all_and_asks_nothing(
     hub: Hub, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bitladder.cli.publish import publish_command
+    from bitladder.cli.checkpoints import publish_command
 
     monkeypatch.delenv("HF_TOKEN")
     publish_command(copy, NAME, dry_run=True)

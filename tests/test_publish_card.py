@@ -9,12 +9,10 @@ from huggingface_hub import ModelCard
 import bitladder
 from bitladder.errors import UserError
 from bitladder.models.source import resolve_model, source_hash
-from bitladder.publish.card import source_name, to_card, without_path
-from bitladder.publish.measured import Measured, find_measured
-from bitladder.publish.origin import Origin, find_origin
-from bitladder.quantization.quantize import quantize
+from bitladder.publish.card import Measured, Origin, find_measured, find_origin, source_name, to_card, without_path
+from bitladder.quantization import quantize
 from bitladder.records import Audit, Finding, Manifest, Source
-from bitladder.store import load_results
+from bitladder.results.store import load_results
 from hub_server import Blob, Hub, Repository, serve
 from replay import write_replay
 

@@ -13,11 +13,11 @@ from bitladder import compare_published, load_results, merge_results
 from bitladder.checkpoint.expected import expect
 from bitladder.cli.main import app
 from bitladder.errors import UserError
+from bitladder.methods import find_rung
 from bitladder.models.builtin import LLAMA_1B_SHAPE
 from bitladder.report import ResultsFile, write_report
 from bitladder.report.published_tables import comparison_text, published_paragraphs, published_tables
-from bitladder.rungs import find_rung
-from bitladder.store import Store
+from bitladder.results.store import Store
 from bitladder.summary.published import PublishedComparison, likeness_of, published_study
 from replay import RUNGS, write_replay
 

@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from bitladder import quantization
 from bitladder.checkpoint import loading
 from bitladder.checkpoint.loading import load_model, load_tokenizer, predicted_load_bytes
 from bitladder.checkpoint.manifest import MANIFEST_NAME, read_manifest, verify_files
 from bitladder.checkpoint.tensors import content_hash, read_tensors
 from bitladder.errors import BrokenFileError, DoesNotFitError, UnknownNameError, UserError
+from bitladder.methods import RUNGS
 from bitladder.models.source import resolve_model
-from bitladder.quantization import quantize as quantize_module
-from bitladder.quantization.quantize import expected_bytes, expected_recipe_hash, quantize
-from bitladder.quantization.space import require_space
+from bitladder.quantization import expected_bytes, expected_recipe_hash, quantize, require_space
 from bitladder.records import LoadPolicy
-from bitladder.rungs import RUNGS
 from conftest import MakeTinyLlama
 from reloading import forward, made_models, reloaded_logits
 
@@ -135,7 +134,7 @@ def test_what_is_written(tiny_llama: Path, tmp_path: Path) -> None:
 def test_sharded_source_to_shards(
     make_tiny_llama: MakeTinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize_module, "MAX_SHARD_SIZE", "60KB")
+    monkeypatch.setattr(quantization, "MAX_SHARD_SIZE", "60KB")
     source = make_tiny_llama(tmp_path / "model", max_shard_size="40KB", initializer_range=0.3)
     made = quantize(str(source), "bf16", tmp_path / "out")
     assert sum(name.endswith(".safetensors") for name in made.manifest.files) > 1
@@ -164,7 +163,7 @@ class TestCache:
         assert elsewhere.manifest.source.model == str(copy)
         hashes = {expected_recipe_hash(made.manifest.source, rung) for rung in RUNGS}
         assert len(hashes) == len(RUNGS)
-        monkeypatch.setattr(quantize_module, "library_versions", lambda _: {"python": "3", "torch": "9"})
+        monkeypatch.setattr(quantization, "library_versions", lambda _: {"python": "3", "torch": "9"})
         assert expected_recipe_hash(made.manifest.source, "bf16") not in hashes
 
     @pytest.mark.parametrize("place", ["out", "cache"])
@@ -208,7 +207,7 @@ class TestCache:
         """SIGKILL leaves a temporary folder and no entry; the next run removes it."""
         code = (
             "import os, signal\n"
-            "from bitladder.quantization import quantize as module\n"
+            "import bitladder.quantization as module\n"
             "module.content_hash = lambda directory: os.kill(os.getpid(), signal.SIGKILL)\n"
             f"module.quantize({str(tiny_llama)!r}, 'bf16')"
         )
@@ -339,7 +338,7 @@ def test_space_is_wanted_for_all_rungs_at_once_and_none_for_links(
         require(*sizes)
     free = sizes["fp16"] + sizes["nf4"]
     require(*sizes)
-    monkeypatch.setattr("bitladder.quantization.space.existing_part", lambda path: Elsewhere(path.name))
+    monkeypatch.setattr("bitladder.quantization.existing_part", lambda path: Elsewhere(path.name))
     with pytest.raises(UserError, match=r"out on another disk") as refused:
         require(*sizes)
     assert "needed for bf16, fp16, nf4" in str(refused.value)
@@ -409,7 +408,7 @@ def test_remote_code_only_when_asked(tiny_llama: Path, tmp_path: Path) -> None:
 def run_command(tiny_llama: Path) -> Callable[..., Any]:
     import typer
 
-    from bitladder.cli.quantize import quantize_command
+    from bitladder.cli.checkpoints import quantize_command
 
     app = typer.Typer()
     app.command()(quantize_command)

@@ -13,12 +13,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bitladder.cli.report import report_command
+from bitladder.cli.results import report_command
+from bitladder.decide.recommendation import Limits
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.recommendation import Limits
 from bitladder.report import ResultsFile, write_report
-from bitladder.report.stamp import mark_begun
-from bitladder.store import Store
+from bitladder.report.output import mark_begun
+from bitladder.results.store import Store
 from replay import BUILTIN_GROUPS, RUNGS, write_replay
 
 EVIL = "<script>alert(1)</script>"
@@ -179,7 +179,7 @@ def test_command_needs_no_torch_and_writes_the_same_bytes_again(small: Path, tmp
     written = write_report(small)
     code = (
         "import sys, typer\n"
-        "from bitladder.cli.report import report_command\n"
+        "from bitladder.cli.results import report_command\n"
         "app = typer.Typer()\n"
         "app.command()(report_command)\n"
         "app(standalone_mode=False)\n"

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from bitladder.methods import RUNGS as LADDER
 from bitladder.records import TaskGroup
 from bitladder.report.accuracy_figures import accuracy_figures
 from bitladder.report.figure import Figure, MissingFigure, chunks, colours, wrap_label
 from bitladder.report.performance_figures import _shade, normalised, performance_figures
-from bitladder.rungs import RUNGS as LADDER
-from bitladder.store import load_results
+from bitladder.results.store import load_results
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import ScenarioSummary, Summary
 from replay import RUNGS, write_broken_replay, write_replay

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from bitladder.decide import recommend
-from bitladder.markdown import escape
+from bitladder.records.base import Unknown
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.content import Report, compose
-from bitladder.report.markdown import to_markdown
+from bitladder.report.output import to_markdown
 from bitladder.report.provenance_tables import checkpoint_table
 from bitladder.report.table import Cell, Table, footnote_letter, to_csv
-from bitladder.store import load_results
+from bitladder.results.store import load_results
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import Estimate, Summary
+from bitladder.text.words import escape
 from bitladder.units import MIB, UNKNOWN
-from bitladder.unknown import Unknown
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_broken_replay, write_replay
 from replay_outcomes import RungReplay
 

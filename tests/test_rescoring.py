@@ -6,13 +6,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from bitladder.accuracy.alone import score_cached, score_single
-from bitladder.accuracy.backend.packing import Request
+from bitladder.accuracy.backend.plan import Request
 from bitladder.accuracy.backend.support import require_support
 from bitladder.accuracy.evaluate import evaluate
-from bitladder.accuracy.products_seen import products_seen
-from bitladder.accuracy.rescoring import DOCUMENTS, plan_rescorings, rescore
-from bitladder.accuracy.tasks import TaskSet, resolve_tasks
+from bitladder.accuracy.forwards import products_seen
+from bitladder.accuracy.rescoring import DOCUMENTS, plan_rescorings, rescore, score_cached, score_single
 from bitladder.checkpoint.loading import load_model, load_tokenizer
 from bitladder.decide import recommend
 from bitladder.errors import UserError
@@ -29,11 +27,12 @@ from bitladder.records import (
 )
 from bitladder.report.content import compose
 from bitladder.report.figure import Figure
-from bitladder.stats.floors import floors_p_value
-from bitladder.store import Store, load_results
+from bitladder.results.store import Store, load_results
+from bitladder.stats.verdict import floors_p_value
 from bitladder.study.resolved import task_request, task_sources
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import ChoiceChange, DependenceSummary
+from bitladder.tasks.tasks import TaskSet, resolve_tasks
 from conftest import MakeTinyLlama
 from harness_tasks import write_tasks
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, RUNGS, write_replay

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo, TaskGroup
+from bitladder.records.base import Unknown
+from bitladder.stats.aggregate import weight_at
 from bitladder.stats.interval import Interval
 from bitladder.stats.paired import tango_interval
-from bitladder.stats.weights import weight_at
 from bitladder.summary import scores
-from bitladder.summary.pots import Pot, make_pots, most_correlated, primary_metric
-from bitladder.unknown import Unknown
+from bitladder.summary.questions import Pot, make_pots, most_correlated, primary_metric
 
 
 def metric(name: str, filter_name: str = "none", higher: bool = True, aggregation: str = "mean") -> MetricInfo:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from audit_checkpoints import WEIGHTS
-from bitladder.quantization.quantize import Checkpoint, quantize
+from bitladder.quantization import Checkpoint, quantize
 from reloading import forward, made_models, reloaded_logits
 
 pytestmark = pytest.mark.smollm2

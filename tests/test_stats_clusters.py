@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bitladder.stats.clusters import Clustering, cluster_spread, clustering_of, joined
+from bitladder.records.base import Unknown
 from bitladder.stats.interval import Interval, wilson_interval
-from bitladder.stats.paired import PairedCounts, PairedMean, paired_difference, tango_interval
+from bitladder.stats.paired import (
+    Clustering,
+    PairedCounts,
+    PairedMean,
+    cluster_spread,
+    clustering_of,
+    joined,
+    paired_difference,
+    tango_interval,
+)
 from bitladder.summary.scores import score_interval
-from bitladder.unknown import Unknown
 
 UNEQUAL = [("a", 1.0), ("a", 0.0), ("a", 1.0), ("b", -1.0), ("b", 0.0), ("c", 0.0), ("d", 1.0), ("d", 1.0)]
 CLUSTERS, VALUES = [name for name, _ in UNEQUAL], [value for _, value in UNEQUAL]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bitladder.records import AccuracyOutcome, DocumentOutcome, MetricInfo
-from bitladder.stats.floors import above_floor, judge_flips
 from bitladder.stats.power import ONE_SIDED_ALPHA
-from bitladder.summary.flips import _kind, paired_documents
+from bitladder.stats.verdict import above_floor, judge_flips
+from bitladder.summary.comparison import _kind, paired_documents
 from textbook import midp_mcnemar
 
 

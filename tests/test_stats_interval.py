@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
+from bitladder.records.base import Unknown
 from bitladder.stats.interval import Interval, mean_interval, wilson_interval
-from bitladder.unknown import Unknown
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 from pydantic import ValidationError
 from scipy import special, stats
 
+from bitladder.records.base import Unknown
 from bitladder.stats.paired import (
     PairedCounts,
     PairedMean,
     paired_difference,
     tango_interval,
 )
-from bitladder.unknown import Unknown
 from textbook import midp_mcnemar, tango_statistic
 
 Z_95 = float(special.ndtri(0.975))

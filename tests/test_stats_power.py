@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from bitladder.records.base import Unknown
 from bitladder.stats.aggregate import MeanOfTasks, SameQuestions, equivalent_documents
 from bitladder.stats.paired import Comparison, PairedCounts, PairedMean
 from bitladder.stats.power import (
@@ -19,7 +20,6 @@ from bitladder.stats.power import (
     resolutions,
     resolvable_margin,
 )
-from bitladder.unknown import Unknown
 from simulation import ChangeRates, decided_share, simulated_questions_to_decide, within_share
 
 # ((gained, lost, n) of each task, margin): above the margin and below it, few and many changes, one task and several.

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from bitladder.stats.interval import Interval, wilson_interval
+from bitladder.records.base import Unknown
+from bitladder.stats.interval import (
+    Interval,
+    paired_ratio_interval,
+    ratio_interval,
+    serial_correlation,
+    wilson_interval,
+)
 from bitladder.stats.paired import tango_interval
-from bitladder.stats.ratio import paired_ratio_interval, ratio_interval, serial_correlation
-from bitladder.unknown import Unknown
 
 
 def ratio(both: int, gained: int, lost: int, n: int, chance: float = 0.0) -> Interval | Unknown:

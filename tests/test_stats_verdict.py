@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from bitladder.records.base import Unknown
 from bitladder.stats.interval import Interval
 from bitladder.stats.paired import Comparison, PairedCounts
 from bitladder.stats.verdict import Verdict, all_acceptable, judge, shared_confidence, verdict_of
-from bitladder.unknown import Unknown
 from simulation import ChangeRates, wrong_verdict_share
 
 

@@ -11,29 +11,27 @@ import pytest
 
 from audit_checkpoints import CopyRung, edit_config, edit_weights
 from bitladder.accuracy.answers import study_answers
-from bitladder.archive import pack
-from bitladder.checkpoint.audit import audit
-from bitladder.checkpoint.declared import config_scheme
-from bitladder.checkpoint.format import require_format
-from bitladder.checkpoint.tokens import PROBES, probe_texts, require_same_tokens, same_rules
+from bitladder.auditing import audit
+from bitladder.checkpoint.architecture import require_format
+from bitladder.checkpoint.manifest import PROBES, probe_texts, require_same_tokens, same_rules
+from bitladder.checkpoint.scheme import config_scheme
 from bitladder.cli import dry_run
 from bitladder.cli.dry_run import print_plan
 from bitladder.decide import recommend
+from bitladder.decide.recommendation import Limits
 from bitladder.errors import UserError
 from bitladder.executors.forkserver import ForkServer
-from bitladder.merge import merge_results
-from bitladder.recommendation import Limits
+from bitladder.methods import find_rung, ready_title
 from bitladder.records import LoadPolicy, Record, RungRecord
 from bitladder.report.content import compose
-from bitladder.report.markdown import to_markdown
-from bitladder.rungs import find_rung, ready_title
-from bitladder.store import Store, load_results
+from bitladder.report.output import to_markdown
+from bitladder.results.merge import merge_results, pack
+from bitladder.results.store import Store, load_results
 from bitladder.study import worker
-from bitladder.study.added import find_added, require_same_prompts
 from bitladder.study.estimate import estimate_study
-from bitladder.study.job import Job, RungMade
-from bitladder.study.prepare import prepare
-from bitladder.study.resolution import plan_resolutions
+from bitladder.study.messages import Job, RungMade
+from bitladder.study.plan import plan_resolutions
+from bitladder.study.prepare import find_added, prepare, require_same_prompts
 from bitladder.study.run import Run, run_study
 from bitladder.study.settings import _added, load_command
 from bitladder.study.workers import Workers

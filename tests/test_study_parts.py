@@ -5,14 +5,12 @@ from pathlib import Path
 import pytest
 
 from bitladder.records import AccuracyTask, RungRecord, hash_json, measurement_id
-from bitladder.stages import stage_item
-from bitladder.store import Store
-from bitladder.study.asked import Asked
-from bitladder.study.kept import Kept
-from bitladder.study.missing import Missing
-from bitladder.study.progress import StudyProgress
-from bitladder.study.telling import Telling
-from bitladder.study.time_left import TimeLeft
+from bitladder.results.stages import stage_item
+from bitladder.results.store import Store
+from bitladder.study.messages import StudyProgress
+from bitladder.study.plan import Kept, Missing
+from bitladder.study.run import Asked
+from bitladder.study.time_left import Telling, TimeLeft
 from replay import RUNGS, write_replay
 from staged_replay import answer, write_plan
 
@@ -20,7 +18,7 @@ from staged_replay import answer, write_plan
 @pytest.fixture(autouse=True)
 def replayed_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints of a replay were made by its own recipes."""
-    recipe = "bitladder.quantization.quantize.expected_recipe_hash"
+    recipe = "bitladder.quantization.expected_recipe_hash"
     monkeypatch.setattr(recipe, lambda source, name: hash_json([name, source.content_hash]))
 
 
@@ -106,7 +104,7 @@ def test_what_is_told_is_counted_from_what_is_missing(tmp_path: Path, monkeypatc
         (rungs * (whole + 3 * stage), rungs * (whole + stage)),
         (rungs * (whole + stage), rungs * (whole + stage)),
     ]
-    monkeypatch.setattr("bitladder.study.telling.busy_share", lambda: 0.5)
+    monkeypatch.setattr("bitladder.study.time_left.busy_share", lambda: 0.5)
     assert [telling.busy_share() for _ in range(2)] == [0.5, 0.5] and len(seen.warnings) == 1
     other = missing.study.source.model_copy(update={"content_hash": "c"})
     missing.study = missing.study.model_copy(update={"added": {"fp16": other}})

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from bitladder.accuracy.rescoring import DOCUMENTS
-from bitladder.environment import describe_machine
 from bitladder.errors import UserError
 from bitladder.executors.executor import Executor
 from bitladder.executors.forkserver import ForkedBranch, ForkServer
 from bitladder.executors.table import EXECUTORS, VARIABLE, open_executor
+from bitladder.machine.host import describe_machine
 from bitladder.records import (
     AccuracyOutcome,
     Divergence,
@@ -35,15 +35,12 @@ from bitladder.records import (
     TaskSources,
 )
 from bitladder.results import item_name
-from bitladder.store import Store
-from bitladder.study.job import Job, Recipe, Started
-from bitladder.study.kept import Kept
-from bitladder.study.missing import Missing
-from bitladder.study.plan import bind_baseline
+from bitladder.results.store import Store
+from bitladder.study.messages import Job, Recipe, Started, StudyProgress, busy_warning
+from bitladder.study.plan import Kept, Missing, bind_baseline
 from bitladder.study.prepare import prepare
-from bitladder.study.process import WORKER, Worker
-from bitladder.study.progress import StudyProgress, busy_warning
 from bitladder.study.run import Run, run_study
+from bitladder.study.workers import WORKER, Worker
 from test_study_settings import MACHINE, make_task
 from tiny_families import save_tiny_family
 
@@ -135,7 +132,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
 ) -> None:
     out = tmp_path / "out"
     settings = settings_for(tiny_llama, tasks)
-    monkeypatch.setattr("bitladder.study.telling.busy_share", lambda: 0.9)
+    monkeypatch.setattr("bitladder.study.time_left.busy_share", lambda: 0.9)
     code = (
         "import sys; from pathlib import Path; from bitladder import Settings, run_study; "
         "run_study(Settings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
@@ -440,14 +437,14 @@ def test_workers_end_with_the_process_that_started_them(name: str, tmp_path: Pat
     """The server and its worker, in the middle of a job, are gone soon after the owner was killed."""
     (tmp_path / "sleeper.py").write_text(
         "import time\n"
-        "from bitladder.study.job import Started\n\n"
+        "from bitladder.study.messages import Started\n\n"
         "def work(job, answers):\n"
         "    print(Started(measurement_id='m').model_dump_json(), file=answers, flush=True)\n"
         "    time.sleep(60)\n"
     )
     code = (
         "import sys; from pathlib import Path; from bitladder.executors import executor as base, table\n"
-        "from bitladder.study.job import Job; from bitladder.study.process import Worker\n"
+        "from bitladder.study.messages import Job; from bitladder.study.workers import Worker\n"
         "base.PRELOADED = base.CPU_PRELOADED = ()\n"
         "executor = table.open_executor('sleeper', Path(sys.argv[2]) / 'server', with_gpu=False)\n"
         "worker = Worker(executor, Job.model_validate_json(sys.argv[1]), Path(sys.argv[2]) / 'worker', 60)\n"

@@ -147,7 +147,7 @@ def test_what_does_nothing_beside_another_setting_is_refused(
 
 
 def test_rows_of_a_batch_are_in_no_identity_but_that_of_who_asks_so(tmp_path: Path) -> None:
-    from bitladder.accuracy.tasks import resolve_tasks
+    from bitladder.tasks.tasks import resolve_tasks
     from test_study_run import write_tasks
 
     tasks = str(write_tasks(tmp_path))
@@ -168,7 +168,7 @@ def test_rows_of_a_batch_are_in_no_identity_but_that_of_who_asks_so(tmp_path: Pa
 
 
 def test_an_unknown_metric_is_found_with_the_plan(tmp_path: Path) -> None:
-    from bitladder.accuracy.tasks import resolve_tasks
+    from bitladder.tasks.tasks import resolve_tasks
     from test_study_run import write_tasks
 
     tasks = write_tasks(tmp_path)

@@ -8,9 +8,10 @@ import pytest
 
 from bitladder.errors import UserError
 from bitladder.records import AccuracyOutcome, BatchProbe, DocumentOutcome, MetricInfo, Scenario, TaskGroup
+from bitladder.records.base import Unknown
+from bitladder.results.store import Store, load_results
 from bitladder.stats.paired import PairedCounts
 from bitladder.stats.verdict import shared_confidence
-from bitladder.store import Store, load_results
 from bitladder.summary.accuracy import summarize_aggregates, summarize_tasks
 from bitladder.summary.metrics import METRICS, derive_metrics
 from bitladder.summary.performance import Timeline, notes_on, speedup
@@ -19,7 +20,6 @@ from bitladder.summary.row import Row
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import RungSummary, Summary, TaskSummary
 from bitladder.units import MIB
-from bitladder.unknown import Unknown
 from replay import PAPER_GROUPS, RUNGS, machine, scenario_items, write_broken_replay, write_replay
 from replay_outcomes import RungReplay, TaskReplay, performance_outcome
 

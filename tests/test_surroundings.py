@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bitladder.cli.surroundings import describe_name, is_text, name_in
+from bitladder.cli.main import describe_name, is_text, name_in
 from bitladder.errors import UserError
-from bitladder.home import cache_directory, expand_user, lend_home_to_libraries
+from bitladder.files import cache_directory, expand_user, lend_home_to_libraries
 from bitladder.records import hash_json
 from replay import RUNGS, write_replay
 
@@ -70,7 +70,7 @@ def test_closed_streams(closed: str, study: Path) -> None:
 def test_what_a_closed_stream_would_have_been_is_no_other_file(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from bitladder.cli.surroundings import open_streams\nopen_streams()\n"
+        "from bitladder.cli.main import open_streams\nopen_streams()\n"
         "file = open('first', 'w'); print('lost'); print('lost', file=sys.stderr); os.system('echo lost')\n"
         "Path('told').write_text(str(file.fileno()))"
     )

@@ -15,17 +15,14 @@ import datasets
 import pytest
 import yaml
 
-from bitladder.accuracy import walk
-from bitladder.accuracy.expansion import expand
-from bitladder.accuracy.harness import as_we_run_it, sandbox_templates
-from bitladder.accuracy.library import task_library
-from bitladder.accuracy.registry import harness_tasks
-from bitladder.accuracy.task_yaml import is_own, read_task_yaml
-from bitladder.accuracy.tasks import resolve_tasks
-from bitladder.accuracy.texts import accuracy_texts
 from bitladder.errors import UserError
 from bitladder.records import Settings
 from bitladder.study.resolved import task_request, task_sources
+from bitladder.tasks import registry
+from bitladder.tasks.expansion import expand
+from bitladder.tasks.library import as_we_run_it, sandbox_templates, task_library
+from bitladder.tasks.registry import harness_tasks, is_own, read_task_yaml
+from bitladder.tasks.tasks import accuracy_texts, resolve_tasks
 
 ROWS = [{"q": f"q{index}", "gold": index % 2} for index in range(4)]
 TASK: dict[str, Any] = {
@@ -397,7 +394,7 @@ def test_a_tar_of_samples_is_asked(folder: Folder) -> None:
 
 
 def test_folders_with_too_much_in_them(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "MOST_ENTRIES", 20)
+    monkeypatch.setattr(registry, "MOST_ENTRIES", 20)
     for number in range(30):
         folder.write(f"more/{number}.txt", "")
     path = folder.task()
@@ -413,7 +410,7 @@ def test_folders_with_too_much_in_them(folder: Folder, tmp_path: Path, monkeypat
 
 
 def test_the_root_is_no_folder_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "MOST_ENTRIES", 2000)
+    monkeypatch.setattr(registry, "MOST_ENTRIES", 2000)
     with pytest.raises(UserError, match=r"takes in /proc|more than 2,000 files"):
         expand("/")
 

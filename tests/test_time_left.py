@@ -169,7 +169,7 @@ def test_no_plan_is_told_to_ask_more_and_less_at_once(
         def count(self, task: str, limit: int | None) -> int:
             return min(documents, limit or documents)
 
-    monkeypatch.setattr("bitladder.accuracy.library.task_library", lambda _: Library())
+    monkeypatch.setattr("bitladder.tasks.library.task_library", lambda _: Library())
     study = plan(make_task("a"))
     group = TaskGroup(name="a", title="A", tasks=("a",), pooling="documents", in_aggregate=True)
     settings = study.settings.model_copy(update={"max_drop": max_drop})

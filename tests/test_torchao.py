@@ -10,24 +10,23 @@ import pytest
 
 from audit_checkpoints import WEIGHTS
 from bitladder import Settings, load_results, run_study, summarize
-from bitladder.checkpoint.audit import audit
-from bitladder.checkpoint.declared import config_scheme
+from bitladder.auditing import audit
 from bitladder.checkpoint.expected import expect
 from bitladder.checkpoint.loading import load_model, load_pretrained
 from bitladder.checkpoint.manifest import MANIFEST_NAME
+from bitladder.checkpoint.scheme import config_scheme
 from bitladder.checkpoint.tensors import read_tensors, weight_files
-from bitladder.environment import describe_machine
 from bitladder.errors import UserError
+from bitladder.machine.host import describe_machine
+from bitladder.methods import RUNGS, find_rung, ready_title
+from bitladder.methods.method import torch_dtype
 from bitladder.methods.torchao_int8 import TORCHAO_INT8
-from bitladder.methods.types import torch_dtype
 from bitladder.perf.engines.eager import EagerEngine
-from bitladder.perf.overhead import run_tiny_model
-from bitladder.publish.card import _header, _packages
-from bitladder.publish.origin import Origin
-from bitladder.quantization.quantize import quantize
+from bitladder.perf.memory import run_tiny_model
+from bitladder.publish.card import Origin, _header, _packages
+from bitladder.quantization import quantize
 from bitladder.records import Audit
-from bitladder.rungs import RUNGS, find_rung, ready_title
-from bitladder.study.layer_timing import ROWS, LayerJob, time_layers
+from bitladder.study.calibration import ROWS, LayerJob, time_layers
 from family_trial import rung_comes_back
 from tiny_families import save_tiny_family
 

@@ -10,20 +10,19 @@ from unittest.mock import Mock
 import pytest
 import typer
 
-from bitladder import unknown
 from bitladder.cli.study import _answer
 from bitladder.decide import recommend
 from bitladder.errors import UserError
-from bitladder.merge import merge_results
 from bitladder.records import Order
-from bitladder.report.machine_pages import machine_pages
-from bitladder.results import Results
-from bitladder.results.ends import read_ends
-from bitladder.stages import staged_tasks
-from bitladder.store import Store, load_results
+from bitladder.records import base as unknown
+from bitladder.records.base import BadEnd, Kind, Unknown, known, reason_of
+from bitladder.report.published_tables import machine_pages
+from bitladder.results import Results, read_ends
+from bitladder.results.merge import merge_results
+from bitladder.results.stages import staged_tasks
+from bitladder.results.store import Store, load_results
 from bitladder.summary.answered import read_answered, rungs_to_ask
 from bitladder.summary.summarize import summarize
-from bitladder.unknown import BadEnd, Kind, Unknown, known, reason_of
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, write_replay
 from replay import RUNGS as LADDER
 from staged_replay import RUNGS as STAGED

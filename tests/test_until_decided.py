@@ -8,29 +8,26 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bitladder.accuracy.harness import quiet, seeded
-from bitladder.accuracy.library import task_library
-from bitladder.accuracy.order import chosen_documents, prompts_of_the_whole
-from bitladder.accuracy.tasks import resolve_tasks
-from bitladder.archive import pack
 from bitladder.cli.main import app
 from bitladder.decide import recommend
-from bitladder.merge import merge_results
-from bitladder.publish.measured import find_measured, measured_tables
-from bitladder.recommendation import Limits
+from bitladder.decide.recommendation import Limits
+from bitladder.publish.card import find_measured, measured_tables
 from bitladder.records import Order, Settings, measurement_id, order_key
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.output import write_report
-from bitladder.report.text import table_to_markdown
+from bitladder.report.table import table_to_markdown
 from bitladder.report.verdict_tables import verdict_text
-from bitladder.stages import measured_items, row_stops, shares_for
+from bitladder.results.merge import merge_results, pack
+from bitladder.results.stages import measured_items, row_stops, shares_for
+from bitladder.results.store import Store, load_results
 from bitladder.stats.aggregate import MeanOfTasks
-from bitladder.stats.looks import judge_looks, look_confidence
 from bitladder.stats.paired import PairedCounts
-from bitladder.store import Store, load_results
+from bitladder.stats.verdict import judge_looks, look_confidence
 from bitladder.study.resolved import task_request, task_sources
 from bitladder.summary.answered import rungs_to_ask
 from bitladder.summary.summarize import summarize
+from bitladder.tasks.library import quiet, seeded, task_library
+from bitladder.tasks.tasks import chosen_documents, prompts_of_the_whole, resolve_tasks
 from replay import accuracy_item
 from replay_outcomes import TaskReplay, right_answers, task_documents
 from simulation import ChangeRates

@@ -15,16 +15,14 @@ import typer
 from typer.testing import CliRunner
 
 from bitladder.accuracy.answers import Answers, read_all, read_answers, require_comparable, study_answers, take_tasks
-from bitladder.cli.diff import diff_command
-from bitladder.cli.verdict import verdict_command
+from bitladder.cli.logs import diff_command, verdict_command
 from bitladder.errors import UserError
 from bitladder.records import Status
 from bitladder.report.verdict_tables import verdict_tables
+from bitladder.results.store import Store
 from bitladder.stats.paired import tango_interval
-from bitladder.store import Store
 from bitladder.study.resolved import task_sources
-from bitladder.summary.compare import Compared, compared_rungs
-from bitladder.summary.flips import Flip
+from bitladder.summary.comparison import Compared, Flip, compared_rungs
 from bitladder.summary.summarize import summarize
 from lm_eval_logs import DATE, LoggedTask, write_logs
 from replay import RUNGS, write_replay
@@ -550,9 +548,9 @@ def test_what_lm_evals_own_tracker_writes_is_what_a_study_records(tmp_path: Path
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
 
-    from bitladder.accuracy.library import task_library
     from bitladder.accuracy.samples import collect_samples
     from bitladder.records import Settings
+    from bitladder.tasks.library import task_library
 
     task = task_library(task_sources(Settings(model="x", tasks=("bitladder_language",)))).task("bitladder_language")
     task.set_fewshot_seed(seed=1)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
-from bitladder.checkpoint.audit import audit, require_sound
-from bitladder.checkpoint.ranges import beyond_range, vanishing
-from bitladder.checkpoint.values import Values, tensor_values
+from bitladder.auditing import audit, require_sound
+from bitladder.checkpoint.weights import Values, beyond_range, tensor_values, vanishing
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.quantization.quantize import quantize
-from bitladder.rungs import RUNGS
+from bitladder.methods import RUNGS
+from bitladder.quantization import quantize
 from test_tensors import write_checkpoint
 
 pytest_plugins = ("audit_fixtures",)

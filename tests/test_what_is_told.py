@@ -9,22 +9,21 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bitladder.checkpoint.audit import audit
+from bitladder.auditing import audit
 from bitladder.checkpoint.loading import load_tokenizer
 from bitladder.cli import dry_run
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.files import make_folder
-from bitladder.json_files import parse_json
+from bitladder.files import make_folder, parse_json
 from bitladder.models.source import resolve_model
-from bitladder.quantization.quantize import quantize
+from bitladder.quantization import quantize
 from bitladder.report.figure import CHARACTER_PX, panel
 from bitladder.report.verdict_tables import verdict_tables
-from bitladder.store import Store
+from bitladder.results.store import Store
 from bitladder.study.estimate import RungEstimate
 from bitladder.study.settings import load_command
-from bitladder.summary.compare import Compared
+from bitladder.summary.comparison import Compared
+from bitladder.text.words import first_line
 from bitladder.units import UNKNOWN
-from bitladder.wording import first_line
 from lm_eval_logs import write_logs
 from replay import RUNGS, write_replay
 from test_verdict import GROUPS, app
@@ -75,7 +74,7 @@ def test_where_no_checkpoint_can_be_made_is_told_before_any_work(
     def resolve(*_: object) -> None:
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr("bitladder.quantization.quantize.resolve_model", resolve)
+    monkeypatch.setattr("bitladder.quantization.resolve_model", resolve)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^/proc/x: can't be made; expected a place to read and write in$"):
         quantize("m", "nf4", Path("/proc/x"))
@@ -93,7 +92,7 @@ def test_a_full_disk_is_told_before_anything_is_quantized(
 ) -> None:
     """Where the checkpoint can't be linked from the cache."""
     monkeypatch.setenv("BITLADDER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("bitladder.quantization.quantize._make", None)
+    monkeypatch.setattr("bitladder.quantization._make", None)
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("one file system alone")

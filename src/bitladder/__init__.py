@@ -17,32 +17,31 @@ from typing import TYPE_CHECKING, Any
 from bitladder.package import __version__
 
 if TYPE_CHECKING:
-    from bitladder.archive import pack
-    from bitladder.checkpoint.audit import audit
+    from bitladder.auditing import audit
     from bitladder.decide import recommend
-    from bitladder.merge import merge_results
+    from bitladder.decide.recommendation import Limits
     from bitladder.publish import publish_checkpoint
-    from bitladder.quantization.quantize import quantize
-    from bitladder.recommendation import Limits
+    from bitladder.quantization import quantize
     from bitladder.records import Settings
     from bitladder.report import write_report
     from bitladder.report.published_tables import compare_published
-    from bitladder.store import load_results
+    from bitladder.results.merge import merge_results, pack
+    from bitladder.results.store import load_results
     from bitladder.study.run import run_study
     from bitladder.summary.summarize import summarize
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its profiler greets on stderr
 
 _HOMES = {
-    "Limits": "bitladder.recommendation",
+    "Limits": "bitladder.decide.recommendation",
     "Settings": "bitladder.records",
-    "audit": "bitladder.checkpoint.audit",
+    "audit": "bitladder.auditing",
     "compare_published": "bitladder.report.published_tables",
-    "load_results": "bitladder.store",
-    "merge_results": "bitladder.merge",
-    "pack": "bitladder.archive",
+    "load_results": "bitladder.results.store",
+    "merge_results": "bitladder.results.merge",
+    "pack": "bitladder.results.merge",
     "publish_checkpoint": "bitladder.publish",
-    "quantize": "bitladder.quantization.quantize",
+    "quantize": "bitladder.quantization",
     "recommend": "bitladder.decide",
     "run_study": "bitladder.study.run",
     "summarize": "bitladder.summary.summarize",

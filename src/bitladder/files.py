@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes, room."""
+"""Files: written whole or not at all, read as what they must be, and where the cache lies."""
 
 import errno
 import glob
@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bitladder.errors import UserError, describe_machine_error
-from bitladder.home import cache_directory
+from bitladder.errors import BrokenFileError, UserError, describe_machine_error
 from bitladder.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -253,3 +253,83 @@ def require_disk_space(directory: Path, needed_bytes: int, instead: str = CACHE_
             f"{existing}: {format_bytes(free)} free, {format_bytes(needed_bytes)} needed{what}; free some space, or "
             f"{instead}"
         )
+
+
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+"""byte-order marks of UTF-8 and UTF-16, which no library of Hugging Face's reads either"""
+
+_LINE_IN_TEXT = "control character (\\u0000-\\u001F) found while parsing a string"
+
+
+def parse_json(text: str | bytes, where: object, mend: str) -> Any:
+    """The value of a JSON text in UTF-8. Raises BrokenFileError for what is none.
+
+    ``where``: the file, or the line of one, that it was read from. ``mend``: what to do about it.
+    """
+    from pydantic_core import from_json
+
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if data.startswith(_MARKS):
+        raise BrokenFileError(f"{where}: begins with a byte-order mark; save it as UTF-8 without one")
+    if not data.strip():
+        raise BrokenFileError(f"{where}: empty, expected JSON; {mend}")
+    try:
+        return from_json(data)
+    except ValueError as error:
+        reason = str(error).replace("recursion limit exceeded", "nested too deep")
+        reason = reason.replace(_LINE_IN_TEXT, "a text that no quote ends in its line, or a control character in one,")
+        raise BrokenFileError(f"{where}: not JSON ({reason}); {mend}") from None
+
+
+def parse_json_object(text: str | bytes, where: object, mend: str) -> dict[str, Any]:
+    """As `parse_json`; anything but an object is refused, too."""
+    value = parse_json(text, where, mend)
+    if not isinstance(value, dict):
+        raise BrokenFileError(f"{where}: {_kind(value)}, expected a JSON object; {mend}")
+    return value
+
+
+def read_json_object(path: Path, mend: str) -> dict[str, Any]:
+    """The object that a file holds. Raises BrokenFileError where it holds none."""
+    return parse_json_object(path.read_bytes(), path, mend)
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+
+
+def cache_directory() -> Path:
+    """``$BITLADDER_CACHE``, else ``$XDG_CACHE_HOME/bitladder``, else ``~/.cache/bitladder``; absolute.
+
+    Raises UserError where that is in a home that there isn't.
+    """
+    explicit = os.environ.get("BITLADDER_CACHE")
+    if explicit:
+        return expand_user(explicit).absolute()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    if shared:
+        return expand_user(shared).absolute() / "bitladder"
+    try:
+        return Path.home() / ".cache" / "bitladder"
+    except RuntimeError:
+        raise UserError(
+            f"user {os.getuid()} has no home for the cache: HOME isn't set and the system knows none; set "
+            "BITLADDER_CACHE to a folder to write in"
+        ) from None
+
+
+def expand_user(path: str | Path) -> Path:
+    """The path with ``~`` or ``~NAME`` in full. Raises UserError for a home that there isn't."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home; give the path from / on, or one from here as ./~") from None
+
+
+def lend_home_to_libraries() -> None:
+    """Without a home let the Hub's libraries keep their files in our cache: they would in a folder called ``~``."""
+    try:
+        Path.home()
+    except RuntimeError:
+        if os.environ.get("BITLADDER_CACHE") and not os.environ.get("XDG_CACHE_HOME"):
+            os.environ.setdefault("HF_HOME", str(cache_directory() / "huggingface"))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bitladder.accuracy.logs import LogFolder
-from bitladder.accuracy.rows import count_once
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, Document, StudyRecord, TaskDocuments, TaskGroup
 from bitladder.results import Results, answering_machines, place_of, same_contents
-from bitladder.stages import staged_tasks
-from bitladder.store import MERGE_FILE, MergedStore, Store, load_results
+from bitladder.results.stages import staged_tasks
+from bitladder.results.store import MERGE_FILE, MergedStore, Store, load_results
+from bitladder.tasks.tasks import count_once
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from bitladder.accuracy.harness import as_we_run_it
-from bitladder.accuracy.journal import Journal
-from bitladder.accuracy.library import TaskLibrary, task_library
-from bitladder.accuracy.order import chosen_documents, document_keys, prompts_of_the_whole
-from bitladder.accuracy.samples import collect_samples
+from bitladder.accuracy.samples import Journal, collect_samples
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, TaskDocuments, TaskSources
+from bitladder.tasks.library import TaskLibrary, as_we_run_it, task_library
+from bitladder.tasks.tasks import chosen_documents, document_keys, prompts_of_the_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

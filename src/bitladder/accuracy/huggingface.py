@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from bitladder.accuracy.passes import ALONE, UNTRIED, Passes, record_scoring
+from bitladder.accuracy.forwards import ALONE, UNTRIED, Passes, record_scoring
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
+from bitladder.methods import METHODS
 from bitladder.records import BatchPlan, Scoring
-from bitladder.rungs import METHODS
-from bitladder.wording import first_line
+from bitladder.text.words import first_line
 
 Progress = Callable[[int, int], None]
 

@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bitladder.accuracy.passages import cluster_field, cluster_labels, has_field
-from bitladder.accuracy.rows import count_once
 from bitladder.accuracy.samples import (
     Sample,
     document_outcome,
@@ -24,10 +22,12 @@ from bitladder.accuracy.samples import (
     paired_metrics,
     require_numbers,
 )
-from bitladder.accuracy.walk import walk
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.json_files import parse_json_object
+from bitladder.files import parse_json_object
 from bitladder.records import AccuracyOutcome, TaskDocuments, TaskGroup, hash_json
+from bitladder.tasks.documents import cluster_field, cluster_labels, has_field
+from bitladder.tasks.registry import walk
+from bitladder.tasks.tasks import count_once
 
 _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl(?:\.gz)?")

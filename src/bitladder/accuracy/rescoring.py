@@ -1,32 +1,94 @@
 """Some of a task's documents scored again: in other batches, at batch 1, or by cached decoding.
 
-LLM.int8 with a threshold takes for outliers the columns where any row of a batch has one, and bitsandbytes' 4-bit
-products take another kernel by the number of rows: what is scored depends on what it is scored with.
+At batch 1 a log-likelihood takes one forward of one request. By cached decoding it takes a step for each token.
 """
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitladder.accuracy.alone import score_cached, score_single
-from bitladder.accuracy.backend.packing import Request
-from bitladder.accuracy.backend.products import widened_in
+from bitladder.accuracy.backend.compiling import widened_in
+from bitladder.accuracy.backend.plan import Request
 from bitladder.accuracy.evaluate import require_chat_template, require_same_task
-from bitladder.accuracy.fingerprint import document_hash
-from bitladder.accuracy.harness import as_we_run_it
-from bitladder.accuracy.library import TaskLibrary, task_library
-from bitladder.accuracy.order import chosen_documents
-from bitladder.accuracy.products_seen import products_seen
+from bitladder.accuracy.forwards import products_seen
 from bitladder.accuracy.samples import require_finite
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOutcome, TaskGroup, TaskSources, Way
+from bitladder.tasks.documents import document_hash
+from bitladder.tasks.library import TaskLibrary, as_we_run_it, task_library
+from bitladder.tasks.tasks import chosen_documents
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bitladder.accuracy.backend.lm import BitladderLM
+
+
+def score_single(model: "PreTrainedModel", requests: Sequence[Request]) -> list[float]:
+    """Each request in a forward of its own, context and continuation at once; equal inputs share it."""
+    import torch
+
+    forwards: dict[bytes, Tensor] = {}
+    scores = []
+    with torch.inference_mode():
+        for request in requests:
+            count = len(request.targets)
+            key = request.inputs.tobytes() + count.to_bytes(4, "little")
+            if key not in forwards:
+                output = model(input_ids=_ids(model, request.inputs), use_cache=False, logits_to_keep=count)
+                forwards[key] = output.logits[0]
+            scores.append(_sum(forwards[key], request))
+    return scores
+
+
+def score_cached(model: "PreTrainedModel", requests: Sequence[Request]) -> list[float]:
+    """Prefill of the context, then the continuation one token a step, as it is generated.
+
+    Requests of one context share its prefill. A continuation of one token takes no step.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    prefills: dict[bytes, tuple[Tensor, Any]] = {}
+    scores = []
+    with torch.inference_mode():
+        for request in requests:
+            start = len(request.inputs) - len(request.targets) + 1
+            context, rest = request.inputs[:start], request.inputs[start:]
+            if context.tobytes() not in prefills:
+                cache: Any = DynamicCache(config=model.config)
+                options = {name: cache, "use_cache": True, "logits_to_keep": 1}
+                prefills[context.tobytes()] = model(input_ids=_ids(model, context), **options).logits[0], cache
+            logits, kept = prefills[context.tobytes()]
+            rows = [logits]
+            cache = copy.deepcopy(kept) if len(rest) else None
+            for token in rest:
+                rows.append(model(input_ids=_ids(model, [token]), use_cache=True, **{name: cache}).logits[0])
+            scores.append(_sum(torch.cat(rows), request))
+    return scores
+
+
+def _ids(model: "PreTrainedModel", tokens: Any) -> "Tensor":
+    """(1, tokens)"""
+    import torch
+
+    return torch.tensor([[int(token) for token in tokens]], device=model.device)
+
+
+def _sum(logits: "Tensor", request: Request) -> float:
+    """From (targets, vocabulary) the log-likelihood of the targets, whose log-probabilities are made in FP32."""
+    import torch
+
+    targets = torch.tensor([int(token) for token in request.targets], device=logits.device)
+    chosen = torch.log_softmax(logits, -1, dtype=torch.float32).gather(-1, targets[:, None])
+    return float(chosen.double().sum())
+
 
 Progress = Callable[[int, int], None]
 

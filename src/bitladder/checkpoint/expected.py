@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 from bitladder.checkpoint.loading import quiet_libraries
 from bitladder.checkpoint.skeleton import build_skeleton, directly_used, fp32_plan, kept_in_fp32, linear_weights
 from bitladder.errors import UserError
-from bitladder.methods.kinds import kind_of
-from bitladder.methods.method import Method
-from bitladder.methods.types import torch_dtype
+from bitladder.methods import NEGLIGIBLE_SHARE, Rung, find_rung, method_of
+from bitladder.methods.method import Method, kind_of, torch_dtype
 from bitladder.records import LoadPolicy, Scheme
-from bitladder.rungs import NEGLIGIBLE_SHARE, Rung, find_rung, method_of
-from bitladder.wording import name_some
+from bitladder.text.words import name_some
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

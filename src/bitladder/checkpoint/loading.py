@@ -7,14 +7,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config
-from bitladder.checkpoint.declared import config_scheme, found_scheme
-from bitladder.checkpoint.generation import wrong_value
-from bitladder.checkpoint.placement import NO_ROOM, no_room, placement_options, require_placed
+from bitladder.checkpoint.config import GENERATION_CONFIG, read_config, read_generation_config, wrong_value
+from bitladder.checkpoint.scheme import config_scheme, found_scheme
 from bitladder.checkpoint.tensors import read_tensors
-from bitladder.cuda import count_cards, require_usable
-from bitladder.devices import cards_of, device_of, torch_devices
-from bitladder.environment import describe_gpus
 from bitladder.errors import (
     BrokenFileError,
     DoesNotFitError,
@@ -24,12 +19,23 @@ from bitladder.errors import (
     describe_machine_error,
 )
 from bitladder.files import naming
-from bitladder.hub_kernels import forbid_hub_kernels
-from bitladder.main_memory import available_memory_bytes, memory_bytes
+from bitladder.machine.cards import (
+    NO_ROOM,
+    cards_of,
+    count_cards,
+    device_of,
+    no_room,
+    placement_options,
+    require_placed,
+    require_usable,
+    torch_devices,
+)
+from bitladder.machine.host import available_memory_bytes, describe_gpus, memory_bytes
+from bitladder.machine.libraries import forbid_hub_kernels
+from bitladder.methods import METHODS, method_of
 from bitladder.records import LoadPolicy
-from bitladder.rungs import METHODS, method_of
+from bitladder.text.words import first_line
 from bitladder.units import format_bytes
-from bitladder.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

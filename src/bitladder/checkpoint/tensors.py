@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from bitladder.checkpoint.config import read_config
 from bitladder.errors import BrokenFileError, UserError
-from bitladder.json_files import parse_json_object, read_json_object
+from bitladder.files import parse_json_object, read_json_object
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

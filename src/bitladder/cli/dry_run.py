@@ -8,35 +8,31 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bitladder.cli.libraries import libraries_on_stderr
-from bitladder.cli.progress import TerminalProgress
+from bitladder.cli.progress import TerminalProgress, libraries_on_stderr
 from bitladder.cli.terminal import Terminal
-from bitladder.defaults import ASKED_FROM_S
-from bitladder.driver import could_have_cards
-from bitladder.environment import BUSY_SHARE, busy_share
 from bitladder.executors.table import open_executor
-from bitladder.methods.kinds import describe_kept
-from bitladder.perf.memory import resident_bytes
-from bitladder.perf.overhead import OVERHEAD, measure_overhead, unknown_overhead
+from bitladder.machine.cards import could_have_cards
+from bitladder.machine.host import BUSY_SHARE, busy_share
+from bitladder.methods.method import describe_kept
+from bitladder.perf.memory import OVERHEAD, measure_overhead, resident_bytes, unknown_overhead
 from bitladder.records import Settings, StudyRecord
+from bitladder.records.study import ASKED_FROM_S
 from bitladder.results import device_title, item_name, not_measured_as
-from bitladder.stages import Staging, measured_items
+from bitladder.results.stages import Staging, measured_items
+from bitladder.results.store import Store
 from bitladder.stats.power import POWER, Resolution
-from bitladder.store import Store
 from bitladder.study.estimate import RungEstimate, estimate_study
-from bitladder.study.kept import Kept
-from bitladder.study.missing import Missing
+from bitladder.study.messages import busy_warning
+from bitladder.study.plan import Kept, Missing, plan_resolutions
 from bitladder.study.prepare import prepare
-from bitladder.study.progress import busy_warning
-from bitladder.study.resolution import plan_resolutions
 from bitladder.study.time_left import TimeLeft, advise
-from bitladder.summary.margin import study_margin_points
+from bitladder.summary.metrics import study_margin_points
 from bitladder.units import counted, format_bytes, format_count, format_seconds, points_text
 
 
 def print_plan(settings: Settings, out: Path, json_output: bool) -> None:
     """Resolve, calibrate, plan and estimate; nothing is quantized, measured or written to ``out``."""
-    from bitladder.study.folder import require_study_folder
+    from bitladder.study.run import require_study_folder
 
     require_study_folder(out)
     with (

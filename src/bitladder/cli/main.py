@@ -1,32 +1,94 @@
-"""The command line: thin over the Python API. Results on stdout, everything else on stderr.
-
-Exit codes: 0 done, 1 a check or some measurements failed, 2 bad input, 70 a bug of ours, 130 interrupted.
-"""
+"""The command line: thin over the Python API. Results on stdout, everything else on stderr."""
 
 import errno
 import logging
+import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from bitladder.cli.audit import audit_command
-from bitladder.cli.compare import compare_command
-from bitladder.cli.diff import diff_command
-from bitladder.cli.merge import MergeCommand, merge_command
-from bitladder.cli.pack import pack_command
-from bitladder.cli.publish import publish_command
-from bitladder.cli.quantize import quantize_command
-from bitladder.cli.recommend import recommend_command
-from bitladder.cli.report import report_command
-from bitladder.cli.setting_flags import add_settings_command
-from bitladder.cli.study import study_command
-from bitladder.cli.surroundings import describe_name, name_in, open_streams, require_names
+from bitladder.cli.checkpoints import audit_command, publish_command, quantize_command
+from bitladder.cli.logs import diff_command, verdict_command
+from bitladder.cli.results import (
+    MergeCommand,
+    compare_command,
+    merge_command,
+    pack_command,
+    recommend_command,
+    report_command,
+)
+from bitladder.cli.study import add_settings_command, study_command
 from bitladder.cli.terminal import printable_streams
-from bitladder.cli.verdict import verdict_command
-from bitladder.printable import one_line
+from bitladder.errors import UserError
+from bitladder.text.words import one_line
+
+_PLACES = ("HOME", "BITLADDER_CACHE", "XDG_CACHE_HOME", "HF_HOME", "TMPDIR")
+_NAMES = ("stdin", "stdout", "stderr")
+
+
+def open_streams() -> None:
+    """Open on nothing what of the three is closed, and let no character fail that the terminal can't show.
+
+    A file that is opened next gets the lowest free number: without this a pipe or a log would become a child process's
+    standard output.
+    """
+    for number, name in enumerate(_NAMES):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number, the lowest that is free
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # ``\\u2026`` for what the encoding lacks, and ``\\udce9`` for a byte of a name that isn't UTF-8
+            stream.reconfigure(errors="backslashreplace")
+
+
+def require_names() -> None:
+    """Raise UserError where the working folder was deleted, and for a name that is no text: none can stand in a record.
+
+    A name is bytes to the system; what of it isn't in the encoding of names, UTF-8 on most machines, Python keeps as
+    lone surrogates, which no JSON takes.
+    """
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError:
+        raise UserError("the folder that this runs in was deleted; change to another one") from None
+    places = {"the folder that this runs in": folder, **{name: os.environ.get(name, "") for name in _PLACES}}
+    for what, name in (*(("argument", argument) for argument in sys.argv[1:]), *places.items()):
+        if not is_text(name):
+            raise UserError(f"{what} {describe_name(name)}")
+
+
+def is_text(name: str) -> bool:
+    """Whether a name holds nothing that its encoding lacks."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def name_in(error: UnicodeEncodeError) -> str:
+    """The name that could not be written, of a whole record what stands there between quotes."""
+    text, start = error.object, error.start
+    end = text.find('"', start)
+    return text[text.rfind('"', 0, start) + 1 : end if end >= 0 else len(text)]
+
+
+def describe_name(name: str) -> str:
+    """A name that is no text, readable, and what to do about it."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        return f"'{shown}': not UTF-8; rename it, or give a link of another name"
+    shown = name.encode("ascii", "backslashreplace").decode("ascii")
+    return f"'{shown}': not {encoding}, the encoding of names here; set LC_ALL=C.UTF-8, or give a link of another name"
+
 
 EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -89,8 +151,8 @@ def run() -> None:
 
 def _run() -> None:
     from bitladder.errors import UserError, describe_machine_error
-    from bitladder.home import lend_home_to_libraries
-    from bitladder.processors import heed_quota
+    from bitladder.files import lend_home_to_libraries
+    from bitladder.machine.host import heed_quota
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bitladder").setLevel(logging.INFO)
@@ -127,7 +189,7 @@ def _run() -> None:
 def _show_usage_error(error: Any) -> None:
     from pydantic import ValidationError
 
-    from bitladder.wording import describe_mismatch
+    from bitladder.text.words import describe_mismatch
 
     cause, flag = error.__cause__, getattr(error, "param", None)
     if isinstance(cause, ValidationError) and flag is not None:

@@ -1,17 +1,54 @@
-"""Progress of a study on stderr: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a study on stderr: a bar on a terminal, plain lines elsewhere; other libraries are kept quiet."""
 
+import ctypes
+import os
+import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from bitladder.cli.terminal import Terminal
-from bitladder.printable import one_line
 from bitladder.records import MeasurementRecord, RungRecord
 from bitladder.results import item_name
-from bitladder.study.progress import StudyProgress
+from bitladder.study.messages import StudyProgress
+from bitladder.text.words import one_line
 from bitladder.units import counted, format_bytes, format_left, format_seconds
+
+_STDOUT, _STDERR = 1, 2
+
+
+@contextmanager
+def libraries_on_stderr() -> Iterator[None]:
+    """Inside the block, what is printed goes to the standard error: GPTQModel greets, and the output is for results.
+
+    What compilers and other child processes print goes there too, and what C code prints. Nothing is done where one
+    of the two is closed.
+    """
+    if sys.stdout is None or sys.stderr is None:
+        yield
+        return
+    _flush()
+    kept = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _flush()  # what was printed inside, by those who hold the standard output themselves
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
+
+
+def _flush() -> None:
+    """Python's buffers of the standard output, and C's."""
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+
 
 LINE_INTERVAL_S = 30.0
 """between two lines on one measurement, where there is no bar"""

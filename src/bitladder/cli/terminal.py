@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from bitladder.printable import printable
+from bitladder.text.words import printable
 
 _BAR_MOVES = re.compile(r"(?:\n|\x1b\[A)+\Z|\r|")
 """what tqdm's progress bars begin a write with: back to the start of the line; or all of it: between lines"""

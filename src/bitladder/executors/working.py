@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from bitladder.executors.executor import RAISED
-from bitladder.hub_kernels import forbid_hub_kernels
+from bitladder.machine.libraries import forbid_hub_kernels
 
 
 def set_up(trusted: str) -> None:

@@ -7,14 +7,22 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bitladder.errors import BrokenFileError
-from bitladder.json_files import parse_json_object
+from bitladder.files import parse_json_object
+from bitladder.machine.libraries import patch_for_good
 from bitladder.methods.bitsandbytes import BitsAndBytes
-from bitladder.methods.kinds import is_packed
-from bitladder.methods.method import FormatSettings, ReadBytes, Stored, Tensors, unlike
-from bitladder.methods.types import Types, torch_dtype, type_name
-from bitladder.patches import patch_for_good
+from bitladder.methods.method import (
+    FormatSettings,
+    ReadBytes,
+    Stored,
+    Tensors,
+    Types,
+    is_packed,
+    torch_dtype,
+    type_name,
+    unlike,
+)
 from bitladder.records import Scheme
-from bitladder.wording import describe_mismatch
+from bitladder.text.words import describe_mismatch
 
 _STATE = ".quant_state.bitsandbytes__"
 _CODES = 16

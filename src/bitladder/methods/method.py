@@ -1,18 +1,107 @@
-"""What is asked of a quantization method: a class in a file of its own answers it, by a row in `rungs.METHODS`."""
+"""What is asked of a quantization method, and the number types and tensors that the answers are about.
+
+A method is a class in a file of its own, with a row in `rungs.METHODS`.
+"""
 
 import importlib.util
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bitladder.errors import UserError
-from bitladder.methods.kinds import is_state, module_of
-from bitladder.methods.types import Types
 from bitladder.records import MethodName, Scheme
+from bitladder.units import format_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_NAMES = {torch_name: name for name, torch_name in _TORCH_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Types:
+    """Of a checkpoint, as its tensors and its config.json show them."""
+
+    stored: str
+    """that most of its matrices have"""
+    computed: str
+    rest: str
+    """that most of what is no matrix has"""
+
+
+def torch_dtype(name: str) -> Any:
+    """torch's type of that SafeTensors name (F64, F32, BF16 or F16)."""
+    import torch
+
+    return getattr(torch, _TORCH_NAMES[name])
+
+
+def type_name(torch_name: str) -> str:
+    """SafeTensors' name of torch's ``bfloat16``, ``torch.float32`` and so on; any other name as it is."""
+    return _NAMES.get(torch_name.removeprefix("torch."), torch_name)
+
+
+Kind = Literal["embedding", "linear", "norm", "head", "quantization state", "other"]
+
+
+class Shaped(Protocol):
+    """A stored tensor, or a parameter of a network."""
+
+    @property
+    def shape(self) -> Sized: ...
+
+
+FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
+
+# bitsandbytes writes SCB, weight_format, absmax, maps and quant_state; the rest is what GPTQ, AWQ, compressed-tensors,
+# auto-round, FP8 and torchao checkpoints hold beside their packed weights.
+_STATE = re.compile(
+    r"\.(SCB|weight_format)$"
+    r"|\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)$"
+    r"|[._:](scales?|scale_inv|zeros|zero_point|qzeros|g_idx|perm|global_scale|weight_shape)$"
+)
+_EMBEDDING = re.compile(r"(^|[._])(wte|wpe|\w*embed\w*)$")
+_HEAD = re.compile(r"(^|\.)(\w*head|embed_out)$|^output$")
+_NORM = re.compile(r"norm|(^|\.)ln_?\w*$", re.IGNORECASE)
+
+
+def is_state(name: str) -> bool:
+    """Whether the tensor serves to decode a quantized weight: scales, zero points, maps, shapes."""
+    return _STATE.search(name) is not None
+
+
+def is_packed(name: str, tensors: Mapping[str, object]) -> bool:
+    """Whether the tensor holds bitsandbytes' 4-bit codes. Their type is chosen by whoever packs them
+    (``bnb_4bit_quant_storage``) and says nothing: a BF16 holds four codes."""
+    return f"{name}.absmax" in tensors
+
+
+def module_of(name: str) -> str:
+    """``model.layers.0.mlp.up_proj`` of any tensor that belongs to that layer."""
+    module = name.rpartition(".")[0]
+    return module.removesuffix(".weight") if is_state(name) else module
+
+
+def describe_kept(bytes_by_kind: Mapping[str, int]) -> str:
+    """``embedding 320.0 MiB, norm 0.1 MiB``, the largest first."""
+    kinds = sorted(bytes_by_kind.items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} {format_bytes(size)}" for kind, size in kinds)
+
+
+def kind_of(name: str, tensor: Shaped) -> Kind:
+    """The kind of module that a stored tensor belongs to."""
+    if is_state(name):
+        return "quantization state"
+    module = module_of(name)
+    if len(tensor.shape) < 2:
+        return "norm" if _NORM.search(module) else "other"
+    if _HEAD.search(module):
+        return "head"
+    return "embedding" if _EMBEDDING.search(module) else "linear"
 
 
 class Stored(Protocol):

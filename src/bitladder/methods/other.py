@@ -4,9 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bitladder.methods.kinds import FLOATS, is_state, module_of
-from bitladder.methods.method import FormatSettings, Method, Shape, Tensors
-from bitladder.methods.types import Types
+from bitladder.methods.method import FLOATS, FormatSettings, Method, Shape, Tensors, Types, is_state, module_of
 from bitladder.records import Scheme
 
 if TYPE_CHECKING:

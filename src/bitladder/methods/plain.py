@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bitladder.methods.method import FormatSettings, Method, Shape, Tensors
-from bitladder.methods.types import Types, torch_dtype
+from bitladder.methods.method import FormatSettings, Method, Shape, Tensors, Types, torch_dtype
 from bitladder.records import Scheme
 
 if TYPE_CHECKING:

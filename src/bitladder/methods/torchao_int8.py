@@ -10,10 +10,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bitladder.errors import UserError
-from bitladder.methods.kinds import is_state, module_of
-from bitladder.methods.method import FormatSettings, Method, ReadBytes, Shape, Tensors, kept_modules, unlike
+from bitladder.methods.method import (
+    FormatSettings,
+    Method,
+    ReadBytes,
+    Shape,
+    Tensors,
+    Types,
+    is_state,
+    kept_modules,
+    module_of,
+    torch_dtype,
+    unlike,
+)
 from bitladder.methods.other import object_of, torchao_settings
-from bitladder.methods.types import Types, torch_dtype
 from bitladder.records import Scheme
 
 if TYPE_CHECKING:

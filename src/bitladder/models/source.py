@@ -1,22 +1,66 @@
-"""Where a model comes from: a Hub id, a local directory, or ``builtin:NAME``; what comes out is a local checkpoint."""
+"""Where a model comes from: the Hub, a directory or a built-in model; and its outline before anything is downloaded."""
 
+import json
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitladder.checkpoint.config import GGUF_SUFFIX, read_config, refuse_gguf
-from bitladder.checkpoint.declared import own_manifest
-from bitladder.checkpoint.four_bits import find_dequantized
 from bitladder.checkpoint.manifest import MANIFEST_NAME, hash_files, read_manifest
+from bitladder.checkpoint.scheme import own_manifest
 from bitladder.checkpoint.tensors import read_tensors, weight_files
+from bitladder.checkpoint.weights import find_dequantized
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
-from bitladder.files import require_disk_space
-from bitladder.home import expand_user
+from bitladder.files import expand_user, require_disk_space
 from bitladder.models.builtin import BUILTINS, PREFIX, find_builtin
-from bitladder.models.outline import outline_model
 from bitladder.records import Source, hash_json
-from bitladder.wording import first_line
+from bitladder.text.words import first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils._safetensors import SafetensorsFileMetadata
+
+
+def outline_model(
+    model: str, revision: str, weights: list[str], others: Path, folder: Path
+) -> tuple[Path, dict[str, str]]:
+    """A directory inside ``folder`` with the files of ``others`` and the headers of ``weights``; and of these the
+    SHA-256 that the Hub knows. ``revision``: a commit.
+
+    Raises what huggingface_hub's client does.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi()
+    entries = api.list_repo_tree(model, revision=revision)
+    known = {entry.path: entry.lfs.sha256 for entry in entries if isinstance(entry, RepoFile) and entry.lfs}
+    directory = folder / revision
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in others.iterdir():
+        if path.is_file() and not (directory / path.name).exists():
+            (directory / path.name).symlink_to(path.resolve())
+    for name in weights:
+        if name in known:
+            _write_header(api.parse_safetensors_file_metadata(model, name, revision=revision), directory / name)
+        else:  # as small as a file has to be for Git itself
+            (directory / name).symlink_to(Path(api.hf_hub_download(model, name, revision=revision)).resolve())
+    return directory, {name: known[name] for name in weights if name in known}
+
+
+def _write_header(found: "SafetensorsFileMetadata", path: Path) -> None:
+    entries = {
+        name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
+        for name, tensor in found.tensors.items()
+    }
+    header = json.dumps({"__metadata__": found.metadata, **entries}).encode()
+    end = max((tensor.data_offsets[1] for tensor in found.tensors.values()), default=0)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + end)
+
 
 # What a model is made of beside its weights: configuration, tokenizer, chat template, its own code where it has any.
 _MODEL_SUFFIXES = (".json", ".model", ".txt", ".tiktoken", ".jinja", ".py")

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitladder.allocator import give_back_freed
 from bitladder.errors import UserError
 from bitladder.executors.table import executor_name
-from bitladder.perf.batches import Run, run_batches, to_sample
-from bitladder.perf.disturbance import ProcessorTimes
+from bitladder.machine.host import give_back_freed
+from bitladder.perf.batches import ProcessorTimes, Run, run_batches, to_sample
+from bitladder.perf.engines import find_engine
 from bitladder.perf.engines.engine import Engine, LaunchFacts, StepTimes
-from bitladder.perf.engines.table import find_engine
 from bitladder.perf.maxbatch import choose_batch
 from bitladder.perf.memory import (
     PeakDevice,

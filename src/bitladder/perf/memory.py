@@ -1,16 +1,25 @@
-"""Memory: what a batch is predicted to need, and what a process and its device really used."""
+"""Memory: what a batch is predicted to need, what a process takes beside it, and what was really used."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import psutil
 
 from bitladder.checkpoint.skeleton import cache_bytes, embedding_width, layer_count, vocabulary_size, widest_layer
-from bitladder.devices import cards_of, torch_devices
 from bitladder.errors import DoesNotFitError
+from bitladder.executors.executor import Executor
+from bitladder.machine.cards import cards_of, torch_devices
+from bitladder.machine.host import give_back_freed
+from bitladder.methods import find_rung, method_of
+from bitladder.methods.method import torch_dtype
+from bitladder.perf.engines import find_engine
+from bitladder.perf.engines.engine import Engine
+from bitladder.perf.monitor import open_gpus
+from bitladder.perf.resources import gpus_of, total_bytes, used_bytes
+from bitladder.records import Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -162,3 +171,75 @@ class PeakDevice:
             sum(torch.cuda.max_memory_allocated(card) for card in self._cards),
             sum(torch.cuda.max_memory_reserved(card) for card in self._cards),
         )
+
+
+OVERHEAD = "bitladder.perf.memory"
+"""the executor's target"""
+
+_PROMPT: Sequence[Sequence[int]] = ((1,) * 32,)
+_NEW_TOKENS = 8
+_OUTLIER_GAIN = 16.0
+"""of the norm before a layer: LLM.int8's kernels for outliers are loaded only where there are some"""
+
+
+def unknown_overhead(device: str) -> str:
+    """Why `measure_overhead` found nothing."""
+    _, unavailable = open_gpus(gpus_of(device))
+    return unavailable.get("gpu_memory_bytes", "a model of next to no weights did not run")
+
+
+def measure_overhead(executor: Executor, device: str, rungs: Iterable[str], engine: str) -> dict[str, int]:
+    """By method of quantization, of those of ``rungs``: bytes of the memory that a peak counts, of the device on a GPU,
+    else resident. Without those that could not be found.
+
+    Each method loads kernels and libraries of its own: LLM.int8's take more of a GPU than they save of a small model.
+    ``executor`` is of `OVERHEAD`.
+    """
+    by_method = {find_rung(rung).scheme.method: rung for rung in rungs}
+    found: dict[str, int] = {}
+    for method, rung in by_method.items():
+        answer, _ = executor.ask(f"{device} {rung} {engine}")
+        if answer.isdigit():
+            found[method] = int(answer)
+    return found
+
+
+def work(job: str, answers: TextIO) -> None:
+    """Answer with the number of bytes for the device, rung and engine that ``job`` names, of all its cards; with
+    nothing where they aren't known."""
+    device, rung, engine = job.split()
+    of_model = find_engine(engine).of_model
+    if of_model is None:
+        return
+    gpus = gpus_of(device)
+    idle_bytes = total_bytes(used_bytes(gpus))
+    own_bytes = sum(run_tiny_model(one, find_rung(rung).scheme, of_model) for one in torch_devices(device))
+    give_back_freed()
+    found_bytes = resident_bytes() if device == "cpu" else total_bytes(used_bytes(gpus))
+    if found_bytes is not None and (device == "cpu" or idle_bytes is not None):
+        print(found_bytes - (idle_bytes or 0) - own_bytes, file=answers)
+
+
+def run_tiny_model(device: str, scheme: Scheme, of_model: "Callable[[PreTrainedModel], Engine]") -> int:
+    """Its own weights in bytes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from bitladder.checkpoint.memory import loaded_bytes
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4
+    )
+    method = method_of(scheme)
+    model = LlamaForCausalLM(config).to(torch_dtype(scheme.rest_type))
+    layer = model.model.layers[0]
+    layer.input_layernorm.weight.data[:8] = layer.post_attention_layernorm.weight.data[:8] = _OUTLIER_GAIN
+    for part in (layer.self_attn, layer.mlp):
+        for name, linear in list(part.named_children()):
+            if hasattr(linear, "in_features"):
+                made = method.make_layer(scheme, int(linear.in_features), int(linear.out_features), device)
+                setattr(part, name, made)
+    model.to(device)
+    if device == "cpu":
+        method.prepare_layers(model)
+    of_model(model).run(_PROMPT, _NEW_TOKENS)
+    return loaded_bytes(model)

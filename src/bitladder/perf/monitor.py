@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from bitladder.driver import DIVIDED, ask, find_handle, is_divided, open_nvml
+from bitladder.machine.cards import DIVIDED, ask, find_handle, is_divided, open_nvml
 from bitladder.records import CardSample, Record, ResourceSample
 
 INTERVAL_S = 0.2

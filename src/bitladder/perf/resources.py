@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bitladder.devices import cards_of, torch_devices
-from bitladder.driver import open_nvml, visible_gpus
+from bitladder.machine.cards import cards_of, open_nvml, torch_devices, visible_gpus
 from bitladder.perf.monitor import INTERVAL_S, MonitorStart, join_cards, open_gpus, reasons_of
 from bitladder.records import ResourceSample
 

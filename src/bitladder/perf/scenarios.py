@@ -1,14 +1,18 @@
-"""The performance scenarios of a study, planned from a workload and what the machine can do."""
+"""The performance scenarios of a study, planned from a workload; and their prompts, equal for every rung."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from bitladder.defaults import REQUESTS
 from bitladder.errors import UserError
 from bitladder.perf.engines.engine import EngineRow
-from bitladder.records import Calibration, LoadPolicy, Scenario
+from bitladder.records import Calibration, LoadPolicy, Prompts, Scenario, hash_json
+from bitladder.records.study import REQUESTS
+from bitladder.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,24 @@ def require_context(directory: Path, scenario: Scenario, policy: LoadPolicy) -> 
             f"{directory}: {scenario.prompt_tokens:,} prompt and {scenario.new_tokens:,} new tokens, the model's "
             f"context has {positions:,}; choose fewer --prompt-tokens or --new-tokens"
         )
+
+
+def cut_prompts(tokenizer: "PreTrainedTokenizerBase", prompt_tokens: int, corpus: Corpus) -> Prompts:
+    """Non-overlapping windows of ``prompt_tokens`` tokens of the joined documents.
+
+    The text is tokenized once, without special tokens, as is usual for perplexity. Raises UserError for a text too
+    short for one window.
+    """
+    token_ids: Sequence[int] = tokenizer(corpus.text, add_special_tokens=False, verbose=False)["input_ids"]
+    windows = cut_windows(token_ids, prompt_tokens)
+    if not windows:
+        raise UserError(
+            f"{corpus.origin}: {len(token_ids):,} tokens, {prompt_tokens:,} needed; choose a smaller --prompt-tokens"
+        )
+    return Prompts(token_ids=windows, prompts_hash=hash_json(windows), origin=corpus.origin)
+
+
+def cut_windows(token_ids: Sequence[int], window_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """Non-overlapping windows, (windows, window_tokens); the rest at the end is left out."""
+    whole = len(token_ids) // window_tokens
+    return tuple(tuple(token_ids[i * window_tokens : (i + 1) * window_tokens]) for i in range(whole))

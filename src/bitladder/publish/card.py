@@ -1,17 +1,259 @@
-"""The model card: a header that the Hub reads, and what is known of the checkpoint, with where it is known from."""
+"""The model card: a header that the Hub reads, where the model is from, and what a study measured of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitladder.checkpoint.declared import describe_scheme
-from bitladder.markdown import markdown_environment
+import yaml
+from huggingface_hub import HfApi, ModelCard, constants, errors
+
+from bitladder.checkpoint.scheme import describe_scheme
+from bitladder.errors import UserError
+from bitladder.files import expand_user
+from bitladder.methods import made_title, method_of
+from bitladder.models.builtin import find_builtin
+from bitladder.models.source import source_hash
 from bitladder.package import __version__
-from bitladder.publish.measured import CardTable, Measured, measured_tables
-from bitladder.publish.origin import Origin
-from bitladder.records import Audit, Finding, Manifest, Scheme, Source
-from bitladder.rungs import made_title, method_of
-from bitladder.units import format_bytes
+from bitladder.records import AccuracyTask, Audit, Finding, Machine, Manifest, Scheme, Source
+from bitladder.records.base import Unknown
+from bitladder.results.store import load_results
+from bitladder.summary.metrics import METRICS
+from bitladder.summary.row import counted_tasks, weighted_titles
+from bitladder.summary.summarize import notes_about, summarize
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
+from bitladder.text.words import markdown_environment, one_line
+from bitladder.units import UNKNOWN, format_bytes, format_count, format_percent, format_points, format_raw, points_text
+
+_LICENSE_KEYS = ("license", "license_name", "license_link")
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """``license`` has the keys of a model card's header; where it is empty, ``license_unknown`` says why."""
+
+    base_model: str | None
+    """id on the Hub; None for a local directory"""
+    license: dict[str, str] = field(default_factory=dict)
+    license_unknown: str | None = None
+
+
+def find_origin(source: Source) -> Origin:
+    """Asks the Hub for a Hub model's licence, and reads a directory's README.md where its files are still the same."""
+    if source.origin is not None:
+        return find_origin(source.origin)
+    if source.kind == "builtin":
+        builtin = find_builtin(source.model)
+        return _with_license(builtin.hub_id, {"license": builtin.license}, "the built-in model has none")
+    if source.kind == "directory":
+        return _origin_of_directory(source)
+    return _origin_on_hub(source)
+
+
+def _origin_of_directory(source: Source) -> Origin:
+    directory = expand_user(source.model)
+    readme = directory / "README.md"
+    if not readme.is_file():
+        return Origin(None, {}, "the source is a local directory without README.md")
+    if source_hash(directory) != source.content_hash:
+        return Origin(None, {}, "the source's directory has changed since")
+    try:
+        card = ModelCard(readme.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data
+    except (ValueError, yaml.YAMLError):
+        return Origin(None, {}, "the header of the source's README.md can't be read")
+    return _with_license(None, card.to_dict(), "the source's README.md names none")  # type: ignore[no-untyped-call]
+
+
+def _origin_on_hub(source: Source) -> Origin:
+    try:
+        card = HfApi().model_info(source.model, revision=source.revision, timeout=_TIMEOUT_S).card_data
+    except (errors.HTTPError, errors.OfflineModeIsEnabled):  # type: ignore[attr-defined]  # httpx's, as its client has it
+        return Origin(source.model, {}, "the Hub could not be asked for the source's")
+    fields = card.to_dict() if card else {}  # type: ignore[no-untyped-call]
+    link = fields.get("license_link")
+    if isinstance(link, str) and "://" not in link:  # a file of the source's repository
+        fields["license_link"] = f"{constants.ENDPOINT}/{source.model}/blob/{source.revision or 'main'}/{link}"
+    return _with_license(source.model, fields, "the source's card names none")
+
+
+def _with_license(base_model: str | None, fields: dict[str, Any], why_not: str) -> Origin:
+    license_fields = {key: one_line(fields[key]) for key in _LICENSE_KEYS if isinstance(fields.get(key), str)}
+    return Origin(base_model, license_fields) if "license" in license_fields else Origin(base_model, {}, why_not)
+
+
+SCENARIOS = {"batch1": "Batch size 1", "max-batch": "Largest batch"}
+_METRICS = ("requests_per_s", "tokens_per_s", "latency_s", "ttft_s", "peak_memory_bytes", "speedup")
+
+
+@dataclass(frozen=True)
+class CardTable:
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A study's summary, seen from one of its rungs."""
+
+    summary: Summary
+    rung: RungSummary
+    notes: tuple[str, ...]
+    """of the summary's those that are about this rung"""
+    harness: str | None
+    """version of lm-evaluation-harness that asked; None where nothing was asked"""
+
+    @property
+    def baseline(self) -> RungSummary | None:
+        """What it is compared with; None where it is the baseline itself, or the study has none."""
+        return None if self.rung.rung == self.summary.baseline else self.summary.rung(self.summary.baseline)
+
+
+def find_measured(study: Path, manifest: Manifest) -> Measured:
+    """The study's results for the checkpoint of this manifest, known by its content hash and not by its name.
+
+    Raises UserError where the folder holds no study or the study measured another checkpoint.
+    """
+    results = load_results(study)
+    summary = summarize(results)
+    same = [rung for rung in summary.rungs if rung.content_hash == manifest.content_hash]
+    if not same:
+        known = ", ".join(f"{rung.rung} {(rung.content_hash or UNKNOWN)[:12]}" for rung in summary.rungs)
+        raise UserError(
+            f"{study}: its results are for {known}, and this is {manifest.rung} {manifest.content_hash[:12]}; "
+            "give the study that measured this checkpoint, or leave --results out"
+        )
+    rung = next((rung for rung in same if rung.rung == manifest.rung), same[0])
+    versions = {item.harness_version for item in results.study.items if isinstance(item, AccuracyTask)}
+    return Measured(summary, rung, notes_about(results, rung.rung), ", ".join(sorted(versions)) or None)
+
+
+def measured_tables(measured: Measured) -> list[CardTable]:
+    tables = [_accuracy_table(measured)] if measured.rung.tasks else []
+    return tables + [
+        _scenario_table(measured, scenario, title)
+        for scenario, title in SCENARIOS.items()
+        if measured.rung.scenario(scenario)
+    ]
+
+
+def _accuracy_table(measured: Measured) -> CardTable:
+    rung, baseline = measured.rung, measured.baseline
+    header = ["Task", "Questions", rung.rung]
+    notes = [
+        f"Suite {measured.summary.suite}, asked by lm-evaluation-harness {measured.harness}. Brackets: 95% interval.",
+    ]
+    if baseline:
+        header += [baseline.rung, "Difference (points)"]
+        notes.append(
+            f"Difference: to {baseline.rung}, paired by question, with an interval that holds with 95% for all "
+            "precisions of the study together; where it holds 0, none is shown to exist."
+        )
+    stopping = rung.aggregate.stopping
+    if baseline and rung.aggregate.verdict:
+        margin = points_text(measured.summary.margin_points)
+        judged = f"against a drop of {margin} {rung.rung} is {rung.aggregate.verdict}"
+        if stopping:
+            text = stopping.text if stopping.state not in ("early", "end") else f"it was {stopping.text}"
+            same = f"{baseline.rung}'s scores by task are on the same questions"
+            notes.append(f"Asked until decided: {judged}; {text}. {same}.")
+        else:
+            notes.append(f"Verdict: {judged}.")
+    rows = [_task_row(task, baseline) for task in rung.tasks]
+    if rung.aggregate.tasks:
+        row = [f"Mean of {weighted_titles(counted_tasks([rung]))}", ""]
+        row.append(_estimate(rung.aggregate.score_percent, _percent))
+        if baseline:
+            row.append(_estimate(baseline.aggregate.score_percent, _percent))
+            row.append(_estimate(rung.aggregate.difference_points, format_points))
+        rows.append(tuple(row))
+    return CardTable("Accuracy", tuple(header), tuple(rows), tuple(notes))
+
+
+def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...]:
+    format_score = _percent if task.unit == "percent" else format_raw
+    name = task.title_with_unit
+    no_signal = "no signal" if baseline else f"no signal: {task.no_signal_reason}"  # the difference says why
+    row = [
+        name if task.signal or task.unit == "raw" else f"{name} ({no_signal})",
+        format_count(task.questions or None),
+        _estimate(task.score, format_score),
+    ]
+    if baseline:
+        compared = next((other for other in baseline.tasks if other.name == task.name), None)
+        score = compared.score if compared else Estimate.unknown(Unknown(baseline.reason or "not measured"))
+        if task.baseline_percent is not None:  # on what this rung was asked
+            score = Estimate(value=task.baseline_percent)
+        row += [_estimate(score, format_score), _estimate(task.difference_points, format_points)]
+    return tuple(row)
+
+
+def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
+    """With the baseline beside it; what did not end well has a line that says why, and no column of figures."""
+    title = f"Performance: {title[0].lower()}{title[1:]}"
+    own = measured.rung.scenario(scenario)
+    assert own is not None
+    if own.status != "ok":
+        return CardTable(title, (), (), (f"{measured.rung.rung}: {describe_end(own.status, own.reason)}.",))
+    columns, notes = [(measured.rung, own)], []
+    if measured.baseline:
+        compared = measured.baseline.scenario(scenario)
+        if compared is None or not _same_hardware(own, compared):
+            notes.append(f"{measured.baseline.rung} was not measured on this machine.")
+        elif compared.status != "ok":
+            notes.append(f"{measured.baseline.rung}: {describe_end(compared.status, compared.reason)}.")
+        else:
+            columns.append((measured.baseline, compared))
+    scenarios = [found for _, found in columns]
+    rows = [
+        _counts("Batch size", scenarios, lambda found: found.batch_size),
+        _counts("Requests", scenarios, lambda found: found.requests),
+        _counts("Tokens in", scenarios, lambda found: found.prompt_tokens),
+        _counts("Tokens out", scenarios, lambda found: found.new_tokens),
+    ]
+    for name in _METRICS:
+        metric = METRICS[name]
+        rows.append((metric.title, *(_estimate(found.metric(name), metric.quantity.text) for found in scenarios)))
+    if own.machine:
+        notes.insert(0, f"Measured on {', '.join([*(gpu.title for gpu in own.machine.gpus), own.machine.cpu_model])}.")
+    notes += own.notes
+    return CardTable(
+        title,
+        ("", *(rung.rung for rung, _ in columns)),
+        tuple(rows),
+        tuple(notes),
+    )
+
+
+def _counts(
+    title: str, scenarios: Sequence[ScenarioSummary], field: Callable[[ScenarioSummary], int | None]
+) -> tuple[str, ...]:
+    return (title, *(format_count(field(found)) for found in scenarios))
+
+
+def _same_hardware(left: ScenarioSummary, right: ScenarioSummary) -> bool:
+    if left.machine is None or right.machine is None:
+        return False
+    return _hardware(left.machine) == _hardware(right.machine)
+
+
+def _hardware(machine: Machine) -> tuple[object, ...]:
+    return machine.cpu_model, machine.versions, [gpu.model_dump(exclude={"serial", "unknown"}) for gpu in machine.gpus]
+
+
+def _percent(value: float | None) -> str:
+    return f"{format_percent(value)}%"
+
+
+def _estimate(estimate: Estimate, format_value: Callable[[float | None], str]) -> str:
+    if estimate.value is None:
+        return f"{UNKNOWN} ({estimate.reason})"
+    if estimate.low is None or estimate.high is None:
+        return format_value(estimate.value)
+    return f"{format_value(estimate.value)} [{format_value(estimate.low)}, {format_value(estimate.high)}]"
+
 
 _OF_THE_AUDITING_MACHINE = ("hardware", "load")
 """checks whose findings say nothing of the checkpoint"""

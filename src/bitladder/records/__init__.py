@@ -5,10 +5,19 @@ is (checkpoint, accuracy task | rescoring | scenario | divergence), known by the
 left; a *finding* is what an audit says.
 """
 
-from bitladder.records.base import SCHEMA_VERSION, Gpu, Machine, Record, hash_json, parse_record
-from bitladder.records.checkpoint import Audit, Finding, Manifest, ManifestFile, MethodName, Scheme, Severity, Source
-from bitladder.records.journal import JournalEntry
-from bitladder.records.load import LoadPolicy, TaskSources
+from bitladder.records.base import SCHEMA_VERSION, Gpu, JournalEntry, Machine, Record, hash_json, parse_record
+from bitladder.records.checkpoint import (
+    Audit,
+    Finding,
+    LoadPolicy,
+    Manifest,
+    ManifestFile,
+    MethodName,
+    Scheme,
+    Severity,
+    Source,
+    TaskSources,
+)
 from bitladder.records.measurement import (
     AccuracyOutcome,
     AccuracyTask,
@@ -40,6 +49,5 @@ from bitladder.records.measurement import (
     WindowDivergence,
     measurement_id,
 )
-from bitladder.records.order import PASSAGE, Order, order_key
-from bitladder.records.scoring import ProductKernel, Scoring, join_kernels, join_scorings
+from bitladder.records.scoring import PASSAGE, Order, ProductKernel, Scoring, join_kernels, join_scorings, order_key
 from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup

@@ -1,14 +1,19 @@
-"""The base of all records, their hash, and the machine that made them."""
+"""The base of all records, what is not known and why, and the machine that made them.
+
+`Unknown` is the only type for what is not known. Code asks for its kind; its words are made where they are shown.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitladder.errors import BrokenFileError
-from bitladder.json_files import parse_json
+from bitladder.files import parse_json
 
 # History: 1 - first release.
 SCHEMA_VERSION = 1
@@ -85,3 +90,87 @@ class Machine(Record):
     def identity(self) -> str:
         """Hash of what makes two machines one: GPU models and drivers, CPU model, library versions; no serial."""
         return hash_json([[(gpu.name, gpu.driver) for gpu in self.gpus], self.cpu_model, self.versions])
+
+
+class JournalEntry(Record):
+    """What one batch of a measurement gave."""
+
+    key: str
+    """what it was computed with: an entry of another machine isn't used"""
+    plan: str
+    batch: int
+    values: str
+    """base64 of FP32, (2, targets): log-probability, and 1 where the target is the first choice"""
+    elapsed_s: float
+    """that the measurement had taken by then, in all its runs"""
+
+
+BadEnd = Literal["failed", "timeout", "does_not_fit", "refused"]
+"""how a checkpoint or a measurement ended that did not end well"""
+Kind = Literal[
+    "underivable",  # what was measured gives no such figure
+    "not_made",  # the study has not come to the checkpoint
+    "not_measured",  # nor to the measurement
+    "unplanned",  # none of the merged studies plans it
+    "elsewhere",  # another machine measured it
+    "same_content",  # it is measured as another rung's
+    "not_asked",  # the stages so far ask no document of the task
+    BadEnd,
+]
+Value = TypeVar("Value")
+
+_WORDS: dict[Kind, str] = {  # of a bad end its name
+    "underivable": "{detail}",
+    "not_made": "not made yet; run the study again to go on",
+    "not_measured": "not measured yet; run the study again to go on",
+    "unplanned": "measured by none of the merged studies",
+    "elsewhere": "not measured on this machine",
+    "same_content": "same content as {detail}, not measured",
+    "not_asked": "none of its documents were asked yet",
+}
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Stands where a figure or an answer would."""
+
+    detail: str = ""
+    """of a figure all that is said of it, of a bad end what its record says, of ``same_content`` the other rung"""
+    kind: Kind = "underivable"
+    subject: str = ""
+    """whose it is, before everything else that is said"""
+
+    def of(self, subject: str) -> "Unknown":
+        """The same, told of something that lacks its figure for want of this one."""
+        return replace(self, subject=f"{subject}: {self.subject}")
+
+    @property
+    def bad_end(self) -> BadEnd | None:
+        """None where there is nothing that ended."""
+        return self.kind if self.kind in get_args(BadEnd) else None  # type: ignore[return-value]  # one of them
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        words = _WORDS.get(self.kind, self.kind.replace("_", " ")).format(detail=self.detail)
+        return self.subject + (": ".join(filter(None, (words, self.detail))) if self.bad_end else words)
+
+
+def known(value: Value | Unknown | None) -> Value | None:
+    """The first of the two fields in which a record has what may be unknown."""
+    return None if isinstance(value, Unknown) else value
+
+
+def all_known(values: Iterable[Value | Unknown]) -> list[Value] | Unknown:
+    """The values where all are known, else the first that isn't."""
+    found: list[Value] = []
+    for value in values:
+        if isinstance(value, Unknown):
+            return value
+        found.append(value)
+    return found
+
+
+def reason_of(value: Any) -> str | None:
+    """The second: why there is none."""
+    return value.reason if isinstance(value, Unknown) else None

@@ -1,4 +1,4 @@
-"""What a checkpoint is (manifest) and what an audit found in it."""
+"""What a checkpoint is (manifest), what an audit found in it, and how it is loaded."""
 
 from typing import Any, Literal
 
@@ -115,3 +115,28 @@ class Audit(Record):
     @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity == "error")
+
+
+class LoadPolicy(Record):
+    """Where a model goes, and what of it may run."""
+
+    device: str = "cpu"
+    """``cpu``, ``cuda:0``, or ``cuda:0,1`` for cards that share the model"""
+    trust_remote_code: bool = False
+    """whether Python that comes with the model may run"""
+    memory_limit_bytes: int | None = None
+    """of the device, or of each of several cards, as if it had no more; None: all that it has"""
+
+
+class TaskSources(Record):
+    """Which tasks there are, and where their data come from."""
+
+    requested: tuple[str, ...] = ()
+    """names, groups or folders of YAML; without any a suite names them"""
+    datasets: str | None = None
+    """mirror in Hub layout; None: the Hub or its cache"""
+    num_fewshot: int | None = None
+    """examples a prompt; None: as each task says"""
+    seed: int
+    trust_remote_code: bool = False
+    """whether Python that comes with the user's own tasks may run"""

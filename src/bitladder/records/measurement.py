@@ -4,11 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bitladder.records.base import SCHEMA_VERSION, Machine, Record, hash_json
-from bitladder.records.load import LoadPolicy
-from bitladder.records.order import Order
-from bitladder.records.scoring import Scoring
-from bitladder.unknown import BadEnd
+from bitladder.records.base import SCHEMA_VERSION, BadEnd, Machine, Record, hash_json
+from bitladder.records.checkpoint import LoadPolicy
+from bitladder.records.scoring import Order, Scoring
 
 FULL_BATCHES = 3
 """of the largest batch at least: an interval from two batches is four times as wide as from three"""

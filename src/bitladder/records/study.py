@@ -1,15 +1,40 @@
-"""A study: what was asked, what this machine can do, the plan, and what became of each rung."""
+"""A study: its settings with every default, what this machine can do, the plan, and what became of each rung."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from bitladder import defaults
 from bitladder.records.base import SCHEMA_VERSION, Machine, Record
 from bitladder.records.checkpoint import Audit, Manifest, Source
 from bitladder.records.measurement import Item, Status
 from bitladder.units import parse_bytes, parse_points
+
+OUT = "study"
+"""the folder of a study"""
+RUNGS = ("bf16", "fp16", "int8", "fp4", "nf4")
+SCENARIOS = ("batch1", "max-batch")
+ACCURACY_BATCH_SIZE = 8
+ACCURACY_BACKEND: Literal["hf", "bitladder"] = "bitladder"
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 32768}
+"""tokens of one forward: where a CPU's matrix products are as fast as they get, and where a GPU's do"""
+DIVERGENCE_WINDOWS = 32
+DIVERGENCE_WINDOW_TOKENS = 128
+"""4,096 tokens take two CPU cores about ten seconds a rung and 135 million weights. From 32 documents they give a mean
+divergence to within a tenth, which tells rungs apart; documents, not tokens, are the independent samples."""
+SEED = 1234
+DEVICE = "auto"
+REQUESTS = {"batch1": 200, "max-batch": 2000}
+"""the published study's workloads"""
+PROMPT_TOKENS = 128
+NEW_TOKENS = 128
+CPU_MAX_BATCH = 8
+"""in main memory thousands of requests fit, and the search would say nothing about speed"""
+HALF_WIDTH_TARGET = 0.02
+TIME_LIMIT_S = 1800.0
+TIMEOUT_S = 6 * 3600.0
+ASKED_FROM_S = 1800.0
+"""what a study on a CPU may be expected to take before it asks whether it is meant"""
 
 
 def _text_by(parse: Callable[[str], float]) -> BeforeValidator:
@@ -28,9 +53,9 @@ def _requests(value: object) -> object:
         numbers = {name: int(str(number)) for name, number in by_name.items()}
     except ValueError:
         numbers = {}
-    if not numbers or min(numbers.values()) < 1 or not numbers.keys() <= set(defaults.SCENARIOS):
+    if not numbers or min(numbers.values()) < 1 or not numbers.keys() <= set(SCENARIOS):
         raise ValueError(
-            f"found {found!r}, expected a whole number from 1, or one by scenario ({', '.join(defaults.SCENARIOS)})"
+            f"found {found!r}, expected a whole number from 1, or one by scenario ({', '.join(SCENARIOS)})"
         )
     return numbers if isinstance(value, Mapping) else numbers["batch1"]
 
@@ -41,7 +66,7 @@ class Settings(Record):
 
     model: str = Field(description="Hub id, directory, or builtin:smollm2-135m. May stand in --config instead.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub model.")
-    rungs: tuple[str, ...] = Field(default=defaults.RUNGS, description="Comma-separated rungs of the ladder.")
+    rungs: tuple[str, ...] = Field(default=RUNGS, description="Comma-separated rungs of the ladder.")
     add: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = Field(
         default_factory=dict,
         description="NAME=SOURCE: a ready checkpoint, Hub id or directory, to measure beside the rungs. May be "
@@ -66,18 +91,18 @@ class Settings(Record):
     )
     num_fewshot: int | None = Field(default=None, ge=0, description="Examples a prompt; by default as each task says.")
     batch_size: int = Field(
-        default=defaults.ACCURACY_BATCH_SIZE, ge=1, description="Rows of an accuracy batch of the backend hf."
+        default=ACCURACY_BATCH_SIZE, ge=1, description="Rows of an accuracy batch of the backend hf."
     )
     """equal for all rungs"""
     backend: Literal["hf", "bitladder"] = Field(
-        default=defaults.ACCURACY_BACKEND,
+        default=ACCURACY_BACKEND,
         description="Who asks the questions: bitladder (ours, faster) or hf (lm-eval's own).",
     )
     token_budget: int | None = Field(
         default=None,
         ge=64,
         description="Tokens a forward of the backend bitladder. (default: {cpu}, on a GPU {cuda})".format(
-            **defaults.TOKEN_BUDGET
+            **TOKEN_BUDGET
         ),
     )
     chat_template: bool = Field(default=False, description="Apply the chat template.")
@@ -87,9 +112,9 @@ class Settings(Record):
         "(default: measure)",
     )
     divergence_windows: int = Field(
-        default=defaults.DIVERGENCE_WINDOWS,
+        default=DIVERGENCE_WINDOWS,
         ge=2,
-        description=f"Windows of {defaults.DIVERGENCE_WINDOW_TOKENS} tokens that it is measured on.",
+        description=f"Windows of {DIVERGENCE_WINDOW_TOKENS} tokens that it is measured on.",
     )
     batch_dependence: bool = Field(
         default=False,
@@ -108,9 +133,9 @@ class Settings(Record):
         exclude_if=lambda value: not value,
         description="Ask in stages, of each rung only as many questions as its verdict against --max-drop takes.",
     )
-    seed: int = Field(default=defaults.SEED, ge=0, lt=2**32, description="Seed of everything drawn.")
+    seed: int = Field(default=SEED, ge=0, lt=2**32, description="Seed of everything drawn.")
     device: str = Field(
-        default=defaults.DEVICE,
+        default=DEVICE,
         description="auto, cpu, cuda:N, or cuda:N,M to spread each model over cards, as auto does where one is too "
         "small.",
     )
@@ -124,24 +149,22 @@ class Settings(Record):
     requests: Annotated[int | dict[_Scenario, int], BeforeValidator(_requests)] | None = Field(
         default=None,
         description="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400; the largest batch runs "
-        "whole, and three times at least. (default: {batch1}, {max-batch})".format(**defaults.REQUESTS),
+        "whole, and three times at least. (default: {batch1}, {max-batch})".format(**REQUESTS),
     )
-    prompt_tokens: int = Field(default=defaults.PROMPT_TOKENS, ge=1, description="Tokens of a prompt.")
-    new_tokens: int = Field(default=defaults.NEW_TOKENS, ge=2, description="Tokens generated a request.")
+    prompt_tokens: int = Field(default=PROMPT_TOKENS, ge=1, description="Tokens of a prompt.")
+    new_tokens: int = Field(default=NEW_TOKENS, ge=2, description="Tokens generated a request.")
     max_batch_cap: int | None = Field(
         default=None,
         ge=1,
-        description=f"Upper end of the search for the largest batch. (default: {defaults.CPU_MAX_BATCH} on a CPU)",
+        description=f"Upper end of the search for the largest batch. (default: {CPU_MAX_BATCH} on a CPU)",
     )
     half_width_target: float = Field(
-        default=defaults.HALF_WIDTH_TARGET,
+        default=HALF_WIDTH_TARGET,
         gt=0,
         lt=1,
         description="A scenario ends early once its rate is known within this share of itself.",
     )
-    time_limit_s: float = Field(
-        default=defaults.TIME_LIMIT_S, gt=0, description="A performance measurement ends after so long."
-    )
+    time_limit_s: float = Field(default=TIME_LIMIT_S, gt=0, description="A performance measurement ends after so long.")
     memory_limit: Annotated[int, _text_by(parse_bytes)] | None = Field(
         default=None,
         gt=0,
@@ -149,9 +172,7 @@ class Settings(Record):
         "15GiB.",
     )
     """bytes"""
-    timeout_s: float = Field(
-        default=defaults.TIMEOUT_S, gt=0, description="A worker is killed when a measurement takes longer."
-    )
+    timeout_s: float = Field(default=TIMEOUT_S, gt=0, description="A worker is killed when a measurement takes longer.")
     trust_remote_code: bool = Field(
         default=False, description="Run code that comes with the model, or with tasks of your own."
     )

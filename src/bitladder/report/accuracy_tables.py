@@ -17,9 +17,9 @@ from bitladder.report.table import (
     text_columns,
 )
 from bitladder.report.verdict_tables import questions_cell, verdict_tables
-from bitladder.stats.weights import FULL_WEIGHT_POINTS, NO_WEIGHT_POINTS
-from bitladder.summary.compare import compared_rungs
-from bitladder.summary.counted_tasks import counted_tasks, weighted_titles
+from bitladder.stats.aggregate import FULL_WEIGHT_POINTS, NO_WEIGHT_POINTS
+from bitladder.summary.comparison import compared_rungs
+from bitladder.summary.row import counted_tasks, weighted_titles
 from bitladder.summary.table import AggregateSummary, Estimate, RungSummary, Summary, TaskSummary
 from bitladder.units import format_count, format_percent, format_points, format_raw, points_text
 

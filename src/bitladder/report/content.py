@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bitladder.recommendation import Recommendation
-from bitladder.report.accuracy_figures import accuracy_figures
+from bitladder.decide.recommendation import Recommendation
+from bitladder.report.accuracy_figures import accuracy_figures, dependence_figure
 from bitladder.report.accuracy_tables import accuracy_tables
-from bitladder.report.dependence_figures import dependence_figure
-from bitladder.report.dependence_tables import PARAGRAPH, dependence_points, dependence_tables
-from bitladder.report.divergence_tables import SENTENCE, divergence_table
+from bitladder.report.agreement_tables import (
+    PARAGRAPH,
+    SENTENCE,
+    dependence_points,
+    dependence_tables,
+    divergence_table,
+)
 from bitladder.report.figure import Figure, MissingFigure
-from bitladder.report.machine_pages import MachinePage, machine_pages, split, split_notes
 from bitladder.report.performance_figures import performance_figures
 from bitladder.report.performance_tables import SCENARIOS, derived_table, performance_tables
 from bitladder.report.provenance_tables import (
@@ -23,10 +26,18 @@ from bitladder.report.provenance_tables import (
     settings_table,
     version_table,
 )
-from bitladder.report.published_tables import compare_pages, published_paragraphs, published_tables
+from bitladder.report.published_tables import (
+    MachinePage,
+    compare_pages,
+    machine_pages,
+    published_paragraphs,
+    published_tables,
+    split,
+    split_notes,
+)
 from bitladder.report.table import Cell, Mark, Table, text_cell, text_columns
 from bitladder.results import device_title, titles_of
-from bitladder.store import Results
+from bitladder.results.store import Results
 from bitladder.summary.published import PublishedComparison
 from bitladder.summary.table import Summary
 

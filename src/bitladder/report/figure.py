@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar
 import altair as alt
 import vl_convert
 
-from bitladder.printable import printable
-from bitladder.rungs import RUNGS
+from bitladder.methods import RUNGS
 from bitladder.summary.table import Summary
+from bitladder.text.words import printable
 
 PLOT_WIDTH = 760
 """pixels inside the axes of a full-width panel; with its axis it fits a page of 900"""

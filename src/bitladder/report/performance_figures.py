@@ -26,8 +26,7 @@ from bitladder.report.figure import (
     whiskers,
     wrap_label,
 )
-from bitladder.report.performance_columns import MetricColumn, drawn_columns
-from bitladder.report.performance_tables import SCENARIOS
+from bitladder.report.performance_tables import SCENARIOS, MetricColumn, drawn_columns
 from bitladder.summary.table import Summary
 from bitladder.units import format_raw
 

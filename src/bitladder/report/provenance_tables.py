@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from bitladder.methods import method_of
 from bitladder.records import (
     AccuracyTask,
     Audit,
@@ -18,8 +19,7 @@ from bitladder.records import (
 )
 from bitladder.report.table import Cell, Column, Mark, Table, number_cell, text_cell, text_columns
 from bitladder.results import device_title
-from bitladder.rungs import method_of
-from bitladder.store import Results
+from bitladder.results.store import Results
 from bitladder.summary.table import RungSummary, Summary
 from bitladder.units import MIB, counted, format_bytes, format_mib
 

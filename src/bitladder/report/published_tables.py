@@ -1,16 +1,26 @@
-"""The published study's tables, cell by cell beside ours."""
+"""The published study's tables, cell by cell beside ours; and a study of several machines, one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from bitladder.report.machine_pages import MachinePage, machine_pages, split
+from bitladder.methods import BASELINE
+from bitladder.report.figure import Figure, MissingFigure
 from bitladder.report.performance_tables import SCENARIOS
-from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell, text_columns
-from bitladder.report.text import table_to_text
+from bitladder.report.table import (
+    Cell,
+    Column,
+    Table,
+    estimate_cell,
+    number_cell,
+    table_to_text,
+    text_cell,
+    text_columns,
+)
 from bitladder.results import Results
-from bitladder.results.machines import default_place, to_decide
-from bitladder.rungs import BASELINE
+from bitladder.results.machines import at_place, default_place, place_names, places, to_decide
 from bitladder.summary.published import (
     CONTROL,
     PublishedComparison,
@@ -19,7 +29,58 @@ from bitladder.summary.published import (
     published_study,
 )
 from bitladder.summary.summarize import summarize
+from bitladder.summary.table import Summary
 from bitladder.units import MIB, format_count, format_mib, format_percent, format_ratio
+
+
+@dataclass(frozen=True)
+class MachinePage:
+    """What one machine measured."""
+
+    machine: str | None
+    """its name; None where the study has no other"""
+    results: Results
+    summary: Summary
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.results.study.calibration.device.startswith("cuda")
+
+
+Page = TypeVar("Page", MachinePage, PublishedComparison)
+Part = TypeVar("Part", Table, Figure | MissingFigure)
+
+
+def machine_pages(results: Results, summary: Summary) -> list[MachinePage]:
+    """One page a machine; for a single machine the summary itself."""
+    known = places(results)
+    if len(known) == 1:
+        return [MachinePage(None, results, summary)]
+    names = place_names(known)
+    parts = [(names[place.key], at_place(results, place)) for place in known]
+    return [MachinePage(name, part, summarize(part, summary.margin_points)) for name, part in parts]
+
+
+def split_notes(pages: Sequence[MachinePage]) -> list[str]:
+    """What a reader of several machines' figures has to know."""
+    if len(pages) == 1:
+        return []
+    names = "; ".join(str(page.machine) for page in pages)
+    return [f"Measured on {len(pages)} machines, split so that no table and no figure mixes them: {names}."]
+
+
+def split(pages: Sequence[Page], make: Callable[[Page], Iterable[Part]]) -> tuple[Part, ...]:
+    """The tables or the figures of every page, under names and titles of their own."""
+    return tuple(
+        replace(
+            part,
+            name=f"{part.name}-machine{index}" if index > 1 else part.name,
+            title=f"{part.title}, on {page.machine}" if page.machine else part.title,
+        )
+        for index, page in enumerate(pages, 1)
+        for part in make(page)
+    )
+
 
 _PRECISION_COLUMNS = (
     *text_columns("Published as"),

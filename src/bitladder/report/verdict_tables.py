@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bitladder.report.table import Cell, Column, Mark, Table, estimate_cell, number_cell, text_cell, text_columns
 from bitladder.stats.verdict import Verdict
-from bitladder.summary.compare import Compared
-from bitladder.summary.counted_tasks import counted_tasks, left_out, losses_text, weighted_titles
+from bitladder.summary.comparison import Compared
+from bitladder.summary.row import counted_tasks, left_out, losses_text, weighted_titles
 from bitladder.summary.table import AggregateSummary, Estimate, TaskSummary
 from bitladder.units import counted, format_count, format_percent, format_points, points_text, two_digits
 

@@ -10,6 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import PairedCounts, PairedMean
 
+NO_WEIGHT_POINTS, FULL_WEIGHT_POINTS = 5.0, 10.0
+"""above chance, from which on a task counts, and from which on wholly"""
+
+
+def weight_at(above_chance: float) -> float:
+    """Of a task in the aggregate, from 0 to 1, by how far above chance the better of two scores is, a fraction."""
+    return min(max((100 * above_chance - NO_WEIGHT_POINTS) / (FULL_WEIGHT_POINTS - NO_WEIGHT_POINTS), 0.0), 1.0)
+
+
+def weight_reason(best: float, chance: float | None) -> str:
+    """Why a task has no weight: the better score, and what guessing scores, as fractions of 1."""
+    less = f"the better score, {100 * best:.1f}%, is less than {NO_WEIGHT_POINTS:.0f}"
+    return f"{less}%" if chance is None else f"{less} points above chance, {100 * chance:.1f}%"
+
 
 def combine(
     intervals: Sequence[Interval],

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict
 from scipy import optimize, special
 
+from bitladder.records.base import Unknown
 from bitladder.stats.aggregate import equivalent_documents
 from bitladder.stats.interval import CONFIDENCE, Interval
 from bitladder.stats.paired import Comparison, score_variance
-from bitladder.unknown import Unknown
 
 POWER = 0.8
 ONE_SIDED_ALPHA = (1 - CONFIDENCE) / 2

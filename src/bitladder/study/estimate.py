@@ -1,7 +1,4 @@
-"""What a study will take: disk, memory and time, predicted from sizes and from the calibration's layer times.
-
-Times are rough, within about a factor of two: attention, tokenizing and the first touch of memory are left out.
-"""
+"""What a study will take of disk, memory and time, from sizes and from the calibration's layer times."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitladder.accuracy.library import task_library
 from bitladder.checkpoint.config import read_config
-from bitladder.checkpoint.declared import found_scheme
-from bitladder.checkpoint.expected import expect, value_bytes
+from bitladder.checkpoint.expected import Expected, expect, value_bytes
 from bitladder.checkpoint.loading import predicted_load_bytes
+from bitladder.checkpoint.scheme import found_scheme
 from bitladder.checkpoint.skeleton import build_skeleton, head_weights
 from bitladder.checkpoint.tensors import read_tensors
-from bitladder.methods.kinds import kind_of
+from bitladder.methods import BASELINE, find_rung, method_of
+from bitladder.methods.method import kind_of
 from bitladder.perf.memory import predict_working_memory
 from bitladder.records import (
     AccuracyTask,
@@ -29,12 +26,49 @@ from bitladder.records import (
     Scheme,
     TaskSources,
 )
-from bitladder.rungs import BASELINE, find_rung, method_of
-from bitladder.study.peaks import phase_peaks
 from bitladder.study.prepare import Prepared
+from bitladder.tasks.library import task_library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_FLOAT32_BYTES = 4
+_LOGITS_AT_ONCE = 6
+"""copies in FP32 that a comparison of two distributions makes: both, their logarithms, and what is summed"""
+
+
+def phase_peaks(
+    prepared: Prepared, skeleton: "PreTrainedModel", scheme: Scheme, expected: Expected, overhead_bytes: int | None
+) -> dict[str, int]:
+    """Bytes of main memory, or of a GPU, by what is planned; empty where the libraries' share isn't known."""
+    from bitladder.accuracy.backend.plan import budget_on, token_bytes
+    from bitladder.checkpoint.skeleton import head_weights, vocabulary_size
+    from bitladder.perf.memory import predict_working_memory
+
+    if overhead_bytes is None:
+        return {}
+    device = prepared.study.calibration.device
+    on_cpu = device == "cpu"
+    copies = method_of(scheme).loading_copies(device)
+    held = overhead_bytes + expected.stored_bytes + copies * expected.packed_bytes
+    widened = _FLOAT32_BYTES * head_weights(skeleton) if on_cpu else 0  # 16-bit products are computed so
+    found = {}
+    if on_cpu:  # which is where rungs are made: from the source in 16 bits
+        found["quantizing"] = overhead_bytes + 2 * expected.parameters + expected.quantizing_bytes
+    if any(isinstance(item, AccuracyTask | Rescoring) for item in prepared.study.items):
+        one = token_bytes(skeleton, device.partition(":")[0])
+        tokens = prepared.wanted.tasks.token_budget or budget_on(device.partition(",")[0], one)
+        found["accuracy"] = held + widened + one * tokens
+    for item in prepared.study.items:
+        if isinstance(item, Divergence):
+            logits = item.window_tokens * vocabulary_size(skeleton) * _FLOAT32_BYTES
+            head = 2 * head_weights(skeleton) + widened  # the baseline's beside the rung's
+            found["divergence"] = held + widened + head + _LOGITS_AT_ONCE * logits
+        elif isinstance(item, Scenario):
+            row = predict_working_memory(skeleton, value_bytes(scheme), item.prompt_tokens, item.new_tokens)
+            found[item.scenario] = held + row.of_rows(item.batch_size_cap or 1).total_bytes
+    return found
+
 
 PROCESS_START_S = 3.0
 """forking, loading, and the monitor's start"""

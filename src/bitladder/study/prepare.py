@@ -1,29 +1,31 @@
-"""Everything the plan needs: the source, this machine's calibration, the tasks, the prompts."""
+"""Everything the plan needs: the source, ready checkpoints, this machine's calibration, the tasks, the prompts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from bitladder.accuracy.rescoring import plan_rescorings, require_planned_batches
-from bitladder.accuracy.tasks import TaskSet, require_names, resolve_tasks
+from bitladder.checkpoint.architecture import require_format, require_same_network
 from bitladder.checkpoint.loading import (
     load_tokenizer,
     require_chat_template,
     require_generation_config,
     require_tokenizer,
 )
-from bitladder.corpus import read_corpus
-from bitladder.defaults import DIVERGENCE_WINDOW_TOKENS
-from bitladder.environment import describe_machine
+from bitladder.checkpoint.manifest import probe_texts, require_same_ends, require_same_tokens, same_rules
 from bitladder.errors import UserError
+from bitladder.machine.host import describe_machine
+from bitladder.methods import BASELINE, find_rung
 from bitladder.models.source import ResolvedModel, resolve_model
-from bitladder.perf.engines.table import require_runs
+from bitladder.perf.engines import require_runs
 from bitladder.records import (
     AccuracyTask,
     Calibration,
     Divergence,
     Item,
+    LoadPolicy,
     Prompts,
     Rescoring,
     Scenario,
@@ -31,14 +33,82 @@ from bitladder.records import (
     Source,
     StudyRecord,
 )
+from bitladder.records.study import DIVERGENCE_WINDOW_TOKENS
 from bitladder.results import same_model
-from bitladder.rungs import BASELINE, find_rung
-from bitladder.store import MergedStore, Store
-from bitladder.study.added import Added, find_added, require_same_prompts
+from bitladder.results.store import MergedStore, Store
 from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
-from bitladder.study.progress import StudyProgress
-from bitladder.study.resolution import too_few_questions
+from bitladder.study.messages import StudyProgress
+from bitladder.study.plan import too_few_questions
 from bitladder.study.resolved import BUILTIN, Resolved, resolve
+from bitladder.tasks.tasks import TaskSet, require_names, resolve_tasks
+from bitladder.text.corpus import read_corpus
+
+
+@dataclass(frozen=True)
+class Added:
+    """A checkpoint that may be measured beside the baseline."""
+
+    source: Source
+    directory: Path
+    same_rules: bool
+    """whether its tokenizer is the baseline's, so that no prompt needs to be tried"""
+
+
+def find_added(
+    sources: Mapping[str, str],
+    baseline: Path,
+    policy: LoadPolicy,
+    *,
+    chat_template: bool = False,
+    outline: Path | None = None,
+) -> dict[str, Added]:
+    """The checkpoints by name, in order; ``outline`` as `resolve_model` takes it.
+
+    Raises UserError, naming the checkpoint, for one that isn't there, has no SafeTensors, is another network than the
+    model in ``baseline``, tokenizes the probes in another way, or has a format that can't be loaded on the policy's
+    device, and where texts are to be in a chat template that isn't the baseline's.
+    """
+    found = {}
+    for name, source in sources.items():
+        with _naming(name):
+            model = resolve_model(source, outline=outline)
+            require_same_network(baseline, model.directory, policy)
+            require_format(model.directory, policy.device)
+            ours, theirs = (load_tokenizer(place, policy) for place in (baseline, model.directory))
+            same = same_rules(ours, theirs)
+            if not same:
+                require_same_tokens(ours, theirs, probe_texts())
+            require_same_ends(ours, theirs)
+            if chat_template and ours.chat_template != theirs.chat_template:
+                raise UserError(
+                    "another chat template than the baseline's; leave --chat-template out, or give it the same"
+                )
+            found[name] = Added(model.source, model.directory.absolute(), same)
+    return found
+
+
+def require_same_prompts(baseline: Path, added: Mapping[str, Added], texts: Iterable[str], policy: LoadPolicy) -> None:
+    """Raise UserError where a checkpoint gives other token ids than the baseline on a text of the study.
+
+    ``texts`` are read only where a tokenizer isn't the baseline's own.
+    """
+    others = {name: one for name, one in added.items() if not one.same_rules}
+    if not others:
+        return
+    distinct = list(dict.fromkeys(texts))
+    for name, one in others.items():
+        with _naming(name):
+            ours, theirs = (load_tokenizer(place, policy) for place in (baseline, one.directory))
+            require_same_tokens(ours, theirs, distinct)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--add {name}: {error}") from None
+
 
 AnyItem = TypeVar("AnyItem", AccuracyTask, Rescoring, Scenario, Divergence)
 
@@ -135,8 +205,8 @@ def _require_same_model(stored: Source, found: Source, out: Path) -> None:
 
 def _require_sound(wanted: Resolved, model: ResolvedModel, kept: StudyRecord | None, progress: StudyProgress) -> None:
     """Raise UserError for a model that can't be studied as is wanted; tell which rungs can't be made of it."""
-    from bitladder.checkpoint.audit import require_sound
-    from bitladder.quantization.quantize import require_unquantized
+    from bitladder.auditing import require_sound
+    from bitladder.quantization import require_unquantized
 
     require_unquantized(model)
     if kept is None:  # else the same bytes were found sound when the study began
@@ -175,7 +245,7 @@ def _require_texts(wanted: Resolved, directory: Path) -> None:
 
 def _tell_ranges(rungs: Iterable[str], directory: Path, progress: StudyProgress) -> None:
     """Which rungs can't hold the model's weights, before the others' hours; each ends as what it is."""
-    from bitladder.checkpoint.ranges import beyond_range, vanishing
+    from bitladder.checkpoint.weights import beyond_range, vanishing
 
     for name in rungs:
         scheme = find_rung(name).scheme
@@ -205,7 +275,7 @@ def _added(wanted: Resolved, baseline: Path, outline: Path | None) -> dict[str, 
     if not wanted.add:
         return {}
     from bitladder.checkpoint.config import read_config
-    from bitladder.checkpoint.declared import found_scheme
+    from bitladder.checkpoint.scheme import found_scheme
     from bitladder.checkpoint.tensors import read_tensors
 
     device = find_device(wanted.device, describe_machine(), baseline, wanted.policy)
@@ -219,7 +289,7 @@ def _added(wanted: Resolved, baseline: Path, outline: Path | None) -> dict[str, 
 
 def _texts(wanted: Resolved, items: Iterable[Item]) -> Iterator[str]:
     """What the study puts to a model: every accuracy prompt, and the texts that the others are cut from."""
-    from bitladder.accuracy.texts import accuracy_texts
+    from bitladder.tasks.tasks import accuracy_texts
 
     items = tuple(items)
     if any(isinstance(item, Scenario) for item in items):
@@ -260,8 +330,7 @@ def _scenarios(
     stored, workload = _stored(kept, Scenario), wanted.workload
     if not wanted.runs:
         return stored, None
-    from bitladder.perf.prompts import cut_prompts
-    from bitladder.perf.scenarios import plan_scenarios, require_context
+    from bitladder.perf.scenarios import cut_prompts, plan_scenarios, require_context
 
     prompts = None
     if (
@@ -300,7 +369,7 @@ def _divergence(
         and kept.settings.divergence_windows == count
     ):
         return (stored[0].model_copy(update={"device": calibration.device}),), None
-    from bitladder.divergence.windows import cut_documents
+    from bitladder.accuracy.divergence import cut_documents
 
     tokenizer = load_tokenizer(directory, wanted.policy)
     windows = cut_documents(tokenizer, read_corpus(*wanted.text), count, DIVERGENCE_WINDOW_TOKENS)

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bitladder.accuracy.tasks import CUSTOM, TaskRequest
 from bitladder.errors import UserError
+from bitladder.perf.engines import DEFAULT, find_engine
 from bitladder.perf.engines.engine import EngineRow
-from bitladder.perf.engines.table import DEFAULT, find_engine
 from bitladder.perf.scenarios import Workload
 from bitladder.records import LoadPolicy, Settings, TaskSources
 from bitladder.study.calibration import WantedDevice
-from bitladder.study.job import Recipe
+from bitladder.study.messages import Recipe
+from bitladder.tasks.tasks import CUSTOM, TaskRequest
 
 BUILTIN = "builtin:"
 

@@ -1,34 +1,99 @@
 """Running a study, in the only process that writes its records.
 
-settings -> calibration -> plan -> a worker per rung and phase -> records. A study that was killed goes on where it
-stopped: what has a record is not measured again.
+The folder is locked. Each stage asks the rungs whose verdict the records leave open.
 """
 
-from collections.abc import Collection, Iterable
-from contextlib import closing
+import fcntl
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitladder.driver import could_have_cards
 from bitladder.errors import UserError
 from bitladder.executors.executor import Executor
 from bitladder.executors.table import open_executor
-from bitladder.hub_kernels import forbid_hub_kernels
-from bitladder.processors import heed_quota
+from bitladder.files import make_folder, naming, require_own_folder
+from bitladder.machine.cards import could_have_cards
+from bitladder.machine.host import heed_quota
+from bitladder.machine.libraries import forbid_hub_kernels
 from bitladder.records import Divergence, Item, RungRecord, Settings
-from bitladder.store import Results, Store
-from bitladder.study.asked import Asked
+from bitladder.results import place_of
+from bitladder.results.stages import stage_count, stage_item, staged_tasks
+from bitladder.results.store import MERGE_FILE, Results, Store
 from bitladder.study.estimate import estimate_study
-from bitladder.study.folder import only_writer
-from bitladder.study.kept import Kept
-from bitladder.study.missing import Missing
-from bitladder.study.plan import phase_items
+from bitladder.study.messages import StudyProgress
+from bitladder.study.plan import Kept, Missing, phase_items
 from bitladder.study.prepare import Prepared, prepare
-from bitladder.study.process import WORKER
-from bitladder.study.progress import StudyProgress
-from bitladder.study.telling import Telling
-from bitladder.study.time_left import TimeLeft, advise
-from bitladder.study.weights import Weights
-from bitladder.study.workers import Workers
+from bitladder.study.time_left import Telling, TimeLeft, advise
+from bitladder.study.workers import WORKER, Weights, Workers
+
+BEGUN = (".lock", "logs", "prompts", ".study.json.*.tmp")
+"""what a study leaves that ended before its plan was made"""
+
+
+def require_study_folder(out: Path) -> None:
+    """Raise UserError for a file, and for a folder that holds something else than a study."""
+    require_own_folder(out, "study", ("study.json", MERGE_FILE), BEGUN)
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other studies out of it. Raises UserError for another's, or one that is in use."""
+    require_study_folder(out)
+    make_folder(out)
+    path = out / ".lock"
+    lock = path.open("w", encoding="utf-8")
+    try:
+        try:
+            with naming(path):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another study is writing here; wait for it, or use another --out") from None
+        yield
+    finally:
+        with suppress(OSError):  # nothing is in it, and what went wrong before is to be told
+            lock.close()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The stages of a plan, counted from 0; none where each task is asked as a whole."""
+
+    store: Store
+    missing: Missing
+    place: tuple[str, str]
+    """where this study measures, whose records alone decide"""
+
+    @property
+    def stages(self) -> int:
+        return stage_count(staged_tasks(self.missing.study))
+
+    def by(self, stage: int) -> frozenset[str]:
+        """The rungs that a stage asks."""
+        from bitladder.summary.answered import rungs_to_ask
+
+        results = self.store.load()
+        here = tuple(record for record in results.records if place_of(record) == self.place)
+        return rungs_to_ask(replace(results, records=here), stage)
+
+    def items_until(self, stage: int) -> tuple[Item, ...]:
+        """Of this stage and of those before, which a rung may lack that was decided for a while."""
+        tasks = staged_tasks(self.missing.study)
+        parts = (stage_item(task, one) for one in range(stage + 1) for task in tasks)
+        return tuple(part for part in parts if part is not None)
+
+    def is_done(self, stage: int, asked: frozenset[str]) -> bool:
+        """Whether these rungs have answered all until then."""
+        items = self.items_until(stage)
+        return not any(self.missing.of(self.missing.rungs[name], items) for name in asked)
+
+    def next(self) -> frozenset[str]:
+        """Whom the first stage asks that isn't done."""
+        for stage in range(self.stages):
+            asked = self.by(stage)
+            if not self.is_done(stage, asked):
+                return asked
+        return frozenset()
 
 
 def run_study(

@@ -1,23 +1,126 @@
-"""Settings from flags or one study.yaml: the same names, flags win."""
+"""Settings from flags or one study.yaml: the same names, flags win, and none that does nothing beside another."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bitladder import defaults
-from bitladder.accuracy.suites import find_suite
-from bitladder.devices import cards_of
-from bitladder.errors import UnknownNameError, UserError
-from bitladder.perf.engines.table import find_engine
+from bitladder.errors import BrokenFileError, UnknownNameError, UserError
+from bitladder.machine.cards import cards_of
+from bitladder.methods import RUNGS, find_rung
+from bitladder.perf.engines import find_engine
 from bitladder.records import Settings
-from bitladder.rungs import RUNGS, find_rung
-from bitladder.study.combinations import require_use
-from bitladder.study.settings_file import read_settings_file
+from bitladder.records.study import ASKED_FROM_S, OUT
+from bitladder.tasks.tasks import find_suite
+from bitladder.text.words import describe_mismatch
 from bitladder.units import format_left
-from bitladder.wording import describe_mismatch
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Keys are flags without their dashes in front, and as Python writes them: ``prompt-tokens`` is ``prompt_tokens``,
+    and ``no-divergence: true`` is ``divergence: false``.
+
+    Raises UserError for what is no text file and for a key that stands twice, BrokenFileError for what is no YAML of
+    keys and values.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {found}; expected a study.yaml")
+    try:
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, _UniqueKeys)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; expected a study.yaml") from None
+    except yaml.YAMLError as error:
+        raise BrokenFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        found = "a list" if isinstance(values, list) else "a single value"
+        raise BrokenFileError(f"{path}: found {found}, expected keys and values such as `limit: 100`")
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name.startswith("no_") and isinstance(value, bool):
+            name, value = name.removeprefix("no_"), not value
+        if name in named:
+            raise UserError(f"{path}: {name} stands twice, once as {key}; keep one of them")
+        named[name] = value
+    return named
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Of a key that stands twice YAML's own loader takes the last, and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise UserError(f"{self.name}: {name} stands in line {seen[name]} and in line {line}; keep one of them")
+            seen[name] = line
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"  # YAML's own loader takes `yes` for true
+        return super().construct_mapping(node, deep)
+
+
+_ASKING = (
+    *("suite", "tasks", "limit", "limits", "num_fewshot", "batch_size", "backend", "token_budget", "chat_template"),
+    *("max_drop", "divergence", "divergence_windows", "until_decided", "batch_dependence"),
+)
+_RUNNING = (
+    *("scenarios", "requests", "prompt_tokens", "new_tokens", "max_batch_cap", "half_width_target", "time_limit_s"),
+    "memory_limit",
+)
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """``settings`` do nothing where ``other`` has such a value."""
+
+    settings: tuple[str, ...]
+    other: str
+    is_such: Callable[[Any], bool]
+    why: str
+
+
+_IDLE = (
+    _Idle(_ASKING, "only", lambda value: value == "performance", "--only performance, which asks no questions"),
+    _Idle(_RUNNING, "only", lambda value: value == "accuracy", "--only accuracy, which runs no scenario"),
+    _Idle(("divergence_windows",), "divergence", lambda value: value is False, "--no-divergence"),
+    _Idle(
+        ("max_batch_cap",),
+        "scenarios",
+        lambda value: "max-batch" not in value,
+        "--scenarios without max-batch, which alone is searched for",
+    ),
+    _Idle(
+        ("batch_size",),
+        "backend",
+        lambda value: value == "bitladder",
+        "the backend bitladder, which packs by --token-budget; --backend hf takes it",
+    ),
+    _Idle(("token_budget",), "backend", lambda value: value == "hf", "--backend hf, which takes --batch-size"),
+)
+
+
+def require_use(named: Mapping[str, Any], values: Mapping[str, Any], where: Callable[[str], str]) -> None:
+    """Raise UserError for a setting of ``named`` (the flags, or the file) that does nothing beside another of them, or
+    beside that one's default. ``values``: all that are in force."""
+    for idle in _IDLE:
+        default = None if idle.other in values else Settings.model_fields[idle.other].default
+        beside = named.get(idle.other, default)
+        if beside is None or not idle.is_such(beside):
+            continue
+        for name in idle.settings:
+            value = named.get(name)
+            if value is not None and value is not False:  # what is switched off asks for nothing; 0 is a number
+                raise UserError(f"{where(name)}: found {idle.why}; leave out one of the two")
+
 
 _LISTS = tuple(name for name, field in Settings.model_fields.items() if get_origin(field.annotation) is tuple)
 _LIMITS = "task=number pairs such as gsm8k_cot=2,arc_easy=50"
@@ -32,13 +135,11 @@ class Command(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path = Field(
-        default=Path(defaults.OUT), description="Folder of the results. An interrupted study goes on there."
-    )
+    out: Path = Field(default=Path(OUT), description="Folder of the results. An interrupted study goes on there.")
     dry_run: bool = Field(default=False, description="Print the plan with expected disk, peak memory and time.")
     yes: bool = Field(
         default=False,
-        description=f"Go on where a CPU is expected to take over {format_left(defaults.ASKED_FROM_S)}.",
+        description=f"Go on where a CPU is expected to take over {format_left(ASKED_FROM_S)}.",
     )
     json_output: bool = Field(default=False, alias="json", description="Print results as JSON.")
 

@@ -1,13 +1,28 @@
-"""What is left of a study in time: as estimated, and as what is done has really taken."""
+"""What is left of a study in time, as estimated and as what is done has really taken; and what is told meanwhile."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from bitladder.records import AccuracyTask, Divergence, Item, Rescoring, Scenario, StudyRecord, TaskSources
-from bitladder.rungs import BASELINE
-from bitladder.stages import measured_items
+from bitladder.machine.host import BUSY_SHARE, busy_share
+from bitladder.methods import BASELINE
+from bitladder.records import (
+    AccuracyTask,
+    Divergence,
+    Item,
+    MeasurementRecord,
+    Rescoring,
+    Scenario,
+    StudyRecord,
+    TaskSources,
+)
+from bitladder.results import is_planned, not_measured_as
+from bitladder.results.stages import measured_items
+from bitladder.results.store import Store
 from bitladder.study.estimate import PROCESS_START_S, RungEstimate
-from bitladder.study.resolution import too_few_questions
-from bitladder.summary.margin import study_margin_points
+from bitladder.study.messages import StudyProgress, busy_warning
+from bitladder.study.plan import Missing, too_few_questions
+from bitladder.summary.metrics import study_margin_points
 from bitladder.units import format_left, points_text
 
 _ROUND_NUMBERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -141,7 +156,7 @@ def _limited(study: StudyRecord, limit: int) -> StudyRecord:
 
 def _advised_limit(study: StudyRecord, sources: TaskSources, left: TimeLeft, asked_from_s: float) -> int | None:
     """The largest round number of questions a task whose time is within bounds; None where it is no fewer."""
-    from bitladder.accuracy.library import task_library
+    from bitladder.tasks.library import task_library
 
     library = task_library(sources)
     items = {item.task: item for item in study.items if isinstance(item, AccuracyTask)}
@@ -166,3 +181,71 @@ def _advised_requests(study: StudyRecord, left: TimeLeft, asked_from_s: float) -
 
 def _largest(seconds: Callable[[int], float], most_s: float) -> int:
     return max((number for number in _ROUND_NUMBERS if seconds(number) <= most_s), default=_ROUND_NUMBERS[0])
+
+
+@dataclass
+class Telling:
+    """Tells ``progress`` what follows from the plan and what is missing of it."""
+
+    progress: StudyProgress
+    left: TimeLeft
+    store: Store
+    missing: Missing
+    only: Literal["accuracy", "performance"] | None = None
+    """the half that is asked for"""
+    warned: bool = False
+    """that others keep the processors busy"""
+
+    def changed(self) -> None:
+        """Which ready checkpoints are no longer what was audited."""
+        for name in self.missing.study.added:
+            record = self.store.read_rung(name)
+            if record is not None and not is_planned(self.missing.study, record):
+                self.progress.warn(
+                    f"{name}: its files have changed since its audit, which is made anew; nothing that was measured "
+                    "of other weights is shown any more"
+                )
+
+    def same(self, told: Mapping[str, str]) -> None:
+        """What is left out, and the plan anew where it was told with it, as it is before a checkpoint is made."""
+        same = self.missing.same
+        for name, other in same.items():
+            self.progress.warn(f"{name}: {not_measured_as(other)}")
+        if same != told:
+            self.plan()
+
+    def plan(self, *, staged: bool = True) -> None:
+        """With all that the stages may ask, or with what they have asked."""
+        missing = self.missing
+        total = len(missing.measured) * len(missing.all_items)
+        if not staged:
+            total -= sum(len(missing.of(record, missing.staged_items)) for record in missing.measured)
+        self.progress.time_left(self.left.seconds)
+        self.progress.planned(total, missing.recorded)
+
+    def measured(self, record: MeasurementRecord) -> None:
+        self.left.measured(record.rung, record.item, record.duration_s)
+        self.progress.time_left(self.left.seconds)
+        self.progress.measured(record)
+
+    def other_half(self, asked: Collection[str]) -> None:
+        """With ``only`` the half that isn't asked for stays in the plan, and so is measured where something lacks."""
+        missing, only = self.missing, self.only
+        if only is None:
+            return
+        others = tuple(item for item in missing.whole_items if isinstance(item, Scenario) == (only == "accuracy"))
+        is_asked = only == "performance" and bool(asked)
+        if is_asked or any(missing.of(record, others) for record in missing.rungs.values()):
+            half = "performance" if only == "accuracy" else "accuracy"
+            self.progress.warn(
+                f"--only {only}: {self.store.directory} has {half} in its plan too, which is measured where it is "
+                f"missing; take another --out for {only} alone"
+            )
+
+    def busy_share(self) -> float:
+        """How busy others keep the processors, told once where that spoils what is measured."""
+        share = busy_share()
+        if share > BUSY_SHARE and not self.warned:
+            self.warned = True
+            self.progress.warn(busy_warning(share))
+        return share

@@ -29,7 +29,7 @@ from bitladder.records import (
     hash_json,
     measurement_id,
 )
-from bitladder.study.job import (
+from bitladder.study.messages import (
     Batch,
     Documents,
     Job,
@@ -43,7 +43,7 @@ from bitladder.study.job import (
 )
 
 if TYPE_CHECKING:
-    from bitladder.accuracy.journal import Journal
+    from bitladder.accuracy.samples import Journal
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -101,8 +101,8 @@ def try_out() -> None:
 
 
 def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
-    from bitladder.checkpoint.audit import audit
-    from bitladder.quantization.quantize import quantize
+    from bitladder.auditing import audit
+    from bitladder.quantization import quantize
 
     recipe, trust = job.recipe, job.policy.trust_remote_code
     assert recipe is not None
@@ -122,9 +122,9 @@ def _make_checkpoint(job: Job, pipe: _Pipe) -> None:
 
 def _audit_ready(job: Job, pipe: _Pipe) -> None:
     """A ready checkpoint has to load: nothing but its own library knows whether it can."""
-    from bitladder.checkpoint.audit import audit
-    from bitladder.checkpoint.declared import own_manifest
+    from bitladder.auditing import audit
     from bitladder.checkpoint.loading import require_memory
+    from bitladder.checkpoint.scheme import own_manifest
 
     directory = Path(job.directory)
     require_memory(directory, job.policy.device)
@@ -148,7 +148,7 @@ def _to_record(rung: str, found: Audit, manifest: Manifest | None) -> RungRecord
 
 
 def _measure_divergence(job: Job, pipe: _Pipe) -> None:
-    from bitladder.divergence.measure import measure_divergence
+    from bitladder.accuracy.divergence import measure_divergence
 
     _set_threads(job.threads)
     windows, reference = job.prompts, job.reference
@@ -174,7 +174,7 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
     from bitladder.accuracy.evaluate import evaluate
     from bitladder.accuracy.rescoring import rescore
     from bitladder.checkpoint.loading import load_tokenizer
-    from bitladder.perf.engines.table import find_engine
+    from bitladder.perf.engines import find_engine
 
     _set_threads(job.threads)
     directory, sources = Path(job.directory), job.sources
@@ -202,7 +202,7 @@ def _measure_accuracy(job: Job, pipe: _Pipe) -> None:
 
 
 def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":
-    from bitladder.accuracy.journal import Journal, read_entries
+    from bitladder.accuracy.samples import Journal, read_entries
 
     if job.journals is None or job.content_hash is None:
         return None
@@ -230,7 +230,7 @@ def _measure_performance(job: Job, pipe: _Pipe) -> None:
 
 def _measure(job: Job, item: Item, pipe: _Pipe, run: Callable[[], Outcome], journal: "Journal | None" = None) -> None:
     """Run one item and send its record: ok, or an outcome that has a name."""
-    from bitladder.perf.disturbance import find_disturbance
+    from bitladder.perf.batches import find_disturbance
 
     assert job.content_hash is not None
     identity = measurement_id(job.content_hash, item)

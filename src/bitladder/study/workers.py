@@ -1,27 +1,162 @@
 """Who runs what: a worker for each checkpoint, and for each rung and phase; what they leave is written here."""
 
+import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from bitladder.errors import UserError
-from bitladder.executors.executor import Branch, Executor
+from bitladder.executors.executor import Branch, Executor, Running
+from bitladder.files import naming
+from bitladder.quantization import require_space
 from bitladder.records import (
     Divergence,
     Item,
     MeasurementRecord,
     PerformanceOutcome,
+    Record,
     RungRecord,
     Scenario,
+    Status,
     measurement_id,
 )
 from bitladder.results import is_planned
-from bitladder.store import Store
-from bitladder.study.job import Batch, Documents, Job, Measured, Phase, Preparation, Progress, RungMade
-from bitladder.study.missing import Missing
+from bitladder.results.store import Store
+from bitladder.study.messages import (
+    MESSAGE,
+    Batch,
+    Documents,
+    Job,
+    Measured,
+    Phase,
+    Preparation,
+    Progress,
+    Refused,
+    RungMade,
+    Started,
+    Stopped,
+    StudyProgress,
+)
+from bitladder.study.plan import Kept, Missing
 from bitladder.study.prepare import Prepared
-from bitladder.study.process import Ended, Worker
-from bitladder.study.telling import Telling
+from bitladder.study.time_left import Telling
+
+
+@dataclass
+class Weights:
+    """Knows of each rung whether its checkpoint is there, and still what was audited."""
+
+    prepared: Prepared
+    store: Store
+    kept: Kept
+    missing: Missing
+    there: set[str] = field(default_factory=set)
+    """whose checkpoint this run has made, or found to be what was audited"""
+
+    def absent(self, asked: Collection[str], progress: StudyProgress) -> list[str]:
+        """What has to be made before anything is measured; ``asked``: whom the next stage asks."""
+        return [
+            name
+            for name, known in self.missing.rungs.items()
+            if known is None
+            or self.are_needed(known, self.missing.all_items if name in asked else self.missing.whole_items)
+            or self.is_damaged(known, progress)
+        ]
+
+    def are_needed(self, record: RungRecord, items: tuple[Item, ...]) -> bool:
+        """Whether something is left to measure and the checkpoint isn't there, or is no longer what was audited."""
+        if record.status != "ok" or record.rung in self.there or not self.missing.of(record, items):
+            return False
+        self.there.add(record.rung)  # now, or when it is made
+        return record.rung not in self.prepared.added and not self.kept.has_weights(record)
+
+    def is_damaged(self, record: RungRecord, progress: StudyProgress) -> bool:
+        differences = self.kept.damages(record)
+        if differences:
+            directory = self.store.checkpoint_directory(record.rung)
+            progress.warn(f"{directory}: changed since its audit ({'; '.join(differences)}); making it again")
+        return bool(differences)
+
+    def require_space(self, names: Collection[str]) -> None:
+        """For all at once: a disk that is too small ends a study before hours of it."""
+        made = [name for name in names if name not in self.prepared.added]
+        require_space(self.prepared.model, made, self.store.directory, self.prepared.wanted.policy)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker ended that did not end well."""
+
+    status: Status
+    reason: str
+    in_flight: str | None
+    """id of the measurement that it was busy with"""
+
+
+WORKER = "bitladder.study.worker"
+
+
+class Worker:
+    """One worker process. Iterate over its messages; afterwards ``ended`` says what went wrong, if anything."""
+
+    def __init__(self, executor: Executor, job: Job, log: Path, timeout_s: float) -> None:
+        self.ended: Ended | None = None
+        self.process_id: int | None = None
+        self._executor = executor
+        self._job = job
+        self._log = log
+        self._timeout_s = timeout_s
+        self._in_flight: str | None = None
+
+    def messages(self) -> Iterator[Record]:
+        """Yields messages until the worker ends; the time limit is for each measurement, or for a checkpoint.
+
+        Raises UserError where the machine refused it something.
+        """
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with naming(self._log), self._log.open("wb") as log:
+            running = self._executor.submit(self._job.model_dump_json(), log)
+        with running:
+            self.process_id = running.process_id
+            yield from self._read(running)
+            self._judge(running.wait())
+
+    def _read(self, running: Running) -> Iterator[Record]:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                line = running.receive(deadline - time.monotonic())
+            except TimeoutError:
+                self.ended = Ended("timeout", f"took longer than {self._timeout_s:g} s", self._in_flight)
+                running.end()
+                return
+            if line is None:
+                return
+            message = MESSAGE.validate_json(line)
+            if isinstance(message, Started):
+                self._in_flight = message.measurement_id
+                deadline = time.monotonic() + self._timeout_s
+            elif isinstance(message, Measured):
+                self._in_flight = None
+            elif isinstance(message, Stopped):
+                self.ended = Ended(message.status, message.reason, self._in_flight)
+            elif isinstance(message, Refused):
+                raise UserError(f"{self._job.rung}, {self._job.phase}: {message.reason}")
+            yield message
+
+    def _judge(self, code: int) -> None:
+        if self.ended is not None or code == 0:
+            return
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = " (often the system running out of memory)" if name == "SIGKILL" else ""
+            reason = f"the worker was ended by {name}{hint}"
+        else:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            reason = next(filter(None, map(str.strip, reversed(lines))), f"the worker ended with exit code {code}")
+        self.ended = Ended("failed", f"{reason}; log: {self._log}", self._in_flight)
 
 
 @dataclass

@@ -5,19 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bitladder.stages import Staging
+from bitladder.records.base import Unknown, all_known, known, reason_of
+from bitladder.results.stages import Staging
 from bitladder.stats.aggregate import MeanOfTasks, combine
-from bitladder.stats.interval import CONFIDENCE, Interval
+from bitladder.stats.interval import CONFIDENCE, Interval, paired_ratio_interval
 from bitladder.stats.paired import Comparison
-from bitladder.stats.ratio import paired_ratio_interval
 from bitladder.stats.verdict import Judged, judge, shared_confidence
 from bitladder.summary import scores
-from bitladder.summary.pots import most_correlated
-from bitladder.summary.row import Row
+from bitladder.summary.questions import most_correlated
+from bitladder.summary.row import Row, assess
 from bitladder.summary.scores import RowComparison, Score
-from bitladder.summary.stopping import assess
 from bitladder.summary.table import AggregateSummary, Estimate, Stopping, TaskSummary
-from bitladder.unknown import Unknown, all_known, known, reason_of
 
 Correlations = tuple[tuple[float, ...], ...]
 """of rows with each other, one line a row"""

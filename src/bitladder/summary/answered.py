@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, StudyRecord
-from bitladder.results import Results, same_contents
-from bitladder.results.ends import Ends, read_ends
-from bitladder.stages import Staging, stages_done, take_stages
+from bitladder.records.base import Unknown
+from bitladder.results import Ends, Results, read_ends, same_contents
+from bitladder.results.stages import Staging, stages_done, take_stages
 from bitladder.summary.accuracy import summarize_aggregates
-from bitladder.summary.margin import study_margin_points
+from bitladder.summary.metrics import study_margin_points
 from bitladder.summary.row import Leaf, Row
 from bitladder.summary.table import AggregateSummary
-from bitladder.unknown import Unknown
 
 Leaves = Mapping[str, Mapping[str, Leaf]]
 """rung -> lm-eval task -> what came of it"""

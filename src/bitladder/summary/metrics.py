@@ -1,15 +1,15 @@
-"""The metrics of a scenario, each a row: what it is, how a run gives it, how people read it and where they find it.
+"""The metrics of a scenario, each a row; what can be made best; and the margin where nobody gives one."""
 
-The report's Tables 3 and 4 and their figures are made from these rows, in this order.
-"""
-
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from bitladder.records import PerformanceOutcome
+from bitladder.errors import UserError
+from bitladder.records import PerformanceOutcome, StudyRecord
+from bitladder.records.base import Unknown
 from bitladder.summary.performance import Run, energy_per_token, hook, latencies, rates, token_times, took
-from bitladder.summary.table import Estimate
+from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import (
     MIB,
     format_bytes,
@@ -17,10 +17,10 @@ from bitladder.units import (
     format_ms,
     format_percent,
     format_rate,
+    format_raw,
     format_s,
     format_seconds,
 )
-from bitladder.unknown import Unknown
 
 Derive = Callable[[Run], dict[str, Estimate]]
 Device = Literal["cpu", "gpu"]
@@ -200,3 +200,132 @@ def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estima
         return dict.fromkeys(METRICS, Estimate.unknown(Unknown("no request ended well"))) | took(run)
     derivations = dict.fromkeys(metric.derive for metric in METRICS.values() if metric.derive)
     return {name: estimate for derive in derivations for name, estimate in derive(run).items()}
+
+
+MARGIN_POINTS = {"paper": 1.0, "builtin": 5.0}
+"""--max-drop by suite: what its questions can resolve"""
+OTHER_MARGIN_POINTS = 1.0
+
+
+def default_margin_points(suite: str | None) -> float:
+    """The suite's; None: answers of no study."""
+    return MARGIN_POINTS.get(suite or "", OTHER_MARGIN_POINTS)
+
+
+def study_margin_points(study: StudyRecord) -> float:
+    """What a study's verdicts are held against, and its stopping: its own ``max_drop``, else the suite's."""
+    own = study.settings.max_drop
+    return default_margin_points(study.suite) if own is None else own
+
+
+class Recovery(NamedTuple):
+    """A margin by what has to be kept of the baseline's own aggregate, whatever that is found to be."""
+
+    min_percent: float
+
+
+def recovery_margin_points(min_recovery_percent: float, baseline: str, score_percent: Estimate) -> float:
+    """What a rung may lose that has to keep such a share of the baseline's aggregate, as it was observed.
+
+    In whole hundredths of a point, rounded down. Raises UserError where the baseline has no aggregate, or nothing may
+    be lost at all, which no number of questions shows.
+    """
+    if score_percent.value is None:
+        raise UserError(f"--min-recovery is of {baseline}'s aggregate, which is not known: {score_percent.reason}")
+    hundredths = round((100 - min_recovery_percent) * score_percent.value, 6)  # a float of 99.9 isn't quite that
+    points = math.floor(hundredths) / 100
+    if points <= 0:
+        raise UserError(
+            f"--min-recovery: found {min_recovery_percent:g}%, which leaves nothing to lose; expected less, such as 99%"
+        )
+    return points
+
+
+MEMORY_TIE = 0.01
+"""share of memory within which two rungs need the same: one run's peak differs from the next one's by that much"""
+
+Goal = Literal["latency", "throughput", "memory"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a goal compares, and how people call it."""
+
+    goal: Goal
+    figure: str
+    scenario: str | None
+    """None: the weights in memory, of the checkpoint itself"""
+    metric: str
+    best: str
+    better: str
+    worse: str
+    format: Callable[[float | None], str]
+    sampled: bool = True
+    """or one figure a rung, which no interval is of: equal within `SAME_SHARE`"""
+
+    def of(self, rung: RungSummary) -> Estimate:
+        if self.scenario is None:
+            if rung.loaded_bytes is None:
+                return Estimate.unknown(Unknown("its weights were not loaded"))
+            return Estimate(value=rung.loaded_bytes)
+        return rung.metric(self.scenario, self.metric)
+
+    def alike(self, one: Estimate, other: Estimate) -> bool:
+        """Of figures that aren't sampled: whether they are as good as equal."""
+        assert one.value is not None and other.value is not None
+        return abs(one.value - other.value) <= MEMORY_TIE * max(one.value, other.value)
+
+    def describe(self, estimate: Estimate, rung: RungSummary | None = None) -> str:
+        """``rung``: whose it is, of whose peak memory the weights are told too."""
+        limits = ""
+        if estimate.low is not None and estimate.high is not None:
+            limits = f" [{self.format(estimate.low)}, {self.format(estimate.high)}]"
+        weights = ""
+        if self.metric == "peak_memory_bytes" and rung is not None and rung.loaded_bytes is not None:
+            weights = f", {format_bytes(rung.loaded_bytes)} of it weights"
+        return f"{self.format(estimate.value)}{limits} {self.figure}{weights}"
+
+
+CRITERIA: dict[Goal, Criterion] = {
+    criterion.goal: criterion
+    for criterion in (
+        Criterion(
+            goal="latency",
+            figure="a request at batch 1",
+            scenario="batch1",
+            metric="latency_s",
+            best="the fastest",
+            better="faster",
+            worse="slower",
+            format=format_seconds,
+        ),
+        Criterion(
+            goal="throughput",
+            figure="generated tokens/s at the largest batch",
+            scenario="max-batch",
+            metric="tokens_per_s",
+            best="the most",
+            better="faster",
+            worse="slower",
+            format=format_raw,
+        ),
+        Criterion(
+            goal="memory",
+            figure="of peak memory at batch 1",
+            scenario="batch1",
+            metric="peak_memory_bytes",
+            best="the smallest",
+            better="smaller",
+            worse="larger",
+            format=format_bytes,
+            sampled=False,
+        ),
+    )
+}
+_WEIGHTS = replace(CRITERIA["memory"], figure="of weights in memory", scenario=None, metric="loaded_bytes")
+
+
+def criteria_of(summary: Summary) -> Mapping[Goal, Criterion]:
+    """Of a study that plans no run at batch 1 the weights alone stand for memory."""
+    planned = any(rung.scenario("batch1") is not None for rung in summary.rungs)
+    return CRITERIA if planned else {**CRITERIA, "memory": _WEIGHTS}

@@ -13,14 +13,21 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bitladder.environment import BUSY_SHARE
+from bitladder.machine.host import BUSY_SHARE
 from bitladder.records import BatchSample, PerformanceOutcome, RequestSample
-from bitladder.stats.interval import CONFIDENCE, Interval, mean_interval
-from bitladder.stats.ratio import quotient_interval, ratio_interval, relative_error, seen_correlation
+from bitladder.records.base import Unknown, all_known
+from bitladder.stats.interval import (
+    CONFIDENCE,
+    Interval,
+    mean_interval,
+    quotient_interval,
+    ratio_interval,
+    relative_error,
+    seen_correlation,
+)
 from bitladder.summary.resources import Readings, gpu_energy, gpu_utilisation, others_bytes, resource_metrics
 from bitladder.summary.table import Estimate
 from bitladder.units import counted, format_bytes
-from bitladder.unknown import Unknown, all_known
 
 FEW_REQUESTS = 10
 """below that a scenario says so: its interval is wide, and may miss what happens rarely"""

@@ -9,10 +9,10 @@ from importlib.resources import files
 from typing import Literal
 
 from bitladder.records import AccuracyTask, PerformanceOutcome, Record, Scenario
+from bitladder.records.base import Unknown
 from bitladder.results import Results
 from bitladder.summary.performance import Timeline, speedup
 from bitladder.summary.table import Estimate, Summary
-from bitladder.unknown import Unknown
 
 CONTROL = "fp32"
 """what the published speed-ups are against, by memory"""

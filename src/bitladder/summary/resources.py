@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 from bitladder.records import PerformanceOutcome
+from bitladder.records.base import Unknown
 from bitladder.summary.table import Estimate
 from bitladder.units import MIB
-from bitladder.unknown import Unknown
 
 SHORTEST_UTILISATION_S = 5.0
 """a GPU's utilisation is itself a mean over up to a second"""

@@ -1,16 +1,22 @@
-"""One row of the accuracy table over all rungs: a task, or several that are pooled."""
+"""One row of the accuracy table over all rungs, which rows the aggregate counts, and how far each rung is asked."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple, Protocol
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, TaskGroup
+from bitladder.records.base import Unknown, known
+from bitladder.results.stages import Staging
+from bitladder.stats.aggregate import weight_at, weight_reason
 from bitladder.stats.interval import CONFIDENCE
-from bitladder.stats.weights import weight_at, weight_reason
+from bitladder.stats.verdict import Asked, Judged, is_hopeless, judge_looks, look_confidence
 from bitladder.summary import scores
-from bitladder.summary.pots import Pot, make_pots, primary_metric
+from bitladder.summary.questions import Pot, make_pots, primary_metric
 from bitladder.summary.scores import RowComparison, Score
-from bitladder.unknown import Unknown, known
+from bitladder.summary.table import AggregateSummary, Stopping, TaskSummary
 
 Leaf = AccuracyOutcome | Unknown
 """what a rung answered in one lm-eval task, or why there is nothing"""
@@ -188,3 +194,152 @@ def _as_far_as(
         for task, outcome in baseline.items()
         if task in rung
     }
+
+
+class JudgedRung(Protocol):
+    """What is said of a rung's accuracy."""
+
+    @property
+    def aggregate(self) -> AggregateSummary: ...
+
+    @property
+    def tasks(self) -> tuple[TaskSummary, ...]: ...
+
+
+def primary_tasks(rung: JudgedRung) -> dict[str, TaskSummary]:
+    """By name, each task by the metric that counts: its further ones come behind it."""
+    found: dict[str, TaskSummary] = {}
+    for task in rung.tasks:
+        found.setdefault(task.name, task)
+    return found
+
+
+class CountedTask(NamedTuple):
+    """A task that the aggregate is the mean of."""
+
+    title: str
+    weights: tuple[float, ...]
+    """lowest first, each once; empty where none is known"""
+
+
+def counted_tasks(rungs: Sequence[JudgedRung]) -> list[CountedTask]:
+    """The tasks that the aggregates of these rungs are the mean of, with the weights that they have in them."""
+    names = dict.fromkeys(name for rung in rungs for name in rung.aggregate.tasks)
+    found: dict[str, list[TaskSummary]] = {name: [] for name in names}
+    for rung in rungs:
+        own = primary_tasks(rung)
+        for name in names & own.keys():
+            found[name].append(own[name])
+    return [
+        CountedTask(tasks[0].title, tuple(sorted({task.weight for task in tasks if task.weight is not None})))
+        for tasks in found.values()
+        if tasks
+    ]
+
+
+def weighted_titles(tasks: Iterable[CountedTask]) -> str:
+    """What the aggregate is the mean of; a weight is named where it isn't 1, as a range where rungs differ in it."""
+    return ", ".join(f"{task.title}{_weight_text(task.weights)}" for task in tasks)
+
+
+def _weight_text(weights: tuple[float, ...]) -> str:
+    ends = list(dict.fromkeys(f"{weight:.2f}" for weight in weights[:1] + weights[-1:]))
+    return "" if not ends or ends == ["1.00"] else f" (weight {' to '.join(ends)})"
+
+
+def left_out(rungs: Sequence[JudgedRung]) -> list[TaskSummary]:
+    """The tasks that would count but for their scores."""
+    counted = {name for rung in rungs for name in rung.aggregate.tasks}
+    found = {task.name: task for rung in rungs for task in rung.tasks if task.weight == 0 and task.name not in counted}
+    return list(found.values())
+
+
+def weights_text(rungs: Sequence[JudgedRung]) -> str:
+    """What a difference of the aggregate is of, where not all tasks count wholly; empty where they do."""
+    counted, without = counted_tasks(rungs), left_out(rungs)
+    if not counted or (not without and all(not _weight_text(task.weights) for task in counted)):
+        return ""
+    parts = [f"mean of {weighted_titles(counted)}"]
+    parts += [f"left out {task.title}: {task.no_signal_reason}" for task in without]
+    return "; ".join(parts)
+
+
+def counted_losses(rung: JudgedRung) -> list[TaskSummary]:
+    """Of the tasks in the aggregate, by the metric that counts there."""
+    return [task for task in primary_tasks(rung).values() if task.name in rung.aggregate.tasks and _is_loss(task)]
+
+
+def other_losses(rung: JudgedRung) -> list[TaskSummary]:
+    """By a further metric of a task, or of a task in no aggregate: they fail nothing."""
+    counted = [task for task in primary_tasks(rung).values() if task.name in rung.aggregate.tasks]
+    return [task for task in rung.tasks if task not in counted and _is_loss(task)]
+
+
+def losses_text(rung: JudgedRung) -> list[tuple[str, TaskSummary]]:
+    """Where a rung loses more, each with how that is called; not what the aggregate itself is of."""
+    counted = counted_losses(rung) if len(rung.aggregate.tasks) > 1 else []
+    return [(task.title, task) for task in counted] + [
+        (f"{task.title} by {task.metric} (in no aggregate)", task) for task in other_losses(rung)
+    ]
+
+
+def _is_loss(task: TaskSummary) -> bool:
+    return task.verdict == "beyond the margin"
+
+
+@dataclass(frozen=True)
+class Assessed:
+    judged: Judged | None
+    """None where its answers give no interval"""
+    stopping: Stopping
+
+
+def assess(
+    rows: Mapping[str, Sequence[Row]],
+    compared: Mapping[str, RowComparison],
+    answered: Mapping[str, int],
+    staging: Staging,
+    margin: float,
+) -> dict[str, Assessed]:
+    """The verdict on each rung whose aggregate is compared with the baseline, and how far it was asked.
+
+    ``rows``: that the aggregate is of, by rung. ``answered``: stages by rung.
+    """
+    known = {rung: one.comparison for rung, one in compared.items() if not isinstance(one.comparison, Unknown)}
+    judged = judge_looks(known, answered, staging.stages, staging.rungs, margin)
+    return {rung: _assessed(rung, rows[rung], judged.get(rung), answered[rung], staging, margin) for rung in compared}
+
+
+def _assessed(
+    rung: str, rows: Sequence[Row], judged: Judged | None, answered: int, staging: Staging, margin: float
+) -> Assessed:
+    at_end = answered == staging.stages
+    decided = judged is not None and judged.verdict != "undecided"
+    reason = None
+    if decided:
+        state = "end" if at_end else "early"
+    elif at_end:
+        state = "undecided"
+    elif _is_hopeless(rows, rung, margin, look_confidence(staging.stages, staging.stages)):
+        state, reason = "hopeless", Unknown("the questions that exist can't decide it")
+    else:
+        state, reason = "open", Unknown("the study is still asking it; run it again to go on")
+    if judged is not None and reason is not None:
+        judged = replace(judged, to_decide=reason)
+    documents = staging.documents[answered - 1] if answered else 0
+    stopping = {"state": state, "documents": documents, "of": staging.documents[-1], "stages": answered}
+    return Assessed(judged, Stopping.model_validate(stopping))
+
+
+def _is_hopeless(rows: Sequence[Row], rung: str, margin: float, confidence: float) -> bool:
+    """False where the rows don't show it."""
+    asked: list[Asked] = []
+    for row in rows:
+        one, pots, questions = row.compared[rung], row.pots[rung], row.planned_questions
+        if isinstance(one, Unknown) or isinstance(pots, Unknown):
+            return False
+        if isinstance(one.comparison, Unknown) or questions is None:
+            return False
+        growth = questions / max(len(pot.questions) for pot in pots)
+        asked.append(Asked(one.comparison, growth, row.weights[rung] or 0.0))
+    return is_hopeless(asked, margin, confidence)

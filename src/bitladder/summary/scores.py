@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bitladder.records import AccuracyOutcome
+from bitladder.records.base import Unknown, all_known, known
 from bitladder.stats.aggregate import SameQuestions, combine_dependent
-from bitladder.stats.clusters import clustering_of
-from bitladder.stats.interval import CONFIDENCE, Interval, mean_interval, spread, t_interval, wilson_interval
-from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, paired_difference
-from bitladder.stats.ratio import ratio_interval
-from bitladder.summary.pots import (
+from bitladder.stats.interval import (
+    CONFIDENCE,
+    Interval,
+    mean_interval,
+    ratio_interval,
+    spread,
+    t_interval,
+    wilson_interval,
+)
+from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, clustering_of, paired_difference
+from bitladder.summary.questions import (
     Pot,
     ask_the_same,
     clusters_over,
@@ -21,7 +28,6 @@ from bitladder.summary.pots import (
     primary_metric,
 )
 from bitladder.summary.table import Estimate
-from bitladder.unknown import Unknown, all_known, known
 
 
 def is_share(outcomes: Iterable[AccuracyOutcome]) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from bitladder.methods import ready_title
 from bitladder.records import (
     AccuracyOutcome,
     AccuracyTask,
@@ -17,18 +18,15 @@ from bitladder.records import (
     Scenario,
     StudyRecord,
 )
-from bitladder.results import Results
-from bitladder.results.ends import Ends, read_ends
+from bitladder.records.base import Unknown, reason_of
+from bitladder.results import Ends, Results, read_ends
 from bitladder.results.machines import find_place, to_decide
-from bitladder.rungs import ready_title
 from bitladder.stats.verdict import shared_confidence
 from bitladder.summary import scores
 from bitladder.summary.accuracy import summarize_tasks
+from bitladder.summary.agreement import Scored, read_scored, summarize_dependence, summarize_divergence
 from bitladder.summary.answered import read_answered
-from bitladder.summary.dependence import Scored, read_scored, summarize_dependence
-from bitladder.summary.divergence import summarize_divergence
-from bitladder.summary.margin import default_margin_points, study_margin_points
-from bitladder.summary.metrics import derive_metrics
+from bitladder.summary.metrics import default_margin_points, derive_metrics, study_margin_points
 from bitladder.summary.performance import Timeline, notes_on, speedup
 from bitladder.summary.row import Row
 from bitladder.summary.table import (
@@ -41,7 +39,6 @@ from bitladder.summary.table import (
     stored_end,
 )
 from bitladder.units import counted
-from bitladder.unknown import Unknown, reason_of
 
 _BUILTIN_TASK = "bitladder_"
 """how the names of the built-in suite's tasks begin"""

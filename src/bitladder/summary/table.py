@@ -9,9 +9,9 @@ from typing import Literal, Self
 from pydantic import Field
 
 from bitladder.records import Audit, Machine, Record, Scoring, Source, Status
+from bitladder.records.base import Unknown
 from bitladder.stats.interval import Interval
 from bitladder.stats.verdict import FlipsVerdict, Verdict
-from bitladder.unknown import Unknown
 
 End = Status | Literal["missing"]
 """how a checkpoint or a measurement ended; ``missing``: the study has not come to it, another machine

@@ -3,8 +3,8 @@
 import sys
 
 from bitladder.errors import UserError
-from bitladder.hub_kernels import forbid_hub_kernels
-from bitladder.printable import one_line
+from bitladder.machine.libraries import forbid_hub_kernels
+from bitladder.text.words import one_line
 
 
 def run() -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.support import require_known
 from bitladder.accuracy.backend.ways import Ways, default_ways
-from bitladder.cuda import count_cards, require_usable
-from bitladder.environment import describe_gpus
 from bitladder.errors import UnknownNameError, UserError
+from bitladder.machine.cards import count_cards, require_usable
+from bitladder.machine.host import describe_gpus
 from bitladder.records import LoadPolicy
 
 if TYPE_CHECKING:

@@ -17,23 +17,26 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text, resolve_max_length
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
-from bitladder.accuracy.backend.budget import MAX_ROWS, budget_on, rows_at_once, token_bytes
-from bitladder.accuracy.backend.chunks import made_ahead, split_requests
-from bitladder.accuracy.backend.compiling import compile_errors
-from bitladder.accuracy.backend.generation import Prompt, common_prefix, generate
-from bitladder.accuracy.backend.packing import Plan, Request, plan_packs
-from bitladder.accuracy.backend.products import WIDENED, widens_products
-from bitladder.accuracy.backend.prompts import DEFAULT_NEW_TOKENS, make_prompts, require_greedy
-from bitladder.accuracy.backend.requests import RequestEncoder
-from bitladder.accuracy.backend.scoring import Scores, score
+from bitladder.accuracy.backend.compiling import WIDENED, compile_errors, widens_products
+from bitladder.accuracy.backend.generation import (
+    DEFAULT_NEW_TOKENS,
+    Prompt,
+    common_prefix,
+    generate,
+    make_prompts,
+    require_greedy,
+)
+from bitladder.accuracy.backend.plan import MAX_ROWS, Plan, Request, budget_on, plan_packs, rows_at_once, token_bytes
+from bitladder.accuracy.backend.scoring import Scores, made_ahead, score, split_requests
 from bitladder.accuracy.backend.support import require_known, require_support
+from bitladder.accuracy.backend.tokens import RequestEncoder
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, default_ways, kernel_errors
-from bitladder.accuracy.journal import Journal
-from bitladder.accuracy.passes import Passes, record_scoring
+from bitladder.accuracy.forwards import Passes, record_scoring
+from bitladder.accuracy.samples import Journal
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS
 from bitladder.errors import DoesNotFitError, UserError
 from bitladder.records import BatchPlan, Scoring
-from bitladder.wording import first_line
+from bitladder.text.words import first_line
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -1,26 +1,70 @@
-"""Forwarding a plan's packs: log-probability of every target, and whether it is the model's first choice."""
+"""Forwarding a plan's packs: log-probability of every target, and whether it is the model's first choice.
+
+Requests come in chunks, so that the next chunk is tokenized and planned while the device works.
+"""
 
 import hashlib
-from collections.abc import Callable, Container, Iterable
+import itertools
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bitladder.accuracy.backend.attention import forward, our_attention
-from bitladder.accuracy.backend.compiling import compiled
-from bitladder.accuracy.backend.packing import Integers, Pack, Plan
-from bitladder.accuracy.backend.prefix import KeyValueStore, PrefixCache
-from bitladder.accuracy.backend.products import widened_in
-from bitladder.accuracy.backend.transfer import to_device
-from bitladder.accuracy.backend.tree import TreeAttention
+from bitladder.accuracy.backend.attention import KeyValueStore, PrefixCache, forward, our_attention
+from bitladder.accuracy.backend.compiling import compiled, widened_in
+from bitladder.accuracy.backend.plan import Integers, Pack, Plan
+from bitladder.accuracy.backend.tokens import common_length
+from bitladder.accuracy.backend.tree import TreeAttention, to_device
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways
-from bitladder.accuracy.journal import Journal, Values
+from bitladder.accuracy.samples import Journal, Values
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+Item = TypeVar("Item")
+
+_CHARACTERS_PER_TOKEN = 4
+_FIRST = 0.25
+"""budgets' worth of the first chunk: nothing happens on the device before it is ready"""
+_LARGEST = 2.0
+"""budgets' worth at most: a device takes about a thousand kernels in advance, the work of one or two batches"""
+
+
+def split_requests(pairs: Sequence[tuple[str, str]], token_budget: int) -> list[tuple[int, int]]:
+    """Starts and ends of chunks of (context, continuation) strings: a pure function of them and the token budget.
+
+    The first is small and each twice as large as the one before, up to `_LARGEST`.
+    What a string shares with the context before it counts once, as it is forwarded once. A context isn't parted from
+    the next request's, where that is the same.
+    """
+    bounds = [0]
+    budgets, characters = _FIRST, 0
+    before = ""
+    for index, (context, continuation) in enumerate(pairs):
+        if context != before:
+            if characters >= budgets * token_budget * _CHARACTERS_PER_TOKEN:
+                bounds.append(index)
+                budgets, characters = min(2 * budgets, _LARGEST), 0
+            characters += len(context) - common_length(before, context)
+            before = context
+        characters += len(continuation)
+    bounds.append(len(pairs))
+    return list(itertools.pairwise(bounds)) if pairs else []
+
+
+def made_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made by a thread while the one before is used; what making one raises is raised here."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="plans") as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]  # it isn't the end
+
 
 Progress = Callable[[int], None]
 
@@ -144,9 +188,9 @@ def forward_pack(
     tokens, positions, rows_there, *targets = to_device(arrays, model.device)
     block_rows = None
     if ways.tree_kernel:
-        from bitladder.accuracy.backend import device_kernels
+        from bitladder.accuracy.backend import triton_kernels
 
-        block_rows = device_kernels.block_rows(model.dtype)
+        block_rows = triton_kernels.block_rows(model.dtype)
     attention = TreeAttention(pack, kept, model.device, positions, block_rows)
     return forward(model, tokens, positions, rows_there, attention), attention, targets
 
@@ -157,7 +201,7 @@ def forward_batch(model: "PreTrainedModel", pack: Pack, prefixes: PrefixCache, w
 
     logits, _, (target_rows, target_tokens) = forward_pack(model, pack, prefixes, ways)
     if ways.row_kernel:
-        from bitladder.accuracy.backend.device_kernels import row_statistics
+        from bitladder.accuracy.backend.triton_kernels import row_statistics
 
         largest, log_sum, choice = (part[target_rows] for part in row_statistics(logits))
         chosen = logits[target_rows, target_tokens].float()

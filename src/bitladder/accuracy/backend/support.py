@@ -7,13 +7,12 @@ from weakref import WeakSet
 import numpy as np
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
-from bitladder.accuracy.backend.budget import attention_heads
-from bitladder.accuracy.backend.packing import Request, plan_packs
-from bitladder.accuracy.backend.stopping import StopStrings
+from bitladder.accuracy.backend.generation import StopStrings
+from bitladder.accuracy.backend.plan import Request, attention_heads, plan_packs
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, kernel_errors
-from bitladder.checkpoint.placement import model_devices
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
-from bitladder.wording import first_line
+from bitladder.machine.cards import model_devices
+from bitladder.text.words import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

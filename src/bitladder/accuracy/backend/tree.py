@@ -1,10 +1,6 @@
-"""Attention over a pack: causal within a segment, and from below a segment to all of it.
+"""NumPy arrays to the device without waiting for it."""
 
-Nothing is padded. On a GPU with Triton it is one call of our kernel. Without it, in FP16 or BF16, each level of the
-trees is one call of a variable-length kernel without a mask, merged by log-sum-exp; elsewhere, and for soft-capped
-scores or a window that is shorter than the text, it is one call a unit.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,16 +8,37 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bitladder.accuracy.backend.attention import Layer
-from bitladder.accuracy.backend.kernels import attend, attend_varlen, merge, takes_sdpa
-from bitladder.accuracy.backend.packing import Integers, Pack, Span
-from bitladder.accuracy.backend.prefix import KeyValueStore
-from bitladder.accuracy.backend.transfer import to_device
+from bitladder.accuracy.backend.attention import KeyValueStore, Layer, attend, attend_varlen, merge, takes_sdpa
+from bitladder.accuracy.backend.plan import Integers, Pack, Span
 
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype
 
-    from bitladder.accuracy.backend.device_kernels import Tree
+    from bitladder.accuracy.backend.triton_kernels import Tree
+
+_ALIGNMENT_BYTES = 16
+
+
+def to_device(arrays: Sequence[npt.NDArray[np.generic]], device: "device") -> "list[Tensor]":
+    """The same numbers as tensors, by one copy from pinned memory: any other waits for what the device has to do."""
+    import torch
+
+    if device.type != "cuda":
+        return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+    starts = [0]
+    for array in arrays:
+        starts.append(starts[-1] + -(-array.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES)
+    pinned = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    host = pinned.numpy()
+    for array, start in zip(arrays, starts, strict=False):
+        host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    sent = pinned.to(device, non_blocking=True)
+    types = {"int64": torch.int64, "int32": torch.int32}
+    return [
+        sent[start : start + array.nbytes].view(types[array.dtype.name]).view(array.shape)
+        for array, start in zip(arrays, starts, strict=False)
+    ]
+
 
 _SMALL_UNIT = 256
 """tokens up to which the products wasted on a mask cost less than the calls that it saves"""
@@ -98,7 +115,7 @@ class TreeAttention:
     def _attend_tree(
         self, tree: "Tree", layer: Layer, window: int | None, query: "Tensor", key: "Tensor", value: "Tensor"
     ) -> "Tensor":
-        from bitladder.accuracy.backend.device_kernels import tree_attention
+        from bitladder.accuracy.backend.triton_kernels import tree_attention
 
         kept = self._kept(layer) if self.pack.chains else None
         return tree_attention(query, key, value, kept, tree, scale=layer.scale, softcap=layer.softcap, window=window)
@@ -264,7 +281,7 @@ def _varlen_calls(spans: list[Integers], queries: int, keys: list[int], device: 
 
 def make_tree(pack: Pack, block_rows: int, device: "device") -> "Tree":
     """The pack as our kernel reads it."""
-    from bitladder.accuracy.backend.device_kernels import Tree
+    from bitladder.accuracy.backend.triton_kernels import Tree
 
     total = len(pack.tokens)
     low, high = np.zeros(total, np.int64), np.zeros(total, np.int64)

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitladder.accuracy.backend.attention import Layer
-from bitladder.accuracy.backend.budget import attention_heads
+from bitladder.accuracy.backend.attention import Layer, PrefixCache
 from bitladder.accuracy.backend.decoding import may_pad
-from bitladder.accuracy.backend.packing import Request, plan_packs
-from bitladder.accuracy.backend.prefix import PrefixCache
+from bitladder.accuracy.backend.plan import Request, attention_heads, plan_packs
 from bitladder.accuracy.backend.tree import TreeAttention
 
 if TYPE_CHECKING:
@@ -100,7 +98,7 @@ def _largest_error(
     """Of attention over two small trees that share kept keys, without and with a window, and of a row's statistics."""
     import torch
 
-    from bitladder.accuracy.backend.device_kernels import block_rows, row_statistics
+    from bitladder.accuracy.backend.triton_kernels import block_rows, row_statistics
 
     random = np.random.default_rng(0)
     beginning, *middles = (random.integers(0, 99, length) for length in (90, 30, 41))

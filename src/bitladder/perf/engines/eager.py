@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from bitladder.checkpoint.footprint import loaded_bytes
 from bitladder.checkpoint.loading import load_model
-from bitladder.checkpoint.placement import model_devices
+from bitladder.checkpoint.memory import loaded_bytes
+from bitladder.machine.cards import model_devices
 from bitladder.perf.engines.engine import EngineRow, LaunchFacts, StepTimes
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What the machine is, what it allows, and what its libraries are kept from doing."""

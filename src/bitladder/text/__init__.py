@@ -1,0 +1,1 @@
+"""Text that is read or shown: running text for measurements, and words for people."""
