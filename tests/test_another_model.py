@@ -16,7 +16,7 @@ from bitladder.errors import UserError
 from bitladder.executors.forkserver import ForkServer
 from bitladder.publish.card import find_measured
 from bitladder.records import RungRecord, Settings, Source
-from bitladder.results import join
+from bitladder.results import join, study_of
 from bitladder.results.merge import merge_results, pack
 from bitladder.results.store import Store, load_results
 from bitladder.study.messages import RungMade, StudyProgress
@@ -48,7 +48,7 @@ def with_added(directory: Path, *, audited: Source | None, planned: Source = ADD
     store = Store(directory)
     study, record = store.read_study(), store.read_rung("nf4")
     assert record
-    store.write_study(study.with_rungs(["bf16"], {"w4": planned}))
+    store.write_study(study_of(study, ["bf16"], {"w4": planned}))
     store.write_rung(record.model_copy(update={"rung": "w4", "manifest": None, "source": audited}))
     return directory
 

@@ -25,6 +25,7 @@ from bitladder.methods import find_rung, ready_title
 from bitladder.records import LoadPolicy, Record, RungRecord
 from bitladder.report.content import compose
 from bitladder.report.output import to_markdown
+from bitladder.results import study_of
 from bitladder.results.merge import merge_results, pack
 from bitladder.results.store import Store, load_results
 from bitladder.study import worker
@@ -541,7 +542,7 @@ def test_the_plan_leaves_out_what_is_known_to_be_the_same(
     assert "1 rung x " in shown and "same: same content as bf16, not measured" in shown
     assert "whose formats were not timed" not in shown
 
-    study = prepared.study.with_rungs(["bf16", "nf4"], prepared.study.added)
+    study = study_of(prepared.study, ["bf16", "nf4"], prepared.study.added)
     sources = prepared.wanted.tasks.sources
     of_one, of_two = plan_resolutions(study, sources, unmeasured=1)[0], plan_resolutions(study, sources)[0]
     assert of_one.resolvable_margin < of_two.resolvable_margin, "which is judged with no other"

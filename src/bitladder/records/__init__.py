@@ -19,22 +19,17 @@ from bitladder.records.checkpoint import (
     TaskSources,
 )
 from bitladder.records.measurement import (
-    AccuracyOutcome,
     AccuracyTask,
-    BatchPlan,
     BatchProbe,
     BatchSample,
     CardSample,
     ChoiceScores,
     Divergence,
     DivergenceOutcome,
-    Document,
-    DocumentOutcome,
     EngineSettings,
     Item,
     MeasurementRecord,
     MemoryFigures,
-    MetricInfo,
     Outcome,
     PerformanceOutcome,
     Prompts,
@@ -44,10 +39,23 @@ from bitladder.records.measurement import (
     ResourceSample,
     Scenario,
     Status,
-    TaskDocuments,
     Way,
     WindowDivergence,
     measurement_id,
 )
-from bitladder.records.scoring import PASSAGE, Order, ProductKernel, Scoring, join_kernels, join_scorings, order_key
+from bitladder.records.scoring import (
+    PASSAGE,
+    AccuracyOutcome,
+    BatchPlan,
+    Document,
+    DocumentOutcome,
+    MetricInfo,
+    Order,
+    ProductKernel,
+    Scoring,
+    TaskDocuments,
+    join_kernels,
+    join_scorings,
+    order_key,
+)
 from bitladder.records.study import Calibration, LayerRate, MergeRecord, RungRecord, Settings, StudyRecord, TaskGroup

@@ -1,12 +1,12 @@
 """One measurement: what was asked (the item), and the raw samples that came back."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from bitladder.records.base import SCHEMA_VERSION, BadEnd, Machine, Record, hash_json
 from bitladder.records.checkpoint import LoadPolicy
-from bitladder.records.scoring import Order, Scoring
+from bitladder.records.scoring import AccuracyOutcome, BatchPlan, Order
 
 FULL_BATCHES = 3
 """of the largest batch at least: an interval from two batches is four times as wide as from three"""
@@ -133,101 +133,6 @@ Item = Annotated[AccuracyTask | Rescoring | Scenario | Divergence, Field(discrim
 def measurement_id(content_hash: str, item: AccuracyTask | Rescoring | Scenario | Divergence) -> str:
     """The identity of a measurement: hash of the checkpoint's content hash and the item."""
     return hash_json({"content_hash": content_hash, "item": item.model_dump(mode="json")})[:32]
-
-
-class Document(Record):
-    """One question as the model got it. Stored once a task, not once a rung."""
-
-    doc_hash: str
-    prompt_hash: str
-    prompt: str
-    choices: tuple[str, ...] | None
-    """continuations that were scored; None for generation"""
-    target: str
-    doc: dict[str, Any]
-
-
-class TaskDocuments(Record):
-    schema_version: int = SCHEMA_VERSION
-    task: str
-    documents_hash: str
-    documents: tuple[Document, ...]
-
-
-class MetricInfo(Record):
-    """How lm-eval names, filters and orients one metric of a task."""
-
-    name: str
-    filter: str
-    aggregation: str
-    higher_is_better: bool
-
-    @property
-    def key(self) -> str:
-        """The key in ``DocumentOutcome.metrics``: lm-eval's own ``name,filter``."""
-        return f"{self.name},{self.filter}"
-
-    @property
-    def title(self) -> str:
-        """For people: the name, and the filter where the task has one of its own."""
-        return self.name if self.filter == "none" else f"{self.name} ({self.filter})"
-
-
-class DocumentOutcome(Record):
-    """What one model answered to one document."""
-
-    doc_hash: str
-    prompt_hash: str
-    loglikelihoods: tuple[float, ...] | None = None
-    """one a choice, natural log; for rolling log-likelihood one for the document"""
-    greedy: tuple[bool, ...] | None = None
-    """whether the choice is the greedy continuation"""
-    text: str | None = None
-    """what was generated"""
-    target: int | None = None
-    """index of the right choice; None where nothing is chosen, or it is not one of them alone"""
-    cluster: str | None = None
-    """shared by documents that resemble each other, such as those of one source; None: like no other"""
-    true_share: float | None = None
-    """of the choices, where the document labels each as true or false; None: it does not"""
-    metrics: dict[str, float | tuple[float, float]]
-    """lm-eval's per-document values; a pair is (sum, weight) of a weighted mean such as bits per byte"""
-
-
-class BatchPlan(Record):
-    """Which tokens were forwarded together: a pure function of the requests, the seed and the budget.
-
-    On a GPU the requests of a task are planned in chunks, each a plan of its own.
-    """
-
-    seed: int
-    token_budget: int
-    batches: int
-    tokens: int
-    """forwarded"""
-    digest: str
-    """SHA-256 of the whole plan, by which one made anew is known to be the same"""
-    compositions: tuple[str, ...] = ()
-    """a hash of each batch's tokens, whatever their order; empty in records of before they were kept"""
-
-
-class AccuracyOutcome(Record):
-    kind: Literal["accuracy"] = "accuracy"
-    documents_hash: str
-    output_type: str
-    metrics: tuple[MetricInfo, ...]
-    """those with a value in every document, in lm-eval's order"""
-    harness_results: dict[str, float]
-    """lm-eval's own aggregates, to check ours against"""
-    documents: tuple[DocumentOutcome, ...]
-    remarks: tuple[str, ...] = ()
-    """how the backend departed from what was asked or expected, such as a smaller budget after running out of memory"""
-    truncated_documents: int = 0
-    """documents whose prompt was longer than the model's context and lost its beginning"""
-    plans: tuple[BatchPlan, ...] = ()
-    """of the backend ``bitladder``: what log-likelihoods were scored by"""
-    scoring: Scoring | None = None
-    """None: not recorded, as before it was"""
 
 
 class ChoiceScores(Record):

@@ -1,7 +1,7 @@
 """A study: its settings with every default, what this machine can do, the plan, and what became of each rung."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -237,11 +237,6 @@ class StudyRecord(Record):
     def rungs(self) -> tuple[str, ...]:
         """All that is measured, in order."""
         return (*self.settings.rungs, *self.added)
-
-    def with_rungs(self, rungs: Iterable[str], added: Mapping[str, Source]) -> Self:
-        """The same study of these rungs: the ladder's, and ready checkpoints."""
-        settings = {"rungs": tuple(rungs), "add": {name: source.model for name, source in added.items()}}
-        return self.model_copy(update={"settings": self.settings.model_copy(update=settings), "added": dict(added)})
 
 
 class MergeRecord(Record):

@@ -104,6 +104,12 @@ def titles_of(names: Iterable[str], groups: Iterable[TaskGroup]) -> list[str]:
     return [*titles, *left]
 
 
+def study_of(study: StudyRecord, rungs: Iterable[str], added: Mapping[str, Source]) -> StudyRecord:
+    """The same study of these rungs: the ladder's, and ready checkpoints."""
+    settings = {"rungs": tuple(rungs), "add": {name: source.model for name, source in added.items()}}
+    return study.model_copy(update={"settings": study.settings.model_copy(update=settings), "added": dict(added)})
+
+
 def place_of(record: MeasurementRecord) -> tuple[str, str]:
     """Which machine measured, and on which of its devices: what may stand in one table."""
     return place_key(record.machine, record.item.device)
@@ -165,7 +171,7 @@ def join(directory: Path, parts: Sequence[Results]) -> Results:
     added = dict(ChainMap(*(part.study.added for part in parts)))
     # where they differ, what was audited and measured
     added = {name: (rungs[name].source if name in rungs else None) or source for name, source in added.items()}
-    study = first.with_rungs(names, added).model_copy(
+    study = study_of(first, names, added).model_copy(
         update={
             "suite": first.suite if len(suites) < 2 else "custom",
             "groups": groups,

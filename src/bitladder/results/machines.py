@@ -26,6 +26,7 @@ from bitladder.results import (
     joined_rungs,
     place_key,
     place_of,
+    study_of,
     titles_of,
     used_cards,
 )
@@ -192,7 +193,8 @@ def _restricted(
     items: dict[str, Item] = {item_name(record.item): record.item for record in records}
     planned = {item_name(item): items.get(item_name(item), item) for item in results.study.items}
     study = results.study
-    study = study.with_rungs(
+    study = study_of(
+        study,
         (rung for rung in study.settings.rungs if rung in rungs),
         {name: source for name, source in study.added.items() if name in rungs},
     ).model_copy(

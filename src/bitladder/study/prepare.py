@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bitladder.accuracy.rescoring import plan_rescorings, require_planned_batches
+from bitladder.accuracy.rescoring import plan_rescorings
 from bitladder.checkpoint.architecture import require_format, require_same_network
 from bitladder.checkpoint.loading import (
     load_tokenizer,
-    require_chat_template,
-    require_generation_config,
-    require_tokenizer,
 )
 from bitladder.checkpoint.manifest import probe_texts, require_same_ends, require_same_tokens, same_rules
 from bitladder.errors import UserError
@@ -36,11 +33,11 @@ from bitladder.records import (
 from bitladder.records.study import DIVERGENCE_WINDOW_TOKENS
 from bitladder.results import same_model
 from bitladder.results.store import MergedStore, Store
-from bitladder.study.calibration import calibrate, find_device, require_cards, time_rungs, untimed_rungs
+from bitladder.study.calibration import calibrate, find_device, time_rungs, untimed_rungs
 from bitladder.study.messages import StudyProgress
 from bitladder.study.plan import too_few_questions
-from bitladder.study.resolved import BUILTIN, Resolved, resolve
-from bitladder.tasks.tasks import TaskSet, require_names, resolve_tasks
+from bitladder.study.resolved import BUILTIN, Resolved, require_sense, require_texts, resolve
+from bitladder.tasks.tasks import TaskSet, resolve_tasks
 from bitladder.text.corpus import read_corpus
 
 
@@ -139,7 +136,7 @@ def prepare(
     settings = _as_can_be_asked(settings)
     stored = store.read_study() if store.has_study() else None
     wanted = resolve(settings)
-    _require_sense(wanted)
+    require_sense(wanted)
     progress.preparing(f"finding {wanted.recipe.model}")
     model = resolve_model(wanted.recipe.model, wanted.recipe.revision, outline=outline)
     if stored is not None:
@@ -217,7 +214,7 @@ def _require_sound(wanted: Resolved, model: ResolvedModel, kept: StudyRecord | N
             progress.warn(f"{wanted.recipe.model}: its weights were not fetched, and are checked when the study begins")
         _tell_partial(wanted, model, progress)
     if kept is None or wanted.tasks.chat_template != kept.settings.chat_template:
-        _require_texts(wanted, model.directory)
+        require_texts(wanted, model.directory)
 
 
 def _tell_partial(wanted: Resolved, model: ResolvedModel, progress: StudyProgress) -> None:
@@ -235,14 +232,6 @@ def _tell_partial(wanted: Resolved, model: ResolvedModel, progress: StudyProgres
             progress.warn(str(error))
 
 
-def _require_texts(wanted: Resolved, directory: Path) -> None:
-    """Raise UserError where texts can't be given to the model, or asked of it, as is wanted."""
-    require_generation_config(directory)
-    require_tokenizer(directory, wanted.policy)
-    if wanted.asks and wanted.tasks.chat_template:
-        require_chat_template(directory, wanted.policy)
-
-
 def _tell_ranges(rungs: Iterable[str], directory: Path, progress: StudyProgress) -> None:
     """Which rungs can't hold the model's weights, before the others' hours; each ends as what it is."""
     from bitladder.checkpoint.weights import beyond_range, vanishing
@@ -253,22 +242,6 @@ def _tell_ranges(rungs: Iterable[str], directory: Path, progress: StudyProgress)
             progress.warn(f"{name} can't be made and will be left out: {reason}")
         elif vanished := vanishing(directory, scheme):
             progress.warn(f"{name}: {vanished}")
-
-
-def _require_sense(wanted: Resolved) -> None:
-    """Raise UserError for what is wrong whatever the model is, before one is fetched."""
-    for name in wanted.rungs:
-        find_rung(name).method.require_packages(f"rung {name}")
-    if wanted.asks:
-        if wanted.tasks.batch_dependence:
-            require_planned_batches(wanted.tasks.backend)
-        require_names(wanted.tasks)
-    schemes = {name: find_rung(name).scheme for name in wanted.rungs}
-    require_runs(wanted.engine, schemes, with_questions=wanted.asks)
-    machine, name = describe_machine(), wanted.device.name
-    without = name == "auto" and not (machine.gpus or machine.gpus_unknown)
-    if name != "cpu" and not without:  # else nothing has to ask torch
-        require_cards(name, machine)
 
 
 def _added(wanted: Resolved, baseline: Path, outline: Path | None) -> dict[str, Added]:

@@ -5,16 +5,21 @@ Whoever comes after takes its own part, and nobody all settings; they go on into
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from bitladder.accuracy.rescoring import require_planned_batches
+from bitladder.checkpoint.loading import require_chat_template, require_generation_config, require_tokenizer
 from bitladder.errors import UserError
-from bitladder.perf.engines import DEFAULT, find_engine
+from bitladder.machine.host import describe_machine
+from bitladder.methods import find_rung
+from bitladder.perf.engines import DEFAULT, find_engine, require_runs
 from bitladder.perf.engines.engine import EngineRow
 from bitladder.perf.scenarios import Workload
 from bitladder.records import LoadPolicy, Settings, TaskSources
-from bitladder.study.calibration import WantedDevice
+from bitladder.study.calibration import WantedDevice, require_cards
 from bitladder.study.messages import Recipe
-from bitladder.tasks.tasks import CUSTOM, TaskRequest
+from bitladder.tasks.tasks import CUSTOM, TaskRequest, require_names
 
 BUILTIN = "builtin:"
 
@@ -132,3 +137,27 @@ def workload(settings: Settings, engine: EngineRow) -> Workload:
         time_limit_s=settings.time_limit_s,
         memory_limit_bytes=settings.memory_limit,
     )
+
+
+def require_sense(wanted: Resolved) -> None:
+    """Raise UserError for what is wrong whatever the model is, before one is fetched."""
+    for name in wanted.rungs:
+        find_rung(name).method.require_packages(f"rung {name}")
+    if wanted.asks:
+        if wanted.tasks.batch_dependence:
+            require_planned_batches(wanted.tasks.backend)
+        require_names(wanted.tasks)
+    schemes = {name: find_rung(name).scheme for name in wanted.rungs}
+    require_runs(wanted.engine, schemes, with_questions=wanted.asks)
+    machine, name = describe_machine(), wanted.device.name
+    without = name == "auto" and not (machine.gpus or machine.gpus_unknown)
+    if name != "cpu" and not without:  # else nothing has to ask torch
+        require_cards(name, machine)
+
+
+def require_texts(wanted: Resolved, directory: Path) -> None:
+    """Raise UserError where texts can't be given to the model, or asked of it, as is wanted."""
+    require_generation_config(directory)
+    require_tokenizer(directory, wanted.policy)
+    if wanted.asks and wanted.tasks.chat_template:
+        require_chat_template(directory, wanted.policy)

@@ -27,7 +27,7 @@ from bitladder.accuracy.backend.generation import (
     require_greedy,
 )
 from bitladder.accuracy.backend.plan import MAX_ROWS, Plan, Request, budget_on, plan_packs, rows_at_once, token_bytes
-from bitladder.accuracy.backend.scoring import Scores, made_ahead, score, split_requests
+from bitladder.accuracy.backend.scoring import Scores, by_task, made_ahead, remembered, score, split_requests
 from bitladder.accuracy.backend.support import require_known, require_support
 from bitladder.accuracy.backend.tokens import RequestEncoder
 from bitladder.accuracy.backend.ways import NO_WAYS, Ways, default_ways, kernel_errors
@@ -305,7 +305,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 with self._bar(requests, disable_tqdm) as advance, run.seen(self.model):
                     scores = score(
                         self.model,
-                        _remembered(make_plans(), made),
+                        remembered(make_plans(), made),
                         self.ways,
                         lambda done: advance(done, requests),
                         self._journal,
@@ -365,7 +365,7 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
                 advance(len(answers), len(prompts))
 
-            for members in _by_task(requests):
+            for members in by_task(requests):
                 self._generate(prompts, members, finished)
         return [answers[index] for index in range(len(prompts))]
 
@@ -409,17 +409,3 @@ class BitladderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self._hf.truncated = self.truncated
             self._hf.passes = self.passes
         return self._hf
-
-
-def _remembered(plans: Iterable[Plan], made: list[Plan]) -> Iterator[Plan]:
-    for plan in plans:
-        made.append(plan)
-        yield plan
-
-
-def _by_task(requests: "Sequence[Instance]") -> list[list[int]]:
-    """Indices of each task's requests: they begin alike."""
-    groups: dict[str | None, list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault(request.task_name, []).append(index)
-    return list(groups.values())

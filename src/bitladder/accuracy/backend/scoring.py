@@ -22,6 +22,7 @@ from bitladder.accuracy.backend.ways import NO_WAYS, Ways
 from bitladder.accuracy.samples import Journal, Values
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -218,3 +219,17 @@ def forward_batch(model: "PreTrainedModel", pack: Pack, prefixes: PrefixCache, w
         result[0, first:end] = log_probabilities[local, targets]
         result[1, first:end] = first_choice[local] == targets
     return result
+
+
+def remembered(plans: Iterable[Plan], made: list[Plan]) -> Iterator[Plan]:
+    for plan in plans:
+        made.append(plan)
+        yield plan
+
+
+def by_task(requests: "Sequence[Instance]") -> list[list[int]]:
+    """Indices of each task's requests: they begin alike."""
+    groups: dict[str | None, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.task_name, []).append(index)
+    return list(groups.values())
