@@ -155,7 +155,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, help="limit of a generation, instead of the task's")
     parser.add_argument("--token-budget", type=int)
     parser.add_argument("--vllm", action="store_true", help="lm-eval's vllm backend, too (on a GPU)")
-    parser.add_argument("--on", nargs="*", default=(), help="fields of Ways, beside the default")
+    parser.add_argument("--on", nargs="*", default=(), help="fields of Speedups, beside the default")
     parser.add_argument("--off", nargs="*", default=())
     return parser.parse_args()
 
@@ -230,12 +230,12 @@ def timed(run: Callable[[], list[Any]], device: str) -> tuple[list[Any], Timing]
 
 def run_case(case: Case, model: Any, tokenizer: Any, options: argparse.Namespace, peak: float | None) -> Rates:
     from bitladder.accuracy.backend.lm import BitladderLM
-    from bitladder.accuracy.backend.ways import default_ways
+    from bitladder.accuracy.backend.speedups import default_speedups
 
     requests = load_requests(case, options)
     method = requests[0].request_type
-    ways = replace(default_ways(model), **dict.fromkeys(options.on, True), **dict.fromkeys(options.off, False))
-    lm = BitladderLM(model, tokenizer, token_budget=options.token_budget, cache_requests=False, ways=ways)
+    speedups = replace(default_speedups(model), **dict.fromkeys(options.on, True), **dict.fromkeys(options.off, False))
+    lm = BitladderLM(model, tokenizer, token_budget=options.token_budget, cache_requests=False, speedups=speedups)
     if options.device.startswith("cuda"):
         getattr(lm, method)(requests[:8], disable_tqdm=True)  # kernels are loaded at their first use
         lm.plans.clear()

@@ -17,7 +17,7 @@ from bitladder.records import (
 )
 from bitladder.results.stages import row_stops, stage_count, stage_item, staged_tasks
 from bitladder.results.store import Store
-from bitladder.summary.answered import rungs_to_ask
+from bitladder.summary.coverage import rungs_to_ask
 from replay import machine, write_replay
 from replay_outcomes import RungReplay, TaskReplay, accuracy_outcome, task_documents
 

@@ -8,7 +8,7 @@ from lm_eval.tasks import TaskManager
 
 from bitladder.errors import BrokenFileError, UnknownNameError, UserError
 from bitladder.tasks import registry
-from bitladder.tasks.expansion import Group, Leaf, Member, expand
+from bitladder.tasks.expansion import Group, LeafTask, Member, expand
 
 # Odd ones among them: inherited tags, quoted keys, inline groups, Python classes, groups in one file with tasks.
 FOLDERS = ("mmlu", "glue", "wmdp", "mmlusr", "lambada", "leaderboard", "squadv2", "minerva_math", "truthfulqa")
@@ -49,7 +49,7 @@ def test_names_are_kept_in_the_cache_and_scanned_again_for_another_installation(
     assert sorted(registry._harness_names()) == ["first", "second"]
 
 
-def leaves(members: tuple[Member, ...]) -> list[Leaf]:
+def leaves(members: tuple[Member, ...]) -> list[LeafTask]:
     return [leaf for member in members for leaf in (member.leaves() if isinstance(member, Group) else (member,))]
 
 

@@ -21,7 +21,7 @@ from bitladder.results.merge import merge_results, pack
 from bitladder.results.store import Store, load_results
 from bitladder.study.messages import RungMade, StudyProgress
 from bitladder.study.prepare import prepare
-from bitladder.study.run import Run, run_study
+from bitladder.study.run import StudyRun, run_study
 from bitladder.summary.summarize import summarize
 from replay import RUNGS, write_replay
 
@@ -181,7 +181,7 @@ def test_a_model_that_changes_while_its_study_runs_ends_it(
     store = Store(tmp_path / "out")
     progress = Warnings()
     prepared = prepare(settings_for(tiny_llama, rungs=("bf16", "nf4")), store)
-    run = Run(prepared, store, progress, ForkServer("", None, with_gpu=False))
+    run = StudyRun(prepared, store, progress, ForkServer("", None, with_gpu=False))
     with pytest.raises(UserError, match="tiny-llama: its files have changed since the study began; run it again with"):
         run.workers.make("nf4")
     assert store.read_rung("nf4") is None

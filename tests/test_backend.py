@@ -28,8 +28,8 @@ from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.lm import BitladderLM
 from bitladder.accuracy.backend.plan import Request, plan_packs
 from bitladder.accuracy.backend.scoring import score
+from bitladder.accuracy.backend.speedups import Speedups
 from bitladder.accuracy.backend.support import require_support
-from bitladder.accuracy.backend.ways import Ways
 from bitladder.accuracy.huggingface import HuggingFaceModel
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
 from bitladder.errors import UnknownNameError, UserError
@@ -386,4 +386,4 @@ def test_lm_eval_s_default_device_may_be_missing(tiny_llama: Path, caplog: pytes
 
 def test_ways_are_model_arguments(tiny_llama: Path) -> None:
     made = BitladderLM.create_from_arg_string(f"pretrained={tiny_llama},overlapped=true", {"device": "cpu"})
-    assert made.ways == Ways(overlapped=True)
+    assert made.speedups == Speedups(overlapped=True)

@@ -12,13 +12,13 @@ from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
 from bitladder.accuracy.backend import generation
-from bitladder.accuracy.backend.compiling import Record, Replay, recorder
+from bitladder.accuracy.backend.compiling import Recorder, Replay, recorder
 from bitladder.accuracy.backend.decoding import _padded_keys, _padded_rows, may_pad
 from bitladder.accuracy.backend.generation import Prompt, StopStrings, generate
 from bitladder.accuracy.backend.lm import BitladderLM
 from bitladder.accuracy.backend.plan import CPU_ROWS, key_value_bytes, rows_at_once
-from bitladder.accuracy.backend.ways import NO_WAYS, Ways
-from bitladder.accuracy.forwards import Passes, Seen
+from bitladder.accuracy.backend.speedups import NO_SPEEDUPS, Speedups
+from bitladder.accuracy.forwards import Forwards, OnForward
 from bitladder.accuracy.huggingface import HuggingFaceModel
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
 from bitladder.errors import UserError
@@ -57,7 +57,7 @@ def test_texts_are_those_of_hf(pair: tuple[BitladderLM, HuggingFaceModel], begin
     assert answers == theirs.generate_until(requests, disable_tqdm=True)
     assert answers[0] == free.split(stop)[0] != free
     assert ours.scoring.attention == ("SDPA by rows", "SDPA by units of the tree")
-    assert ours.scoring.least_rows == 1 and ours.passes.rows[3], "steps of up to three rows"
+    assert ours.scoring.least_rows == 1 and ours.forwards.rows[3], "steps of up to three rows"
 
 
 def test_a_prompt_is_cut_to_leave_room(pair: tuple[BitladderLM, HuggingFaceModel]) -> None:
@@ -81,7 +81,7 @@ def test_an_overflow_is_told_by_either_backend(
     weight = ours.model.model.norm.weight
     monkeypatch.setattr(weight, "data", weight.data * float("inf"))
     for backend in pair:
-        monkeypatch.setattr(backend, "passes", Passes())
+        monkeypatch.setattr(backend, "forwards", Forwards())
         backend.generate_until(ask([("A rung", {"until": [], "max_gen_toks": 3})]), disable_tqdm=True)
         assert backend.remarks[0].startswith("overflowed: logits were not numbers in 3 of 3 forwards"), backend
     ours.loglikelihood([Instance("loglikelihood", {}, ("A", " B"), 0)], disable_tqdm=True)
@@ -148,10 +148,10 @@ def some_prompts(tiny_llama: Path) -> list[Prompt]:
 
 
 def generated(
-    model: PreTrainedModel, prompts: list[Prompt], seen: Seen = unseen, ways: Ways = NO_WAYS
+    model: PreTrainedModel, prompts: list[Prompt], seen: OnForward = unseen, speedups: Speedups = NO_SPEEDUPS
 ) -> list[list[int]]:
     found: dict[int, list[int]] = {}
-    generate(model, prompts, slots=2, token_budget=64, finished=found.__setitem__, seen=seen, ways=ways)
+    generate(model, prompts, slots=2, token_budget=64, finished=found.__setitem__, seen=seen, speedups=speedups)
     return [found[index] for index in range(len(prompts))]
 
 
@@ -161,11 +161,11 @@ def test_every_kind_of_attention_generates(name: str, tiny_llama: Path, replays:
     model, prompts = make_model(name), some_prompts(tiny_llama)
     expected = [alone(model, prompt) for prompt in prompts]
     assert generated(model, prompts) == expected and not replays
-    passes = Passes()
-    with passes.generated() as seen:
-        assert generated(model, prompts, seen, Ways(recorded=True)) == expected
+    forwards = Forwards()
+    with forwards.generated() as seen:
+        assert generated(model, prompts, seen, Speedups(recorded=True)) == expected
     assert len(replays) > 10
-    assert passes.rows[2] > len(replays) and passes.generating == passes.rows.total() and not passes.overflowed
+    assert forwards.rows[2] > len(replays) and forwards.generating == forwards.rows.total() and not forwards.overflowed
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_steps_that_cannot_be_recorded_are_launched_singly(
 
     monkeypatch.setattr(generation, "recorder", lambda model: record)
     model, prompts = make_model("llama"), some_prompts(tiny_llama)
-    assert generated(model, prompts, ways=Ways(recorded=True)) == [alone(model, prompt) for prompt in prompts]
+    assert generated(model, prompts, speedups=Speedups(recorded=True)) == [alone(model, prompt) for prompt in prompts]
     assert caplog.text.count("can't be recorded here") == 1
 
 
@@ -243,10 +243,10 @@ def test_a_text_that_overflows_spoils_none_after_it(
     poison = min(set(range(300)) - used)
     model.model.embed_tokens.weight.data[poison] = float("nan")
     worst = Prompt(np.append(prompts[0].tokens[:20], [poison] * 40).astype(np.int32), prompts[0].stops, frozenset(), 3)
-    passes = Passes()
-    with passes.generated() as seen:
-        found = generated(model, [worst, *prompts], seen, Ways(recorded=True))
-    assert replays and passes.overflowed
+    forwards = Forwards()
+    with forwards.generated() as seen:
+        found = generated(model, [worst, *prompts], seen, Speedups(recorded=True))
+    assert replays and forwards.overflowed
     assert found[1:] == expected
 
 
@@ -257,7 +257,7 @@ def test_cuda_graphs_generate_the_same(name: str, tiny_llama: Path, monkeypatch:
         pytest.skip("no CUDA device")
     replays: list[Replay] = []
 
-    def counting(model: PreTrainedModel) -> Record:
+    def counting(model: PreTrainedModel) -> Recorder:
         record = recorder(model)
         assert record is not None
 
@@ -271,7 +271,7 @@ def test_cuda_graphs_generate_the_same(name: str, tiny_llama: Path, monkeypatch:
     model, prompts = make_model(name), some_prompts(tiny_llama)
     expected = [alone(model, prompt) for prompt in prompts]
     model.to("cuda")  # type: ignore[arg-type]
-    assert generated(model, prompts, ways=Ways(recorded=True)) == expected
+    assert generated(model, prompts, speedups=Speedups(recorded=True)) == expected
     assert replays
 
 
@@ -294,11 +294,11 @@ def test_what_cannot_be_recorded_leaves_the_gpu_in_order(tiny_llama: Path, caplo
     prompts = some_prompts(tiny_llama)
     hook = model.register_forward_hook(lambda _, __, output: output.logits.sum().item() and None)  # waits for the GPU
     try:
-        first = generated(model, prompts, ways=Ways(recorded=True))
+        first = generated(model, prompts, speedups=Speedups(recorded=True))
     finally:
         hook.remove()
     assert "can't be recorded here" in caplog.text
     torch.cuda.empty_cache()
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert generated(model, prompts, ways=Ways(recorded=True)) == first and recorder(model) is None
+    assert generated(model, prompts, speedups=Speedups(recorded=True)) == first and recorder(model) is None
     assert torch.rand(3, device="cuda").isfinite().all(), "its random numbers aren't recorded either"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bitladder.accuracy.backend import arguments, compiling, ways
+from bitladder.accuracy.backend import arguments, compiling, speedups
 from bitladder.accuracy.backend.attention import attend_rows
 from bitladder.accuracy.backend.lm import BitladderLM
 from bitladder.accuracy.backend.plan import plan_packs
 from bitladder.accuracy.backend.scoring import score, split_requests
-from bitladder.accuracy.backend.ways import Ways, default_ways
+from bitladder.accuracy.backend.speedups import Speedups, default_speedups
 from bitladder.checkpoint.loading import load_pretrained, load_tokenizer
 from bitladder.errors import UserError
 from test_backend import ask, make_model, make_requests, one_thread
@@ -65,10 +65,10 @@ def test_requests_in_chunks_get_the_same_answers(tiny_llama: Path) -> None:
             tokenizer,
             token_budget=64,
             cache_requests=False,
-            ways=one,
+            speedups=one,
             progress=lambda done, total: seen.append((done, total)),
         )
-        for one in (Ways(), Ways(overlapped=True))
+        for one in (Speedups(), Speedups(overlapped=True))
     )
     expected = whole.loglikelihood(asked, disable_tqdm=True)
     answers = chunks.loglikelihood(asked, disable_tqdm=True)
@@ -79,7 +79,7 @@ def test_requests_in_chunks_get_the_same_answers(tiny_llama: Path) -> None:
 
 
 def test_a_cpu_is_used_as_before() -> None:
-    assert default_ways(make_model("llama")) == Ways()
+    assert default_speedups(make_model("llama")) == Speedups()
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("llama", 3), ("qwen3", 3), ("gemma2", 3)])
@@ -102,7 +102,7 @@ def test_norms_mlps_and_rotary_embeddings_are_compiled_for_as_long_as_asked(
     (tokens,) = (len(pack.tokens) for pack in plan.packs)
     expected = score(model, [plan])
     assert not called
-    assert score(model, [plan], Ways(compiled=True)).loglikelihood.tolist() == expected.loglikelihood.tolist()
+    assert score(model, [plan], Speedups(compiled=True)).loglikelihood.tolist() == expected.loglikelihood.tolist()
     assert len(called) == kinds
     called.clear()
     score(model, [plan])
@@ -122,7 +122,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
 
     monkeypatch.setattr(compiling, "_compiled", compiler)
     model, tokenizer = load_pretrained(tiny_llama, dtype=torch.float32), load_tokenizer(tiny_llama)
-    lm = BitladderLM(model, tokenizer, token_budget=64, cache_requests=False, ways=Ways(compiled=True))
+    lm = BitladderLM(model, tokenizer, token_budget=64, cache_requests=False, speedups=Speedups(compiled=True))
     assert len(lm.loglikelihood(ask("loglikelihood", make_pairs()[:6]), disable_tqdm=True)) == 6
     assert "can't be compiled here, so they run as they are (no compiler)" in caplog.text
 
@@ -133,8 +133,8 @@ def test_what_cannot_be_compiled_runs_as_it_is(
 def test_kernels_give_what_plain_products_give(
     dtype: torch.dtype, group: int, size: int, softcap: float | None
 ) -> None:
-    off = ways._largest_error(DEVICE, dtype, group, size, softcap, True)
-    assert off < ways._TOLERANCE[str(dtype).removeprefix("torch.")]
+    off = speedups._largest_error(DEVICE, dtype, group, size, softcap, True)
+    assert off < speedups._TOLERANCE[str(dtype).removeprefix("torch.")]
 
 
 @with_triton
@@ -143,7 +143,7 @@ def test_kernels_give_what_plain_products_give(
 def test_kernels_score_as_units_do(name: str, token_budget: int) -> None:
     model = make_model(name).to(DEVICE)  # type: ignore[arg-type]
     plan = plan_packs(make_requests()[:16], seed=0, token_budget=token_budget)
-    plain, ours = (score(model, [plan], one) for one in (Ways(), Ways(tree_kernel=True, row_kernel=True)))
+    plain, ours = (score(model, [plan], one) for one in (Speedups(), Speedups(tree_kernel=True, row_kernel=True)))
     assert ours.loglikelihood == pytest.approx(plain.loglikelihood, abs=1e-4)
     assert (ours.greedy == plain.greedy).all()
 
@@ -183,19 +183,19 @@ def test_a_step_of_generation_is_as_exact_as_pytorchs_attention(dtype: torch.dty
 
 def test_without_triton_it_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(__import__("sys").modules, "triton.errors", None)
-    ways._kernels_work.cache_clear()
-    assert not ways._kernels_work(torch.device("cpu"), torch.float32, 1, 16, None, False)
-    ways._kernels_work.cache_clear()
+    speedups._kernels_work.cache_clear()
+    assert not speedups._kernels_work(torch.device("cpu"), torch.float32, 1, 16, None, False)
+    speedups._kernels_work.cache_clear()
     assert "without Triton" in caplog.text
 
 
 def test_ways_that_a_model_or_a_device_cannot_go_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^tree_kernel: found cpu, where our kernels don't run"):
-        arguments._chosen_ways(make_model("llama"), {"tree_kernel": True})
+        arguments._chosen_speedups(make_model("llama"), {"tree_kernel": True})
     with pytest.raises(UserError, match=r"^recorded: found a device or a model whose steps can't be recorded"):
-        arguments._chosen_ways(make_model("llama"), {"recorded": True})
-    assert arguments._chosen_ways(make_model("llama"), {"compiled": True}) == Ways(compiled=True)
+        arguments._chosen_speedups(make_model("llama"), {"recorded": True})
+    assert arguments._chosen_speedups(make_model("llama"), {"compiled": True}) == Speedups(compiled=True)
     chunked = make_model("llama")
     monkeypatch.setattr(chunked.config, "attention_chunk_size", 8, raising=False)
     with pytest.raises(UserError, match=r"^compiled: .* has to score, because its attention is chunked; leave comp"):
-        arguments._chosen_ways(chunked, {"compiled": True})
+        arguments._chosen_speedups(chunked, {"compiled": True})

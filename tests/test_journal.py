@@ -11,11 +11,11 @@ from bitladder.accuracy.backend import scoring
 from bitladder.accuracy.backend.attention import PrefixCache
 from bitladder.accuracy.backend.plan import Pack, plan_packs
 from bitladder.accuracy.backend.scoring import score
-from bitladder.accuracy.backend.ways import Ways
+from bitladder.accuracy.backend.speedups import Speedups
 from bitladder.accuracy.samples import Journal, read_entries
 from bitladder.records import AccuracyTask, JournalEntry, LoadPolicy, Settings, measurement_id
 from bitladder.results.store import Store
-from bitladder.study.messages import Batch, Job, Measured
+from bitladder.study.messages import BatchDone, Job, Measured
 from bitladder.study.resolved import task_request, task_sources
 from bitladder.study.worker import _measure_accuracy
 from bitladder.tasks.tasks import resolve_tasks
@@ -41,9 +41,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     own = scoring.forward_batch
 
-    def counting(model: Any, pack: Pack, prefixes: PrefixCache, ways: Ways) -> Any:
+    def counting(model: Any, pack: Pack, prefixes: PrefixCache, speedups: Speedups) -> Any:
         counted.append(len(pack.tokens))
-        return own(model, pack, prefixes, ways)
+        return own(model, pack, prefixes, speedups)
 
     monkeypatch.setattr(scoring, "forward_batch", counting)
     return counted
@@ -129,7 +129,7 @@ class Pipe:
     def send(self, message: Any) -> None:
         if isinstance(message, Measured):
             self.record = message.record
-        if isinstance(message, Batch):
+        if isinstance(message, BatchDone):
             if len(self.batches) == self.most:
                 raise KilledError
             self.batches.append(message.entry)

@@ -14,8 +14,8 @@ from bitladder.publish import card as measured
 from bitladder.report import write_report
 from bitladder.results.store import load_results
 from bitladder.summary import metrics as goals
-from bitladder.summary.metrics import METRICS, RATE, Metric, Place
-from bitladder.summary.performance import Run
+from bitladder.summary.metrics import METRICS, RATE, Metric, ReportColumn
+from bitladder.summary.performance import TimedRun
 from bitladder.summary.summarize import summarize
 from bitladder.summary.table import Estimate
 from replay import write_replay
@@ -88,15 +88,15 @@ def strays(reports: list[Path]) -> set[str]:
     return {name for report in reports for metrics in stored(report).values() for name in metrics.keys() ^ METRICS}
 
 
-def padding(run: Run) -> dict[str, Estimate]:
+def padding(run: TimedRun) -> dict[str, Estimate]:
     return {"padding": Estimate(value=len(run.rows) + 0.25)}
 
 
-def waste(_: Run) -> dict[str, Estimate]:
+def waste(_: TimedRun) -> dict[str, Estimate]:
     return {"waste": Estimate(value=0.5)}
 
 
-def row(*places: Place, hidden: str = "") -> Metric:
+def row(*places: ReportColumn, hidden: str = "") -> Metric:
     return Metric("padding", "Padding of a batch", RATE, "lower", padding, places, hidden=hidden)
 
 
@@ -108,7 +108,7 @@ def test_every_metric_is_in_the_written_report(reports: list[Path]) -> None:
 def test_a_row_that_is_added_appears_by_itself(
     studies: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METRICS, "padding", row(Place("tokens", "Padding", "rows")))
+    monkeypatch.setitem(METRICS, "padding", row(ReportColumn("tokens", "Padding", "rows")))
     reports = write(studies, tmp_path)
     assert "padding" in shown(reports[0]) & shown(reports[1])
     assert "| Padding (rows) |" in (reports[0] / "report.md").read_text()
@@ -117,7 +117,7 @@ def test_a_row_that_is_added_appears_by_itself(
 
 @pytest.mark.parametrize(
     ("new", "unseen"),
-    [(row(Place("totals", "Padding", on="gpu")), {"padding"}), (row(hidden="for the next version"), set())],
+    [(row(ReportColumn("totals", "Padding", on="gpu")), {"padding"}), (row(hidden="for the next version"), set())],
 )
 def test_a_row_in_no_table_is_lost_unless_it_is_named_as_hidden(
     studies: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Metric, unseen: set[str]
@@ -133,13 +133,13 @@ def test_a_row_names_its_tables_or_why_there_are_none() -> None:
     with pytest.raises(ValueError, match="padding: name the tables that show it, or say why it is hidden"):
         row()
     with pytest.raises(ValueError, match="padding"):
-        row(Place("tokens", "Padding"), hidden="in no table")
+        row(ReportColumn("tokens", "Padding"), hidden="in no table")
 
 
 def test_what_is_derived_without_a_row_is_a_stray(
     studies: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = replace(row(Place("tokens", "Padding", "rows")), derive=lambda run: {**padding(run), **waste(run)})
+    both = replace(row(ReportColumn("tokens", "Padding", "rows")), derive=lambda run: {**padding(run), **waste(run)})
     monkeypatch.setitem(METRICS, "padding", both)
     assert strays(write(studies, tmp_path)) == {"waste"}
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bitladder.accuracy.backend.compiling import widens
-from bitladder.accuracy.forwards import Passes, product_kernels, products_seen, record_scoring
+from bitladder.accuracy.forwards import Forwards, product_kernels, products_seen, record_scoring
 from bitladder.checkpoint import memory
 from bitladder.checkpoint.memory import Hardware
 from bitladder.methods.bitsandbytes_kernels import (
@@ -24,7 +24,7 @@ from bitladder.methods.bitsandbytes_kernels import (
     PLAIN,
     VECTOR,
     WIDE,
-    Gpu,
+    GpuTraits,
     Layer4Bit,
     rule_4bit,
     takes_vector_kernel,
@@ -34,10 +34,10 @@ from bitladder.records import ProductKernel, Scoring, join_scorings
 from test_backend import make_model
 
 CARD = torch.device("cuda", 0)
-H100, T4, L4 = Gpu(132, 9, 0), Gpu(40, 7, 5), Gpu(58, 8, 9)
+H100, T4, L4 = GpuTraits(132, 9, 0), GpuTraits(40, 7, 5), GpuTraits(58, 8, 9)
 
 
-def vendor_rule(gpu: Gpu) -> Callable[..., bool]:
+def vendor_rule(gpu: GpuTraits) -> Callable[..., bool]:
     """What the installed bitsandbytes asks in Python, whose module can't be imported without a GPU."""
     spec = find_spec("bitsandbytes")
     assert spec is not None and spec.origin is not None
@@ -66,7 +66,7 @@ def vendor_rule(gpu: Gpu) -> Callable[..., bool]:
     ],
 )
 def test_a_gpu_s_kernel_goes_by_rows(
-    gpu: Gpu, computed: torch.dtype, inputs: int, expected: dict[int, str], monkeypatch: pytest.MonkeyPatch
+    gpu: GpuTraits, computed: torch.dtype, inputs: int, expected: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operators = SimpleNamespace(_gemm_4bit_use_custom_fn=vendor_rule(gpu), _gemm_4bit_custom_max_m=1536)
     monkeypatch.setitem(sys.modules, "bitsandbytes.backends.cuda.ops", operators)
@@ -83,7 +83,7 @@ def test_the_library_s_part_of_the_rule() -> None:
     assert [takes_vector_kernel(L4, rows, 1024, 4096) for rows in (4, 17, 18)] == [True, True, False]
     assert takes_vector_kernel(H100, 64, 8192, 2080)
     with pytest.raises(UnknownKernelError, match=r"differ on this GPU \(compute capability 12\.1\)"):
-        takes_vector_kernel(Gpu(48, 12, 1), 8, 8192, 2048)
+        takes_vector_kernel(GpuTraits(48, 12, 1), 8, 8192, 2048)
 
 
 def quantized_model() -> Any:
@@ -100,12 +100,12 @@ def quantized_model() -> Any:
 
 
 def test_what_is_recorded_is_what_a_profiler_sees() -> None:
-    model, passes = quantized_model(), Passes()
+    model, forwards = quantized_model(), Forwards()
     ids = torch.arange(40).view(2, 20)
-    with torch.inference_mode(), products_seen(model, 1) as seen, passes.seen(model):
+    with torch.inference_mode(), products_seen(model, 1) as seen, forwards.seen(model):
         model(input_ids=ids)
         model(ids[:, :1])
-    found = record_scoring(model, passes)
+    found = record_scoring(model, forwards)
     assert (found.forwards, found.least_rows, found.most_rows) == (2, 2, 40)
     assert found.attention == (f"the model's own, {model.config._attn_implementation}",)
     assert found.kernels is not None
@@ -116,7 +116,7 @@ def test_what_is_recorded_is_what_a_profiler_sees() -> None:
     assert (four.kernel == PLAIN) == ("bitsandbytes::dequantize_4bit" in seen[0])
     assert ("_int_mm" in eight.kernel) == ("_int_mm" in seen[0])
     model(ids)
-    assert passes.rows.total() == 2, "the hook is gone"
+    assert forwards.rows.total() == 2, "the hook is gone"
 
 
 def test_our_own_products_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_our_own_products_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_known_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantized_model()
     monkeypatch.setattr(bitsandbytes, "__version__", "0.49.2")
-    found = record_scoring(model, Passes())
+    found = record_scoring(model, Forwards())
     assert found.kernels is None
     assert found.no_kernels_reason == "the rule of bitsandbytes 0.49.2 is not known, of 0.50.x it is"
     assert product_kernels(make_model("llama"), {1: 1}, widens) == ()

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 import bitladder
 from bitladder.errors import UserError
 from bitladder.models.source import resolve_model, source_hash
-from bitladder.publish.card import Measured, Origin, find_measured, find_origin, source_name, to_card, without_path
+from bitladder.publish.card import MeasuredRung, Origin, find_measured, find_origin, source_name, to_card, without_path
 from bitladder.quantization import quantize
 from bitladder.records import Audit, Finding, Manifest, Source
 from bitladder.results.store import load_results
@@ -27,7 +27,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_replay(tmp_path_factory.mktemp("study"), ends={("nf4", "max-batch"): ("timeout", "no answer")})
 
 
-def checkpoint(study: Path, rung: str) -> tuple[Manifest, Audit, Measured]:
+def checkpoint(study: Path, rung: str) -> tuple[Manifest, Audit, MeasuredRung]:
     record = load_results(study).rungs[rung]
     assert record.manifest is not None
     assert record.audit is not None
@@ -101,7 +101,7 @@ def test_what_was_not_measured_well_is_a_line_and_no_column(tmp_path: Path) -> N
     assert alone == f"- nf4: failed: {reason}."
     largest = card.partition("## Performance: largest batch\n")[2].partition("\n## ")[0].strip()
     assert largest.startswith("|  | nf4 |\n| --- | --- |\n| Batch size | ")
-    assert "\n- bf16: does not fit: needs 9 GiB.\n" in largest and "\n- Measured on Replayed CPU.\n" in largest
+    assert "\n- bf16: does not fit: needs 9 GiB.\n" in largest and "\n- MeasuredRung on Replayed CPU.\n" in largest
 
 
 def test_text_from_outside_is_inert(study: Path) -> None:

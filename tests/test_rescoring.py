@@ -228,15 +228,15 @@ def write_scored_again(directory: Path, *, same_plan: bool = False) -> Path:
     store = Store(directory)
     results = store.load()
     (task,) = results.study.items
-    ways = {way: Rescoring(task=cast(Any, task), way=way, documents=40) for way in DOCUMENTS}
-    store.write_study(results.study.model_copy(update={"items": (task, *ways.values())}))
+    speedups = {way: Rescoring(task=cast(Any, task), way=way, documents=40) for way in DOCUMENTS}
+    store.write_study(results.study.model_copy(update={"items": (task, *speedups.values())}))
     for record in results.records:
         assert isinstance(record.outcome, AccuracyOutcome)
         first = BatchPlan(seed=1, token_budget=8, batches=2, tokens=9, digest="first", compositions=("a", "b"))
         store.write_measurement(
             record.model_copy(update={"outcome": record.outcome.model_copy(update={"plans": (first,)})})
         )
-        for way, item in ways.items():
+        for way, item in speedups.items():
             store.write_measurement(_scored_again(record, item, CHANGED[record.rung][way], same_plan))
     return directory
 

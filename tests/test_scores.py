@@ -10,7 +10,7 @@ from bitladder.stats.aggregate import weight_at
 from bitladder.stats.interval import Interval
 from bitladder.stats.paired import tango_interval
 from bitladder.summary import scores
-from bitladder.summary.questions import Pot, make_pots, most_correlated, primary_metric
+from bitladder.summary.questions import QuestionPool, make_pots, most_correlated, primary_metric
 
 
 def metric(name: str, filter_name: str = "none", higher: bool = True, aggregation: str = "mean") -> MetricInfo:
@@ -44,7 +44,7 @@ def group(*tasks: str, pooling: str = "documents") -> TaskGroup:
     )
 
 
-def pots(values: list[float], *, choices: int | None = 4, hashes: list[str] | None = None) -> tuple[Pot, ...]:
+def pools(values: list[float], *, choices: int | None = 4, hashes: list[str] | None = None) -> tuple[QuestionPool, ...]:
     return make_pots(group("t"), {"t": answers(values, choices=choices, hashes=hashes)})
 
 
@@ -77,27 +77,27 @@ def test_share_is_a_mean_of_values_from_0_to_1() -> None:
 
 def test_documents_are_pooled_by_size() -> None:
     outcomes = {"a": answers([1.0, 0.0]), "b": answers([1.0] * 6, choices=2)}
-    (pot,) = make_pots(group("a", "b"), outcomes)
-    assert pot.score == 7 / 8
-    assert pot.chance == pytest.approx((2 / 4 + 6 / 2) / 8)
+    (pool,) = make_pots(group("a", "b"), outcomes)
+    assert pool.score == 7 / 8
+    assert pool.chance == pytest.approx((2 / 4 + 6 / 2) / 8)
 
 
 def test_mean_of_parts_ignores_their_size() -> None:
     outcomes = {"a": answers([1.0, 0.0], choices=None), "b": answers([1.0] * 6, choices=None)}
     parts = make_pots(group("a", "b", pooling="mean"), outcomes)
-    assert [pot.title for pot in parts] == ["a", "b"]
+    assert [pool.title for pool in parts] == ["a", "b"]
     assert scores.row_score(parts).value == 0.75
     assert scores.chance_of(parts) is None
 
 
 def test_score_interval_is_wilsons_for_right_and_wrong() -> None:
-    found = scores.row_score(pots([1.0] * 8 + [0.0] * 2)).percent()
+    found = scores.row_score(pools([1.0] * 8 + [0.0] * 2)).percent()
     assert found.value == 80
     assert (found.low, found.high) == pytest.approx((49.0, 94.3), abs=0.1)
 
 
 def test_equal_graded_answers_have_no_interval() -> None:
-    found = scores.row_score(pots([0.5, 0.5])).percent()
+    found = scores.row_score(pools([0.5, 0.5])).percent()
     assert (found.value, found.low) == (50, None)
     assert found.reason == "all 2 values are equal, so they show no spread"
 
@@ -116,13 +116,13 @@ def test_equal_graded_answers_have_no_interval() -> None:
     ],
 )
 def test_a_task_counts_by_how_far_above_chance_it_is_answered(right: int, choices: int | None, weight: float) -> None:
-    answers = pots([1.0] * right + [0.0] * (100 - right), choices=choices)
+    answers = pools([1.0] * right + [0.0] * (100 - right), choices=choices)
     assert weight_at(scores.above_chance(answers)) == pytest.approx(weight)
 
 
 def test_pairs_by_document_and_prompt_whatever_the_order() -> None:
-    baseline = pots([1.0, 1.0, 0.0, 0.0], hashes=["a", "b", "c", "d"])
-    variant = pots([1.0, 0.0, 0.0, 1.0], hashes=["d", "c", "b", "a"])
+    baseline = pools([1.0, 1.0, 0.0, 0.0], hashes=["a", "b", "c", "d"])
+    variant = pools([1.0, 0.0, 0.0, 1.0], hashes=["d", "c", "b", "a"])
     assert scores.find_unpaired(variant, baseline) is None
     found = scores.compare(variant, baseline)
     assert (found.gained, found.lost, found.value) == (1, 1, 0.0)
@@ -130,22 +130,22 @@ def test_pairs_by_document_and_prompt_whatever_the_order() -> None:
 
 
 def test_duplicate_documents_pair_by_occurrence() -> None:
-    baseline = pots([1.0, 0.0, 1.0], hashes=["same", "same", "other"])
-    variant = pots([0.0, 1.0, 1.0], hashes=["same", "same", "other"])
+    baseline = pools([1.0, 0.0, 1.0], hashes=["same", "same", "other"])
+    variant = pools([0.0, 1.0, 1.0], hashes=["same", "same", "other"])
     found = scores.compare(variant, baseline)
     assert (found.gained, found.lost) == (1, 1)
 
 
 def test_a_missing_document_is_told_not_dropped() -> None:
-    baseline, variant = pots([1.0, 1.0, 0.0], hashes=["a", "b", "c"]), pots([1.0, 1.0], hashes=["a", "x"])
+    baseline, variant = pools([1.0, 1.0, 0.0], hashes=["a", "b", "c"]), pools([1.0, 1.0], hashes=["a", "x"])
     assert scores.find_unpaired(variant, baseline) == Unknown(
         "Row: the questions differ by document or prompt: 2 of 3 are the baseline's alone, 1 are this rung's alone"
     )
-    assert scores.find_unpaired(pots([1.0], hashes=["same"]), pots([1.0, 1.0], hashes=["same", "same"])) is not None
+    assert scores.find_unpaired(pools([1.0], hashes=["same"]), pools([1.0, 1.0], hashes=["same", "same"])) is not None
 
 
 def test_graded_answers_take_the_paired_t_interval() -> None:
-    found = scores.compare(pots([0.5, 0.75, 1.0]), pots([1.0, 0.75, 0.75]))
+    found = scores.compare(pools([0.5, 0.75, 1.0]), pools([1.0, 0.75, 0.75]))
     assert (found.gained, found.lost) == (None, None)
     assert found.value == pytest.approx(-0.25 / 3)
     interval = interval_of(found)
@@ -154,13 +154,13 @@ def test_graded_answers_take_the_paired_t_interval() -> None:
 
 
 def test_graded_answers_that_all_moved_alike_have_no_interval() -> None:
-    assert isinstance(scores.compare(pots([0.5, 0.5]), pots([0.75, 0.75])).comparison, Unknown)
+    assert isinstance(scores.compare(pools([0.5, 0.5]), pools([0.75, 0.75])).comparison, Unknown)
 
 
 def test_mean_of_parts_with_other_questions_takes_the_widest_interval() -> None:
     others = [f"other {index}" for index in range(100)]
-    baseline = (*pots([1.0] * 50 + [0.0] * 50), *pots([1.0] * 50 + [0.0] * 50, hashes=others))
-    variant = (*pots([1.0] * 40 + [0.0] * 60), *pots([1.0] * 48 + [0.0] * 52, hashes=others))
+    baseline = (*pools([1.0] * 50 + [0.0] * 50), *pools([1.0] * 50 + [0.0] * 50, hashes=others))
+    variant = (*pools([1.0] * 40 + [0.0] * 60), *pools([1.0] * 48 + [0.0] * 52, hashes=others))
     found = scores.compare(variant, baseline)
     first, second = tango_interval(0, 10, 100), tango_interval(0, 2, 100)
     assert found.value == pytest.approx(-0.06)
@@ -224,23 +224,23 @@ def test_a_document_in_two_tasks_of_a_pot_counts_once() -> None:
     outcomes = {"a": answers(values), "b": answers(values)}
     twice = make_pots(group("a", "b"), outcomes)
     found = scores.compare(twice, make_pots(group("a", "b"), {"a": answers(before), "b": answers(before)}))
-    once = interval_of(scores.compare(pots(values), pots(before)))
+    once = interval_of(scores.compare(pools(values), pools(before)))
     both = interval_of(found)
     assert both.low <= once.low and both.high >= once.high
 
 
 def test_rows_are_correlated_as_far_as_they_share_documents() -> None:
     hashes = [str(index) for index in range(100)]
-    row = pots([1.0, 0.0] * 50)
-    repeated = pots([1.0, 0.0] * 100, hashes=hashes * 2)
-    other = pots([1.0, 0.0] * 50, hashes=[f"other {index}" for index in range(100)])
-    quarter = pots([1.0, 0.0] * 100, hashes=[*hashes[:25], *(f"other {index}" for index in range(175))])
+    row = pools([1.0, 0.0] * 50)
+    repeated = pools([1.0, 0.0] * 100, hashes=hashes * 2)
+    other = pools([1.0, 0.0] * 50, hashes=[f"other {index}" for index in range(100)])
+    quarter = pools([1.0, 0.0] * 100, hashes=[*hashes[:25], *(f"other {index}" for index in range(175))])
     assert most_correlated(row, row) == most_correlated(row, repeated) == 1.0
     assert most_correlated(row, other) == 0.0
     assert most_correlated(row, quarter) == pytest.approx(math.sqrt(25 / 100 * 25 / 200))
 
 
-def mass(values: list[float], true_shares: list[float | None]) -> tuple[Pot, ...]:
+def mass(values: list[float], true_shares: list[float | None]) -> tuple[QuestionPool, ...]:
     """Answers scored by the probability of all true choices."""
     outcome = answers(values)
     documents = tuple(

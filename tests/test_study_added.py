@@ -33,7 +33,7 @@ from bitladder.study.estimate import estimate_study
 from bitladder.study.messages import Job, RungMade
 from bitladder.study.plan import plan_resolutions
 from bitladder.study.prepare import find_added, prepare, require_same_prompts
-from bitladder.study.run import Run, run_study
+from bitladder.study.run import StudyRun, run_study
 from bitladder.study.settings import _added, load_command
 from bitladder.study.workers import Workers
 from bitladder.summary.summarize import summarize
@@ -328,7 +328,7 @@ def test_study_from_audit_to_report(tiny_llama: Path, bnb_checkpoint: Path, task
     assert f"theirs: {theirs} (files {record.source.content_hash[:12]})" in page
 
     edit_weights(theirs, scale_first_absmax)
-    again = Run(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))
+    again = StudyRun(prepare(settings, Store(out)), Store(out), first, ForkServer("", None, with_gpu=False))
     known = [name for name in results.rungs if again.missing.rungs[name] is not None]
     assert known == ["bf16"], "bytes changed; what was refused is audited again, which costs little"
     assert audited(theirs).content_hash != record.content_hash

@@ -9,7 +9,7 @@ from bitladder.results.stages import stage_item
 from bitladder.results.store import Store
 from bitladder.study.messages import StudyProgress
 from bitladder.study.plan import Kept, Missing
-from bitladder.study.run import Asked
+from bitladder.study.run import Asking
 from bitladder.study.time_left import Telling, TimeLeft
 from replay import RUNGS, write_replay
 from staged_replay import answer, write_plan
@@ -61,20 +61,20 @@ def test_who_is_asked_next_is_whom_the_first_open_stage_asks(tmp_path: Path) -> 
     store = write_plan(tmp_path)
     missing = missing_of(store)
     place = Kept(store, missing.study).place
-    asked = Asked(store, missing, place)
+    asked = Asking(store, missing, place)
     everybody = asked.by(0)
     assert asked.next() == everybody and not asked.is_done(0, everybody)
     answer(store, stages=1)
     assert asked.is_done(0, everybody) and asked.next() == asked.by(1) < everybody
     assert len(asked.items_until(1)) == 2 * len(asked.items_until(0))
-    assert Asked(store, missing, ("another", "machine")).by(1) != asked.by(1), "where nothing is answered"
+    assert Asking(store, missing, ("another", "machine")).by(1) != asked.by(1), "where nothing is answered"
 
     fp16 = missing.rungs["fp16"]
     assert fp16 is not None and fp16.content_hash is not None and "fp16" in everybody
     chunk = stage_item(next(one for one in missing.study.items if isinstance(one, AccuracyTask) and one.order), 0)
     assert chunk is not None
     store.remove_measurement(measurement_id(fp16.content_hash, chunk))
-    again = Asked(store, missing_of(store), place)
+    again = Asking(store, missing_of(store), place)
     assert again.next() == everybody, "a stage that lost an answer is open again"
 
 

@@ -39,7 +39,7 @@ from bitladder.results.store import Store
 from bitladder.study.messages import Job, Recipe, Started, StudyProgress, busy_warning
 from bitladder.study.plan import Kept, Missing, bind_baseline
 from bitladder.study.prepare import prepare
-from bitladder.study.run import Run, run_study
+from bitladder.study.run import StudyRun, run_study
 from bitladder.study.workers import WORKER, Worker
 from test_study_settings import MACHINE, make_task
 from tiny_families import save_tiny_family
@@ -166,7 +166,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
         patch.setattr("bitladder.checkpoint.loading.load_config", None)
         prepared = prepare(settings.model_copy(update={"device": "auto"}), Store(out))
     # It sees by size and time that weights changed, and reads no others.
-    run = Run(prepared, Store(out), resumed, server)
+    run = StudyRun(prepared, Store(out), resumed, server)
     (weights,) = (out / "checkpoints" / "bf16").glob("*.safetensors")
     record = run.missing.rungs["bf16"]
     assert record is not None
@@ -212,7 +212,7 @@ def test_killed_study_goes_on_and_a_changed_setting_reruns_what_it_touches(
     entry = JournalEntry(key="k", plan="p", batch=0, values="", elapsed_s=1)
     for identity in ("given-up", *changed.measurements):
         store.add_to_journal(identity, entry)
-    run = Run(prepare(results.study.settings, store), store, changed, ForkServer("", None, with_gpu=False))
+    run = StudyRun(prepare(results.study.settings, store), store, changed, ForkServer("", None, with_gpu=False))
     run.missing.rungs = dict(results.rungs) | {"fp16": None}
     run.remove_given_up_journals()
     assert len(list(store.journals.iterdir())) == 2, "a checkpoint that isn't made may need either"

@@ -15,20 +15,20 @@ from bitladder.decide import recommend
 from bitladder.errors import UserError
 from bitladder.records import Order
 from bitladder.records import base as unknown
-from bitladder.records.base import BadEnd, Kind, Unknown, known, reason_of
+from bitladder.records.base import BadStatus, Unknown, UnknownKind, known, reason_of
 from bitladder.report.published_tables import machine_pages
-from bitladder.results import Results, read_ends
+from bitladder.results import Results, read_outcomes
 from bitladder.results.merge import merge_results
 from bitladder.results.stages import staged_tasks
 from bitladder.results.store import Store, load_results
-from bitladder.summary.answered import read_answered, rungs_to_ask
+from bitladder.summary.coverage import read_coverage, rungs_to_ask
 from bitladder.summary.summarize import summarize
 from replay import BUILTIN_GROUPS, BUILTIN_TASKS, write_replay
 from replay import RUNGS as LADDER
 from staged_replay import RUNGS as STAGED
 from staged_replay import SEED, STOPS, write_chunk, write_plan
 
-KINDS: tuple[Kind, ...] = (*unknown._WORDS, *get_args(BadEnd))
+KINDS: tuple[UnknownKind, ...] = (*unknown._WORDS, *get_args(BadStatus))
 FEW = {name: LADDER[name] for name in ("bf16", "int8", "nf4")}
 
 
@@ -66,7 +66,7 @@ def begun(directory: Path) -> Path:
 def ended(directory: Path) -> Path:
     """In every way that a measurement and a checkpoint can end, and one that something else held up."""
     names = ("bitladder_knowledge", "bitladder_language", "batch1", "max-batch")
-    ends = {("int8", name): (end, "why") for name, end in zip(names, get_args(BadEnd), strict=True)}
+    ends = {("int8", name): (end, "why") for name, end in zip(names, get_args(BadStatus), strict=True)}
     ends["fp4", "max-batch"] = ("failed", "why")
     broken = {"nf4": ("refused", "found FP4"), "fp16": ("does_not_fit", "too large")}
     rungs = {**FEW, "fp16": LADDER["fp16"], "fp4": LADDER["fp4"]}
@@ -121,7 +121,7 @@ def without_words(value: Any, field: str = "") -> Any:
 
 def flow(results: Results) -> list[Any]:
     """All that follows from a study but its words: whom it asks, what it has, what it decides, how the command ends."""
-    answered = read_answered(results, read_ends(results))
+    answered = read_coverage(results, read_outcomes(results))
     found: list[Any] = [rungs_to_ask(results, stage) for stage in range(3) if staged_tasks(results.study)]
     found += [answered.to_ask, answered.unasked, answered.stages]
     summary = summarize(results)
@@ -144,7 +144,7 @@ def test_these_studies_lack_what_they_lack_for_every_reason(
     studies: list[Results], flows: list[list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a test of their words would show nothing."""
-    told: set[Kind] = set()
+    told: set[UnknownKind] = set()
 
     def reason(end: Unknown) -> str:
         told.add(end.kind)
@@ -160,7 +160,7 @@ def test_these_studies_lack_what_they_lack_for_every_reason(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("words", ["Knowledge: {}", "another word"])
 def test_other_words_change_nothing_else(
-    kind: Kind, words: str, studies: list[Results], flows: list[list[Any]], monkeypatch: pytest.MonkeyPatch
+    kind: UnknownKind, words: str, studies: list[Results], flows: list[list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(unknown._WORDS, kind, words.format(unknown._WORDS.get(kind, kind)))
     assert list(map(flow, studies)) == flows
@@ -168,7 +168,7 @@ def test_other_words_change_nothing_else(
 
 def test_its_words_are_made_where_they_are_asked_for() -> None:
     end = Unknown("no answer", "timeout").of("Language").of("bf16")
-    assert (end.reason, end.bad_end) == ("bf16: Language: timeout: no answer", "timeout")
+    assert (end.reason, end.bad_status) == ("bf16: Language: timeout: no answer", "timeout")
     assert Unknown(kind="refused").reason == "refused"
     assert Unknown("{nf4}", "same_content").reason == "same content as {nf4}, not measured"
     assert (known(end), reason_of(end)) == (None, end.reason)

@@ -24,7 +24,7 @@ from bitladder.stats.aggregate import MeanOfTasks
 from bitladder.stats.paired import PairedCounts
 from bitladder.stats.verdict import judge_looks, look_confidence
 from bitladder.study.resolved import task_request, task_sources
-from bitladder.summary.answered import rungs_to_ask
+from bitladder.summary.coverage import rungs_to_ask
 from bitladder.summary.summarize import summarize
 from bitladder.tasks.library import quiet, seeded, task_library
 from bitladder.tasks.tasks import chosen_documents, prompts_of_the_whole, resolve_tasks

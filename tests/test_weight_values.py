@@ -10,7 +10,7 @@ import pytest
 
 from audit_checkpoints import UP, CopyRung, edit_config, edit_weights
 from bitladder.auditing import audit, require_sound
-from bitladder.checkpoint.weights import Values, beyond_range, tensor_values, vanishing
+from bitladder.checkpoint.weights import TensorValues, beyond_range, tensor_values, vanishing
 from bitladder.errors import BrokenFileError, UserError
 from bitladder.methods import RUNGS
 from bitladder.quantization import quantize
@@ -38,7 +38,7 @@ INFINITE = {
 }
 
 
-def values_of(directory: Path, dtype: str, content: bytes, size: int) -> Values:
+def values_of(directory: Path, dtype: str, content: bytes, size: int) -> TensorValues:
     return tensor_values(write_checkpoint(directory, {"a": (dtype, [len(content) // size], content)}))["a"]
 
 
@@ -68,7 +68,7 @@ def test_the_largest_magnitude_is_found_with_either_sign(dtype: str, largest: fl
 
 
 def test_an_empty_tensor_has_no_largest(tmp_path: Path) -> None:
-    assert values_of(tmp_path, "F32", b"", 4) == Values(0)
+    assert values_of(tmp_path, "F32", b"", 4) == TensorValues(0)
 
 
 def put(name: str, value: float, count: int = 1) -> "Callable[[Path], None]":

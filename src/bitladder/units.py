@@ -9,6 +9,9 @@ _SIZE_UNITS = {"b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 100
 
 UNKNOWN = "n/a"
 
+OnProgress = Callable[[int, int], None]
+"""is told (done, in all) while something runs"""
+
 
 def counted(count: int, noun: str) -> str:
     """``1 rung``, ``2 rungs``."""

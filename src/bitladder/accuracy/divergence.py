@@ -4,7 +4,7 @@ The baseline's side is kept as SafeTensors: the hidden states before its head, a
 held against it token by token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +15,7 @@ from bitladder.errors import DoesNotFitError, UserError
 from bitladder.files import naming, new_file
 from bitladder.records import Divergence, DivergenceOutcome, LoadPolicy, Prompts, WindowDivergence, hash_json
 from bitladder.text.corpus import Corpus
+from bitladder.units import OnProgress
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +125,6 @@ def find_head(model: "PreTrainedModel") -> Any:
     return head if type(head) is torch.nn.Linear else None
 
 
-Progress = Callable[[int, int], None]
-
 _LARGEST_SELF_DIVERGENCE = 1e-3
 """nats a token, of the baseline's logits made anew; with the same product it is 0"""
 
@@ -138,7 +137,7 @@ def measure_divergence(
     *,
     is_baseline: bool,
     policy: LoadPolicy = LoadPolicy(),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> DivergenceOutcome:
     """The divergence of the checkpoint in ``directory`` from the baseline, whose states are in ``reference_path``.
 

@@ -1,7 +1,7 @@
 """One model on one task: lm-eval's prompts and scoring in, every document's answer out."""
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bitladder.accuracy.samples import Journal, collect_samples
@@ -9,11 +9,10 @@ from bitladder.errors import UnknownNameError, UserError
 from bitladder.records import AccuracyOutcome, AccuracyTask, TaskDocuments, TaskSources
 from bitladder.tasks.library import TaskLibrary, as_we_run_it, task_library
 from bitladder.tasks.tasks import chosen_documents, document_keys, prompts_of_the_whole
+from bitladder.units import OnProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Progress = Callable[[int, int], None]
 
 
 def evaluate(
@@ -21,7 +20,7 @@ def evaluate(
     tokenizer: "PreTrainedTokenizerBase",
     item: AccuracyTask,
     sources: TaskSources,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     journal: Journal | None = None,
 ) -> tuple[AccuracyOutcome, TaskDocuments]:
     """Ask a model the documents of a task. ``progress`` gets (requests done, requests in all).
@@ -85,7 +84,7 @@ def _run(library: TaskLibrary, task: Any, language_model: Any, item: AccuracyTas
 
 
 def _make_backend(
-    item: AccuracyTask, model: Any, tokenizer: Any, progress: Progress | None, journal: Journal | None
+    item: AccuracyTask, model: Any, tokenizer: Any, progress: OnProgress | None, journal: Journal | None
 ) -> Any:
     """An lm-eval ``LM`` with `HuggingFaceModel`'s ``max_length``, ``max_gen_toks``, ``truncated``, ``remarks``,
     ``batch_plans`` and ``scoring``."""

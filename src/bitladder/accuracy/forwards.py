@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from bitladder.accuracy.backend.ways import Ways
+    from bitladder.accuracy.backend.speedups import Speedups
 
 ALONE = "asked one by one, since padding changes what the model says"
 """what a reader of the results has to know where lm-eval's way of batches is left"""
 UNTRIED = "asked one by one, since the trial of whether padding changes what the model says failed"
 
-Seen = Callable[[int, set[str], "Tensor"], None]
+OnForward = Callable[[int, set[str], "Tensor"], None]
 """Is told of a forward: its rows, the names of its attention, and whether a logit was no number, left on the device."""
 
 
-class Passes:
+class Forwards:
     """How many forwards there were of each number of rows, and how they attended."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Passes:
             "which spoils these texts and may spoil those beside them in a batch",
         )
 
-    def __iadd__(self, other: "Passes") -> "Passes":
+    def __iadd__(self, other: "Forwards") -> "Forwards":
         self.rows += other.rows
         self.attention |= other.attention
         return self
@@ -56,7 +56,7 @@ class Passes:
         self.attention |= attention
 
     @contextmanager
-    def generated(self) -> "Iterator[Seen]":
+    def generated(self) -> "Iterator[OnForward]":
         """Gives what is to be told of each forward that generates."""
         broken: list[Tensor] = []  # left on the device, so that nothing waits for it
 
@@ -87,27 +87,27 @@ class Passes:
             yield
 
 
-def record_scoring(model: "PreTrainedModel", passes: Passes, ways: "Ways | None" = None) -> Scoring:
-    """What a record says of the forwards that answered. ``ways``: of our own backend; None: lm-eval's."""
+def record_scoring(model: "PreTrainedModel", forwards: Forwards, speedups: "Speedups | None" = None) -> Scoring:
+    """What a record says of the forwards that answered. ``speedups``: of our own backend; None: lm-eval's."""
     from bitladder.accuracy.backend.compiling import widens, widens_products
 
-    ours, kernels, reason = ways is not None, None, None
+    ours, kernels, reason = speedups is not None, None, None
     try:
-        kernels = product_kernels(model, passes.rows, widens if ours else lambda *_: False)
+        kernels = product_kernels(model, forwards.rows, widens if ours else lambda *_: False)
     except UnknownKernelError as error:
         reason = str(error)
     return Scoring(
-        attention=tuple(sorted(passes.attention)),
+        attention=tuple(sorted(forwards.attention)),
         shared=ours,
-        compiled=ways is not None and ways.compiled,
+        compiled=speedups is not None and speedups.compiled,
         widened=ours and widens_products(model),
-        row_kernel=ways is not None and ways.row_kernel,
-        forwards=passes.rows.total(),
-        least_rows=min(passes.rows, default=None),
-        most_rows=max(passes.rows, default=None),
+        row_kernel=speedups is not None and speedups.row_kernel,
+        forwards=forwards.rows.total(),
+        least_rows=min(forwards.rows, default=None),
+        most_rows=max(forwards.rows, default=None),
         kernels=kernels,
         no_kernels_reason=reason,
-        side_by_side=passes.side_by_side or None,
+        side_by_side=forwards.side_by_side or None,
     )
 
 

@@ -10,13 +10,12 @@ from weakref import WeakKeyDictionary
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from bitladder.accuracy.forwards import ALONE, UNTRIED, Passes, record_scoring
+from bitladder.accuracy.forwards import ALONE, UNTRIED, Forwards, record_scoring
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
 from bitladder.methods import METHODS
 from bitladder.records import BatchPlan, Scoring
 from bitladder.text.words import first_line
-
-Progress = Callable[[int, int], None]
+from bitladder.units import OnProgress
 
 _PADS, _TOKENS = 9, 40
 _NEW_TOKENS = 2
@@ -34,7 +33,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
     in one row (lm-eval's ``logits_cache``).
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: Progress | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: OnProgress | None = None) -> None:
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
@@ -47,7 +46,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
         self.truncated: set[str] = set()
         """contexts that lm-eval cut off on the left, being longer than the model's"""
         self.batch_plans: tuple[BatchPlan, ...] = ()
-        self.passes = Passes()
+        self.forwards = Forwards()
         self._progress = progress
         self.alone: str | None = None
         """why rows were asked one by one"""
@@ -55,12 +54,12 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the results has to know of how they came about."""
-        return (*self.passes.remarks, *((self.alone,) if self.alone else ()))
+        return (*self.forwards.remarks, *((self.alone,) if self.alone else ()))
 
     @property
     def scoring(self) -> Scoring:
         """What a record keeps of how the answers were computed."""
-        return record_scoring(self.model, self.passes)
+        return record_scoring(self.model, self.forwards)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         with self._watched(requests, padding_behind_shows):
@@ -106,7 +105,7 @@ class HuggingFaceModel(HFLM):  # type: ignore[misc]
             self.set_cache_hook(_RequestCounter(len(requests), self._progress))
         if self.batch_size_per_gpu != 1 and (why := _reason_to_ask_alone(trial, self.model)):
             self.batch_size_per_gpu, self.alone = 1, why
-        with self.passes.seen(self.model, generating=generating):
+        with self.forwards.seen(self.model, generating=generating):
             yield
 
 
@@ -203,7 +202,7 @@ def padding_shows(model: Any) -> bool:
 class _RequestCounter(CacheHook):  # type: ignore[misc]
     """Sits where lm-eval's cache of answers would."""
 
-    def __init__(self, total: int, progress: Progress) -> None:
+    def __init__(self, total: int, progress: OnProgress) -> None:
         super().__init__(None)
         self._done = 0
         self._total = total

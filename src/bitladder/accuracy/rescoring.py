@@ -21,6 +21,7 @@ from bitladder.records import AccuracyTask, ChoiceScores, Rescoring, RescoringOu
 from bitladder.tasks.documents import document_hash
 from bitladder.tasks.library import TaskLibrary, as_we_run_it, task_library
 from bitladder.tasks.tasks import chosen_documents
+from bitladder.units import OnProgress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,8 +91,6 @@ def _sum(logits: "Tensor", request: Request) -> float:
     return float(chosen.double().sum())
 
 
-Progress = Callable[[int, int], None]
-
 DOCUMENTS: Mapping[Way, int] = {"second plan": 500, "batch 1": 200, "cached decoding": 200}
 """of a row of the accuracy table; the second plan's make a floor to test flips against, the others take longer"""
 _ALONE: Mapping[Way, Callable[["PreTrainedModel", Sequence[Request]], list[float]]] = {
@@ -145,7 +144,7 @@ def rescore(
     tokenizer: "PreTrainedTokenizerBase",
     item: Rescoring,
     sources: TaskSources,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> RescoringOutcome:
     """Score the documents of ``item`` again. ``progress`` gets (requests or documents done, in all).
 
@@ -161,7 +160,7 @@ def rescore(
             model, tokenizer, token_budget=item.task.token_budget, seed=item.task.seed + 1, progress=progress
         )
         # One plan of all: another seed changes nothing about which documents are in which chunk.
-        language_model.ways = replace(language_model.ways, overlapped=False)
+        language_model.speedups = replace(language_model.speedups, overlapped=False)
         _require_planned(language_model)
         documents = _build(library, item, language_model)
         # of cached decoding the prefill and a step
@@ -185,11 +184,11 @@ def _require_planned(language_model: "BitladderLM") -> None:
         raise UserError(f"its batches can't be planned, because {language_model.unsupported}")
 
 
-_Document = tuple[str, str, list[Any]]
+_AskedDocument = tuple[str, str, list[Any]]
 """hashes of document and prompt as lm-eval logs them, and one ``Instance`` a choice"""
 
 
-def _build(library: TaskLibrary, item: Rescoring, language_model: "BitladderLM") -> list[_Document]:
+def _build(library: TaskLibrary, item: Rescoring, language_model: "BitladderLM") -> list[_AskedDocument]:
     """The chosen documents in the task's order; all are built, since few-shot examples are drawn for one by one."""
     task, chat = library.task(item.task.task), item.task.chat_template
     task.set_fewshot_seed(seed=item.task.seed)
@@ -211,7 +210,7 @@ def _build(library: TaskLibrary, item: Rescoring, language_model: "BitladderLM")
     return [_hashed(task, by_document[number]) for number in numbers]
 
 
-def _hashed(task: Any, instances: list[Any]) -> _Document:
+def _hashed(task: Any, instances: list[Any]) -> _AskedDocument:
     from lm_eval.utils import hash_string
 
     instances = sorted(instances, key=lambda one: one.idx)
@@ -222,7 +221,7 @@ def _hashed(task: Any, instances: list[Any]) -> _Document:
 
 
 def _score(
-    language_model: "BitladderLM", way: Way, documents: list[_Document], progress: Progress | None
+    language_model: "BitladderLM", way: Way, documents: list[_AskedDocument], progress: OnProgress | None
 ) -> list[list[float]]:
     """Log-likelihoods of each document's choices."""
     import torch

@@ -255,7 +255,7 @@ def _is_index(target: Any, choices: Sequence[Any] | None) -> bool:
 INTERVAL_S = 10.0
 """between entries' being written: until then what the device has computed stays there, so that nothing waits for it"""
 
-Values = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 
 
 class Journal:
@@ -277,7 +277,7 @@ class Journal:
         self.earlier_s = 0.0
         """that earlier runs took for what was found"""
 
-    def find(self, plan: str, batch: int, targets: int) -> Values | None:
+    def find(self, plan: str, batch: int, targets: int) -> Floats | None:
         """What the batch gave, (2, targets), or None where it has to be computed, as of an entry that is damaged."""
         entry = self._known.get((plan, batch))
         if entry is None:
@@ -295,7 +295,7 @@ class Journal:
     def is_due(self) -> bool:
         return time.monotonic() - self._written_s >= INTERVAL_S
 
-    def add(self, batches: Iterable[tuple[str, int, Values]]) -> None:
+    def add(self, batches: Iterable[tuple[str, int, Floats]]) -> None:
         """Write what (plan, batch) gave."""
         elapsed_s = self.earlier_s + time.monotonic() - self._started_s
         for plan, batch, values in batches:

@@ -50,7 +50,7 @@ _NAN_BYTES = {"F8_E4M3": (0x7F, 0xFF), "F8_E8M0": (0xFF,), "F8_E4M3FNUZ": (0x80,
 
 
 @dataclass(frozen=True)
-class Values:
+class TensorValues:
     """What one tensor holds."""
 
     count: int
@@ -64,7 +64,7 @@ class Values:
         return not self.nans and not self.infinities
 
 
-def tensor_values(directory: Path) -> dict[str, Values]:
+def tensor_values(directory: Path) -> dict[str, TensorValues]:
     """What each floating tensor holds, scales among them. Codes that are packed in a floating type are no numbers.
 
     Files that haven't changed since this process last read them are not read again. Raises as `read_tensors`.
@@ -74,7 +74,7 @@ def tensor_values(directory: Path) -> dict[str, Values]:
     return _read_values(directory.absolute(), marks)
 
 
-def describe_not_finite(values: Mapping[str, Values]) -> str | None:
+def describe_not_finite(values: Mapping[str, TensorValues]) -> str | None:
     """Which tensors hold something else than numbers, in a few words; None where all are numbers."""
     found = {name: one for name, one in values.items() if not one.are_finite}
     if not found:
@@ -87,7 +87,7 @@ def describe_not_finite(values: Mapping[str, Values]) -> str | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_values(directory: Path, marks: object) -> dict[str, Values]:
+def _read_values(directory: Path, marks: object) -> dict[str, TensorValues]:
     tensors = read_tensors(directory)
     return {
         name: _values(directory, tensor)
@@ -96,11 +96,11 @@ def _read_values(directory: Path, marks: object) -> dict[str, Values]:
     }
 
 
-def _values(directory: Path, tensor: TensorInfo) -> Values:
+def _values(directory: Path, tensor: TensorInfo) -> TensorValues:
     if tensor.dtype in _NAN_BYTES:
         codes = _NAN_BYTES[tensor.dtype]
         nans = sum(int(np.count_nonzero(piece == code)) for piece in pieces(directory, tensor) for code in codes)
-        return Values(tensor.size_bytes, nans)
+        return TensorValues(tensor.size_bytes, nans)
     largest = -1
     for piece in pieces(directory, tensor):
         # Of the positive ones the largest as signed, of the negative ones as unsigned: no copy without the sign.
@@ -110,17 +110,19 @@ def _values(directory: Path, tensor: TensorInfo) -> Values:
     count = tensor.size_bytes // bits_of(directory, tensor).itemsize
     if largest >= _INFINITY[tensor.dtype]:
         return _count_not_finite(directory, tensor, count)
-    return Values(count, largest=_to_float(largest, tensor.dtype) if largest >= 0 and tensor.dtype in FLOATS else None)
+    return TensorValues(
+        count, largest=_to_float(largest, tensor.dtype) if largest >= 0 and tensor.dtype in FLOATS else None
+    )
 
 
-def _count_not_finite(directory: Path, tensor: TensorInfo, count: int) -> Values:
+def _count_not_finite(directory: Path, tensor: TensorInfo, count: int) -> TensorValues:
     infinity = _INFINITY[tensor.dtype]
     nans = infinities = 0
     for piece in pieces(directory, tensor):
         magnitude = piece & piece.dtype.type((1 << (8 * piece.itemsize - 1)) - 1)
         nans += int(np.count_nonzero(magnitude > infinity))
         infinities += int(np.count_nonzero(magnitude == infinity))
-    return Values(count, nans, infinities)
+    return TensorValues(count, nans, infinities)
 
 
 def _to_float(bits: int, dtype: str) -> float:

@@ -10,7 +10,7 @@ from bitladder.results import not_measured_as
 from bitladder.stats.verdict import Verdict, verdict_of
 from bitladder.summary.metrics import MEMORY_TIE
 from bitladder.summary.row import left_out, losses_text, weights_text
-from bitladder.summary.table import Estimate, RungSummary, Summary, describe_end
+from bitladder.summary.table import Estimate, RungSummary, Summary, describe_status
 from bitladder.text.words import list_words
 from bitladder.units import counted, format_bytes, format_count, format_percent, format_points, points_text, two_digits
 
@@ -32,7 +32,7 @@ def objections_to(
 ) -> tuple[Objection, ...]:
     """All that keeps the rung from being picked."""
     if rung.status != "ok":
-        return (Objection("missing", describe_end(rung.status, rung.reason), undecided=rung.status == "missing"),)
+        return (Objection("missing", describe_status(rung.status, rung.reason), undecided=rung.status == "missing"),)
     if rung.same_as is not None:
         return (Objection("missing", not_measured_as(rung.same_as), undecided=True),)
     if rung.audit is not None and not rung.audit.passed:

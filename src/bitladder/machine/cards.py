@@ -110,7 +110,7 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/d
 """of the driver, and of Tegra's, of Windows's under Linux and of AMD's, whose cards NVML may not know"""
 
 
-class Answer(NamedTuple):
+class DriverAnswer(NamedTuple):
     """What the driver said, or why it did not."""
 
     value: Any
@@ -119,17 +119,17 @@ class Answer(NamedTuple):
     """whether that is for want of a driver"""
 
 
-def ask(nvml: Any, question: str, *arguments: Any) -> Answer:
+def ask(nvml: Any, question: str, *arguments: Any) -> DriverAnswer:
     """The answer of one of NVML's functions."""
     function = getattr(nvml, question, None)
     if function is None:  # an old pynvml, or another package of that name
-        return Answer(None, f"NVML: this pynvml has no {question}")
+        return DriverAnswer(None, f"NVML: this pynvml has no {question}")
     try:
-        return Answer(function(*arguments))
+        return DriverAnswer(function(*arguments))
     except nvml.NVMLError as error:
-        return Answer(None, f"NVML: {error}", type(error).__name__ in _ABSENT)
+        return DriverAnswer(None, f"NVML: {error}", type(error).__name__ in _ABSENT)
     except (OSError, ValueError) as error:  # a library that can't be loaded; text that is no UTF-8
-        return Answer(None, f"NVML: {question}: {error}", isinstance(error, OSError))
+        return DriverAnswer(None, f"NVML: {question}: {error}", isinstance(error, OSError))
 
 
 def open_nvml() -> tuple[Any, str | None]:
@@ -173,14 +173,14 @@ def visible_gpus(nvml: Any) -> tuple[str, ...]:
     return tuple(map(str, visible_cards([uuid or "" for uuid in uuids], visible)))
 
 
-def find_handle(nvml: Any, gpu: str) -> Answer:
+def find_handle(nvml: Any, gpu: str) -> DriverAnswer:
     """NVML's handle of a card, by its number, or of a card or slice, by its UUID."""
     if gpu.isdecimal():
         return ask(nvml, "nvmlDeviceGetHandleByIndex", int(gpu))
     return ask(nvml, "nvmlDeviceGetHandleByUUID", gpu)
 
 
-def ask_of(nvml: Any, gpu: str, question: str) -> Answer:
+def ask_of(nvml: Any, gpu: str, question: str) -> DriverAnswer:
     """The answer of a function that takes a handle alone."""
     handle = find_handle(nvml, gpu)
     return ask(nvml, question, handle.value) if handle.reason is None else handle
@@ -197,17 +197,17 @@ def describe_gpu(nvml: Any, gpu: str) -> Gpu:
     handle = find_handle(nvml, gpu)
     divided = handle.reason is None and is_divided(nvml, handle.value)
 
-    def tell(question: str) -> Answer:
+    def tell(question: str) -> DriverAnswer:
         return ask(nvml, question, handle.value) if handle.reason is None else handle
 
     memory, capability = tell("nvmlDeviceGetMemoryInfo"), tell("nvmlDeviceGetCudaComputeCapability")
     if memory.reason is None:
-        memory = Answer(memory.value.total) if memory.value.total else Answer(None, "NVML: 0 bytes")
+        memory = DriverAnswer(memory.value.total) if memory.value.total else DriverAnswer(None, "NVML: 0 bytes")
     if capability.reason is None:
-        capability = Answer("{}.{}".format(*capability.value))
+        capability = DriverAnswer("{}.{}".format(*capability.value))
     answers = {
-        "name": Answer(None, DIVIDED) if divided else tell("nvmlDeviceGetName"),
-        "total_memory_bytes": Answer(None, DIVIDED) if divided else memory,
+        "name": DriverAnswer(None, DIVIDED) if divided else tell("nvmlDeviceGetName"),
+        "total_memory_bytes": DriverAnswer(None, DIVIDED) if divided else memory,
         "compute_capability": capability,
         "driver": ask(nvml, "nvmlSystemGetDriverVersion"),
         "serial": tell("nvmlDeviceGetSerial"),

@@ -32,7 +32,7 @@ Rule = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuTraits:
     """What the rule asks of a GPU."""
 
     processors: int
@@ -115,7 +115,7 @@ def _cuda_rule(layer: Layer4Bit) -> Rule:
     import torch
 
     properties = torch.cuda.get_device_properties(layer.device)
-    gpu = Gpu(properties.multi_processor_count, properties.major, properties.minor)
+    gpu = GpuTraits(properties.multi_processor_count, properties.major, properties.minor)
     operators: Any = sys.modules.get("bitsandbytes.backends.cuda.ops")
     if not all(hasattr(operators, name) for name in _ASKED):
         raise UnknownKernelError("this bitsandbytes names its rule otherwise than the releases that are known")
@@ -133,7 +133,7 @@ def _cuda_rule(layer: Layer4Bit) -> Rule:
     return rule
 
 
-def takes_vector_kernel(gpu: Gpu, rows: int, outputs: int, inputs: int) -> bool:
+def takes_vector_kernel(gpu: GpuTraits, rows: int, outputs: int, inputs: int) -> bool:
     """Which of the two kernels bitsandbytes' library takes for 16-bit rows, where Python left the choice to it.
 
     As its csrc/gemm_4bit.cu says. Raises UnknownKernelError where its versions differ.

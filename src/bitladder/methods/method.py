@@ -45,7 +45,7 @@ def type_name(torch_name: str) -> str:
     return _NAMES.get(torch_name.removeprefix("torch."), torch_name)
 
 
-Kind = Literal["embedding", "linear", "norm", "head", "quantization state", "other"]
+TensorKind = Literal["embedding", "linear", "norm", "head", "quantization state", "other"]
 
 
 class Shaped(Protocol):
@@ -92,7 +92,7 @@ def describe_kept(bytes_by_kind: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {format_bytes(size)}" for kind, size in kinds)
 
 
-def kind_of(name: str, tensor: Shaped) -> Kind:
+def kind_of(name: str, tensor: Shaped) -> TensorKind:
     """The kind of module that a stored tensor belongs to."""
     if is_state(name):
         return "quantization state"

@@ -1,7 +1,6 @@
 """One performance measurement: choose the batch, load, warm up, run, and say what could not be measured."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from bitladder.perf.memory import (
 from bitladder.perf.resources import gpus_of, power_at_rest_w, total_bytes, used_bytes, watching
 from bitladder.perf.scenarios import require_context
 from bitladder.records import LoadPolicy, MemoryFigures, PerformanceOutcome, Prompts, Scenario
-
-Progress = Callable[[int, int], None]
+from bitladder.units import OnProgress
 
 HOOK_PAIRS, HOOK_TOKENS = 5, 32
 """runs with and without stamps, short ones: their difference is small beside what hosts drift in a long one"""
@@ -45,7 +43,7 @@ def measure(
     policy: LoadPolicy = LoadPolicy(),
     *,
     audited_bytes: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> PerformanceOutcome:
     """Measure a checkpoint in one scenario. Expects a process that has loaded no other model.
 
@@ -116,7 +114,7 @@ def measure(
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Measured:
     """What is left of the model when it is gone."""
 
     launch: LaunchFacts
@@ -138,8 +136,8 @@ def _load_and_run(
     prompts: Prompts,
     batch_size: int,
     policy: LoadPolicy,
-    progress: Progress | None,
-) -> _Seen:
+    progress: OnProgress | None,
+) -> _Measured:
     start = find_engine(scenario.engine).start
     started_s = time.perf_counter()
     engine = start(directory, policy)
@@ -155,7 +153,7 @@ def _load_and_run(
     run = run_batches(engine, scenario, prompts, batch_size, progress=progress)
     processor_s, waited_s = processors.read()
     allocated_bytes, reserved_bytes = peak_device.read()
-    return _Seen(
+    return _Measured(
         launch=engine.launch | {"hook_self_s_per_step": run.hook_s_per_step},
         load_time_s=load_time_s,
         loaded_bytes=bytes_held,

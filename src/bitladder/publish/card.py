@@ -21,7 +21,7 @@ from bitladder.results.store import load_results
 from bitladder.summary.metrics import METRICS
 from bitladder.summary.row import counted_tasks, weighted_titles
 from bitladder.summary.summarize import notes_about, summarize
-from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_end
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary, TaskSummary, describe_status
 from bitladder.text.words import markdown_environment, one_line
 from bitladder.units import UNKNOWN, format_bytes, format_count, format_percent, format_points, format_raw, points_text
 
@@ -95,7 +95,7 @@ class CardTable:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRung:
     """A study's summary, seen from one of its rungs."""
 
     summary: Summary
@@ -111,7 +111,7 @@ class Measured:
         return None if self.rung.rung == self.summary.baseline else self.summary.rung(self.summary.baseline)
 
 
-def find_measured(study: Path, manifest: Manifest) -> Measured:
+def find_measured(study: Path, manifest: Manifest) -> MeasuredRung:
     """The study's results for the checkpoint of this manifest, known by its content hash and not by its name.
 
     Raises UserError where the folder holds no study or the study measured another checkpoint.
@@ -127,10 +127,10 @@ def find_measured(study: Path, manifest: Manifest) -> Measured:
         )
     rung = next((rung for rung in same if rung.rung == manifest.rung), same[0])
     versions = {item.harness_version for item in results.study.items if isinstance(item, AccuracyTask)}
-    return Measured(summary, rung, notes_about(results, rung.rung), ", ".join(sorted(versions)) or None)
+    return MeasuredRung(summary, rung, notes_about(results, rung.rung), ", ".join(sorted(versions)) or None)
 
 
-def measured_tables(measured: Measured) -> list[CardTable]:
+def measured_tables(measured: MeasuredRung) -> list[CardTable]:
     tables = [_accuracy_table(measured)] if measured.rung.tasks else []
     return tables + [
         _scenario_table(measured, scenario, title)
@@ -139,7 +139,7 @@ def measured_tables(measured: Measured) -> list[CardTable]:
     ]
 
 
-def _accuracy_table(measured: Measured) -> CardTable:
+def _accuracy_table(measured: MeasuredRung) -> CardTable:
     rung, baseline = measured.rung, measured.baseline
     header = ["Task", "Questions", rung.rung]
     notes = [
@@ -190,20 +190,21 @@ def _task_row(task: TaskSummary, baseline: RungSummary | None) -> tuple[str, ...
     return tuple(row)
 
 
-def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
+def _scenario_table(measured: MeasuredRung, scenario: str, title: str) -> CardTable:
     """With the baseline beside it; what did not end well has a line that says why, and no column of figures."""
     title = f"Performance: {title[0].lower()}{title[1:]}"
     own = measured.rung.scenario(scenario)
     assert own is not None
     if own.status != "ok":
-        return CardTable(title, (), (), (f"{measured.rung.rung}: {describe_end(own.status, own.reason)}.",))
+        why = f"{measured.rung.rung}: {describe_status(own.status, own.reason)}."
+        return CardTable(title, (), (), (why,))
     columns, notes = [(measured.rung, own)], []
     if measured.baseline:
         compared = measured.baseline.scenario(scenario)
         if compared is None or not _same_hardware(own, compared):
             notes.append(f"{measured.baseline.rung} was not measured on this machine.")
         elif compared.status != "ok":
-            notes.append(f"{measured.baseline.rung}: {describe_end(compared.status, compared.reason)}.")
+            notes.append(f"{measured.baseline.rung}: {describe_status(compared.status, compared.reason)}.")
         else:
             columns.append((measured.baseline, compared))
     scenarios = [found for _, found in columns]
@@ -217,7 +218,9 @@ def _scenario_table(measured: Measured, scenario: str, title: str) -> CardTable:
         metric = METRICS[name]
         rows.append((metric.title, *(_estimate(found.metric(name), metric.quantity.text) for found in scenarios)))
     if own.machine:
-        notes.insert(0, f"Measured on {', '.join([*(gpu.title for gpu in own.machine.gpus), own.machine.cpu_model])}.")
+        notes.insert(
+            0, f"Measured on {', '.join([*(gpu.title for gpu in own.machine.gpus), own.machine.cpu_model])}."
+        )
     notes += own.notes
     return CardTable(
         title,
@@ -259,7 +262,7 @@ _OF_THE_AUDITING_MACHINE = ("hardware", "load")
 """checks whose findings say nothing of the checkpoint"""
 
 
-def to_card(repository: str, manifest: Manifest, audit: Audit, origin: Origin, measured: Measured | None) -> str:
+def to_card(repository: str, manifest: Manifest, audit: Audit, origin: Origin, measured: MeasuredRung | None) -> str:
     """README.md of a model repository. The same input gives the same text; text from outside is escaped."""
     environment = markdown_environment("bitladder.publish")
     tables = [_checkpoint_table(manifest, audit), *(measured_tables(measured) if measured else [])]
@@ -301,7 +304,7 @@ def _header(manifest: Manifest, origin: Origin) -> str:
     return ModelCardData(**fields).to_yaml()
 
 
-def _notes(manifest: Manifest, measured: Measured | None) -> tuple[str, ...]:
+def _notes(manifest: Manifest, measured: MeasuredRung | None) -> tuple[str, ...]:
     unfinished = measured.summary.unfinished if measured else ""
     notes = [f"{unfinished}: the study's figures below may change, and others are to come."] if unfinished else []
     notes += [manifest.source.note] if manifest.source.note else []

@@ -105,9 +105,9 @@ class JournalEntry(Record):
     """that the measurement had taken by then, in all its runs"""
 
 
-BadEnd = Literal["failed", "timeout", "does_not_fit", "refused"]
+BadStatus = Literal["failed", "timeout", "does_not_fit", "refused"]
 """how a checkpoint or a measurement ended that did not end well"""
-Kind = Literal[
+UnknownKind = Literal[
     "underivable",  # what was measured gives no such figure
     "not_made",  # the study has not come to the checkpoint
     "not_measured",  # nor to the measurement
@@ -115,11 +115,11 @@ Kind = Literal[
     "elsewhere",  # another machine measured it
     "same_content",  # it is measured as another rung's
     "not_asked",  # the stages so far ask no document of the task
-    BadEnd,
+    BadStatus,
 ]
 Value = TypeVar("Value")
 
-_WORDS: dict[Kind, str] = {  # of a bad end its name
+_WORDS: dict[UnknownKind, str] = {  # of a bad end its name
     "underivable": "{detail}",
     "not_made": "not made yet; run the study again to go on",
     "not_measured": "not measured yet; run the study again to go on",
@@ -136,7 +136,7 @@ class Unknown:
 
     detail: str = ""
     """of a figure all that is said of it, of a bad end what its record says, of ``same_content`` the other rung"""
-    kind: Kind = "underivable"
+    kind: UnknownKind = "underivable"
     subject: str = ""
     """whose it is, before everything else that is said"""
 
@@ -145,15 +145,15 @@ class Unknown:
         return replace(self, subject=f"{subject}: {self.subject}")
 
     @property
-    def bad_end(self) -> BadEnd | None:
+    def bad_status(self) -> BadStatus | None:
         """None where there is nothing that ended."""
-        return self.kind if self.kind in get_args(BadEnd) else None  # type: ignore[return-value]  # one of them
+        return self.kind if self.kind in get_args(BadStatus) else None  # type: ignore[return-value]  # one of them
 
     @property
     def reason(self) -> str:
         """For people."""
         words = _WORDS.get(self.kind, self.kind.replace("_", " ")).format(detail=self.detail)
-        return self.subject + (": ".join(filter(None, (words, self.detail))) if self.bad_end else words)
+        return self.subject + (": ".join(filter(None, (words, self.detail))) if self.bad_status else words)
 
 
 def known(value: Value | Unknown | None) -> Value | None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitladder.records.base import SCHEMA_VERSION, BadEnd, Machine, Record, hash_json
+from bitladder.records.base import SCHEMA_VERSION, BadStatus, Machine, Record, hash_json
 from bitladder.records.checkpoint import LoadPolicy
 from bitladder.records.scoring import AccuracyOutcome, BatchPlan, Order
 
@@ -177,7 +177,7 @@ class DivergenceOutcome(Record):
     """as in AccuracyOutcome"""
 
 
-Status = Literal["ok", BadEnd]
+Status = Literal["ok", BadStatus]
 
 
 class RequestSample(Record):

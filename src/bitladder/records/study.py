@@ -42,7 +42,7 @@ def _text_by(parse: Callable[[str], float]) -> BeforeValidator:
     return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
 
 
-_Scenario = Literal["batch1", "max-batch"]
+_ScenarioName = Literal["batch1", "max-batch"]
 
 
 def _requests(value: object) -> object:
@@ -145,8 +145,8 @@ class Settings(Record):
         description="Engine that runs the model: for its speed, and for its answers where it gives any. An unknown "
         "name tells which there are.",
     )
-    scenarios: tuple[_Scenario, ...] = Field(default=("batch1", "max-batch"), description="Comma-separated.")
-    requests: Annotated[int | dict[_Scenario, int], BeforeValidator(_requests)] | None = Field(
+    scenarios: tuple[_ScenarioName, ...] = Field(default=("batch1", "max-batch"), description="Comma-separated.")
+    requests: Annotated[int | dict[_ScenarioName, int], BeforeValidator(_requests)] | None = Field(
         default=None,
         description="Cap on a scenario's requests, such as 20 or batch1=20,max-batch=400; the largest batch runs "
         "whole, and three times at least. (default: {batch1}, {max-batch})".format(**REQUESTS),
@@ -213,7 +213,7 @@ class TaskGroup(Record):
     tasks: tuple[str, ...]
     """leaf tasks"""
     pooling: Literal["documents", "mean"]
-    """``documents``: all documents in one pot (MMLU); ``mean``: mean of the parts on the same questions (GSM8K)"""
+    """``documents``: all documents in one pool (MMLU); ``mean``: mean of the parts on the same questions (GSM8K)"""
     in_aggregate: bool
 
 

@@ -12,8 +12,8 @@ from bitladder.report.figure import (
     INK,
     PLOT_WIDTH,
     Figure,
+    FigureRow,
     MissingFigure,
-    Row,
     Spec,
     band_axis,
     chunks,
@@ -36,7 +36,7 @@ from bitladder.units import format_percent, format_points
 _NARROWEST_BAR_PX = 9
 _MOST_TASKS_IN_A_ROW = 10
 
-Panel = tuple[Spec, list[Row]]
+Panel = tuple[Spec, list[FigureRow]]
 
 
 def accuracy_figures(summary: Summary) -> list[Figure | MissingFigure]:
@@ -96,7 +96,9 @@ def _questions(tasks: list[TaskSummary]) -> str:
     return f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "") + " questions a task"
 
 
-def _score_rows(summary: Summary, tasks: list[TaskSummary], field: Callable[[TaskSummary], Estimate]) -> list[Row]:
+def _score_rows(
+    summary: Summary, tasks: list[TaskSummary], field: Callable[[TaskSummary], Estimate]
+) -> list[FigureRow]:
     return [
         {**row, "chance": task.chance_percent, "filled": True}
         for task in tasks
@@ -106,7 +108,7 @@ def _score_rows(summary: Summary, tasks: list[TaskSummary], field: Callable[[Tas
     ]
 
 
-def _drop_rows(summary: Summary) -> list[Row]:
+def _drop_rows(summary: Summary) -> list[FigureRow]:
     rungs = [rung for rung in summary.rungs if rung.rung != summary.baseline]
     compared: list[tuple[TaskSummary | None, RungSummary, TaskSummary | AggregateSummary]] = [
         (task, rung, found)
@@ -122,7 +124,7 @@ def _drop_rows(summary: Summary) -> list[Row]:
     ]
 
 
-def _row(task: TaskSummary | None, rung: str, estimate: Estimate, format_value: Formatter) -> list[Row]:
+def _row(task: TaskSummary | None, rung: str, estimate: Estimate, format_value: Formatter) -> list[FigureRow]:
     """One row where there is a value, else none; no task is the aggregate."""
     if estimate.value is None:
         return []
@@ -138,19 +140,19 @@ def _row(task: TaskSummary | None, rung: str, estimate: Estimate, format_value: 
     ]
 
 
-def _task_rows(rows: list[Row], rungs: int) -> list[list[str]]:
+def _task_rows(rows: list[FigureRow], rungs: int) -> list[list[str]]:
     """The tasks, in as many rows of the figure as their bars need."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     largest = min(_MOST_TASKS_IN_A_ROW, PLOT_WIDTH // (_NARROWEST_BAR_PX * rungs + 12))
     return [[tasks[index] for index in places] for places in chunks(len(tasks), max(1, largest))]
 
 
-def _step(rows: list[Row], rungs: int) -> int:
+def _step(rows: list[FigureRow], rungs: int) -> int:
     """Pixels of one task's group of bars."""
     return min(PLOT_WIDTH // max(map(len, _task_rows(rows, rungs))), 44 * rungs + 60)
 
 
-def _grouped_bars(rows: list[Row], rungs: list[str], step: int, title: str, axis_title: str) -> list[Panel]:
+def _grouped_bars(rows: list[FigureRow], rungs: list[str], step: int, title: str, axis_title: str) -> list[Panel]:
     """One layered chart, with its rows, for each row of tasks that fits the width."""
     limits = [row[key] for row in rows for key in ("low", "high", "value", "chance") if row.get(key) is not None]
     scale = alt.Scale(domain=[min(0.0, *limits), max(0.0, *limits)], nice=True)
@@ -162,7 +164,7 @@ def _grouped_bars(rows: list[Row], rungs: list[str], step: int, title: str, axis
     return panels
 
 
-def _bars(rows: list[Row], rungs: list[str], step: int, y: alt.Y, title: str) -> Spec:
+def _bars(rows: list[FigureRow], rungs: list[str], step: int, y: alt.Y, title: str) -> Spec:
     labels = {row["task"]: wrap_label(row["title"], max(6, int(step / CHARACTER_PX))) for row in rows}
     base = panel(rows[0]["panel"], step * len(labels), 220, title)
     x = band_axis("task:N", labels, paddingInner=0.16, paddingOuter=0.08)
@@ -239,9 +241,9 @@ def dependence_figure(summary: Summary) -> Figure | MissingFigure:
     return Figure(_NAME, _TITLE, caption, finish(spec, rows))
 
 
-def _rows(found: DependenceSummary) -> list[Row]:
+def _rows(found: DependenceSummary) -> list[FigureRow]:
     changes = (found.second_plan, found.batch1, found.cached, found.steps, found.against_baseline)
-    rows: list[Row] = []
+    rows: list[FigureRow] = []
     for way, change in zip(_WAYS, changes, strict=True):
         if change is None or change.percent.value is None:
             continue

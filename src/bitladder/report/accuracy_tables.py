@@ -196,7 +196,7 @@ def _raw_table(summary: Summary) -> Table:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class _ComparedColumn:
     """One of the tables that hold a rung against the baseline."""
 
     name: str
@@ -209,7 +209,7 @@ class _Comparison:
 
 _BOLD = "Bold: the paired interval of the difference (Table 2b) excludes 0. No other is shown to be a difference."
 _COMPARISONS = (
-    _Comparison(
+    _ComparedColumn(
         "table2",
         "Table 2. Relative drop to {baseline} (%)",
         "%",
@@ -217,7 +217,7 @@ _COMPARISONS = (
         lambda found: found.relative_drop_percent,
         format_points,
     ),
-    _Comparison(
+    _ComparedColumn(
         "table2-points",
         "Table 2b. Difference to {baseline}, paired by question (percentage points)",
         "points",
@@ -229,7 +229,7 @@ _COMPARISONS = (
         lambda found: found.difference_points,
         format_points,
     ),
-    _Comparison(
+    _ComparedColumn(
         "table2-recovery",
         "Table 2c. Recovery (%)",
         "%",
@@ -237,7 +237,7 @@ _COMPARISONS = (
         lambda found: found.recovery_percent,
         format_percent,
     ),
-    _Comparison(
+    _ComparedColumn(
         "table2-recovery-above-chance",
         "Table 2d. Recovery above chance (%)",
         "%",
@@ -248,7 +248,7 @@ _COMPARISONS = (
 )
 
 
-def _comparison_table(summary: Summary, tasks: list[TaskSummary], comparison: _Comparison) -> Table:
+def _comparison_table(summary: Summary, tasks: list[TaskSummary], comparison: _ComparedColumn) -> Table:
     rungs = [rung for rung in summary.rungs if rung.rung != summary.baseline]
     columns = (*text_columns("Task"), *(Column(rung.rung, comparison.unit) for rung in rungs))
     rows = [

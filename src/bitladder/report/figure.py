@@ -35,7 +35,7 @@ _LADDER_COLOURS = ("#7f7f7f", "#0072b2", "#56b4e9", "#e69f00", "#f0e442", "#d55e
 # For rungs outside the ladder: Tol's muted scheme (2021).
 _OTHER_COLOURS = ("#882255", "#44aa99", "#999933", "#332288", "#ddcc77", "#aa4499")
 
-Row = dict[str, Any]
+FigureRow = dict[str, Any]
 Channel = TypeVar("Channel", alt.Color, alt.Stroke)
 ROWS = alt.NamedData("rows")
 """the data of every chart, put in by `finish`: Altair would copy and check them once a layer"""
@@ -142,7 +142,7 @@ def _composed(how: str, parts: Sequence[Spec], shared: Sequence[str] = ()) -> Sp
     return {**{name: parts[0][name] for name in top}, how: below}
 
 
-def finish(spec: Spec, rows: Sequence[Row]) -> Spec:
+def finish(spec: Spec, rows: Sequence[FigureRow]) -> Spec:
     """The chart of these rows in the common look. A control in it would end the process: vl-convert panics."""
     text = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
     spec = _printable({**spec, "datasets": {ROWS.name: list(rows)}})
@@ -205,7 +205,7 @@ def tooltips(**titles: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
-def rungs_of(summary: Summary, rows: Sequence[Row]) -> list[str]:
+def rungs_of(summary: Summary, rows: Sequence[FigureRow]) -> list[str]:
     """Those that there are rows of, in the study's order."""
     return [rung.rung for rung in summary.rungs if any(row["rung"] == rung.rung for row in rows)]
 

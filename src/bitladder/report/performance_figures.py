@@ -10,8 +10,8 @@ from bitladder.report.figure import (
     PLOT_WIDTH,
     ROWS,
     Figure,
+    FigureRow,
     MissingFigure,
-    Row,
     Spec,
     band_axis,
     colours,
@@ -68,9 +68,9 @@ def performance_figures(summary: Summary, scenario: str, on_gpu: bool) -> list[F
     return [figure, Figure(f"figure{heat}", heat_title, _heat_caption(metrics), _heat_map(metrics, rows))]
 
 
-def _rows(summary: Summary, scenario: str, metric: MetricColumn) -> list[Row]:
+def _rows(summary: Summary, scenario: str, metric: MetricColumn) -> list[FigureRow]:
     """One row a rung, its value in the metric's printed unit."""
-    rows: list[Row] = []
+    rows: list[FigureRow] = []
     for rung in summary.rungs:
         estimate = metric.estimate(rung, rung.scenario(scenario))
         cell = metric.cell(rung, rung.scenario(scenario))
@@ -81,7 +81,7 @@ def _rows(summary: Summary, scenario: str, metric: MetricColumn) -> list[Row]:
     return rows
 
 
-def _cut_whiskers(rows: list[Row]) -> list[Row]:
+def _cut_whiskers(rows: list[FigureRow]) -> list[FigureRow]:
     highest: dict[str, float] = {}
     for row in rows:
         highest[row["metric"]] = max(highest.get(row["metric"], 0.0), WHISKER_ROOM * row["value"])
@@ -93,7 +93,7 @@ def _cut_whiskers(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, ...], known: list[Row]) -> str:
+def _bar_caption(summary: Summary, scenario: str, metrics: tuple[MetricColumn, ...], known: list[FigureRow]) -> str:
     requests = sorted(
         {measured.requests for rung in summary.rungs if (measured := rung.scenario(scenario)) and measured.requests}
     )
@@ -117,7 +117,7 @@ def _heat_caption(metrics: tuple[MetricColumn, ...]) -> str:
     )
 
 
-def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
+def _bars(summary: Summary, metrics: tuple[MetricColumn, ...], rows: list[FigureRow]) -> Spec:
     rungs = rungs_of(summary, rows)
     tops = [row["value"] if row["high"] is None else row["high"] for row in rows]
     rows = [
@@ -160,7 +160,7 @@ def _bar_panel(metric: MetricColumn, rungs: list[str], top: float) -> Spec:
     )
 
 
-def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
+def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[FigureRow]) -> Spec:
     rungs = list(dict.fromkeys(row["rung"] for row in rows))
     labels = {metric.name: wrap_label(metric.column.header, 24) for metric in metrics}
     values = []
@@ -193,7 +193,7 @@ def _heat_map(metrics: tuple[MetricColumn, ...], rows: list[Row]) -> Spec:
     return finish(layered(cells, numbers), values)
 
 
-def _alike(rows: list[Row]) -> bool:
+def _alike(rows: list[FigureRow]) -> bool:
     """Whether all that is known of a metric are intervals that share a value."""
     known = [row for row in rows if row["value"] is not None]
     if any(row["low"] is None or row["high"] is None for row in known):

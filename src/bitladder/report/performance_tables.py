@@ -9,8 +9,8 @@ from functools import partial
 from bitladder.records import Machine
 from bitladder.records.base import Unknown
 from bitladder.report.table import Cell, Column, Table, estimate_cell, number_cell, text_cell, text_columns
-from bitladder.summary.metrics import METRICS, Metric, PerformanceTable, Place
-from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary, describe_end
+from bitladder.summary.metrics import METRICS, Metric, PerformanceTable, ReportColumn
+from bitladder.summary.table import Estimate, RungSummary, ScenarioSummary, Summary, describe_status
 from bitladder.units import format_count
 
 
@@ -27,7 +27,7 @@ class MetricColumn:
     """A metric at one of its places."""
 
     metric: Metric
-    place: Place
+    place: ReportColumn
 
     @property
     def name(self) -> str:
@@ -71,7 +71,9 @@ def absence(rung: RungSummary, measured: ScenarioSummary | None) -> str | None:
     """Why a scenario has no figures; None where it ended well."""
     if measured is None:
         return f"{rung.rung}: {rung.reason or 'not measured'}"
-    return None if measured.status == "ok" else f"{rung.rung}: {measured.reason or describe_end(measured.status, None)}"
+    if measured.status == "ok":
+        return None
+    return f"{rung.rung}: {measured.reason or describe_status(measured.status, None)}"
 
 
 def _count(title: str, unit: str | None, field: Callable[[ScenarioSummary], int | None]) -> ScenarioColumn:
@@ -85,7 +87,7 @@ def _count(title: str, unit: str | None, field: Callable[[ScenarioSummary], int 
 def _status_cell(rung: RungSummary, measured: ScenarioSummary | None) -> Cell:
     reason = absence(rung, measured)
     return text_cell(
-        describe_end(measured.status, None) if measured else None,
+        describe_status(measured.status, None) if measured else None,
         mark="bad" if measured and measured.status not in ("ok", "missing") else "plain",
         reason=reason,
     )

@@ -48,7 +48,7 @@ class MachinePage:
 
 
 Page = TypeVar("Page", MachinePage, PublishedComparison)
-Part = TypeVar("Part", Table, Figure | MissingFigure)
+PagePart = TypeVar("PagePart", Table, Figure | MissingFigure)
 
 
 def machine_pages(results: Results, summary: Summary) -> list[MachinePage]:
@@ -69,7 +69,7 @@ def split_notes(pages: Sequence[MachinePage]) -> list[str]:
     return [f"Measured on {len(pages)} machines, split so that no table and no figure mixes them: {names}."]
 
 
-def split(pages: Sequence[Page], make: Callable[[Page], Iterable[Part]]) -> tuple[Part, ...]:
+def split(pages: Sequence[Page], make: Callable[[Page], Iterable[PagePart]]) -> tuple[PagePart, ...]:
     """The tables or the figures of every page, under names and titles of their own."""
     return tuple(
         replace(

@@ -23,7 +23,7 @@ from bitladder.records import (
     StudyRecord,
     TaskGroup,
 )
-from bitladder.records.base import Kind, Unknown
+from bitladder.records.base import Unknown, UnknownKind
 from bitladder.results.stages import read_as_one
 
 DIVERGENCE = "divergence"
@@ -294,12 +294,12 @@ def _differing_settings(one: Item, other: Item, but: set[str]) -> str:
     )
 
 
-_TO_COME: tuple[Kind, ...] = ("not_made", "not_measured", "unplanned")
+_TO_COME: tuple[UnknownKind, ...] = ("not_made", "not_measured", "unplanned")
 """that a study, or another one that is merged with it, may still come to"""
 
 
 @dataclass(frozen=True)
-class End:
+class ItemOutcome:
     """What came of one measurement that is planned."""
 
     item: Item
@@ -317,7 +317,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Ends:
+class RungOutcomes:
     """What came of one rung and of each of its measurements."""
 
     rung: str
@@ -327,7 +327,7 @@ class Ends:
     same_as: str | None
     """the rung whose content this one's is, where nothing was measured of this one"""
     records: tuple[MeasurementRecord, ...]
-    measurements: tuple[End, ...]
+    measurements: tuple[ItemOutcome, ...]
     """in the order of the plan"""
 
     @cached_property
@@ -337,13 +337,13 @@ class Ends:
         return {task: one for task, one in found.items() if isinstance(one, AccuracyOutcome | Unknown)}
 
 
-def read_ends(results: Results) -> dict[str, Ends]:
+def read_outcomes(results: Results) -> dict[str, RungOutcomes]:
     """Of each planned rung."""
     same = same_contents(results.study, results.rungs)
     return {rung: _read(results, rung, same.get(rung)) for rung in results.study.rungs}
 
 
-def _read(results: Results, rung: str, same_as: str | None) -> Ends:
+def _read(results: Results, rung: str, same_as: str | None) -> RungOutcomes:
     record, records = results.rungs.get(rung), results.of(rung)
     unmade = Unknown(kind="not_made") if record is None else _ended(record)
     same_as = None if records else same_as
@@ -353,8 +353,8 @@ def _read(results: Results, rung: str, same_as: str | None) -> Ends:
         name = item_name(item)
         found = measured.get((item.kind, name))
         outcome = _outcome(found) if found else unmade or _unmeasured(results, rung, name, same_as)
-        ends.append(End(item, name, found, outcome, is_planned=(rung, name) not in results.unplanned))
-    return Ends(rung, record, unmade, same_as, records, tuple(ends))
+        ends.append(ItemOutcome(item, name, found, outcome, is_planned=(rung, name) not in results.unplanned))
+    return RungOutcomes(rung, record, unmade, same_as, records, tuple(ends))
 
 
 def _outcome(record: MeasurementRecord) -> Outcome | Unknown:

@@ -223,7 +223,7 @@ def judge_looks(
     return found
 
 
-class Asked(NamedTuple):
+class RowSoFar(NamedTuple):
     """What one row of an aggregate shows so far."""
 
     comparison: Comparison
@@ -232,7 +232,7 @@ class Asked(NamedTuple):
     weight: float
 
 
-def is_hopeless(rows: Sequence[Asked], margin: float, confidence: float) -> bool:
+def is_hopeless(rows: Sequence[RowSoFar], margin: float, confidence: float) -> bool:
     """Whether the documents that are left could hardly decide a rung: not in a last test of this confidence by itself,
     with the same share of changed answers, and a difference as far either way as `HOPE_CONFIDENCE` lets the rest be."""
     weights = [row.weight for row in rows]

@@ -106,7 +106,7 @@ class Started(Record):
     measurement_id: str
 
 
-class Progress(Record):
+class TaskProgress(Record):
     kind: Literal["progress"] = "progress"
     done: int
     total: int
@@ -117,7 +117,7 @@ class Documents(Record):
     documents: TaskDocuments
 
 
-class Batch(Record):
+class BatchDone(Record):
     """A batch of a measurement is computed."""
 
     kind: Literal["batch"] = "batch"
@@ -151,6 +151,6 @@ class Refused(Record):
     reason: str
 
 
-AnyMessage = Started | Progress | Documents | Batch | Measured | RungMade | Stopped | Refused
+AnyMessage = Started | TaskProgress | Documents | BatchDone | Measured | RungMade | Stopped | Refused
 Message = Annotated[AnyMessage, Field(discriminator="kind")]
 MESSAGE: TypeAdapter[AnyMessage] = TypeAdapter(Message)

@@ -56,7 +56,7 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Asking:
     """The stages of a plan, counted from 0; none where each task is asked as a whole."""
 
     store: Store
@@ -70,7 +70,7 @@ class Asked:
 
     def by(self, stage: int) -> frozenset[str]:
         """The rungs that a stage asks."""
-        from bitladder.summary.answered import rungs_to_ask
+        from bitladder.summary.coverage import rungs_to_ask
 
         results = self.store.load()
         here = tuple(record for record in results.records if place_of(record) == self.place)
@@ -120,13 +120,13 @@ def run_study(
         prepared = prepare(settings, store, progress)
         for prompts in prepared.prompts:
             store.write_prompts(prompts)
-        run = Run(prepared, store, progress, executor)
+        run = StudyRun(prepared, store, progress, executor)
         with closing(run.workers):
             run.run(asked_from_s)
         return store.load()
 
 
-class Run:
+class StudyRun:
     """One run over the plan: what is missing, who is asked next, who runs it, and what is told are its parts."""
 
     def __init__(self, prepared: Prepared, store: Store, progress: StudyProgress, executor: Executor) -> None:
@@ -134,7 +134,7 @@ class Run:
         self._wanted = prepared.wanted
         self._kept = Kept(store, prepared.study)
         self.missing = Missing(prepared.study, self._kept)
-        self.asked = Asked(store, self.missing, self._kept.place)
+        self.asked = Asking(store, self.missing, self._kept.place)
         self.telling = Telling(progress, _time_left(prepared, self.missing), store, self.missing, prepared.wanted.only)
         self.weights = Weights(prepared, store, self._kept, self.missing)
         self.workers = Workers(executor, prepared, store, self.missing, self.telling)

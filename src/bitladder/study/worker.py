@@ -30,16 +30,16 @@ from bitladder.records import (
     measurement_id,
 )
 from bitladder.study.messages import (
-    Batch,
+    BatchDone,
     Documents,
     Job,
     Measured,
     Preparation,
-    Progress,
     Refused,
     RungMade,
     Started,
     Stopped,
+    TaskProgress,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class _Pipe:
         now = time.monotonic()
         if done == total or now - self._last_progress_s >= PROGRESS_INTERVAL_S:
             self._last_progress_s = now
-            self.send(Progress(done=done, total=total))
+            self.send(TaskProgress(done=done, total=total))
 
 
 def work(job: str, answers: TextIO) -> None:
@@ -209,7 +209,7 @@ def _journal(job: Job, item: AccuracyTask, pipe: _Pipe) -> "Journal | None":
     identity = measurement_id(job.content_hash, item)
     entries = read_entries(Path(job.journals) / f"{identity}.jsonl")
     key = hash_json([job.machine.identity, job.policy.device, job.threads])
-    return Journal(entries, key, lambda entry: pipe.send(Batch(measurement_id=identity, entry=entry)))
+    return Journal(entries, key, lambda entry: pipe.send(BatchDone(measurement_id=identity, entry=entry)))
 
 
 def _measure_performance(job: Job, pipe: _Pipe) -> None:

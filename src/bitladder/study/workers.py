@@ -26,18 +26,18 @@ from bitladder.results import is_planned
 from bitladder.results.store import Store
 from bitladder.study.messages import (
     MESSAGE,
-    Batch,
+    BatchDone,
     Documents,
     Job,
     Measured,
     Phase,
     Preparation,
-    Progress,
     Refused,
     RungMade,
     Started,
     Stopped,
     StudyProgress,
+    TaskProgress,
 )
 from bitladder.study.plan import Kept, Missing
 from bitladder.study.prepare import Prepared
@@ -239,11 +239,11 @@ class Workers:
         busy = self.telling.busy_share() if isinstance(first, Scenario) else None
         worker = self._worker(first.kind, rung.rung, rung, tuple(left.values()))
         for message in worker.messages():
-            if isinstance(message, Progress):
+            if isinstance(message, TaskProgress):
                 self.telling.progress.step(message.done, message.total)
             elif isinstance(message, Documents):
                 self.store.write_documents(message.documents)
-            elif isinstance(message, Batch):
+            elif isinstance(message, BatchDone):
                 self.store.add_to_journal(message.measurement_id, message.entry)
             elif isinstance(message, Measured):
                 record = message.record

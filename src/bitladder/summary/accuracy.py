@@ -109,11 +109,11 @@ def _scores(row: Row, rung: str) -> tuple[Estimate, Estimate, int]:
     if not row.is_share:
         documents = sum(len(outcome.documents) for outcome in outcomes.values())
         return scores.raw_score(list(outcomes.values())), _NO_NORM, documents
-    pots = row.pots[rung]
-    assert not isinstance(pots, Unknown)  # the outcomes are there
-    norm = scores.row_norm_score(pots)
-    questions = max(len(pot.questions) for pot in pots)
-    return scores.row_score(pots).percent(), _NO_NORM if norm is None else norm.percent(), questions
+    pools = row.pools[rung]
+    assert not isinstance(pools, Unknown)  # the outcomes are there
+    norm = scores.row_norm_score(pools)
+    questions = max(len(pool.questions) for pool in pools)
+    return scores.row_score(pools).percent(), _NO_NORM if norm is None else norm.percent(), questions
 
 
 def _baseline_percent(row: Row, rung: str) -> float | None:
@@ -230,9 +230,9 @@ class _Counted:
             return Unknown("no task has signal" if self.left_out else "accuracy was not measured")
         for row in self.rows:
             for who in (row.baseline, self.rung):
-                pots = row.pots[who]
-                if isinstance(pots, Unknown):
-                    return pots.of(f"{who} has no {row.group.title}")
+                pools = row.pools[who]
+                if isinstance(pools, Unknown):
+                    return pools.of(f"{who} has no {row.group.title}")
         return None
 
     @property

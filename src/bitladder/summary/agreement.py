@@ -24,9 +24,9 @@ from bitladder.summary.questions import likeliest
 from bitladder.summary.scores import Score, score_interval
 from bitladder.summary.table import ChoiceChange, DependenceSummary, DivergenceSummary, Estimate
 
-Question = tuple[str, str, str]
+AskedQuestion = tuple[str, str, str]
 """task, document hash, prompt hash"""
-Scores = Mapping[Question, tuple[float, ...]]
+ChoiceScoresByQuestion = Mapping[AskedQuestion, tuple[float, ...]]
 """log-likelihoods of the choices"""
 
 
@@ -34,9 +34,9 @@ Scores = Mapping[Question, tuple[float, ...]]
 class Scored:
     """One rung's log-likelihoods: the study's own, and those of each way, with the documents' clusters."""
 
-    own: Scores
-    again: Mapping[Way, Scores]
-    clusters: Mapping[Question, str]
+    own: ChoiceScoresByQuestion
+    again: Mapping[Way, ChoiceScoresByQuestion]
+    clusters: Mapping[AskedQuestion, str]
     products: Mapping[str, tuple[str, ...]]
 
 
@@ -53,9 +53,9 @@ def read_scored(records: Sequence[MeasurementRecord]) -> Scored:
         for plan in record.outcome.plans
         for batch in plan.compositions or (plan.digest,)
     }
-    own: dict[Question, tuple[float, ...]] = {}
-    clusters: dict[Question, str] = {}
-    again: dict[Way, dict[Question, tuple[float, ...]]] = {}
+    own: dict[AskedQuestion, tuple[float, ...]] = {}
+    clusters: dict[AskedQuestion, str] = {}
+    again: dict[Way, dict[AskedQuestion, tuple[float, ...]]] = {}
     products: dict[str, tuple[str, ...]] = {}
     for record in records:
         item, outcome = record.item, record.outcome
@@ -79,9 +79,11 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
     """On the documents of these tasks. ``baseline`` is None where the rung is the baseline, or the study has none."""
     wanted = set(tasks)
 
-    def compare(one: Scores, other: Scores, among: Scores | None = None) -> _Compared | None:
+    def compare(
+        one: ChoiceScoresByQuestion, other: ChoiceScoresByQuestion, among: ChoiceScoresByQuestion | None = None
+    ) -> _ScoringPair | None:
         shared = [q for q in (among or one) if q[0] in wanted and q in one and q in other]
-        return _Compared(one, other, shared, rung.clusters) if shared else None
+        return _ScoringPair(one, other, shared, rung.clusters) if shared else None
 
     second, single, cached = (rung.again.get(way, {}) for way in ("second plan", "batch 1", "cached decoding"))
     # a rung that was decided early wasn't asked them all
@@ -106,15 +108,19 @@ def summarize_dependence(title: str, rung: Scored, baseline: Scored | None, task
     )
 
 
-def _change(compared: "_Compared | None") -> ChoiceChange | None:
+def _change(compared: "_ScoringPair | None") -> ChoiceChange | None:
     return None if compared is None else compared.summary()
 
 
-class _Compared:
+class _ScoringPair:
     """Two scorings of the same documents."""
 
     def __init__(
-        self, one: Scores, other: Scores, questions: Sequence[Question], clusters: Mapping[Question, str]
+        self,
+        one: ChoiceScoresByQuestion,
+        other: ChoiceScoresByQuestion,
+        questions: Sequence[AskedQuestion],
+        clusters: Mapping[AskedQuestion, str],
     ) -> None:
         self.questions = questions
         self.changed = [likeliest(one[question]) != likeliest(other[question]) for question in questions]

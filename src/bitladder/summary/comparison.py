@@ -15,13 +15,13 @@ from bitladder.records import (
 from bitladder.results.stages import Staging
 from bitladder.summary import scores
 from bitladder.summary.accuracy import aggregate_score, summarize_aggregates, summarize_tasks
-from bitladder.summary.answered import Leaves, not_asked_on, whole_stages
+from bitladder.summary.coverage import Leaves, not_asked_on, whole_stages
 from bitladder.summary.metrics import Recovery, recovery_margin_points
 from bitladder.summary.questions import choice_probabilities, likeliest, primary_metric
-from bitladder.summary.row import Leaf, Row
+from bitladder.summary.row import Row, TaskAnswers
 from bitladder.summary.table import AggregateSummary, Summary, TaskSummary
 
-Kind = Literal["lost", "gained", "changed"]
+FlipKind = Literal["lost", "gained", "changed"]
 """a lower score than the baseline's, a higher one, or as good a score by another choice"""
 
 
@@ -43,7 +43,7 @@ class Flip(Record):
 
     task: str
     doc_hash: str
-    kind: Kind
+    kind: FlipKind
     prompt: str
     choices: tuple[str, ...] | None
     target: str
@@ -90,7 +90,7 @@ def paired_documents(
         yield document, found[document.doc_hash, document.prompt_hash].pop()
 
 
-def _kind(before: DocumentOutcome, after: DocumentOutcome, metric: str) -> Kind | None:
+def _kind(before: DocumentOutcome, after: DocumentOutcome, metric: str) -> FlipKind | None:
     one, other = _score(before, metric), _score(after, metric)
     if one != other:
         return "lost" if other < one else "gained"
@@ -207,7 +207,7 @@ def _other_rows(group: TaskGroup, answers: Leaves, baseline: str, staged: Mappin
     return rows
 
 
-def _only(leaf: Leaf, metric: MetricInfo) -> Leaf:
+def _only(leaf: TaskAnswers, metric: MetricInfo) -> TaskAnswers:
     return leaf.model_copy(update={"metrics": (metric,)}) if isinstance(leaf, AccuracyOutcome) else leaf
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from bitladder.errors import UserError
 from bitladder.records import PerformanceOutcome, StudyRecord
 from bitladder.records.base import Unknown
-from bitladder.summary.performance import Run, energy_per_token, hook, latencies, rates, token_times, took
+from bitladder.summary.performance import TimedRun, energy_per_token, hook, latencies, rates, token_times, took
 from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.units import (
     MIB,
@@ -22,7 +22,7 @@ from bitladder.units import (
     format_seconds,
 )
 
-Derive = Callable[[Run], dict[str, Estimate]]
+Derive = Callable[[TimedRun], dict[str, Estimate]]
 Device = Literal["cpu", "gpu"]
 Formatter = Callable[[float | None], str]
 PerformanceTable = Literal["main", "run", "tokens", "latency", "memory", "power", "totals"]
@@ -44,7 +44,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Place:
+class ReportColumn:
     """A column of the report."""
 
     table: PerformanceTable
@@ -71,7 +71,7 @@ class Metric:
     """None: a description, neither good nor bad"""
     derive: Derive | None
     """gives it, by its name, and others that share its steps; None: it is of two runs, see `speedup`"""
-    shown: tuple[Place, ...]
+    shown: tuple[ReportColumn, ...]
     definition: str = ""
     """what the title leaves open"""
     hidden: str = ""
@@ -89,54 +89,54 @@ MILLISECONDS = Quantity("ms", format_ms, format_seconds, 1e-3)
 MEBIBYTES = Quantity("MiB", format_mib, format_bytes, MIB)
 
 
-def _latency(name: str, since: str, *more: Place) -> Metric:
-    shown = (*more, Place("latency", since.capitalize()))
+def _latency(name: str, since: str, *more: ReportColumn) -> Metric:
+    shown = (*more, ReportColumn("latency", since.capitalize()))
     return Metric(name, f"Request latency {since}", SECONDS, "lower", latencies, shown)
 
 
 def _token_time(name: str, title: str, column: str, derive: Derive, definition: str = "") -> Metric:
-    return Metric(name, title, MILLISECONDS, "lower", derive, (Place("tokens", column),), definition)
+    return Metric(name, title, MILLISECONDS, "lower", derive, (ReportColumn("tokens", column),), definition)
 
 
 def _total(name: str, title: str, table: PerformanceTable, column: str) -> Metric:
-    return Metric(name, title, LONG_SECONDS, "lower", rates, (Place(table, column),))
+    return Metric(name, title, LONG_SECONDS, "lower", rates, (ReportColumn(table, column),))
 
 
 def _full_batches(name: str, what: str) -> Metric:
-    place = Place("tokens", f"{what}, full batches only", scenario="max-batch")
+    place = ReportColumn("tokens", f"{what}, full batches only", scenario="max-batch")
     return Metric(name, f"{what}/s, full batches only", RATE, "higher", rates, (place,))
 
 
 def _utilisation(name: str, device: Device, unit: str, definition: str = "") -> Metric:
     title = f"{device.upper()} utilisation"
-    place = Place("main", title, on=device, drawn=True)
+    place = ReportColumn("main", title, on=device, drawn=True)
     return Metric(name, title, Quantity(unit, format_percent, format_percent), None, took, (place,), definition)
 
 
-def _memory(name: str, title: str, *shown: Place) -> Metric:
+def _memory(name: str, title: str, *shown: ReportColumn) -> Metric:
     return Metric(name, title, MEBIBYTES, "lower", took, shown)
 
 
 def _power(name: str, title: str, unit: str, derive: Derive = took, text: Formatter = format_percent) -> Metric:
-    return Metric(name, title, Quantity(unit, text, text), "lower", derive, (Place("power", title),))
+    return Metric(name, title, Quantity(unit, text, text), "lower", derive, (ReportColumn("power", title),))
 
 
-_THROUGHPUT = Place("main", "Throughput", "requests/s", drawn=True)
-_INVERSE = Place("main", "Inverse throughput", "s/request")
+_THROUGHPUT = ReportColumn("main", "Throughput", "requests/s", drawn=True)
+_INVERSE = ReportColumn("main", "Inverse throughput", "s/request")
 _ROWS = (
     Metric(
         "requests_per_s", "Requests/s", RATE, "higher", rates, (_THROUGHPUT,), "from first submission to last token"
     ),
-    Metric("speedup", "Speed-up", replace(RATE, unit="ratio"), "higher", None, (Place("main", "Speed-up"),)),
+    Metric("speedup", "Speed-up", replace(RATE, unit="ratio"), "higher", None, (ReportColumn("main", "Speed-up"),)),
     _total("total_time_s", "Total time", "main", "Total"),
-    _latency("latency_s", "from batch start, mean", Place("main", "Mean request latency", drawn=True)),
+    _latency("latency_s", "from batch start, mean", ReportColumn("main", "Mean request latency", drawn=True)),
     _latency("latency_p50_s", "from batch start, p50"),
     _latency("latency_p95_s", "from batch start, p95"),
     _latency("latency_from_submission_s", "from submission, mean"),
     _latency("latency_from_submission_p50_s", "from submission, p50"),
     _latency("latency_from_submission_p95_s", "from submission, p95"),
     Metric("inverse_throughput_s", "Inverse throughput (the study's latency)", SECONDS, "lower", rates, (_INVERSE,)),
-    Metric("tokens_per_s", "Generated tokens/s", RATE, "higher", rates, (Place("tokens", "Generated tokens"),)),
+    Metric("tokens_per_s", "Generated tokens/s", RATE, "higher", rates, (ReportColumn("tokens", "Generated tokens"),)),
     _token_time("ttft_s", "Time to first token from submission", "First token", latencies),
     _token_time("queue_s", "Time to first token: queue", "of it queue", latencies, "until its batch starts"),
     _token_time("prefill_s", "Time to first token: prefill", "of it prefill", latencies, "from its batch's start"),
@@ -148,54 +148,63 @@ _ROWS = (
     _full_batches("tokens_per_s_full_batches", "Generated tokens"),
     _total("total_time_200_requests_s", "Total time of 200 requests (derived)", "totals", "200 requests, derived"),
     _total("total_time_2000_requests_s", "Total time of 2,000 requests (derived)", "totals", "2,000 requests, derived"),
-    Metric("load_time_s", "Load time", SECONDS, "lower", took, (Place("run", "Load time"),)),
+    Metric("load_time_s", "Load time", SECONDS, "lower", took, (ReportColumn("run", "Load time"),)),
     _utilisation("cpu_percent", "cpu", "% of one core"),
     _utilisation("gpu_utilisation_percent", "gpu", "%", "share of the time with a kernel running"),
-    _memory("loaded_bytes", "Weights in memory", Place("memory", "Weights in memory")),
+    _memory("loaded_bytes", "Weights in memory", ReportColumn("memory", "Weights in memory")),
     _memory(
         "study_vram_bytes",
         "Memory, average (device minus idle; CPU: resident)",
-        Place("main", "Average VRAM less idle", on="gpu", drawn=True),
-        Place("main", "Average resident memory", on="cpu", drawn=True),
-        Place("memory", "Average, device less idle", on="gpu"),
-        Place("memory", "Average, resident", on="cpu"),
+        ReportColumn("main", "Average VRAM less idle", on="gpu", drawn=True),
+        ReportColumn("main", "Average resident memory", on="cpu", drawn=True),
+        ReportColumn("memory", "Average, device less idle", on="gpu"),
+        ReportColumn("memory", "Average, resident", on="cpu"),
     ),
     _memory(
         "peak_memory_bytes",
         "Memory, peak (device minus idle; CPU: resident)",
-        Place("memory", "Peak, device less idle", on="gpu"),
-        Place("memory", "Peak, resident", on="cpu"),
+        ReportColumn("memory", "Peak, device less idle", on="gpu"),
+        ReportColumn("memory", "Peak, resident", on="cpu"),
     ),
     _memory(
         "allocated_peak_bytes",
         "Memory allocated on the device, peak",
-        Place("main", "Allocated peak", on="gpu"),
-        Place("memory", "Allocated peak", on="gpu"),
+        ReportColumn("main", "Allocated peak", on="gpu"),
+        ReportColumn("memory", "Allocated peak", on="gpu"),
     ),
-    _memory("reserved_peak_bytes", "Memory reserved on the device, peak", Place("memory", "Reserved peak", on="gpu")),
+    _memory(
+        "reserved_peak_bytes", "Memory reserved on the device, peak", ReportColumn("memory", "Reserved peak", on="gpu")
+    ),
     _memory(
         "process_peak_bytes",
         "Memory of the device that the process had, peak",
-        Place("memory", "Process peak", on="gpu"),
+        ReportColumn("memory", "Process peak", on="gpu"),
     ),
     _memory(
         "resident_peak_bytes",
         "Resident memory of the process, peak",
-        Place("main", "Resident peak", on="cpu"),
-        Place("memory", "Resident peak of the process", on="gpu"),
+        ReportColumn("main", "Resident peak", on="cpu"),
+        ReportColumn("memory", "Resident peak of the process", on="gpu"),
     ),
     _power("gpu_power_w", "GPU power, average", "W"),
     _power("gpu_energy_j", "GPU energy, gross", "J"),
     _power("gpu_energy_above_idle_j", "GPU energy above idle", "J"),
     _power("energy_per_token_j", "GPU energy per generated token", "J", energy_per_token, format_rate),
-    Metric("hook_s", "Cost of a step's time stamp", MILLISECONDS, "lower", hook, (Place("run", "Time stamp, a step"),)),
+    Metric(
+        "hook_s",
+        "Cost of a step's time stamp",
+        MILLISECONDS,
+        "lower",
+        hook,
+        (ReportColumn("run", "Time stamp, a step"),),
+    ),
 )
 METRICS = {metric.name: metric for metric in _ROWS}
 
 
 def derive_metrics(outcome: PerformanceOutcome, device: str) -> dict[str, Estimate]:
     """Every metric but the speed-up. `device`: where it ran, ``cpu`` or ``cuda:N``."""
-    run = Run(outcome, device)
+    run = TimedRun(outcome, device)
     if not run.requests:
         return dict.fromkeys(METRICS, Estimate.unknown(Unknown("no request ended well"))) | took(run)
     derivations = dict.fromkeys(metric.derive for metric in METRICS.values() if metric.derive)

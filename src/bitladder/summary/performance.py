@@ -99,7 +99,7 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Run(Timeline):
+class TimedRun(Timeline):
     """A timeline, and the device that it is of: ``cpu`` or ``cuda:N``."""
 
     device: str
@@ -252,7 +252,7 @@ def hook(line: Timeline) -> dict[str, Estimate]:
     return {"hook_s": Estimate.of(cost_s, mean_interval([stamped - unstamped for stamped, unstamped in pairs]))}
 
 
-def took(run: Run) -> dict[str, Estimate]:
+def took(run: TimedRun) -> dict[str, Estimate]:
     """Memory, utilisation and energy, see `resource_metrics`; known also where no request ended well."""
     return resource_metrics(run.outcome, run.device, run.end_s)
 

@@ -1,13 +1,13 @@
 """Questions that are pooled, with one rung's answers to them: what a row of a table is made of.
 
-A row is a group of lm-eval tasks. Its questions lie in *pots*: one pot for all of them (MMLU, or a single task), or one
-a task where the tasks put the same questions in different words (GSM8K strict and chain-of-thought). A pot's score is
-its mean over questions, a row's the mean over its pots.
+A row is a group of lm-eval tasks. Its questions lie in *pools*: one pool for all of them (MMLU, or a single task), or
+one a task where the tasks put the same questions in different words (GSM8K strict and chain-of-thought). A pool's score
+is its mean over questions, a row's the mean over its pools.
 
 Documents that resemble each other are clusters: HellaSwag's by source, one that is asked more than once, and the
-answers to one question in several pots. The tasks of one pot (MMLU's subjects) and the templates of the built-in suite
-are strata, a fixed list that is asked whole: pooling them as if they were drawn together takes in what lies between
-them too, so the interval is at most a little too wide.
+answers to one question in several pools. The tasks of one pool (MMLU's subjects) and the templates of the built-in
+suite are strata, a fixed list that is asked whole: pooling them as if they were drawn together takes in what lies
+between them too, so the interval is at most a little too wide.
 """
 
 import math
@@ -59,14 +59,14 @@ def likeliest(loglikelihoods: Sequence[float]) -> int:
 
 
 @dataclass(frozen=True)
-class Pot:
+class QuestionPool:
     """Questions that are pooled, with one rung's scores between 0 and 1."""
 
     title: str
     questions: tuple[Question, ...]
     values: tuple[float, ...]
     norm_values: tuple[float, ...] | None
-    """acc_norm by question, where every task of the pot has it"""
+    """acc_norm by question, where every task of the pool has it"""
     chance: float | Unknown | None
     """what guessing scores; None where the answers are not given to choose from"""
     clusters: tuple[str, ...] | None = None
@@ -88,14 +88,14 @@ class Pot:
         return frozenset(doc_hash for _, doc_hash, _, _ in self.questions).union(filter(None, self.passages))
 
 
-def make_pots(group: TaskGroup, outcomes: Mapping[str, AccuracyOutcome]) -> tuple[Pot, ...]:
-    """The pots of a row, from the outcome of each of its tasks. Raises KeyError where one is missing."""
+def make_pots(group: TaskGroup, outcomes: Mapping[str, AccuracyOutcome]) -> tuple[QuestionPool, ...]:
+    """The pools of a row, from the outcome of each of its tasks. Raises KeyError where one is missing."""
     if group.pooling == "documents":
         return (_pot(group.title, {task: outcomes[task] for task in group.tasks}),)
     return tuple(_pot(task, {task: outcomes[task]}) for task in group.tasks)
 
 
-def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
+def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> QuestionPool:
     questions: list[Question] = []
     values: list[float] = []
     norm_values: list[float] = []
@@ -126,7 +126,7 @@ def _pot(title: str, outcomes: Mapping[str, AccuracyOutcome]) -> Pot:
         values += own
         norm = next((metric for metric in outcome.metrics if metric.name == "acc_norm"), None)
         norm_values += metric_values(outcome, norm) if norm else []
-    return Pot(
+    return QuestionPool(
         title=title,
         questions=tuple(questions),
         values=tuple(values),
@@ -177,25 +177,25 @@ def _clusters(doc_hashes: list[str], sources: list[str]) -> tuple[str, ...] | No
     return None if len(set(clusters)) == len(clusters) else tuple(clusters)
 
 
-def ask_the_same(pots: Sequence[Pot]) -> bool:
-    """Whether all pots have the same documents, in whatever words and order."""
-    first, *others = (sorted(doc_hash for _, doc_hash, _, _ in pot.questions) for pot in pots)
+def ask_the_same(pools: Sequence[QuestionPool]) -> bool:
+    """Whether all pools have the same documents, in whatever words and order."""
+    first, *others = (sorted(doc_hash for _, doc_hash, _, _ in pool.questions) for pool in pools)
     return all(documents == first for documents in others)
 
 
-def clusters_over(pots: Sequence[Pot]) -> tuple[str, ...] | None:
-    """The cluster of each answer of pots that `ask_the_same`: of several, at least the question."""
-    if len(pots) == 1:
-        return pots[0].clusters
+def clusters_over(pools: Sequence[QuestionPool]) -> tuple[str, ...] | None:
+    """The cluster of each answer of pools that `ask_the_same`: of several, at least the question."""
+    if len(pools) == 1:
+        return pools[0].clusters
     doc_hashes, sources = [], []
-    for number, pot in enumerate(pots):
-        hashes = [doc_hash for _, doc_hash, _, _ in pot.questions]
+    for number, pool in enumerate(pools):
+        hashes = [doc_hash for _, doc_hash, _, _ in pool.questions]
         doc_hashes += hashes
-        sources += [f"{number} {cluster}" for cluster in pot.clusters or hashes]
+        sources += [f"{number} {cluster}" for cluster in pool.clusters or hashes]
     return _clusters(doc_hashes, sources)
 
 
-def most_correlated(pots: Sequence[Pot], others: Sequence[Pot]) -> float:
+def most_correlated(pools: Sequence[QuestionPool], others: Sequence[QuestionPool]) -> float:
     """Upper bound on the correlation of two rows' means: that of the documents they share.
 
     A mean is that of the answers to shared documents, and to those of their clusters, and of the rest, which is
@@ -203,25 +203,25 @@ def most_correlated(pots: Sequence[Pot], others: Sequence[Pot]) -> float:
     proportion, no correlation of the shared parts makes the means' more than sqrt(a b) (Cauchy and Schwarz).
     1 where a row's documents are the other's, however often each repeats them, and 0 where none is.
     """
-    ours, theirs = _documents(pots), _documents(others)
+    ours, theirs = _documents(pools), _documents(others)
     if ours.isdisjoint(theirs):
         return 0.0
-    return math.sqrt(_share(pots, theirs) * _share(others, ours))
+    return math.sqrt(_share(pools, theirs) * _share(others, ours))
 
 
-def _documents(pots: Sequence[Pot]) -> frozenset[str]:
-    return pots[0].documents.union(*(pot.documents for pot in pots[1:]))
+def _documents(pools: Sequence[QuestionPool]) -> frozenset[str]:
+    return pools[0].documents.union(*(pool.documents for pool in pools[1:]))
 
 
-def _share(pots: Sequence[Pot], documents: frozenset[str]) -> float:
-    """Share of the answers that are to these documents or to others of their clusters; the largest of any pot."""
+def _share(pools: Sequence[QuestionPool], documents: frozenset[str]) -> float:
+    """Share of the answers that are to these documents or to others of their clusters; the largest of any pool."""
     shares = []
-    for pot in pots:
-        hashes = [doc_hash for _, doc_hash, _, _ in pot.questions]
-        clusters = pot.clusters or hashes
+    for pool in pools:
+        hashes = [doc_hash for _, doc_hash, _, _ in pool.questions]
+        clusters = pool.clusters or hashes
         shared = {
             cluster
-            for cluster, doc_hash, passage in zip(clusters, hashes, pot.passages, strict=True)
+            for cluster, doc_hash, passage in zip(clusters, hashes, pool.passages, strict=True)
             if doc_hash in documents or passage in documents
         }
         shares.append(sum(cluster in shared for cluster in clusters) / len(clusters))

@@ -12,16 +12,16 @@ from bitladder.records.base import Unknown, known
 from bitladder.results.stages import Staging
 from bitladder.stats.aggregate import weight_at, weight_reason
 from bitladder.stats.interval import CONFIDENCE
-from bitladder.stats.verdict import Asked, Judged, is_hopeless, judge_looks, look_confidence
+from bitladder.stats.verdict import Judged, RowSoFar, is_hopeless, judge_looks, look_confidence
 from bitladder.summary import scores
-from bitladder.summary.questions import Pot, make_pots, primary_metric
+from bitladder.summary.questions import QuestionPool, make_pots, primary_metric
 from bitladder.summary.scores import RowComparison, Score
 from bitladder.summary.table import AggregateSummary, Stopping, TaskSummary
 
-Leaf = AccuracyOutcome | Unknown
+TaskAnswers = AccuracyOutcome | Unknown
 """what a rung answered in one lm-eval task, or why there is nothing"""
 
-Pots = tuple[Pot, ...]
+QuestionPools = tuple[QuestionPool, ...]
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Row:
 
     group: TaskGroup
     baseline: str
-    leaves: Mapping[str, Mapping[str, Leaf]]
+    leaves: Mapping[str, Mapping[str, TaskAnswers]]
     staged: Mapping[str, AccuracyTask] = field(default_factory=dict)
     """of its tasks those that are asked in stages, so that the baseline may have answered more than a rung"""
     _scores: dict[tuple[int, float], Score] = field(default_factory=dict, repr=False, compare=False)
-    """by the identity of pots that this row keeps, and confidence: most rungs have one baseline"""
+    """by the identity of pools that this row keeps, and confidence: most rungs have one baseline"""
 
     def outcomes(self, rung: str) -> dict[str, AccuracyOutcome] | Unknown:
         """The outcomes of the row's tasks that were asked on one rung, or why one is missing."""
@@ -65,26 +65,26 @@ class Row:
         return " / ".join(dict.fromkeys(primary_metric(outcome.metrics).title for outcome in self._known))
 
     @cached_property
-    def pots(self) -> dict[str, Pots | Unknown]:
+    def pools(self) -> dict[str, QuestionPools | Unknown]:
         """Of a row in per cent: each rung's questions and scores, or why there are none."""
         return {self.baseline: Unknown("it is not in the study")} | {
             rung: outcomes if isinstance(outcomes := self.outcomes(rung), Unknown) else self._make_pots(outcomes)
             for rung in self.leaves
         }
 
-    def _make_pots(self, outcomes: Mapping[str, AccuracyOutcome]) -> Pots:
+    def _make_pots(self, outcomes: Mapping[str, AccuracyOutcome]) -> QuestionPools:
         tasks = tuple(task for task in self.group.tasks if task in outcomes)
         return make_pots(self.group.model_copy(update={"tasks": tasks}), outcomes)
 
     @cached_property
-    def baselines(self) -> dict[str, Pots | Unknown]:
+    def baselines(self) -> dict[str, QuestionPools | Unknown]:
         """What each rung is held against: the baseline's questions and scores, as far as the rung was asked them."""
-        whole = self.pots[self.baseline]
+        whole = self.pools[self.baseline]
         if not self.staged or isinstance(whole, Unknown):
             return dict.fromkeys(self.leaves, whole)
         outcomes = self.outcomes(self.baseline)
-        assert not isinstance(outcomes, Unknown)  # it has pots
-        found: dict[str, Pots | Unknown] = {}
+        assert not isinstance(outcomes, Unknown)  # it has pools
+        found: dict[str, QuestionPools | Unknown] = {}
         for rung in self.leaves:
             own = self.outcomes(rung)
             found[rung] = own if isinstance(own, Unknown) else self._make_pots(_as_far_as(outcomes, own, self.staged))
@@ -111,7 +111,9 @@ class Row:
     def _above_chance(self) -> dict[str, float]:
         if not self.is_share:
             return {}
-        return {rung: scores.above_chance(pots) for rung, pots in self.pots.items() if not isinstance(pots, Unknown)}
+        return {
+            rung: scores.above_chance(pools) for rung, pools in self.pools.items() if not isinstance(pools, Unknown)
+        }
 
     def _best(self, rung: str) -> str | None:
         """Whose score a rung's weight is read from."""
@@ -128,7 +130,7 @@ class Row:
         if not self.is_share:
             return Unknown("scored in a unit of its own: in no aggregate and no comparison")
         if self.weights[rung] == 0:
-            best = self.pots[self._best(rung) or rung]
+            best = self.pools[self._best(rung) or rung]
             assert not isinstance(best, Unknown)  # a weight is read from it
             return Unknown(weight_reason(scores.row_score(best).value, known(self.chance)))
         return None
@@ -141,9 +143,13 @@ class Row:
         return self.group.in_aggregate and self.is_share and self.weights[rung] != 0
 
     @cached_property
-    def asked(self) -> Pots:
-        """Any rung's pots, for what they have in common; none where no rung has answers in per cent."""
-        return next((pots for pots in self.pots.values() if not isinstance(pots, Unknown)), ()) if self.is_share else ()
+    def asked(self) -> QuestionPools:
+        """Any rung's pools, for what they have in common; none where no rung has answers in per cent."""
+        return (
+            next((pools for pools in self.pools.values() if not isinstance(pools, Unknown)), ())
+            if self.is_share
+            else ()
+        )
 
     @cached_property
     def chance(self) -> float | Unknown | None:
@@ -151,19 +157,19 @@ class Row:
         return scores.chance_of(self.asked) if self.asked else None
 
     def score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
-        """Raises KeyError where there is none: ask `pots` first."""
-        return self._score(self.pots[rung], rung, confidence)
+        """Raises KeyError where there is none: ask `pools` first."""
+        return self._score(self.pools[rung], rung, confidence)
 
     def baseline_score(self, rung: str, confidence: float = CONFIDENCE) -> Score:
         """The baseline's on what the rung was asked. Raises KeyError where there is none."""
         return self._score(self.baselines[rung], rung, confidence)
 
-    def _score(self, pots: Pots | Unknown, rung: str, confidence: float) -> Score:
-        if isinstance(pots, Unknown):
-            raise KeyError(f"{self.group.name} on {rung}: {pots.reason}")
-        key = id(pots), confidence
+    def _score(self, pools: QuestionPools | Unknown, rung: str, confidence: float) -> Score:
+        if isinstance(pools, Unknown):
+            raise KeyError(f"{self.group.name} on {rung}: {pools.reason}")
+        key = id(pools), confidence
         if key not in self._scores:
-            self._scores[key] = scores.row_score(pots, confidence)
+            self._scores[key] = scores.row_score(pools, confidence)
         return self._scores[key]
 
     @cached_property
@@ -174,13 +180,13 @@ class Row:
     def _compare(self, rung: str) -> RowComparison | Unknown:
         if (no_signal := self.without_signal[rung]) is not None:
             return no_signal
-        if isinstance(whole := self.pots[self.baseline], Unknown):
+        if isinstance(whole := self.pools[self.baseline], Unknown):
             return whole.of(f"{self.baseline} has no result to compare with")
-        pots, baseline = self.pots[rung], self.baselines[rung]
-        if isinstance(pots, Unknown):
-            return pots
+        pools, baseline = self.pools[rung], self.baselines[rung]
+        if isinstance(pools, Unknown):
+            return pools
         assert not isinstance(baseline, Unknown)  # it has a result, and the rung was asked
-        return scores.find_unpaired(pots, baseline) or scores.compare(pots, baseline)
+        return scores.find_unpaired(pools, baseline) or scores.compare(pools, baseline)
 
 
 def _as_far_as(
@@ -333,13 +339,13 @@ def _assessed(
 
 def _is_hopeless(rows: Sequence[Row], rung: str, margin: float, confidence: float) -> bool:
     """False where the rows don't show it."""
-    asked: list[Asked] = []
+    asked: list[RowSoFar] = []
     for row in rows:
-        one, pots, questions = row.compared[rung], row.pots[rung], row.planned_questions
-        if isinstance(one, Unknown) or isinstance(pots, Unknown):
+        one, pools, questions = row.compared[rung], row.pools[rung], row.planned_questions
+        if isinstance(one, Unknown) or isinstance(pools, Unknown):
             return False
         if isinstance(one.comparison, Unknown) or questions is None:
             return False
-        growth = questions / max(len(pot.questions) for pot in pots)
-        asked.append(Asked(one.comparison, growth, row.weights[rung] or 0.0))
+        growth = questions / max(len(pool.questions) for pool in pools)
+        asked.append(RowSoFar(one.comparison, growth, row.weights[rung] or 0.0))
     return is_hopeless(asked, margin, confidence)

@@ -1,4 +1,4 @@
-"""What one rung scored, and how far from the baseline: one row of Tables 1 and 2, made of `pots`."""
+"""What one rung scored, and how far from the baseline: one row of Tables 1 and 2, made of `pools`."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ from bitladder.stats.interval import (
 )
 from bitladder.stats.paired import Comparison, PairedCounts, PairedMean, clustering_of, paired_difference
 from bitladder.summary.questions import (
-    Pot,
+    QuestionPool,
     ask_the_same,
     clusters_over,
     is_binary,
@@ -58,24 +58,24 @@ class Score(NamedTuple):
         return Estimate.of(self.value, self.interval, scale=100)
 
 
-def row_score(pots: Sequence[Pot], confidence: float = CONFIDENCE) -> Score:
+def row_score(pools: Sequence[QuestionPool], confidence: float = CONFIDENCE) -> Score:
     """Wilson's interval, or Student's t where answers are not just right or wrong."""
-    return _mean_of_pots(pots, [pot.values for pot in pots], confidence)
+    return _mean_of_pots(pools, [pool.values for pool in pools], confidence)
 
 
-def row_norm_score(pots: Sequence[Pot]) -> Score | None:
+def row_norm_score(pools: Sequence[QuestionPool]) -> Score | None:
     """Length-normalised accuracy; None where a task lacks it."""
-    values = [pot.norm_values for pot in pots if pot.norm_values is not None]
-    return _mean_of_pots(pots, values, CONFIDENCE) if len(values) == len(pots) else None
+    values = [pool.norm_values for pool in pools if pool.norm_values is not None]
+    return _mean_of_pots(pools, values, CONFIDENCE) if len(values) == len(pools) else None
 
 
-def _mean_of_pots(pots: Sequence[Pot], values: Sequence[Sequence[float]], confidence: float) -> Score:
-    """Over all pots together where they ask the same questions, else as if they rose and fell together."""
+def _mean_of_pots(pools: Sequence[QuestionPool], values: Sequence[Sequence[float]], confidence: float) -> Score:
+    """Over all pools together where they ask the same questions, else as if they rose and fell together."""
     value = sum(sum(part) / len(part) for part in values) / len(values)
-    if len(pots) == 1 or ask_the_same(pots):
-        return Score(value, score_interval([one for part in values for one in part], clusters_over(pots), confidence))
+    if len(pools) == 1 or ask_the_same(pools):
+        return Score(value, score_interval([one for part in values for one in part], clusters_over(pools), confidence))
     intervals = all_known(
-        score_interval(part, pot.clusters, confidence) for part, pot in zip(values, pots, strict=True)
+        score_interval(part, pool.clusters, confidence) for part, pool in zip(values, pools, strict=True)
     )
     return Score(value, intervals if isinstance(intervals, Unknown) else combine_dependent(intervals))
 
@@ -101,13 +101,13 @@ def score_interval(
     return t_interval(mean, sd * math.sqrt(effect), len(values), confidence, degrees)
 
 
-def chance_of(pots: Sequence[Pot]) -> float | Unknown | None:
-    return mean_chance([pot.chance for pot in pots if pot.chance is not None], len(pots))
+def chance_of(pools: Sequence[QuestionPool]) -> float | Unknown | None:
+    return mean_chance([pool.chance for pool in pools if pool.chance is not None], len(pools))
 
 
-def above_chance(pots: Sequence[Pot]) -> float:
+def above_chance(pools: Sequence[QuestionPool]) -> float:
     """Score less what guessing scores, as a fraction of 1. A chance that isn't known is taken as 0."""
-    return row_score(pots).value - (known(chance_of(pots)) or 0.0)
+    return row_score(pools).value - (known(chance_of(pools)) or 0.0)
 
 
 class Change(NamedTuple):
@@ -124,7 +124,7 @@ class RowComparison:
     value: float
     comparison: Comparison | Unknown
     gained: int | None
-    """right here and wrong on the baseline, over all pots; None where some change by less than that"""
+    """right here and wrong on the baseline, over all pools; None where some change by less than that"""
     lost: int | None
     changed: int | None
     """questions with another choice than on the baseline, right or wrong; None where nothing is chosen"""
@@ -132,65 +132,67 @@ class RowComparison:
     """of the right choice's probability; None where some question has none that is known"""
 
 
-def find_unpaired(pots: Sequence[Pot], baseline: Sequence[Pot]) -> Unknown | None:
+def find_unpaired(pools: Sequence[QuestionPool], baseline: Sequence[QuestionPool]) -> Unknown | None:
     """Why two rungs' answers cannot be paired: a document or a prompt that only one of them has."""
-    for pot, other in zip(pots, baseline, strict=True):
-        if pot.questions == other.questions:  # in one order, as they mostly are
+    for pool, other in zip(pools, baseline, strict=True):
+        if pool.questions == other.questions:  # in one order, as they mostly are
             continue
-        missing = len(set(other.questions) - set(pot.questions))
-        added = len(set(pot.questions) - set(other.questions))
+        missing = len(set(other.questions) - set(pool.questions))
+        added = len(set(pool.questions) - set(other.questions))
         if missing or added:
             return Unknown(
-                f"{pot.title}: the questions differ by document or prompt: "
+                f"{pool.title}: the questions differ by document or prompt: "
                 f"{missing:,} of {len(other.questions):,} are the baseline's alone, {added:,} are this rung's alone"
             )
     return None
 
 
-def compare(pots: Sequence[Pot], baseline: Sequence[Pot]) -> RowComparison:
-    """Difference to the baseline, paired by document and prompt. The pots have the same questions, in any order.
+def compare(pools: Sequence[QuestionPool], baseline: Sequence[QuestionPool]) -> RowComparison:
+    """Difference to the baseline, paired by document and prompt. The pools have the same questions, in any order.
 
-    Interval: Tango's where answers turn from wrong to right or back, paired Student's t for others; several pots with
+    Interval: Tango's where answers turn from wrong to right or back, paired Student's t for others; several pools with
     the same questions are compared by question, others as if they rose and fell together. Raises KeyError for unpaired
     questions.
     """
-    pairs = list(zip(pots, baseline, strict=True))
-    differences = [paired_values(pot, other, pot.values, other.values) for pot, other in pairs]
+    pairs = list(zip(pools, baseline, strict=True))
+    differences = [paired_values(pool, other, pool.values, other.values) for pool, other in pairs]
     binary = {-1.0, 0.0, 1.0}.issuperset(one for part in differences for one in part)
     choices = [
-        paired_values(pot, other, pot.choices, other.choices) if pot.choices and other.choices else None
-        for pot, other in pairs
+        paired_values(pool, other, pool.choices, other.choices) if pool.choices and other.choices else None
+        for pool, other in pairs
     ]
-    right = [paired_values(pot, other, pot.right, other.right) for pot, other in pairs if pot.right and other.right]
-    value, comparison = _change(pots, differences)
+    right = [paired_values(pool, other, pool.right, other.right) for pool, other in pairs if pool.right and other.right]
+    value, comparison = _change(pools, differences)
     return RowComparison(
         value=value,
         comparison=comparison,
         gained=sum(part.count(1.0) for part in differences) if binary else None,
         lost=sum(part.count(-1.0) for part in differences) if binary else None,
         changed=None if None in choices else sum(bool(one) for part in choices for one in part or ()),
-        right=_change(pots, right) if len(right) == len(pots) else None,
+        right=_change(pools, right) if len(right) == len(pools) else None,
     )
 
 
-def _change(pots: Sequence[Pot], differences: Sequence[Sequence[float]]) -> Change:
-    """From each pot's differences."""
-    value = sum(sum(part) / len(part) for part in differences) / len(pots)
-    if len(pots) == 1 or ask_the_same(pots):
+def _change(pools: Sequence[QuestionPool], differences: Sequence[Sequence[float]]) -> Change:
+    """From each pool's differences."""
+    value = sum(sum(part) / len(part) for part in differences) / len(pools)
+    if len(pools) == 1 or ask_the_same(pools):
         everything = [one for part in differences for one in part]
-        return Change(value, paired_difference(everything, clusters_over(pots), len(pots)))
+        return Change(value, paired_difference(everything, clusters_over(pools), len(pools)))
     parts: list[PairedCounts | PairedMean] | Unknown = all_known(
-        paired_difference(part, pot.clusters) for part, pot in zip(differences, pots, strict=True)
+        paired_difference(part, pool.clusters) for part, pool in zip(differences, pools, strict=True)
     )
     return Change(value, parts if isinstance(parts, Unknown) else SameQuestions(parts=tuple(parts)))
 
 
-def paired_values(pot: Pot, other: Pot, values: Sequence[float], before: Sequence[float]) -> list[float]:
-    """By question, this pot's values less the other's, in the order of this one's questions."""
-    if pot.questions == other.questions:
+def paired_values(
+    pool: QuestionPool, other: QuestionPool, values: Sequence[float], before: Sequence[float]
+) -> list[float]:
+    """By question, this pool's values less the other's, in the order of this one's questions."""
+    if pool.questions == other.questions:
         return [value - first for value, first in zip(values, before, strict=True)]
     known = dict(zip(other.questions, before, strict=True))
-    return [value - known[question] for question, value in zip(pot.questions, values, strict=True)]
+    return [value - known[question] for question, value in zip(pool.questions, values, strict=True)]
 
 
 def raw_score(outcomes: Sequence[AccuracyOutcome]) -> Estimate:

@@ -19,13 +19,13 @@ from bitladder.records import (
     StudyRecord,
 )
 from bitladder.records.base import Unknown, reason_of
-from bitladder.results import Ends, Results, read_ends
+from bitladder.results import Results, RungOutcomes, read_outcomes
 from bitladder.results.machines import find_place, to_decide
 from bitladder.stats.verdict import shared_confidence
 from bitladder.summary import scores
 from bitladder.summary.accuracy import summarize_tasks
 from bitladder.summary.agreement import Scored, read_scored, summarize_dependence, summarize_divergence
-from bitladder.summary.answered import read_answered
+from bitladder.summary.coverage import read_coverage
 from bitladder.summary.metrics import default_margin_points, derive_metrics, study_margin_points
 from bitladder.summary.performance import Timeline, notes_on, speedup
 from bitladder.summary.row import Row
@@ -36,7 +36,7 @@ from bitladder.summary.table import (
     ScenarioSummary,
     Summary,
     TaskSummary,
-    stored_end,
+    stored_status,
 )
 from bitladder.units import counted
 
@@ -55,11 +55,11 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
     if results.measured_on is None:
         results = to_decide(results, find_place(results, machine))
     study = results.study
-    ends = read_ends(results)
+    ends = read_outcomes(results)
     margin = study_margin_points(study) if margin_points is None else margin_points
     if margin <= 0:
         raise ValueError(f"the margin must be more than 0 points, got {margin}")
-    answered = read_answered(results, ends)
+    answered = read_coverage(results, ends)
     rows = answered.rows
     found = [summarize_tasks(row, margin) for row in rows]
     aggregates = answered.aggregates(margin)
@@ -89,16 +89,16 @@ def summarize(results: Results, margin_points: float | None = None, machine: str
 
 
 def _rung_summary(
-    end: Ends,
+    end: RungOutcomes,
     baseline: str,
     tasks: tuple[TaskSummary, ...],
     aggregate: AggregateSummary,
-    runs: "Mapping[str, Mapping[str, _Run]]",
+    runs: "Mapping[str, Mapping[str, _ScenarioRun]]",
     unasked: Collection[str],
 ) -> RungSummary:
     """``unasked``: tasks that are asked in stages, with documents that the rung is still to be asked."""
     record = end.record
-    status, reason = stored_end(end.unmade)
+    status, reason = stored_status(end.unmade)
     audit = record.audit if record else None
     scenarios = tuple(_scenario_summary(end.rung, baseline, own) for own in runs.values())
     missing = [one for one in end.measurements if (one.name in unasked if _is_staged(one.item) else one.is_missing)]
@@ -127,7 +127,7 @@ def _is_staged(item: Item) -> bool:
     return isinstance(item, AccuracyTask) and item.order is not None
 
 
-def _divergence(end: Ends) -> dict[str, Any]:
+def _divergence(end: RungOutcomes) -> dict[str, Any]:
     """The fields of a rung that are about it."""
     for one in end.measurements:
         if isinstance(one.outcome, DivergenceOutcome):
@@ -137,7 +137,7 @@ def _divergence(end: Ends) -> dict[str, Any]:
     return {}
 
 
-def _scored(ends: Mapping[str, Ends]) -> dict[str, Scored]:
+def _scored(ends: Mapping[str, RungOutcomes]) -> dict[str, Scored]:
     """Of each rung the answers that were scored again; empty where none were to be."""
     planned = (one.item for end in ends.values() for one in end.measurements)
     if not any(isinstance(item, Rescoring) for item in planned):
@@ -161,7 +161,7 @@ def _dependence(study: StudyRecord, scored: dict[str, Scored], rung: str) -> dic
     }
 
 
-def _loaded_bytes(end: Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | None:
+def _loaded_bytes(end: RungOutcomes, scenarios: tuple[ScenarioSummary, ...]) -> int | None:
     """As audited, else as seen in a performance measurement."""
     if end.record and end.record.audit and end.record.audit.loaded_bytes is not None:
         return end.record.audit.loaded_bytes
@@ -169,17 +169,17 @@ def _loaded_bytes(end: Ends, scenarios: tuple[ScenarioSummary, ...]) -> int | No
     return next((int(value) for value in seen if value is not None), None)
 
 
-def _failures(end: Ends) -> tuple[str, ...]:
+def _failures(end: RungOutcomes) -> tuple[str, ...]:
     if end.unmade is not None:
-        return (end.unmade.of(end.rung).reason,) if end.unmade.bad_end else ()
+        return (end.unmade.of(end.rung).reason,) if end.unmade.bad_status else ()
     return tuple(
         one.outcome.of(f"{end.rung}, {one.name}").reason
         for one in end.measurements
-        if isinstance(one.outcome, Unknown) and one.outcome.bad_end
+        if isinstance(one.outcome, Unknown) and one.outcome.bad_status
     )
 
 
-class _Run(NamedTuple):
+class _ScenarioRun(NamedTuple):
     """One rung's of a scenario."""
 
     item: Scenario
@@ -187,22 +187,22 @@ class _Run(NamedTuple):
     line: Timeline | Unknown
 
 
-def _runs(ends: Mapping[str, Ends]) -> dict[str, dict[str, _Run]]:
+def _runs(ends: Mapping[str, RungOutcomes]) -> dict[str, dict[str, _ScenarioRun]]:
     """Of each scenario by rung: every rung is held against all others."""
-    found: dict[str, dict[str, _Run]] = {}
+    found: dict[str, dict[str, _ScenarioRun]] = {}
     for rung, end in ends.items():
         for one in end.measurements:
             if isinstance(one.item, Scenario):
                 assert isinstance(one.outcome, PerformanceOutcome | Unknown)  # an item's kind is its outcome's
                 line = one.outcome if isinstance(one.outcome, Unknown) else Timeline(one.outcome)
-                found.setdefault(one.name, {})[rung] = _Run(one.item, one.record, line)
+                found.setdefault(one.name, {})[rung] = _ScenarioRun(one.item, one.record, line)
     return found
 
 
-def _scenario_summary(rung: str, baseline: str, runs: Mapping[str, _Run]) -> ScenarioSummary:
+def _scenario_summary(rung: str, baseline: str, runs: Mapping[str, _ScenarioRun]) -> ScenarioSummary:
     item, record, line = runs[rung]
     if isinstance(line, Unknown):
-        status, reason = stored_end(line)
+        status, reason = stored_status(line)
         return ScenarioSummary(
             scenario=item.scenario,
             status=status,
@@ -246,7 +246,7 @@ def _other_host(record: MeasurementRecord, other: MeasurementRecord | None, base
     return (f"measured on another machine of the same kind than {baseline}, for which no interval allows",)
 
 
-def _no_speedup(rung: str, baseline: str, runs: Mapping[str, _Run]) -> Estimate:
+def _no_speedup(rung: str, baseline: str, runs: Mapping[str, _ScenarioRun]) -> Estimate:
     """Why there is none against the baseline on the same machine, the only one in these results."""
     if baseline not in runs:
         return Estimate.unknown(Unknown("the baseline is not in the study"))
@@ -276,12 +276,12 @@ def _notes(results: Results, rows: list[Row]) -> tuple[str, ...]:
 
 def notes_about(results: Results, rung: str) -> tuple[str, ...]:
     """Of `Summary.notes` what is true of one rung: a page on it alone has nothing of the others."""
-    rows = read_answered(results, read_ends(results)).rows
+    rows = read_coverage(results, read_outcomes(results)).rows
     own = tuple(record for record in results.records if record.rung == rung)
     return _notes(replace(results, records=own, rungs={rung: results.rungs[rung]}), rows)
 
 
-def _same_contents(ends: Mapping[str, Ends]) -> tuple[str, ...]:
+def _same_contents(ends: Mapping[str, RungOutcomes]) -> tuple[str, ...]:
     return tuple(
         f"{end.rung} has the same content as {end.same_as}: it is not measured, and all that is measured of "
         f"{end.same_as}, answers and times, is true of it."

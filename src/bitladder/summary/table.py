@@ -13,19 +13,19 @@ from bitladder.records.base import Unknown
 from bitladder.stats.interval import Interval
 from bitladder.stats.verdict import FlipsVerdict, Verdict
 
-End = Status | Literal["missing"]
+OutcomeStatus = Status | Literal["missing"]
 """how a checkpoint or a measurement ended; ``missing``: the study has not come to it, another machine
 did it, or it is measured as another rung's, which has the same content"""
 
 
-def stored_end(found: Unknown | None) -> tuple[End, str | None]:
+def stored_status(found: Unknown | None) -> tuple[OutcomeStatus, str | None]:
     """How something ended, with why it did not end well, as they stand in a summary; None: it ended well."""
     if found is None:
         return "ok", None
-    return (found.bad_end, found.detail or None) if found.bad_end else ("missing", found.reason)
+    return (found.bad_status, found.detail or None) if found.bad_status else ("missing", found.reason)
 
 
-def describe_end(status: End, reason: str | None) -> str:
+def describe_status(status: OutcomeStatus, reason: str | None) -> str:
     """For people; of what is merely missing the reason alone."""
     if status == "missing":
         return reason or "not measured"
@@ -169,7 +169,7 @@ class ScenarioSummary(Record):
     """One scenario on one rung; ``metrics`` has the rows of ``METRICS``."""
 
     scenario: str
-    status: End
+    status: OutcomeStatus
     reason: str | None
     machine: Machine | None
     batch_size: int | None = None
@@ -189,7 +189,7 @@ class ScenarioSummary(Record):
     def metric(self, name: str) -> Estimate:
         if self.status == "ok":
             return self.metrics[name]
-        return Estimate.unknown(Unknown(describe_end(self.status, self.reason)))
+        return Estimate.unknown(Unknown(describe_status(self.status, self.reason)))
 
 
 class DivergenceSummary(Record):
@@ -246,7 +246,7 @@ class DependenceSummary(Record):
 class RungSummary(Record):
     rung: str
     title: str
-    status: End
+    status: OutcomeStatus
     """the checkpoint's own; a measurement's is in its scenario or task"""
     reason: str | None
     content_hash: str | None

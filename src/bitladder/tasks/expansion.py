@@ -38,7 +38,7 @@ _DEFAULT_METRICS = {
 
 
 @dataclass(frozen=True)
-class Leaf:
+class LeafTask:
     """One task: its YAML file, and what groups set otherwise."""
 
     name: str
@@ -52,7 +52,7 @@ class Leaf:
     functions: tuple[FunctionName, ...] = ()
     """what lm-eval imports to read the YAML, and what groups set"""
 
-    def leaves(self) -> Iterator["Leaf"]:
+    def leaves(self) -> Iterator["LeafTask"]:
         """Itself, as a group gives those in it."""
         yield self
 
@@ -75,9 +75,9 @@ class Group:
     name: str
     title: str
     pooling: Literal["documents", "mean"] | None
-    members: tuple["Leaf | Group", ...]
+    members: tuple["LeafTask | Group", ...]
 
-    def leaves(self) -> Iterator[Leaf]:
+    def leaves(self) -> Iterator[LeafTask]:
         for member in self.members:
             yield from member.leaves()
 
@@ -87,7 +87,7 @@ class Group:
         return self.pooling is not None and len({leaf.metrics for leaf in self.leaves()}) == 1
 
 
-Member = Leaf | Group
+Member = LeafTask | Group
 
 
 def expand(requested: str) -> tuple[Member, ...]:
@@ -184,7 +184,7 @@ def _expand_name(name: str, overrides: Mapping[str, Any], scope: _Scope) -> Iter
     read = scope.read(entry.file)
     if entry.kind == "task":
         config, functions = {**read.config, **overrides}, (*read.functions, *functions_of(overrides))
-        yield Leaf(name, entry.file, entry.file.parent, dict(overrides), config, functions)
+        yield LeafTask(name, entry.file, entry.file.parent, dict(overrides), config, functions)
     else:
         yield _group(name, read.config, overrides, entry.file, scope)
 
@@ -221,7 +221,7 @@ def _member(item: Any, group: str, overrides: Mapping[str, Any], file: Path, sco
         included = scope.read(file.parent / str(include)) if include is not None else None
         config = {**(included.config if included else {}), **own}
         functions = (*(included.functions if included else ()), *functions_of(own))
-        yield Leaf(f"{group}::{name}", None, file.parent, config, config, functions)
+        yield LeafTask(f"{group}::{name}", None, file.parent, config, config, functions)
 
 
 def functions_of(value: Any) -> tuple[FunctionName, ...]:
@@ -255,7 +255,7 @@ _PLAIN_READERS = frozenset({"arrow", "conll", "csv", "json", "parquet", "text", 
 """of those that ``datasets`` comes with; the one called pandas unpickles, others follow what their files name"""
 
 
-def require_trusted(leaves: Iterable[Leaf], trusted: bool) -> None:
+def require_trusted(leaves: Iterable[LeafTask], trusted: bool) -> None:
     """Raise UserError, naming file and function, for tasks of the user's own that run Python, unless they may; and for
     those that ask for data in a way by which files may be written or code run.
 
@@ -271,7 +271,7 @@ def require_trusted(leaves: Iterable[Leaf], trusted: bool) -> None:
         raise UserError(f"task {leaf.name}: it {what}{more}; read that, and give --trust-remote-code to let it run")
 
 
-def _data_ways_of(leaf: Leaf) -> Iterator[str]:
+def _data_ways_of(leaf: LeafTask) -> Iterator[str]:
     where = leaf.file or leaf.folder
     if is_own(leaf.file) or not leaf.overrides.keys().isdisjoint({"dataset_kwargs", "metadata"}):
         for key in ("custom_dataset", "class"):
@@ -290,7 +290,7 @@ def _data_ways_of(leaf: Leaf) -> Iterator[str]:
             yield f"may run Python by the dataset_path {reader!r} in {where}"
 
 
-def _code_of(leaf: Leaf) -> Iterator[str]:
+def _code_of(leaf: LeafTask) -> Iterator[str]:
     for function in leaf.functions:
         if is_own(function.file):
             yield f"runs Python of its own, !function {function} in {function.file}"
@@ -313,7 +313,7 @@ def _code_of(leaf: Leaf) -> Iterator[str]:
 
 
 @contextmanager
-def named_errors(leaf: Leaf) -> Iterator[None]:
+def named_errors(leaf: LeafTask) -> Iterator[None]:
     """Inside the block, what goes wrong with a task of the user's own is a UserError that names its file.
 
     lm-eval checks no definition, templates fail at single documents, and functions are the user's.

@@ -18,7 +18,7 @@ from bitladder.machine.host import uncollected
 from bitladder.machine.libraries import patch_for_good, patched
 from bitladder.records import TaskSources
 from bitladder.tasks.documents import cluster_field, cluster_labels, document_hash, has_field, task_hash
-from bitladder.tasks.expansion import Leaf, Member, expand, functions_of, named_errors, require_trusted
+from bitladder.tasks.expansion import LeafTask, Member, expand, functions_of, named_errors, require_trusted
 from bitladder.tasks.mirror import PLACEHOLDER_ROWS, DatasetReader
 from bitladder.text.words import one_line
 
@@ -141,11 +141,11 @@ class TaskLibrary:
         self._leaves = _unique_leaves(itertools.chain.from_iterable(self.requested.values()))
         require_trusted(self._leaves.values(), sources.trust_remote_code)
 
-    def leaf(self, name: str) -> Leaf:
+    def leaf(self, name: str) -> LeafTask:
         """A task of `requested`, where settings handed on by groups hold, or any other that exists."""
         if name not in self._leaves:
             found = expand(name)
-            if len(found) != 1 or not isinstance(found[0], Leaf):
+            if len(found) != 1 or not isinstance(found[0], LeafTask):
                 raise UserError(f"{name} is a group of tasks; expected the name of a single task")
             require_trusted([found[0]], self._sources.trust_remote_code)
             self._leaves[name] = found[0]
@@ -211,8 +211,8 @@ class TaskLibrary:
         return self._hashes[key]
 
 
-def _unique_leaves(members: Iterator[Member]) -> dict[str, Leaf]:
-    leaves: dict[str, Leaf] = {}
+def _unique_leaves(members: Iterator[Member]) -> dict[str, LeafTask]:
+    leaves: dict[str, LeafTask] = {}
     for member in members:
         for leaf in member.leaves():
             if leaves.setdefault(leaf.name, leaf) != leaf:
@@ -223,7 +223,7 @@ def _unique_leaves(members: Iterator[Member]) -> dict[str, Leaf]:
     return leaves
 
 
-def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
+def _build(leaf: LeafTask, reader: DatasetReader, seed: int) -> Any:
     _require_definition(leaf)
     _require_metrics(leaf)
     import jinja2
@@ -249,7 +249,7 @@ def _build(leaf: Leaf, reader: DatasetReader, seed: int) -> Any:
     return task
 
 
-def _require_cluster_field(task: Any, leaf: Leaf) -> None:
+def _require_cluster_field(task: Any, leaf: LeafTask) -> None:
     """Raise UserError for a field of the task's metadata that no document has: questions would count as independent."""
     field = cluster_field(task.config.metadata)
     if field is not None and not has_field(task.eval_docs, field):
@@ -258,7 +258,7 @@ def _require_cluster_field(task: Any, leaf: Leaf) -> None:
         raise UserError(f"task {leaf.name}: metadata: cluster: no document has the field {field}; found {known}")
 
 
-def _require_metrics(leaf: Leaf) -> None:
+def _require_metrics(leaf: LeafTask) -> None:
     """Raise UnknownNameError for a metric that neither lm-eval nor `evaluate` has: lm-eval logs it, and fails without a
     name or after the last answer. A function that scores whole answers makes it look for none."""
     from lm_eval.api import metrics  # noqa: F401 - registers them
@@ -272,7 +272,7 @@ def _require_metrics(leaf: Leaf) -> None:
             raise UnknownNameError(f"metric of task {leaf.name}:", name, metric_registry, hint)
 
 
-def _task_file(leaf: Leaf, scratch: Path) -> Path:
+def _task_file(leaf: LeafTask, scratch: Path) -> Path:
     """The YAML that lm-eval is to build from: the task's own, or one that includes it and sets what groups set."""
     if leaf.file is not None and not leaf.overrides:
         return leaf.file
@@ -287,7 +287,7 @@ def _task_file(leaf: Leaf, scratch: Path) -> Path:
     return path
 
 
-def _require_definition(leaf: Leaf) -> None:
+def _require_definition(leaf: LeafTask) -> None:
     """Raise UserError for what lm-eval would stumble over, or what bitladder does not run."""
     from lm_eval.config.task import TaskConfig
 
@@ -326,7 +326,7 @@ def _fewshot_pool(task: Any) -> Sequence[Any] | None:
     return getattr(getattr(task, "sampler", None), "df", None)
 
 
-def _require_fewshot(task: Any, leaf: Leaf, mirror: Path | None) -> None:
+def _require_fewshot(task: Any, leaf: LeafTask, mirror: Path | None) -> None:
     """Raise UserError where the split to draw examples from has too few rows, or only a mirror's placeholder."""
     shots = task.config.num_fewshot
     pool = _fewshot_pool(task)

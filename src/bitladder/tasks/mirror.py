@@ -15,7 +15,7 @@ from typing import Any
 from bitladder.errors import UserError, describe_machine_error
 from bitladder.machine.libraries import offline_without_network, patched
 from bitladder.records import hash_json
-from bitladder.tasks.expansion import Leaf
+from bitladder.tasks.expansion import LeafTask
 from bitladder.tasks.registry import walk
 from bitladder.text.words import one_line
 
@@ -41,7 +41,7 @@ class DatasetReader:
         self._modules: dict[str, Any] = {}
 
     @contextmanager
-    def serving(self, leaf: Leaf) -> Iterator[None]:
+    def serving(self, leaf: LeafTask) -> Iterator[None]:
         """While the block runs, ``datasets.load_dataset`` reads for this task, and raises UserError where it can't."""
         import datasets
         import datasets.load
@@ -87,7 +87,7 @@ class DatasetReader:
         finally:
             _SERVED.reset(token)
 
-    def load(self, leaf: Leaf, path: str, name: str | None, options: dict[str, Any]) -> Any:
+    def load(self, leaf: LeafTask, path: str, name: str | None, options: dict[str, Any]) -> Any:
         """What ``load_dataset`` gives for a task: splits, or one of them where ``options`` name it."""
         import datasets.load
 
@@ -99,7 +99,7 @@ class DatasetReader:
             _require_splits(leaf, place, splits)
         return splits
 
-    def _locate(self, leaf: Leaf, path: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _locate(self, leaf: LeafTask, path: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Local files relative to the YAML, else the mirror's folder, else the Hub's name as it is."""
         if options.get("data_files") is not None and "/" not in path:
             return path, {**options, "data_files": _beside(leaf, options["data_files"])}
@@ -117,7 +117,7 @@ class DatasetReader:
         return str(folder), options
 
 
-_SERVED: ContextVar[tuple[DatasetReader, Leaf] | None] = ContextVar("_SERVED", default=None)
+_SERVED: ContextVar[tuple[DatasetReader, LeafTask] | None] = ContextVar("_SERVED", default=None)
 
 
 def _load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
@@ -131,7 +131,7 @@ def _load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
     return reader.load(leaf, path, name, options)
 
 
-def _beside(leaf: Leaf, files: Any) -> Any:
+def _beside(leaf: LeafTask, files: Any) -> Any:
     """``data_files`` with relative paths taken from the YAML's folder; lm-eval alone takes them from the cwd."""
     if isinstance(files, Mapping):
         return {split: _beside(leaf, part) for split, part in files.items()}
@@ -148,7 +148,7 @@ def _beside(leaf: Leaf, files: Any) -> Any:
     return f"{inside}{colons}{path}"
 
 
-def _require_plain(leaf: Leaf, pattern: str) -> None:
+def _require_plain(leaf: LeafTask, pattern: str) -> None:
     """Raise UserError for data that isn't read where it lies: ``fsspec`` has ways that write copies where they like."""
     *outer, place = pattern.split("::")
     found = [(way.partition("://")[0], _ARCHIVES) for way in outer]
@@ -199,7 +199,7 @@ def needed_splits(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(split for split in (asked, drawn) if split))
 
 
-def _require_splits(leaf: Leaf, place: str, splits: Mapping[str, Any]) -> None:
+def _require_splits(leaf: LeafTask, place: str, splits: Mapping[str, Any]) -> None:
     for split in needed_splits(leaf.config):
         if split.partition("[")[0] not in splits:
             raise UserError(
@@ -208,7 +208,7 @@ def _require_splits(leaf: Leaf, place: str, splits: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _named_errors(leaf: Leaf, place: str, is_remote: bool) -> Iterator[None]:
+def _named_errors(leaf: LeafTask, place: str, is_remote: bool) -> Iterator[None]:
     """What ``load_dataset`` raises for data that can't be had, as a UserError."""
     from datasets.exceptions import DatasetsError
 

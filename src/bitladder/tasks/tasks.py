@@ -13,7 +13,7 @@ from bitladder.methods import BASELINE
 from bitladder.records import AccuracyTask, EngineSettings, Order, TaskGroup, TaskSources, order_key
 from bitladder.records.study import ACCURACY_BATCH_SIZE, TOKEN_BUDGET
 from bitladder.results.stages import row_stops, shares_for
-from bitladder.tasks.expansion import Group, Leaf, Member
+from bitladder.tasks.expansion import Group, LeafTask, Member
 from bitladder.tasks.library import TaskLibrary, as_we_run_it, task_library
 from bitladder.tasks.registry import harness_version
 
@@ -302,7 +302,7 @@ def _rows(member: Member, prefix: str = "", in_aggregate: bool = True) -> Iterat
             yield from _rows(inner, prefix, in_aggregate)
         return
     title = published_title(member.name) or f"{prefix}{member.title}"
-    if isinstance(member, Leaf):
+    if isinstance(member, LeafTask):
         # Perplexities are shown and enter no aggregate.
         counts = in_aggregate and member.config.get("output_type") != "loglikelihood_rolling"
         yield TaskGroup(name=member.name, title=title, tasks=(member.name,), pooling="documents", in_aggregate=counts)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitladder.accuracy.backend.attention import UnsupportedModelError
+from bitladder.accuracy.backend.speedups import Speedups, default_speedups
 from bitladder.accuracy.backend.support import require_known
-from bitladder.accuracy.backend.ways import Ways, default_ways
 from bitladder.errors import UnknownNameError, UserError
 from bitladder.machine.cards import count_cards, require_usable
 from bitladder.machine.host import describe_gpus
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OWN = ("token_budget", "seed", "max_rows", "max_length", "cache_requests")
-_WAYS = tuple(way.name for way in dataclasses.fields(Ways))
+_SPEEDUPS = tuple(way.name for way in dataclasses.fields(Speedups))
 _FROM_COMMAND = ("batch_size", "max_batch_size", "device")
-_NAMES = ("pretrained", "revision", "dtype", "trust_remote_code", *_FROM_COMMAND, *_OWN, *_WAYS)
+_NAMES = ("pretrained", "revision", "dtype", "trust_remote_code", *_FROM_COMMAND, *_OWN, *_SPEEDUPS)
 
 
 def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[str, Any]:
     """Load the model and its tokenizer. ``given`` is ``--model_args``, ``from_command`` what options of lm-eval say.
 
     ``pretrained`` is a Hub id, a directory or a built-in model; ``dtype`` float32, bfloat16, float16 or auto;
-    ``batch_size`` counts only for a model that can't be batched our way, ``max_batch_size`` never; the fields of `Ways`
-    are true or false. Where lm-eval's default device is missing, which it names unasked, the CPU is used, and that is
-    told in a warning. Raises UnknownNameError for another name, UserError for no or a wrong value, and
+    ``batch_size`` counts only for a model that can't be batched our way, ``max_batch_size`` never; the fields of
+    `Speedups` are true or false. Where lm-eval's default device is missing, which it names unasked, the CPU is used,
+    and that is told in a warning. Raises UnknownNameError for another name, UserError for no or a wrong value, and
     where torch can't use the GPU that is here.
     """
     import torch
@@ -63,16 +63,16 @@ def load_arguments(given: dict[str, Any], from_command: dict[str, Any]) -> dict[
     }
     if str(arguments.get("batch_size", "auto")).isdecimal():
         loaded["fallback_batch_size"] = int(arguments["batch_size"])
-    ways = {name: arguments[name] for name in _WAYS if name in arguments}
-    for name, value in ways.items():
+    speedups = {name: arguments[name] for name in _SPEEDUPS if name in arguments}
+    for name, value in speedups.items():
         if not isinstance(value, bool):
             raise UserError(f"{name} {value!r}; expected true or false")
-    if ways:
-        loaded["ways"] = _chosen_ways(loaded["model"], ways)
+    if speedups:
+        loaded["speedups"] = _chosen_speedups(loaded["model"], speedups)
     return loaded
 
 
-def _chosen_ways(model: "PreTrainedModel", given: dict[str, bool]) -> Ways:
+def _chosen_speedups(model: "PreTrainedModel", given: dict[str, bool]) -> Speedups:
     """Raises UserError where the model, or this device, goes none of ours."""
     names = ", ".join(given)
     try:
@@ -81,7 +81,7 @@ def _chosen_ways(model: "PreTrainedModel", given: dict[str, bool]) -> Ways:
         raise UserError(
             f"{names}: found a model that lm-eval's hf backend has to score, because {error}; leave {names} out"
         ) from None
-    usual = default_ways(model)
+    usual = default_speedups(model)
     for name in ("tree_kernel", "row_kernel"):
         if given.get(name) and not getattr(usual, name):
             raise UserError(

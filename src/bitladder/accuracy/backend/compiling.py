@@ -129,7 +129,7 @@ class Replay:
     """where each run leaves what the function returned"""
 
 
-Record = Callable[[Callable[[], "Tensor"]], Replay]
+Recorder = Callable[[Callable[[], "Tensor"]], Replay]
 """Records what a function does on the device, without doing it."""
 
 _failed: list[Any] = []
@@ -137,7 +137,7 @@ _failed: list[Any] = []
 are kept, and nothing is recorded any more in this process."""
 
 
-def recorder(model: "PreTrainedModel") -> Record | None:
+def recorder(model: "PreTrainedModel") -> Recorder | None:
     """Graphs on the model's device, which share their memory: only the last one's answer stands. None where recording
     failed before."""
     import torch

@@ -22,7 +22,7 @@ from bitladder.accuracy.backend.attention import (
     merge,
     takes_sdpa,
 )
-from bitladder.accuracy.backend.compiling import Record, Replay
+from bitladder.accuracy.backend.compiling import Recorder, Replay
 from bitladder.accuracy.backend.tree import to_device
 from bitladder.checkpoint.scheme import settings_scheme
 from bitladder.methods import method_of
@@ -156,7 +156,7 @@ class Decoder:
         slots: Slots,
         prefix_length: int,
         seen: Callable[[int, set[str], "Tensor"], None],
-        record: Record | None = None,
+        record: Recorder | None = None,
     ) -> None:
         import torch
 

@@ -15,10 +15,10 @@ from bitladder.accuracy.backend.compiling import recorder, widened_in
 from bitladder.accuracy.backend.decoding import PREFIX, Decoder, Slots, choose
 from bitladder.accuracy.backend.plan import Pack, flat_pack
 from bitladder.accuracy.backend.scoring import forward_pack
+from bitladder.accuracy.backend.speedups import NO_SPEEDUPS, Speedups
 from bitladder.accuracy.backend.tokens import RequestEncoder
 from bitladder.accuracy.backend.trie import Tokens, shared_length
-from bitladder.accuracy.backend.ways import NO_WAYS, Ways
-from bitladder.accuracy.forwards import Seen
+from bitladder.accuracy.forwards import OnForward
 from bitladder.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Prompt:
 
 
 @dataclass
-class _Row:
+class _Text:
     index: int
     prompt: Prompt
     suffix: Tokens
@@ -99,8 +99,8 @@ def generate(
     slots: int,
     token_budget: int,
     finished: Callable[[int, list[int]], None],
-    seen: Seen,
-    ways: Ways = NO_WAYS,
+    seen: OnForward,
+    speedups: Speedups = NO_SPEEDUPS,
 ) -> None:
     """Generate for every prompt; ``finished`` gets each one's index and new tokens, stop string or end included.
 
@@ -111,11 +111,11 @@ def generate(
     if not prompts:
         return
     prefix = common_prefix([prompt.tokens for prompt in prompts])
-    rows = [_Row(index, prompt, prompt.tokens[prefix:]) for index, prompt in enumerate(prompts)]
+    rows = [_Text(index, prompt, prompt.tokens[prefix:]) for index, prompt in enumerate(prompts)]
     rows.sort(key=lambda row: (-len(row.suffix), row.index))  # neighbours of like length leave little of a block unused
     length = max(len(row.suffix) + row.prompt.limit for row in rows)
     with torch.inference_mode(), our_attention(model), widened_in(model):
-        batch = _Batch(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix], seen, ways)
+        batch = _Running(model, Slots(min(slots, len(rows)), length), prompts[0].tokens[:prefix], seen, speedups)
         waiting = deque(rows)
         while waiting or batch.rows:
             free = batch.slots.count - len(batch.rows)
@@ -128,8 +128,8 @@ def generate(
                 finished(row.index, row.generated)
 
 
-def _next_rows(waiting: deque[_Row], free: int, token_budget: int) -> list[_Row]:
-    rows: list[_Row] = []
+def _next_rows(waiting: deque[_Text], free: int, token_budget: int) -> list[_Text]:
+    rows: list[_Text] = []
     while waiting and len(rows) < free:
         if rows and sum(len(row.suffix) for row in rows) + len(waiting[0].suffix) > token_budget:
             break
@@ -137,32 +137,34 @@ def _next_rows(waiting: deque[_Row], free: int, token_budget: int) -> list[_Row]
     return rows
 
 
-class _Batch:
+class _Running:
     """Rows ``i`` of the batch are in slots ``i``."""
 
-    def __init__(self, model: "PreTrainedModel", slots: Slots, prefix: Tokens, seen: Seen, ways: Ways) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", slots: Slots, prefix: Tokens, seen: OnForward, speedups: Speedups
+    ) -> None:
         import torch
 
         self.model = model
         self.seen = seen
-        self.ways = ways
+        self.speedups = speedups
         self.slots = slots
         self.prefix_length = len(prefix)
         self.chain = (PREFIX,) if len(prefix) else ()
-        self.rows: list[_Row] = []
+        self.rows: list[_Text] = []
         self.overflows = model.dtype == torch.float16  # keys and values may be infinite where no logit shows it
-        self.decoder = Decoder(model, slots, len(prefix), seen, recorder(model) if ways.recorded else None)
+        self.decoder = Decoder(model, slots, len(prefix), seen, recorder(model) if speedups.recorded else None)
         if len(prefix):
             self._forward(flat_pack([prefix], 0, (), [PREFIX]), slots.prefix)
 
     def _forward(self, pack: Pack, kept: KeyValueStore) -> "Tensor":
         """See `choose`, of the pack's rows; of its first where it has none."""
-        logits, attention, _ = forward_pack(self.model, pack, kept, self.ways)
+        logits, attention, _ = forward_pack(self.model, pack, kept, self.speedups)
         answer = choose(logits)
         self.seen(len(pack.tokens), attention.taken, answer[1].any())
         return answer
 
-    def admit(self, rows: list[_Row]) -> None:
+    def admit(self, rows: list[_Text]) -> None:
         """Forward the new rows' prompts; gives each its first token."""
         slots = range(len(self.rows), len(self.rows) + len(rows))
         pack = flat_pack([row.suffix for row in rows], self.prefix_length, self.chain, slots)
@@ -175,7 +177,7 @@ class _Batch:
         tokens, places = [row.generated[-1] for row in self.rows], [row.cached for row in self.rows]
         _append(self.rows, self.decoder.step(tokens, places))
 
-    def release(self) -> list[_Row]:
+    def release(self) -> list[_Text]:
         """Take out the rows that are done, the last ones moving into their slots.
 
         What isn't a number is wiped from slots that are left: a mask doesn't hide it from the rows that come there.
@@ -197,7 +199,7 @@ class _Batch:
         return done
 
 
-def _append(rows: Sequence[_Row], answer: Sequence[Sequence[int]]) -> None:
+def _append(rows: Sequence[_Text], answer: Sequence[Sequence[int]]) -> None:
     for row, token, no_number in zip(rows, *answer, strict=True):
         row.generated.append(token)
         row.broken |= bool(no_number)

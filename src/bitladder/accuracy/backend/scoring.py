@@ -16,17 +16,17 @@ import numpy.typing as npt
 from bitladder.accuracy.backend.attention import KeyValueStore, PrefixCache, forward, our_attention
 from bitladder.accuracy.backend.compiling import compiled, widened_in
 from bitladder.accuracy.backend.plan import Integers, Pack, Plan
+from bitladder.accuracy.backend.speedups import NO_SPEEDUPS, Speedups
 from bitladder.accuracy.backend.tokens import common_length
 from bitladder.accuracy.backend.tree import TreeAttention, to_device
-from bitladder.accuracy.backend.ways import NO_WAYS, Ways
-from bitladder.accuracy.samples import Journal, Values
+from bitladder.accuracy.samples import Floats, Journal
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 
 _CHARACTERS_PER_TOKEN = 4
 _FIRST = 0.25
@@ -57,7 +57,7 @@ def split_requests(pairs: Sequence[tuple[str, str]], token_budget: int) -> list[
     return list(itertools.pairwise(bounds)) if pairs else []
 
 
-def made_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def made_ahead(items: Iterator[Element]) -> Iterator[Element]:
     """The same items, each made by a thread while the one before is used; what making one raises is raised here."""
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="plans") as thread:
@@ -67,7 +67,8 @@ def made_ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item  # type: ignore[misc]  # it isn't the end
 
 
-Progress = Callable[[int], None]
+OnTexts = Callable[[int], None]
+"""is told how many requests are done"""
 
 _SOFTMAX_ELEMENTS = 2**27
 """log-probabilities made at once: 512 MiB in FP32"""
@@ -84,8 +85,8 @@ class Scores:
 def score(
     model: "PreTrainedModel",
     plans: Iterable[Plan],
-    ways: Ways = NO_WAYS,
-    progress: Progress | None = None,
+    speedups: Speedups = NO_SPEEDUPS,
+    progress: OnTexts | None = None,
     journal: Journal | None = None,
 ) -> Scores:
     """Run the plans, in order, as one. ``progress`` gets the number of requests done as forwards are launched.
@@ -96,16 +97,16 @@ def score(
     import torch
 
     prefixes = PrefixCache()
-    results = _Results(journal)
+    results = _PackResults(journal)
     owners: list[Integers] = []
     requests = 0
-    with torch.inference_mode(), our_attention(model), widened_in(model), compiled(model, ways.compiled):
+    with torch.inference_mode(), our_attention(model), widened_in(model), compiled(model, speedups.compiled):
         for plan in plans:
-            known = results.begin(plan, ways)
+            known = results.begin(plan, speedups)
             to_run = _packs_to_run(plan, known)
             for number, (pack, done) in enumerate(zip(plan.packs, plan.requests_done, strict=True)):
                 if number in to_run:
-                    result = forward_batch(model, pack, prefixes, ways)
+                    result = forward_batch(model, pack, prefixes, speedups)
                 prefixes.drop(pack.drop)  # of packs that were known too: the next plan counts its nodes anew
                 if number in known:
                     results.add_known(known[number])
@@ -134,20 +135,20 @@ def _packs_to_run(plan: Plan, known: Container[int]) -> set[int]:
     return found
 
 
-class _Results:
+class _PackResults:
     """What packs gave, left on the device until it is due in the journal or all are done."""
 
     def __init__(self, journal: Journal | None) -> None:
         self.journal = journal
         self.plan = ""
-        self.parts: list[Values] = []
+        self.parts: list[Floats] = []
         self.waiting: list[tuple[str, int, Tensor]] = []
 
-    def begin(self, plan: Plan, ways: Ways) -> dict[int, Values]:
+    def begin(self, plan: Plan, speedups: Speedups) -> dict[int, Floats]:
         """What is known of the plan's packs."""
         if self.journal is None:
             return {}
-        self.plan = hashlib.sha256(f"{plan.digest}{ways}".encode()).hexdigest()
+        self.plan = hashlib.sha256(f"{plan.digest}{speedups}".encode()).hexdigest()
         found = (self.journal.find(self.plan, number, len(pack.target_rows)) for number, pack in enumerate(plan.packs))
         return {number: values for number, values in enumerate(found) if values is not None}
 
@@ -156,7 +157,7 @@ class _Results:
         if self.journal is not None and self.journal.is_due:
             self._fetch()
 
-    def add_known(self, values: Values) -> None:
+    def add_known(self, values: Floats) -> None:
         self._fetch()
         self.parts.append(values)
 
@@ -179,7 +180,7 @@ class _Results:
 
 
 def forward_pack(
-    model: "PreTrainedModel", pack: Pack, kept: KeyValueStore, ways: Ways
+    model: "PreTrainedModel", pack: Pack, kept: KeyValueStore, speedups: Speedups
 ) -> "tuple[Tensor, TreeAttention, list[Tensor]]":
     """Logits of the pack's rows (rows, vocabulary), of its first token where it has none; how they were attended; and
     on the device its targets' rows and tokens."""
@@ -188,7 +189,7 @@ def forward_pack(
     arrays = [pack.tokens, pack.positions, rows, pack.target_rows, pack.target_tokens]
     tokens, positions, rows_there, *targets = to_device(arrays, model.device)
     block_rows = None
-    if ways.tree_kernel:
+    if speedups.tree_kernel:
         from bitladder.accuracy.backend import triton_kernels
 
         block_rows = triton_kernels.block_rows(model.dtype)
@@ -196,12 +197,12 @@ def forward_pack(
     return forward(model, tokens, positions, rows_there, attention), attention, targets
 
 
-def forward_batch(model: "PreTrainedModel", pack: Pack, prefixes: PrefixCache, ways: Ways) -> "Tensor":
+def forward_batch(model: "PreTrainedModel", pack: Pack, prefixes: PrefixCache, speedups: Speedups) -> "Tensor":
     """Returns (2, targets), FP32: log-probability, and 1 where the target is the first choice."""
     import torch
 
-    logits, _, (target_rows, target_tokens) = forward_pack(model, pack, prefixes, ways)
-    if ways.row_kernel:
+    logits, _, (target_rows, target_tokens) = forward_pack(model, pack, prefixes, speedups)
+    if speedups.row_kernel:
         from bitladder.accuracy.backend.triton_kernels import row_statistics
 
         largest, log_sum, choice = (part[target_rows] for part in row_statistics(logits))

@@ -9,7 +9,7 @@ import numpy as np
 from bitladder.accuracy.backend.attention import UnsupportedModelError
 from bitladder.accuracy.backend.generation import StopStrings
 from bitladder.accuracy.backend.plan import Request, attention_heads, plan_packs
-from bitladder.accuracy.backend.ways import NO_WAYS, Ways, kernel_errors
+from bitladder.accuracy.backend.speedups import NO_SPEEDUPS, Speedups, kernel_errors
 from bitladder.checkpoint.skeleton import FORWARD_ERRORS, vocabulary_size
 from bitladder.machine.cards import model_devices
 from bitladder.text.words import first_line
@@ -30,14 +30,14 @@ _tried: "WeakSet[PreTrainedModel]" = WeakSet()
 """models that passed their trial: every task of a study asks again"""
 
 
-def require_support(model: "PreTrainedModel", ways: Ways = NO_WAYS) -> None:
+def require_support(model: "PreTrainedModel", speedups: Speedups = NO_SPEEDUPS) -> None:
     """Raise UnsupportedModelError, saying why, for a model that must be scored lm-eval's way.
 
     What the model itself raises in a plain forward is raised as it is.
     """
     require_known(model)
     if model not in _tried:
-        _try_out(model, dataclasses.replace(ways, compiled=False))
+        _try_out(model, dataclasses.replace(speedups, compiled=False))
         _tried.add(model)
 
 
@@ -74,7 +74,7 @@ def _rope_types(config: Any) -> set[str]:
     return {str(one["rope_type"]) for one in each if one.get("rope_type")}
 
 
-def _try_out(model: "PreTrainedModel", ways: Ways) -> None:
+def _try_out(model: "PreTrainedModel", speedups: Speedups) -> None:
     """Two texts with a common beginning, scored as one tree and gone on with side by side, then each by the model's own
     forward: the same answers, or unsupported."""
     import torch
@@ -87,18 +87,18 @@ def _try_out(model: "PreTrainedModel", ways: Ways) -> None:
     texts = [np.concatenate([shared, end]) for end in ends]
     requests = [Request(text[:-1], text[-1:]) for text in texts]
     try:
-        together = score(model, [plan_packs(requests, seed=0, token_budget=_SHARED + 2)], ways).loglikelihood
-        answers = _generated(model, texts, ways)
+        together = score(model, [plan_packs(requests, seed=0, token_budget=_SHARED + 2)], speedups).loglikelihood
+        answers = _generated(model, texts, speedups)
     except torch.OutOfMemoryError:
         raise
-    except (*FORWARD_ERRORS, *kernel_errors(ways)) as error:
+    except (*FORWARD_ERRORS, *kernel_errors(speedups)) as error:
         raise UnsupportedModelError(f"its forward can't be run as a packed batch ({first_line(error)})") from None
     tolerance = _TOLERANCE_FP32 if model.dtype == torch.float32 else _TOLERANCE
     for text, loglikelihood, answer in zip(texts, together.tolist(), answers, strict=True):
         _require_same(model, text, loglikelihood, answer, tolerance)
 
 
-def _generated(model: "PreTrainedModel", texts: "list[np.ndarray[Any, Any]]", ways: Ways) -> list[list[int]]:
+def _generated(model: "PreTrainedModel", texts: "list[np.ndarray[Any, Any]]", speedups: Speedups) -> list[list[int]]:
     """Our greedy answers to the texts, side by side."""
     from bitladder.accuracy.backend.generation import Prompt, generate
 
@@ -111,7 +111,7 @@ def _generated(model: "PreTrainedModel", texts: "list[np.ndarray[Any, Any]]", wa
         token_budget=4 * _SHARED,
         finished=lambda index, tokens: answers.update({index: tokens}),
         seen=lambda rows, taken, broken: None,
-        ways=dataclasses.replace(ways, recorded=False),
+        speedups=dataclasses.replace(speedups, recorded=False),
     )
     return [answers[index] for index in range(len(prompts))]
 

@@ -61,14 +61,14 @@ def build_trie(sequences: Sequence[Tokens], longest_segment: int) -> Trie:
 
 
 @dataclass(eq=False, slots=True)
-class _Branch:
+class _Fork:
     """A node of the tree of common prefixes, before it is decided which of them to share."""
 
     depth: int
     sequence: int
     """some sequence below the node"""
     ends: bool
-    children: "list[_Branch]" = field(default_factory=list)
+    children: "list[_Fork]" = field(default_factory=list)
     start: int = 0
     """its parent's depth"""
     shared: bool = True
@@ -79,9 +79,9 @@ class _Branch:
     """tokens forwarded for it and all below it"""
 
 
-def _branch(ordered: Sequence[Tokens]) -> list[_Branch]:
+def _branch(ordered: Sequence[Tokens]) -> list[_Fork]:
     """The tree of sorted, distinct sequences, parents first, and what of it is shared."""
-    order = [_Branch(0, 0, False)]
+    order = [_Fork(0, 0, False)]
     path = order[:]  # the rightmost one, root first
     for index, tokens in enumerate(ordered):
         shared = shared_length(ordered[index - 1], tokens) if index else 0
@@ -89,9 +89,9 @@ def _branch(ordered: Sequence[Tokens]) -> list[_Branch]:
         while path[-1].depth > shared:
             below = path.pop()
         if path[-1].depth < shared:
-            path[-1].children[-1] = _Branch(shared, index, False, [below])
+            path[-1].children[-1] = _Fork(shared, index, False, [below])
             path.append(path[-1].children[-1])
-        path[-1].children.append(_Branch(len(tokens), index, True))
+        path[-1].children.append(_Fork(len(tokens), index, True))
         path.append(path[-1].children[-1])
     for node in order:
         order += node.children
@@ -101,7 +101,7 @@ def _branch(ordered: Sequence[Tokens]) -> list[_Branch]:
     return order
 
 
-def _decide(order: Sequence[_Branch]) -> None:
+def _decide(order: Sequence[_Fork]) -> None:
     """What is shared, from the leaves on."""
     for node in reversed(order):
         length = node.depth - node.start
@@ -112,7 +112,7 @@ def _decide(order: Sequence[_Branch]) -> None:
         node.total = below + length * node.copies
 
 
-def _fill(trie: Trie, ordered: Sequence[Tokens], branches: list[_Branch], longest_segment: int) -> list[int]:
+def _fill(trie: Trie, ordered: Sequence[Tokens], branches: list[_Fork], longest_segment: int) -> list[int]:
     """Add the segments; returns the node that each ordered sequence ends in."""
     ends = [0] * len(ordered)
     above = {branches[0]: (0, 0)}  # branch -> trie node its children hang on, depth they start at

@@ -6,19 +6,19 @@ from functools import cached_property
 
 from bitladder.records import AccuracyOutcome, AccuracyTask, StudyRecord
 from bitladder.records.base import Unknown
-from bitladder.results import Ends, Results, read_ends, same_contents
+from bitladder.results import Results, RungOutcomes, read_outcomes, same_contents
 from bitladder.results.stages import Staging, stages_done, take_stages
 from bitladder.summary.accuracy import summarize_aggregates
 from bitladder.summary.metrics import study_margin_points
-from bitladder.summary.row import Leaf, Row
+from bitladder.summary.row import Row, TaskAnswers
 from bitladder.summary.table import AggregateSummary
 
-Leaves = Mapping[str, Mapping[str, Leaf]]
+Leaves = Mapping[str, Mapping[str, TaskAnswers]]
 """rung -> lm-eval task -> what came of it"""
 
 
 @dataclass(frozen=True)
-class Answered:
+class Coverage:
     """Of tasks that are asked in stages only whole stages count, none that the baseline lacks."""
 
     study: StudyRecord
@@ -97,21 +97,21 @@ def not_asked_on(aggregate: AggregateSummary) -> AggregateSummary:
     )
 
 
-def read_answered(results: Results, ends: Mapping[str, Ends], stages: int | None = None) -> Answered:
+def read_coverage(results: Results, ends: Mapping[str, RungOutcomes], stages: int | None = None) -> Coverage:
     """What the rungs of a study answered, in no more than so many stages."""
     study = results.study
     staging = Staging.of(study)
     leaves = {rung: end.answers for rung, end in ends.items()}
     if staging is None:
-        return Answered(study, leaves, None, {}, {})
+        return Coverage(study, leaves, None, {}, {})
     whole, done = whole_stages(leaves, staging, study.baseline, stages)
     if results.parts:  # nothing is measured there
-        return Answered(study, whole, staging, done, {})
+        return Coverage(study, whole, staging, done, {})
     going = {
         rung: end.unmade is None and not any(_is_end(leaves[rung][name]) for name in staging.tasks)
         for rung, end in ends.items()
     }
-    return Answered(study, whole, staging, done, going)
+    return Coverage(study, whole, staging, done, going)
 
 
 def whole_stages(
@@ -128,7 +128,7 @@ def whole_stages(
     return cut, done
 
 
-def _stages(leaves: Mapping[str, Leaf], staging: Staging) -> int:
+def _stages(leaves: Mapping[str, TaskAnswers], staging: Staging) -> int:
     found = staging.stages
     for name, task in staging.tasks.items():
         leaf = leaves[name]
@@ -139,12 +139,12 @@ def _stages(leaves: Mapping[str, Leaf], staging: Staging) -> int:
     return found if any(isinstance(leaf, AccuracyOutcome) for leaf in leaves.values()) else 0
 
 
-def _is_end(leaf: Leaf) -> bool:
+def _is_end(leaf: TaskAnswers) -> bool:
     """Whether nothing more will be answered: of one that is not measured yet, more will."""
     return isinstance(leaf, Unknown) and leaf.kind not in ("not_measured", "not_asked")
 
 
-def _cut(leaf: Leaf, task: AccuracyTask | None, stages: int) -> Leaf:
+def _cut(leaf: TaskAnswers, task: AccuracyTask | None, stages: int) -> TaskAnswers:
     if task is None or task.order is None or _is_end(leaf):
         return leaf
     if stages == 0:
@@ -159,5 +159,5 @@ def rungs_to_ask(results: Results, stage: int) -> frozenset[str]:
     study = results.study
     if stage == 0:
         return frozenset(study.rungs) - same_contents(study, results.rungs).keys()
-    asked = read_answered(results, read_ends(results), stage).to_ask
+    asked = read_coverage(results, read_outcomes(results), stage).to_ask
     return asked | {study.baseline} if asked else asked

@@ -24,7 +24,7 @@ _TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 
 
 @dataclass(frozen=True)
-class Ways:
+class Speedups:
     overlapped: bool = False
     """requests are tokenized and planned in chunks, each while the device works on those before"""
     tree_kernel: bool = False
@@ -38,20 +38,20 @@ class Ways:
     """a step of generation is launched as one, as a CUDA graph"""
 
 
-NO_WAYS = Ways()
+NO_SPEEDUPS = Speedups()
 
 
-def default_ways(model: "PreTrainedModel") -> Ways:
+def default_speedups(model: "PreTrainedModel") -> Speedups:
     """What pays on the model's device, as far as it works there; a kernel that doesn't is told in a warning."""
     if model.device.type != "cuda":
-        return Ways()
+        return Speedups()
     config = model.config.get_text_config()
     heads, key_heads, size = attention_heads(model)
     group = max(1, heads // key_heads)
     softcap = getattr(config, "attn_logit_softcapping", None)
     windows = getattr(config, "sliding_window", None) is not None
     works = _kernels_work(model.device, model.dtype, group, size, softcap, windows)
-    return Ways(
+    return Speedups(
         overlapped=True,
         tree_kernel=works,
         row_kernel=works,
@@ -59,9 +59,9 @@ def default_ways(model: "PreTrainedModel") -> Ways:
     )
 
 
-def kernel_errors(ways: Ways) -> tuple[type[Exception], ...]:
+def kernel_errors(speedups: Speedups) -> tuple[type[Exception], ...]:
     """What a kernel of ours raises where it can't run; none where there is none."""
-    if not (ways.tree_kernel or ways.row_kernel):
+    if not (speedups.tree_kernel or speedups.row_kernel):
         return ()
     from triton.errors import TritonError
 
