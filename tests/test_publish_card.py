@@ -101,7 +101,7 @@ def test_what_was_not_measured_well_is_a_line_and_no_column(tmp_path: Path) -> N
     assert alone == f"- nf4: failed: {reason}."
     largest = card.partition("## Performance: largest batch\n")[2].partition("\n## ")[0].strip()
     assert largest.startswith("|  | nf4 |\n| --- | --- |\n| Batch size | ")
-    assert "\n- bf16: does not fit: needs 9 GiB.\n" in largest and "\n- MeasuredRung on Replayed CPU.\n" in largest
+    assert "\n- bf16: does not fit: needs 9 GiB.\n" in largest and "\n- Measured on Replayed CPU.\n" in largest
 
 
 def test_text_from_outside_is_inert(study: Path) -> None:
