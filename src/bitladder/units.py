@@ -40,10 +40,14 @@ def parse_points(text: str) -> float:
 
 
 def parse_percent(text: str) -> float:
-    """Per cent such as ``99%`` or ``99``. Raises ValueError on anything else."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%?\s*", text)
-    if not match or float(match[1]) > 100:
+    """Per cent such as ``99%`` or ``99``. Raises ValueError on anything else, and on a share such as ``0.99``."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%?)\s*", text)
+    if not match:
         raise ValueError(f"found {text!r}, expected per cent such as 99% or 98.5%")
+    if float(match[1]) > 100:
+        raise ValueError(f"found {text!r}, expected no more than 100%")
+    if float(match[1]) <= 1 and not match[2]:
+        raise ValueError(f"found {text!r}, which may mean {100 * float(match[1]):g}% or {match[1]}%; write the % sign")
     return float(match[1])
 
 

@@ -1,4 +1,4 @@
-"""What runs workers: processes that take one job each, a line of text, and answer it with lines.
+"""What runs workers, and what being one is: a process that takes one job, a line of text, and answers it with lines.
 
 A worker calls ``work(job, answers)`` of the module that is its executor's target, ``answers`` being a file of text.
 """
@@ -6,9 +6,16 @@ A worker calls ``work(job, answers)`` of the module that is its executor's targe
 import os
 import selectors
 import signal
+import sys
+import threading
 import time
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from typing import BinaryIO, Self
+from importlib import import_module
+from typing import BinaryIO, NoReturn, Self
+
+from bitladder.machine.libraries import forbid_hub_kernels
 
 STDERR = 2
 RAISED = 70
@@ -165,3 +172,55 @@ def surroundings(with_gpu: bool) -> dict[str, str]:
     hidden = {} if with_gpu else {"CUDA_VISIBLE_DEVICES": ""}
     # NVML counts cards without starting CUDA
     return {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **hidden}
+
+
+def set_up(trusted: str) -> None:
+    """Before any import that a model needs. ``trusted``: of the command line, whether remote code may run."""
+    for stream in (sys.stdout, sys.stderr):  # logs, which every locale can have
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    if trusted != str(True):
+        forbid_hub_kernels()
+
+
+def work(target: str, answers: int) -> None:
+    """Do the job on standard input as this module does, with its answers to this descriptor."""
+    job = _take_job()
+    with os.fdopen(answers, "w", encoding="utf-8") as file:
+        import_module(target).work(job, file)
+
+
+def _take_job() -> str:
+    """The line on standard input, which the owner then holds open: with it ends the worker."""
+    job = sys.stdin.buffer.readline().decode().rstrip("\n")
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+    return job
+
+
+def _end_with_owner() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def end_after(do: Callable[[], None]) -> NoReturn:
+    """Be a process of its own for as long as this takes."""
+    code = 0
+    try:
+        do()
+    except BaseException:  # whatever it is, it must not go on as a second server
+        code = RAISED
+        with suppress(OSError):  # what can't be logged, as on a full disk, is no other end
+            traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)  # without the clean-up of threads that only the server had
+
+
+if __name__ == "__main__":  # of `table.Subprocesses`: the answers are its standard output
+    set_up(sys.argv[1])
+    for name in sys.argv[3:]:
+        import_module(name)
+    channel = os.dup(1)
+    os.dup2(2, 1)  # what others print is for the log
+    end_after(lambda: work(sys.argv[2], channel))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 
-from bitladder.executors.working import end_after, set_up, work
+from bitladder.executors.executor import end_after, set_up, work
 
 NUMBER_BYTES = 8
 FORK, BRANCH, REAP = b"f", b"b", b"r"

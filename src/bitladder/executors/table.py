@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitladder.errors import UnknownNameError
-from bitladder.executors import working
+from bitladder.executors import executor
 from bitladder.executors.executor import Executor, preloaded, surroundings
 from bitladder.executors.forkserver import ForkServer
 
@@ -19,7 +19,7 @@ class Subprocesses(Executor):
 
     def __init__(self, target: str, log: object, *, with_gpu: bool, trust_remote_code: bool = False) -> None:
         """``target``: the module with ``work``. Nothing but its workers prints, and so ``log`` stays empty."""
-        self._command: tuple[str, ...] = (sys.executable, "-P", "-m", working.__name__, str(trust_remote_code), target)
+        self._command: tuple[str, ...] = (sys.executable, "-P", "-m", executor.__name__, str(trust_remote_code), target)
         self._command += preloaded(with_gpu)
         self._surroundings = surroundings(with_gpu)
         self._process: subprocess.Popen[bytes] | None = None

@@ -218,9 +218,7 @@ def _scenario_table(measured: MeasuredRung, scenario: str, title: str) -> CardTa
         metric = METRICS[name]
         rows.append((metric.title, *(_estimate(found.metric(name), metric.quantity.text) for found in scenarios)))
     if own.machine:
-        notes.insert(
-            0, f"Measured on {', '.join([*(gpu.title for gpu in own.machine.gpus), own.machine.cpu_model])}."
-        )
+        notes.insert(0, f"Measured on {', '.join([*(gpu.title for gpu in own.machine.gpus), own.machine.cpu_model])}.")
     notes += own.notes
     return CardTable(
         title,
