@@ -213,7 +213,7 @@ def test_a_study_keeps_its_answer_without_what_draws_the_report(
     monkeypatch.setitem(sys.modules, missing, None)
     ran = bitladder("study", "builtin:smollm2-135m", "--out", str(directory))
     assert ran.returncode == 1
-    assert ran.stdout.startswith("Nothing is settled: nothing was compared with bf16")
+    assert ran.stdout.startswith("Stay with bf16 for now: nothing else could be compared with it.")
     said = f"a report is drawn with {missing}, which can't be imported here; install it (pip)"
     assert ran.stderr == f"no report: {said}; then run `bitladder report {directory}`\n"
     ran = bitladder("report", str(directory))

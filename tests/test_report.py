@@ -135,7 +135,7 @@ def test_charts_are_the_figures_specifications(page: Page) -> None:
     found = re.match(r"const figures = (\{.*\});\n", page.scripts[1])
     assert found
     figures = json.loads(found[1])
-    assert list(figures) == [f"figure{number}" for number in range(1, 7)]
+    assert list(figures) == [f"figure{number}" for number in range(7)]
     for spec in figures.values():
         assert spec.pop("$schema").startswith("https://vega.github.io/"), "a name that Vega never fetches"
         assert "://" not in json.dumps(spec)
@@ -155,7 +155,7 @@ def test_footnotes_lead_somewhere(page: Page) -> None:
 def test_markdown_shows_names_as_text(written: list[Path]) -> None:
     text = written[1].read_text()
     assert "# Which precision for \\<script>alert(1)\\</script>?" in text
-    assert not re.search(r"(?<!\\)<", text)
+    assert not re.search(r"(?<!\\)<(?!/?(?:details|summary)>)", text)
 
 
 def test_results_hold_every_number(directory: Path, written: list[Path]) -> None:

@@ -119,7 +119,7 @@ def test_a_whisker_far_beyond_every_bar_leaves_the_bars_their_room(summary: Summ
     figure = drawn(performance_figures(summary.model_copy(update={"rungs": rungs}), "batch1", on_gpu=False)[0])
     shown = [row for row in rows(figure) if row["metric"] == "latency_s"]
     assert max(row["top"] for row in shown) == 2 * max(row["value"] for row in shown)
-    assert "1000000" in shown[0]["tooltip"]
+    assert "1,000,000" in shown[0]["tooltip"]
     assert figure.caption.endswith("↑: one beyond 2 times the highest bar is cut there; the table has its end.")
     assert [row["short"].endswith("↑") for row in shown] == [True] + [False] * (len(shown) - 1)
     assert "cut" not in drawn(performance_figures(summary, "batch1", on_gpu=False)[0]).caption
@@ -188,7 +188,7 @@ def test_heat_map_writes_the_real_value_and_greys_the_unknown(broken: Summary) -
     rung = broken.rung("int8")
     scenario = rung.scenario("batch1") if rung else None
     assert scenario
-    assert cells["int8", "latency_s"]["text"] == f"{scenario.metrics['latency_s'].value:.4f}"
+    assert cells["int8", "latency_s"]["text"] == f"{scenario.metrics['latency_s'].value:.3f}"
     assert cells["bf16", "latency_s"]["text"] == "n/a"
     assert cells["bf16", "latency_s"]["fill"] == cells["nf4", "study_vram_bytes"]["fill"] == "#c9ced6"
     assert cells["bf16", "latency_s"]["tooltip"] == "bf16: No space left on device"

@@ -8,6 +8,7 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 _SIZE_UNITS = {"b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 
 UNKNOWN = "n/a"
+_NUMBER = re.compile(r"(-?[\d,]+)(\.\d+)?( \w+)?")
 
 OnProgress = Callable[[int, int], None]
 """is told (done, in all) while something runs"""
@@ -49,6 +50,30 @@ def parse_percent(text: str) -> float:
     if float(match[1]) <= 1 and not match[2]:
         raise ValueError(f"found {text!r}, which may mean {100 * float(match[1]):g}% or {match[1]}%; write the % sign")
     return float(match[1])
+
+
+def supported(value: str, low: str, high: str) -> tuple[str, str, str]:
+    """Three numbers that are printed in one unit, with no more digits than their interval supports.
+
+    The Particle Data Group's rule (Review of Particle Physics, Introduction, 5.3), for half the interval's width: two
+    digits if its first three are 100 to 354, else one. No end of an interval becomes 0 that isn't. Numbers with a sign
+    are differences, which are read against a margin: they keep all digits.
+    """
+    found = [_NUMBER.fullmatch(text) for text in (value, low, high)]
+    if not all(found) or len({one[3] for one in found if one}) > 1 or any(text[0] in "+-" for text in (value, high)):
+        return value, low, high
+    numbers = [float((one[1] + (one[2] or "")).replace(",", "")) for one in found if one]
+    half = (numbers[2] - numbers[1]) / 2
+    if half <= 0:
+        return value, low, high
+    power = math.floor(math.log10(half))
+    digits = (1 if round(half / 10**power, 2) <= 3.54 else 0) - power
+    while any(number and not round(number, digits) for number in numbers):
+        digits += 1
+    shown = max(0, min(digits, max(len(one[2] or ".") - 1 for one in found if one)))
+    texts = [f"{round(number, min(digits, shown)):,.{shown}f}" for number in numbers]
+    suffix = (found[0][3] or "") if found[0] else ""
+    return texts[0] + suffix, texts[1] + suffix, texts[2] + suffix
 
 
 def points_text(points: float) -> str:

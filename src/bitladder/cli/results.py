@@ -12,6 +12,8 @@ from bitladder.units import parse_bytes, parse_percent, parse_points
 
 if TYPE_CHECKING:
     from bitladder.decide.recommendation import Limits, Recommendation
+    from bitladder.report.table import Table as ReportTable
+    from bitladder.summary.table import Summary
 
 Value = TypeVar("Value")
 
@@ -114,18 +116,25 @@ def recommend_command(
     if json_output:
         typer.echo(answer.model_dump_json(indent=2))
     else:
-        print_recommendation(answer)
+        print_recommendation(summary, answer)
     if not answer.picks:
         raise typer.Exit(1)
 
 
-def print_recommendation(answer: "Recommendation") -> None:
-    """The sentence, the reasons, and what became of each rung, on stdout."""
+def print_recommendation(summary: "Summary", answer: "Recommendation") -> None:
+    """The headline and one row a rung; then why, on stdout."""
     from rich.table import Table
 
     from bitladder.cli.terminal import Terminal
+    from bitladder.decide.sentence import headline
+    from bitladder.report.overview import overview_table
+    from bitladder.units import counted
 
-    typer.echo(answer.sentence)
+    typer.echo(f"{headline(summary, answer)}\n")
+    _print_overview(overview_table(summary, answer))
+    if summary.notes:
+        typer.echo(f"\n{counted(len(summary.notes), 'caveat')} to know before you rely on this: see the report.")
+    typer.echo(f"\n{answer.sentence}")
     for reason in answer.reasons:
         typer.echo(f"- {reason}")
     table = Table("Precision", "Verdict", "Why", show_edge=False, show_lines=True)
@@ -135,6 +144,37 @@ def print_recommendation(answer: "Recommendation") -> None:
         table.add_row(verdict.rung, f"{verdict.outcome}{goals}{accuracy}", "\n".join(verdict.reasons))
     typer.echo()
     Terminal().print(table)
+
+
+_WIDE = 96
+"""columns of a terminal that the first table needs with its intervals"""
+
+
+def _print_overview(overview: "ReportTable") -> None:
+    from rich.table import Table
+
+    from bitladder.cli.terminal import Terminal
+    from bitladder.report.table import table_to_text
+
+    console = Terminal()
+    if not console.is_terminal:
+        typer.echo(table_to_text(overview))
+        return
+    wide = console.width >= _WIDE
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    for index, column in enumerate(overview.columns):
+        words = [word for row in overview.rows for word in row[index].text.split()]
+        table.add_column(
+            column.header.replace(" ", "\n"),
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            min_width=max(map(len, words), default=None),
+        )
+    for row in overview.rows:
+        table.add_row(*(f"{cell.text}\n{cell.interval}".strip() if wide else cell.text for cell in row))
+    console.print(table)
+    notes = [*overview.notes, *overview.footnotes] if wide else ["95% intervals: in a wider window, and in the report."]
+    typer.echo("\n".join(f"- {note}" for note in notes))
 
 
 def compare_command(

@@ -141,7 +141,7 @@ def _answer(results: "Results", json_output: bool) -> None:
     if json_output:
         typer.echo(answer.model_dump_json(indent=2))
     else:
-        print_recommendation(answer.recommendation)
+        print_recommendation(answer.summary, answer.recommendation)
         if not unwritten:
             typer.echo(f"\nreport: {written[0]}")
     failures = [failure for rung in answer.summary.rungs for failure in rung.failures]

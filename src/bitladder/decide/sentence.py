@@ -3,12 +3,110 @@
 from collections.abc import Mapping, Sequence
 
 from bitladder.decide.evidence import PEAK, Objection, describe_peak, peak_memory, rests_on
-from bitladder.decide.recommendation import Limits, Pick, count_rungs, describe_rank
+from bitladder.decide.recommendation import Limits, Pick, Recommendation, count_rungs, describe_rank
 from bitladder.records import Finding
 from bitladder.summary.metrics import CRITERIA, MEMORY_TIE, Goal, criteria_of
 from bitladder.summary.table import Estimate, RungSummary, Summary
 from bitladder.text.words import list_words
 from bitladder.units import format_bytes, points_text
+
+
+def headline(summary: Summary, recommendation: Recommendation) -> str:
+    """What a person can say aloud: what to deploy, and where another rung is the better choice.
+
+    The recommendation's own ``sentence`` has the figures and their limits.
+    """
+    unfinished = "Unfinished so far. " if summary.unfinished else ""
+    if not recommendation.picks:
+        return unfinished + _no_pick(summary, recommendation)
+    limits = recommendation.limits
+    goals: dict[str, list[Goal]] = {}
+    for pick in recommendation.picks:
+        goals.setdefault(pick.rung, []).append(pick.goal)
+    planned = {pick.goal for pick in recommendation.picks}
+    speeds = {rung: [goal for goal in own if goal != "memory"] for rung, own in goals.items()}
+    fast = [rung for rung, own in speeds.items() if own]
+    if not fast or limits.optimize:
+        (rung,) = goals
+        own = f" for {limits.optimize}" if limits.optimize else ""
+        return f"{unfinished}Deploy {rung}{own}{_against_baseline(summary, rung)}."
+    parts = [f"{rung}{f' for {list_words(speeds[rung])}' if len(fast) > 1 else ''}" for rung in fast]
+    text = f"Deploy {' and '.join(parts)}"
+    open_goals = [goal for goal in ("latency", "throughput") if goal not in planned and _was_run(summary, goal)]
+    if open_goals and summary.baseline not in fast:
+        text += f" for {list_words(speeds[fast[0]])}, and stay with {summary.baseline} for {list_words(open_goals)}"
+    elif len(fast) == 1:
+        text += _against_baseline(summary, fast[0])
+    undecided = [verdict.rung for verdict in recommendation.verdicts if verdict.outcome == "undecided"]
+    small = next((rung for rung, own in goals.items() if "memory" in own), None)
+    if small is not None and small not in fast:
+        text += f". Short of memory? {small}{_against_baseline(summary, small)}"
+    if undecided:
+        text += f". Undecided: {list_words(undecided)}"
+    return f"{unfinished}{text}."
+
+
+def _was_run(summary: Summary, goal: Goal) -> bool:
+    scenario = CRITERIA[goal].scenario
+    return any(scenario and rung.scenario(scenario) for rung in summary.rungs)
+
+
+def _no_pick(summary: Summary, recommendation: Recommendation) -> str:
+    outcomes = {verdict.rung: verdict.outcome for verdict in recommendation.verdicts}
+    undecided = [rung for rung, outcome in outcomes.items() if outcome == "undecided"]
+    if outcomes.get(summary.baseline) in ("within", "picked"):
+        guessing = [verdict.rung for verdict in recommendation.verdicts if verdict.accuracy == "no signal"]
+        guesses = f" {list_words(guessing)}: no task is answered better than by guessing." if guessing else ""
+        if undecided:
+            few = f"too few questions were asked to clear {list_words(undecided)}"
+            return f"Stay with {summary.baseline} for now: {few}.{guesses}"
+        if guesses:
+            return f"Stay with {summary.baseline} for now.{guesses}"
+        return f"Stay with {summary.baseline} for now: nothing else could be compared with it."
+    if undecided or "unmeasured" in outcomes.values():
+        return "No precision can be recommended yet: some measurements are missing."
+    if all(rung.failures for rung in summary.rungs):
+        return "No precision can be recommended: measurements of each failed."
+    return "No precision can be recommended: none meets the limits."
+
+
+def _against_baseline(summary: Summary, rung: str) -> str:
+    """Size, accuracy and speed beside the baseline's; empty for the baseline itself, and where it was not measured."""
+    own, baseline = summary.rung(rung), summary.rung(summary.baseline)
+    if own is None or baseline is None or own is baseline:
+        return ""
+    parts = [*_size(own, baseline), *_loss(summary, own), *_speed(own, summary.baseline)]
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _size(own: RungSummary, baseline: RungSummary) -> list[str]:
+    ours, theirs = own.stored_bytes, baseline.stored_bytes
+    if ours is None or theirs is None or abs(ours - theirs) <= MEMORY_TIE * theirs:
+        return []
+    (number, unit), (other, other_unit) = (format_bytes(size).split() for size in (ours, theirs))
+    shown = [f"{float(one):.0f}" if float(one) >= 10 else one for one in (number, other)]
+    return [f"{shown[0]}{'' if unit == other_unit else f' {unit}'} instead of {shown[1]} {other_unit} of weights"]
+
+
+def _loss(summary: Summary, own: RungSummary) -> list[str]:
+    difference = own.aggregate.difference_points
+    if not summary.has_accuracy or difference.low is None or difference.high is None or difference.value is None:
+        return []
+    if difference.high < 0:
+        return [f"a loss of {points_text(round(-difference.value, 1))}"]
+    return ["no measurable loss"]
+
+
+def _speed(own: RungSummary, baseline: str) -> list[str]:
+    scenario = next((one for name in ("batch1", "max-batch") if (one := own.scenario(name))), None)
+    ratio = scenario.ratios.get(baseline) if scenario else None
+    if ratio is None or ratio.value is None:
+        return []
+    if not ratio.excludes(1):
+        return ["about as fast"]
+    if 0.45 <= ratio.value <= 0.55:
+        return ["half as fast"]
+    return [f"{ratio.value:.1f} times as fast" if ratio.value > 1 else f"{1 - ratio.value:.0%} slower"]
 
 
 def _bounds(summary: Summary, limits: Limits) -> str:

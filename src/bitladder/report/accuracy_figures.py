@@ -11,6 +11,7 @@ from bitladder.report.figure import (
     CHARACTER_PX,
     INK,
     PLOT_WIDTH,
+    ROWS,
     Figure,
     FigureRow,
     MissingFigure,
@@ -31,7 +32,7 @@ from bitladder.report.figure import (
 )
 from bitladder.report.table import Formatter, estimate_cell
 from bitladder.summary.table import AggregateSummary, DependenceSummary, Estimate, RungSummary, Summary, TaskSummary
-from bitladder.units import format_percent, format_points
+from bitladder.units import MIB, format_mib, format_percent, format_points, format_raw
 
 _NARROWEST_BAR_PX = 9
 _MOST_TASKS_IN_A_ROW = 10
@@ -251,3 +252,109 @@ def _rows(found: DependenceSummary) -> list[FigureRow]:
         text = f"{cell.text} {cell.interval}, {change.changed} of {change.documents:,}"
         rows.append({"way": way, **change.percent.model_dump(exclude={"reason"}), "text": text})
     return rows
+
+
+_FRONTIER_TITLE = "Accuracy against speed"
+_CHART_HEIGHT = 300
+_LARGEST_MARK = 700
+"""area in square pixels of the precision with most memory; the others' are in proportion"""
+
+
+def frontier_figure(summary: Summary) -> Figure | MissingFigure:
+    """Accuracy against speed, each precision a mark as large as its memory; the line joins those that none beats.
+
+    Speed: generated tokens/s at the largest batch, or at batch 1 where the largest was not measured.
+    """
+    scenario = next((name for name in ("max-batch", "batch1") if _known(summary, name)), None)
+    if scenario is None:
+        return MissingFigure("figure0", _FRONTIER_TITLE, "no two precisions have both an accuracy and a speed")
+    rows = [_mark(rung, scenario) for rung in _known(summary, scenario)]
+    front = _unbeaten(rows)
+    for row in rows:
+        row["front"] = row["rung"] in front
+    where = "the largest batch" if scenario == "max-batch" else "batch 1"
+    caption = (
+        f"Right and up is better. Speed: generated tokens/s at {where}. Area of a mark: peak memory at batch 1, or the "
+        "weights where it is unknown. Lines: 95% intervals of one precision by itself. Dashed: no other precision is "
+        "both faster and more accurate."
+    )
+    return Figure("figure0", f"{_FRONTIER_TITLE}, {where}", caption, finish(_chart(summary, rows), rows))
+
+
+def _known(summary: Summary, scenario: str) -> list[RungSummary]:
+    """The precisions with both figures; none where only one has them, since there is nothing to weigh up."""
+    found = [
+        rung
+        for rung in summary.rungs
+        if rung.metric(scenario, "tokens_per_s").value is not None and rung.aggregate.score_percent.value is not None
+    ]
+    return found if len(found) > 1 else []
+
+
+def _mark(rung: RungSummary, scenario: str) -> FigureRow:
+    speed, score = rung.metric(scenario, "tokens_per_s"), rung.aggregate.score_percent
+    memory = rung.metric("batch1", "peak_memory_bytes").value or rung.loaded_bytes or rung.stored_bytes
+    speed_cell, score_cell = estimate_cell(speed, format_raw), estimate_cell(score, format_percent)
+    return {
+        "rung": rung.rung,
+        "speed": speed.value,
+        "speed_low": speed.low,
+        "speed_high": speed.high,
+        "score": score.value,
+        "score_low": score.low,
+        "score_high": score.high,
+        "memory_mib": memory and memory / MIB,
+        "speed_text": f"{speed_cell.text} {speed_cell.interval}".strip(),
+        "score_text": f"{score_cell.text} {score_cell.interval}".strip(),
+        "memory_text": format_mib(memory),
+    }
+
+
+def _unbeaten(rows: list[FigureRow]) -> set[str]:
+    """The Pareto front of the observed values: no other row is at least as good in both, and better in one."""
+    return {
+        row["rung"]
+        for row in rows
+        if not any(
+            other["speed"] >= row["speed"]
+            and other["score"] >= row["score"]
+            and (other["speed"], other["score"]) != (row["speed"], row["score"])
+            for other in rows
+        )
+    }
+
+
+def _chart(summary: Summary, rows: list[FigureRow]) -> dict[str, object]:
+    base = alt.Chart(ROWS, width=PLOT_WIDTH, height=_CHART_HEIGHT)
+    spread = [row[name] for row in rows for name in ("score", "score_low", "score_high") if row[name] is not None]
+    room = 0.08 * (max(spread) - min(spread)) or 1.0
+    domain = [max(0.0, min(spread) - room), min(100.0, max(spread) + room)]
+    fastest = max(row["speed_high"] or row["speed"] for row in rows)
+    x_title, y_title = "generated tokens/s", "accuracy (%), aggregate"  # of every layer: Vega-Lite joins what differs
+    x = alt.X("speed:Q", title=x_title, scale=alt.Scale(domain=[0, 1.06 * fastest], nice=False))
+    y = alt.Y("score:Q", title=y_title, scale=alt.Scale(domain=domain, nice=False, zero=False))
+    names = [rung.rung for rung in summary.rungs if any(row["rung"] == rung.rung for row in rows)]
+    colour = in_colours(alt.Color, "rung:N", colours(names), legend=False)
+    largest = max((row["memory_mib"] or 0.0) for row in rows) or 1.0
+    area = alt.Size("memory_mib:Q", legend=None, scale=alt.Scale(domain=[0, largest], range=[0, _LARGEST_MARK]))
+    across = base.transform_filter("isValid(datum.speed_low)").mark_rule(color=INK, strokeWidth=1.2)
+    upward = base.transform_filter("isValid(datum.score_low)").mark_rule(color=INK, strokeWidth=1.2)
+    return layered(
+        base.transform_filter("datum.front")
+        .mark_line(color=INK, strokeWidth=1, strokeDash=[4, 4], opacity=0.6)
+        .encode(x=x, y=y, order="speed:Q"),
+        across.encode(x=alt.X("speed_low:Q", title=x_title), x2=alt.X2("speed_high:Q"), y=y),
+        upward.encode(x=x, y=alt.Y("score_low:Q", title=y_title), y2=alt.Y2("score_high:Q")),
+        base.mark_circle(opacity=0.85, stroke=INK, strokeWidth=1).encode(
+            x=x,
+            y=y,
+            size=area,
+            color=colour,
+            tooltip=tooltips(
+                rung="precision", score_text="accuracy (%)", speed_text="tokens/s", memory_text="memory (MiB)"
+            ),
+        ),
+        base.mark_text(dx=18, dy=-14, align="left", fontSize=12, color=INK, fontWeight=600).encode(
+            x=x, y=y, text=alt.Text("rung:N")
+        ),
+    )

@@ -259,7 +259,8 @@ def _comparison_table(summary: Summary, tasks: list[TaskSummary], comparison: _C
         cells = (_compared_cell(rung.aggregate, comparison.field, comparison.format) for rung in rungs)
         rows.append((text_cell(AGGREGATE, mark="total"), *cells))
     title = comparison.title.format(baseline=summary.baseline)
-    return Table(comparison.name, title, columns, tuple(rows), (*comparison.notes, aggregate_note(summary)))
+    notes = (*comparison.notes, aggregate_note(summary))
+    return Table(comparison.name, title, columns, tuple(rows), notes, secondary=True)
 
 
 def _task_cell(task: TaskSummary) -> Cell:

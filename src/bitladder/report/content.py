@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bitladder.decide.recommendation import Recommendation
-from bitladder.report.accuracy_figures import accuracy_figures, dependence_figure
+from bitladder.decide.sentence import headline
+from bitladder.report.accuracy_figures import accuracy_figures, dependence_figure, frontier_figure
 from bitladder.report.accuracy_tables import accuracy_tables
 from bitladder.report.agreement_tables import (
     PARAGRAPH,
@@ -16,6 +17,7 @@ from bitladder.report.agreement_tables import (
     divergence_table,
 )
 from bitladder.report.figure import Figure, MissingFigure
+from bitladder.report.overview import OUTCOMES, overview_table
 from bitladder.report.performance_figures import performance_figures
 from bitladder.report.performance_tables import SCENARIOS, derived_table, performance_tables
 from bitladder.report.provenance_tables import (
@@ -35,7 +37,7 @@ from bitladder.report.published_tables import (
     split,
     split_notes,
 )
-from bitladder.report.table import Cell, Mark, Table, text_cell, text_columns
+from bitladder.report.table import Cell, Table, text_cell, text_columns
 from bitladder.results import device_title, titles_of
 from bitladder.results.store import Results
 from bitladder.summary.published import PublishedComparison
@@ -61,6 +63,10 @@ class Report:
     title: str
     subtitle: str
     notes: tuple[str, ...]
+    """caveats that hold for all of it"""
+    headline: str
+    overview: Table
+    frontier: Figure | MissingFigure
     recommendation: Recommendation
     verdicts: Table
     sections: tuple[Section, ...]
@@ -69,12 +75,14 @@ class Report:
 
     @property
     def tables(self) -> Iterator[Table]:
-        yield self.verdicts
+        yield from (self.overview, self.verdicts)
         for section in self.sections:
             yield from section.tables
 
     @property
     def figures(self) -> Iterator[Figure]:
+        if isinstance(self.frontier, Figure):
+            yield self.frontier
         for section in self.sections:
             yield from (figure for figure in section.figures if isinstance(figure, Figure))
 
@@ -113,6 +121,9 @@ def compose(results: Results, summary: Summary, recommendation: Recommendation) 
         title=f"Which precision for {summary.source.model}?",
         subtitle=_subtitle(results, pages),
         notes=(*summary.notes, *split_notes(pages)),
+        headline=headline(summary, recommendation),
+        overview=overview_table(summary, recommendation),
+        frontier=frontier_figure(summary),
         recommendation=recommendation,
         verdicts=_verdict_table(recommendation, summary),
         sections=tuple(section for section in sections if section is not None),
@@ -140,15 +151,6 @@ def _subtitle(results: Results, pages: Sequence[MachinePage]) -> str:
     return " · ".join(parts)
 
 
-_OUTCOMES: dict[str, tuple[str, Mark]] = {
-    "picked": ("deploy", "good"),
-    "within": ("within limits", "plain"),
-    "undecided": ("undecided", "warning"),
-    "unmeasured": ("not measured", "warning"),
-    "out": ("out", "bad"),
-}
-
-
 def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
     known = {rung.rung: rung.title for rung in summary.rungs}
     rows: list[tuple[Cell, ...]] = []
@@ -160,13 +162,13 @@ def _verdict_table(recommendation: Recommendation, summary: Summary) -> Table:
             (
                 text_cell(verdict.rung),
                 text_cell(known[verdict.rung]),
-                text_cell(f"{_OUTCOMES[verdict.outcome][0]}{goals}", mark=_OUTCOMES[verdict.outcome][1]),
+                text_cell(f"{OUTCOMES[verdict.outcome][0]}{goals}", mark=OUTCOMES[verdict.outcome][1]),
                 text_cell(verdict.accuracy or ""),
                 text_cell("; ".join(verdict.reasons) or None),
             )
         )
     columns = text_columns("Precision", "What it is", "Verdict", "Accuracy", "Why")
-    return Table("recommendation", "Every precision, and why or why not", columns, tuple(rows))
+    return Table("recommendation", "Every precision, and why or why not", columns, tuple(rows), secondary=True)
 
 
 def _accuracy_section(pages: Sequence[MachinePage]) -> Section:

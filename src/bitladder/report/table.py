@@ -12,7 +12,7 @@ from typing import Literal
 
 from bitladder.summary.table import Estimate
 from bitladder.text.words import escape, one_line
-from bitladder.units import UNKNOWN
+from bitladder.units import UNKNOWN, supported
 
 Mark = Literal["plain", "total", "clear", "good", "warning", "bad"]
 """``total``: first of a row that sums up. ``clear``: a difference whose interval excludes 0. The rest are verdicts."""
@@ -117,11 +117,12 @@ def estimate_cell(
 
     ``format_value`` takes the stored value; ``unit_size`` is how much of it makes one unit of the column.
     """
-    interval = ""
+    text, interval = format_value(estimate.value), ""
     if estimate.low is not None and estimate.high is not None:
-        interval = f"[{format_value(estimate.low)}, {format_value(estimate.high)}]"
+        text, low, high = supported(text, format_value(estimate.low), format_value(estimate.high))
+        interval = f"[{low}, {high}]"
     return Cell(
-        text=format_value(estimate.value),
+        text=text,
         value=_in_unit(estimate.value, unit_size),
         low=_in_unit(estimate.low, unit_size),
         high=_in_unit(estimate.high, unit_size),

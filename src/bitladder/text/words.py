@@ -81,6 +81,7 @@ def _code(found: re.Match[str]) -> str:
 
 def markdown_environment(package: str) -> Environment:
     """The templates of a package; text from outside goes through the filter `md`."""
+    import markupsafe
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -92,6 +93,8 @@ def markdown_environment(package: str) -> Environment:
         autoescape=False,  # Markdown is escaped by the filter
     )
     environment.filters["md"] = escape
+    # Markdown within an HTML tag is no Markdown: its escapes would show, and let tags through.
+    environment.filters["html"] = lambda text: str(markupsafe.escape(one_line(text)))
     return environment
 
 
