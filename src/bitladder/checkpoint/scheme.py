@@ -139,9 +139,10 @@ def found_scheme(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     return next(filter(None, (method.found(settings, tensors, types) for method in METHODS.values())))
 
 
-def describe_scheme(scheme: Scheme) -> str:
-    """A scheme in a few words."""
-    words = [f"{scheme.stored_type} weights", f"{scheme.compute_type} products", f"{scheme.rest_type} rest"]
+def describe_scheme(scheme: Scheme, here: str | None = None) -> str:
+    """A scheme in a few words; ``here``: the type that this machine multiplied in, where that is known."""
+    other = "" if here in (None, scheme.compute_type) else f" (here {here})"
+    words = [f"{scheme.stored_type} weights", f"{scheme.compute_type} products{other}", f"{scheme.rest_type} rest"]
     if scheme.activation_type is not None:
         words.insert(1, f"{scheme.activation_type} inputs")
     if scheme.int8_threshold is not None:

@@ -92,8 +92,9 @@ def verdict(audit: "Audit", name: str) -> str:
     memory = "not loaded" if audit.loaded_bytes is None else f"{format_bytes(audit.loaded_bytes)} in memory"
     noted = f"; warnings: {', '.join(warnings)}" if warnings else ""
     kept = "".join(f", of which {finding.message}" for finding in audit.findings if finding.check == "kept")
+    declared = describe_scheme(audit.declared, audit.computed_here)
     return (
-        f"PASS: {name} is what it says: {describe_scheme(audit.declared)}; weights {format_bytes(audit.stored_bytes)} "
+        f"PASS: {name} is what it says: {declared}; weights {format_bytes(audit.stored_bytes)} "
         f"on disk{kept}; {memory}{noted}"
     )
 

@@ -109,6 +109,14 @@ class Audit(Record):
     findings: tuple[Finding, ...]
 
     @property
+    def computed_here(self) -> str | None:
+        """The type that this machine multiplied in, where the audit saw it; None: the scheme's own, or not loaded.
+
+        Some CPUs pack 4-bit weights anew at the first forward, and then multiply in BF16 whatever the settings say.
+        """
+        return next((finding.data["computed_in"] for finding in self.findings if "computed_in" in finding.data), None)
+
+    @property
     def passed(self) -> bool:
         return not any(finding.severity == "error" for finding in self.findings)
 

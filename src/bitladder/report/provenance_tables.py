@@ -64,8 +64,8 @@ def _scheme_cells(audit: Audit) -> tuple[Cell, ...]:
     stored += ", double quantization" if scheme.double_quantization else ""
     if scheme.int8_threshold is not None:
         stored += f", threshold {scheme.int8_threshold:g}"
-    here = next((one.data["computed_in"] for one in audit.findings if "computed_in" in one.data), scheme.compute_type)
-    computed = scheme.compute_type if here == scheme.compute_type else f"{scheme.compute_type}, here {here}"
+    here = audit.computed_here
+    computed = scheme.compute_type if here in (None, scheme.compute_type) else f"{scheme.compute_type}, here {here}"
     computed += f", inputs {scheme.activation_type}" if scheme.activation_type else ""
     return text_cell(stored), text_cell(computed), text_cell(scheme.rest_type)
 
