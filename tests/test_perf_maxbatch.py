@@ -225,6 +225,18 @@ def test_batch1_asks_nobody(tmp_path: Path) -> None:
     assert choose_batch(tmp_path, make_scenario(prompts), prompts) == (1, ())
 
 
+def test_a_memory_limit_is_of_one_request_too(tiny_llama: Path) -> None:
+    """Or batch 1 would have figures under a limit that the largest batch says not even one row fits."""
+    prompts = make_prompts()
+    for limit, fits in ((2**30, True), (10, False)):
+        scenario = make_scenario(prompts, memory_limit_bytes=limit)
+        if fits:
+            assert choose_batch(tiny_llama, scenario, prompts) == (1, ())
+        else:
+            with pytest.raises(DoesNotFitError, match=r"^batch of 1: .* needed, .* available"):
+                choose_batch(tiny_llama, scenario, prompts)
+
+
 @pytest.mark.slow
 def test_running_probe_is_a_process(tiny_llama: Path) -> None:
     prompts = make_prompts()

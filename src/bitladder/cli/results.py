@@ -127,7 +127,7 @@ def print_recommendation(summary: "Summary", answer: "Recommendation") -> None:
 
     from bitladder.cli.terminal import Terminal
     from bitladder.decide.sentence import headline
-    from bitladder.report.overview import overview_table
+    from bitladder.report.overview import OUTCOMES, overview_table
     from bitladder.units import counted
 
     typer.echo(f"{headline(summary, answer)}\n")
@@ -140,8 +140,9 @@ def print_recommendation(summary: "Summary", answer: "Recommendation") -> None:
     table = Table("Precision", "Verdict", "Why", show_edge=False, show_lines=True)
     for verdict in answer.verdicts:
         goals = f" for {', '.join(verdict.goals)}" if verdict.goals else ""
-        accuracy = f"\n{verdict.accuracy}" if verdict.accuracy and verdict.accuracy != verdict.outcome else ""
-        table.add_row(verdict.rung, f"{verdict.outcome}{goals}{accuracy}", "\n".join(verdict.reasons))
+        outcome = OUTCOMES[verdict.outcome][0]
+        accuracy = f"\n{verdict.accuracy}" if verdict.accuracy and verdict.accuracy != outcome else ""
+        table.add_row(verdict.rung, f"{outcome}{goals}{accuracy}", "\n".join(verdict.reasons))
     typer.echo()
     Terminal().print(table)
 

@@ -135,11 +135,12 @@ def choose_batch(
 
     Raises DoesNotFitError where not even one row fits.
     """
-    if scenario.scenario == "batch1":
+    given = scenario.scenario == "batch1"
+    if given and (scenario.device != "cpu" or scenario.memory_limit_bytes is None):  # a GPU's limit is enforced
         return 1, ()
     if scenario.device == "cpu":
         probe = predicting_probe(directory, scenario, audited_bytes, policy)
-        probes = search_largest_batch(probe, scenario.batch_size_cap)
+        probes = search_largest_batch(probe, 1 if given else scenario.batch_size_cap)
     else:
         with running_probe(directory, scenario, prompts, policy) as probe:
             probes = search_largest_batch(probe, scenario.batch_size_cap, GPU_GROWTH)
@@ -153,7 +154,7 @@ def choose_batch(
             or f"batch of 1: {format_bytes(last.needed_bytes)} needed, {format_bytes(last.available_bytes)} available; "
             "choose fewer tokens, a smaller rung or a device with more memory"
         )
-    return largest, probes
+    return largest, () if given else probes
 
 
 def predicting_probe(
