@@ -109,17 +109,7 @@ def show_plan(
             f"is asked on until a drop of {margin} is shown or ruled out, so the times are the most",
             soft_wrap=True,
         )
-    table = Table("rung", "disk", "peak memory", "quantize", "accuracy", "performance", box=None)
-    for estimate in estimates:
-        table.add_row(
-            estimate.rung,
-            format_bytes(estimate.disk_bytes),
-            format_bytes(estimate.peak_memory_bytes),
-            format_seconds(estimate.quantize_s),
-            _planned(estimate.accuracy_s),
-            _at_most(estimate.at_most, estimate.performance_s),
-        )
-    console.print(table)
+    console.print(_table(estimates))
     for line in _kept_lines(estimates):
         console.print(line, soft_wrap=True)
     console.print(f"peak memory: {_peak_text(study.calibration.device, overhead_bytes)}", soft_wrap=True)
@@ -143,6 +133,20 @@ def show_plan(
         )
     if resolved:
         _print_resolutions(console, resolved, measured - 1, study_margin_points(study))
+
+
+def _table(estimates: Sequence[RungEstimate]) -> Table:
+    table = Table("rung", "disk", "peak memory", "quantize", "accuracy", "performance", box=None)
+    for estimate in estimates:
+        table.add_row(
+            estimate.rung,
+            format_bytes(estimate.disk_bytes),
+            format_bytes(estimate.peak_memory_bytes),
+            format_seconds(estimate.quantize_s),
+            _planned(estimate.accuracy_s),
+            _at_most(estimate.at_most, estimate.performance_s),
+        )
+    return table
 
 
 def _kept_lines(estimates: Sequence[RungEstimate]) -> Iterator[str]:

@@ -7,7 +7,8 @@ import typer
 from bitladder.cli.results import MaxDrop, MinRecovery, parse_limits
 
 if TYPE_CHECKING:
-    from bitladder.summary.comparison import Flip
+    from bitladder.decide.recommendation import Limits
+    from bitladder.summary.comparison import Compared, Flip
 
 
 def verdict_command(
@@ -38,23 +39,39 @@ def verdict_command(
     Reads what `lm_eval run --log_samples --output_path DIR` left, whatever the backend; needs no model and no GPU.
     Exit 1 unless every RUNG is shown to be within the margin, --max-drop: by default 1 point, or a study's own.
     """
-    from bitladder.accuracy.answers import read_all, require_comparable, take_tasks
-    from bitladder.machine.host import uncollected
-    from bitladder.records.base import Unknown
     from bitladder.report.table import table_to_text
     from bitladder.report.verdict_tables import verdict_tables
-    from bitladder.results.stages import Staging
     from bitladder.stats.verdict import all_acceptable
-    from bitladder.summary.comparison import compare_answers
-    from bitladder.summary.metrics import Recovery, default_margin_points, study_margin_points
     from bitladder.summary.row import counted_losses
 
     limits = parse_limits(None, max_drop, None, min_recovery)
+    names = [name.strip() for name in tasks.split(",")] if tasks else None
+    compared = _compare([base, *rungs], names, cluster, limits)
+    if json_output:
+        typer.echo(compared.model_dump_json(indent=2))
+    else:
+        for note in compared.notes:
+            typer.echo(f"note: {note}", err=True)
+        for table in verdict_tables(compared):
+            typer.echo(f"{table.title}\n\n{table_to_text(table)}\n")
+    refused = per_task and any(counted_losses(rung) for rung in compared.others)
+    if refused or not all_acceptable(rung.aggregate.verdict for rung in compared.others):
+        raise typer.Exit(1)
+
+
+def _compare(places: list[str], tasks: list[str] | None, cluster: str | None, limits: "Limits") -> "Compared":
+    """Verdicts on the answers at ``places``, the first of which is the baseline; with what is to be noted of each."""
+    from bitladder.accuracy.answers import read_all, require_comparable, take_tasks
+    from bitladder.machine.host import uncollected
+    from bitladder.records.base import Unknown
+    from bitladder.results.stages import Staging
+    from bitladder.summary.comparison import compare_answers
+    from bitladder.summary.metrics import Recovery, default_margin_points, study_margin_points
+
     with uncollected():
-        names = [name.strip() for name in tasks.split(",")] if tasks else None
-        first, *others = read_all([base, *rungs], names, cluster)
-        if names:
-            first = take_tasks(first, names)
+        first, *others = read_all(places, tasks, cluster)
+        if tasks:
+            first = take_tasks(first, tasks)
         require_comparable(first, others)
         own_points = study_margin_points(first.study) if first.study else default_margin_points(None)
         kept = limits.min_recovery_percent
@@ -67,17 +84,7 @@ def verdict_command(
         staging = Staging.of(first.study) if first.study and staged else None
         compared = compare_answers(first.groups, answers, first.name, margin, staging)
     found = (note for one in (first, *others) for note in one.notes)
-    compared = compared.model_copy(update={"notes": tuple(dict.fromkeys((*found, *compared.notes)))})
-    if json_output:
-        typer.echo(compared.model_dump_json(indent=2))
-    else:
-        for note in compared.notes:
-            typer.echo(f"note: {note}", err=True)
-        for table in verdict_tables(compared):
-            typer.echo(f"{table.title}\n\n{table_to_text(table)}\n")
-    refused = per_task and any(counted_losses(rung) for rung in compared.others)
-    if refused or not all_acceptable(rung.aggregate.verdict for rung in compared.others):
-        raise typer.Exit(1)
+    return compared.model_copy(update={"notes": tuple(dict.fromkeys((*found, *compared.notes)))})
 
 
 _SHORTEST_QUESTION = 60
